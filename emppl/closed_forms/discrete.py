@@ -1,0 +1,239 @@
+"""Families on finite sets: Bernoulli, Binomial, Categorical, Multinomial."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax.scipy.special import gammaln
+
+from emppl.families import Family, Update, register
+from emppl.numerics import finite_log, safe_divide
+
+_PROBABILITY_SUPPORT = ("unit_interval", "open_interval_01", "real")
+
+
+def no_reference(value, mean):
+    """For families whose statistics need no centring."""
+    del value, mean
+    return {}
+
+
+def zero_base_measure(value, fixed):
+    """For families whose log-probability has no term in the value alone."""
+    del fixed
+    return jnp.zeros_like(value)
+
+
+# --------------------------------------------------------------------- success probability (binary outcomes)
+
+
+def _outcomes(moments, arguments, current):
+    del arguments, current
+    return {"successes": moments["successes"], "failures": moments["failures"]}
+
+
+def _solve_probability(pooled, previous, stage):
+    del stage
+    return safe_divide(pooled["successes"], pooled["successes"] + pooled["failures"], previous)
+
+
+def _solve_log_odds(pooled, previous, stage):
+    del stage
+    odds = finite_log(pooled["successes"]) - finite_log(pooled["failures"])
+    largest = -jnp.log(jnp.finfo(odds.dtype).tiny)
+    return jnp.where(pooled["successes"] + pooled["failures"] > 0, jnp.clip(odds, -largest, largest), previous)
+
+
+def _beta(pooled, prior):
+    return pooled | {
+        "successes": pooled["successes"] + prior.concentration1 - 1,
+        "failures": pooled["failures"] + prior.concentration0 - 1,
+    }
+
+
+PROBABILITY = Update(
+    "successes / trials",
+    0,
+    _PROBABILITY_SUPPORT,
+    (_outcomes,),
+    _solve_probability,
+    {dist.Beta: _beta},
+)
+LOG_ODDS = Update("log(successes / failures)", 0, ("real",), (_outcomes,), _solve_log_odds)
+
+
+def _log_probabilities(arguments):
+    """Natural logs of success and failure, floored so that ``0 * log 0`` is 0 and sums keep their digits."""
+    if "logits" in arguments:
+        logits = arguments["logits"]
+        return -jax.nn.softplus(-logits), -jax.nn.softplus(logits)
+    probability = arguments["probs"]
+    floor = jnp.finfo(probability.dtype).tiny
+    return jnp.log(jnp.maximum(probability, floor)), _log1m(probability, floor)
+
+
+def _log1m(probability, floor):
+    below_one = probability < 1
+    return jnp.where(below_one, jnp.log1p(-jnp.where(below_one, probability, 0)), jnp.log(floor))
+
+
+def _bernoulli_statistics(value, fixed, reference):
+    del fixed, reference
+    return jnp.asarray(value, jnp.result_type(float))[..., None]
+
+
+def _bernoulli_natural(arguments, reference):
+    del reference
+    success, failure = _log_probabilities(arguments)
+    return (success - failure)[..., None], failure
+
+
+def _bernoulli_moments(sums, count, reference):
+    del reference
+    return {"successes": sums[..., 0], "failures": count - sums[..., 0]}
+
+
+BERNOULLI = register(
+    Family(
+        "Bernoulli",
+        (dist.BernoulliProbs, dist.BernoulliLogits),
+        0,
+        {"probs": 0, "logits": 0},
+        no_reference,
+        _bernoulli_statistics,
+        _bernoulli_natural,
+        zero_base_measure,
+        _bernoulli_moments,
+        {"probs": PROBABILITY, "logits": LOG_ODDS},
+    )
+)
+
+
+def _binomial_statistics(value, fixed, reference):
+    del reference
+    value = jnp.asarray(value, jnp.result_type(float))
+    return jnp.stack(jnp.broadcast_arrays(value, fixed["total_count"] - value), -1)
+
+
+def _binomial_natural(arguments, reference):
+    del reference
+    success, failure = _log_probabilities(arguments)
+    return jnp.stack([success, failure], -1), jnp.zeros_like(success)
+
+
+def _binomial_base_measure(value, fixed):
+    trials = fixed["total_count"]
+    return gammaln(trials + 1.0) - gammaln(value + 1.0) - gammaln(trials - value + 1.0)
+
+
+def _binomial_moments(sums, count, reference):
+    del count, reference
+    return {"successes": sums[..., 0], "failures": sums[..., 1]}
+
+
+BINOMIAL = register(
+    Family(
+        "Binomial",
+        (dist.BinomialProbs, dist.BinomialLogits),
+        0,
+        {"probs": 0, "logits": 0, "total_count": 0},
+        no_reference,
+        _binomial_statistics,
+        _binomial_natural,
+        _binomial_base_measure,
+        _binomial_moments,
+        {"probs": PROBABILITY, "logits": LOG_ODDS},
+        fixed=("total_count",),
+    )
+)
+
+
+# ------------------------------------------------------------------------------------ category probabilities
+
+
+def _category_counts(moments, arguments, current):
+    del arguments, current
+    return {"counts": moments["counts"]}
+
+
+def _solve_simplex(pooled, previous, stage):
+    del stage
+    total = jnp.sum(pooled["counts"], -1, keepdims=True)
+    return safe_divide(pooled["counts"], total, previous)
+
+
+def _solve_logits(pooled, previous, stage):
+    probabilities = _solve_simplex(pooled, jax.nn.softmax(previous, -1), stage)
+    return jnp.log(jnp.maximum(probabilities, jnp.finfo(probabilities.dtype).tiny))
+
+
+def _dirichlet(pooled, prior):
+    return pooled | {"counts": pooled["counts"] + prior.concentration - 1}
+
+
+SIMPLEX = Update("counts / total", 1, ("simplex",), (_category_counts,), _solve_simplex, {dist.Dirichlet: _dirichlet})
+CATEGORY_LOGITS = Update("log(counts / total)", 1, ("real", "real_vector"), (_category_counts,), _solve_logits)
+
+
+def _category_natural(arguments, reference):
+    del reference
+    if "logits" in arguments:
+        log_probability = jax.nn.log_softmax(arguments["logits"], -1)
+        log_probability = jnp.maximum(log_probability, -1e30)
+    else:
+        log_probability = finite_log(arguments["probs"])
+    return log_probability, jnp.zeros_like(log_probability[..., 0])
+
+
+def _category_moments(sums, count, reference):
+    del count, reference
+    return {"counts": sums}
+
+
+def _categorical_statistics(value, fixed, reference):
+    del reference
+    return jax.nn.one_hot(value, fixed["categories"], dtype=jnp.result_type(float))
+
+
+CATEGORICAL = register(
+    Family(
+        "Categorical",
+        (dist.CategoricalProbs, dist.CategoricalLogits),
+        0,
+        {"probs": 1, "logits": 1},
+        no_reference,
+        _categorical_statistics,
+        _category_natural,
+        zero_base_measure,
+        _category_moments,
+        {"probs": SIMPLEX, "logits": CATEGORY_LOGITS},
+    )
+)
+
+
+def _multinomial_statistics(value, fixed, reference):
+    del fixed, reference
+    return jnp.asarray(value, jnp.result_type(float))
+
+
+def _multinomial_base_measure(value, fixed):
+    del fixed
+    return gammaln(jnp.sum(value, -1) + 1.0) - jnp.sum(gammaln(value + 1.0), -1)
+
+
+MULTINOMIAL = register(
+    Family(
+        "Multinomial",
+        (dist.MultinomialProbs, dist.MultinomialLogits),
+        1,
+        {"probs": 1, "logits": 1, "total_count": 0},
+        no_reference,
+        _multinomial_statistics,
+        _category_natural,
+        _multinomial_base_measure,
+        _category_moments,
+        {"probs": SIMPLEX, "logits": CATEGORY_LOGITS},
+        fixed=("total_count",),
+    )
+)

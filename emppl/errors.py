@@ -1,0 +1,53 @@
+"""Exceptions that name the site, what was needed, what was found and what to write instead."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+
+class EMError(Exception):
+    """Base class of every error that emppl raises on purpose."""
+
+
+class ModelError(EMError, ValueError):
+    """The model cannot be turned into an EM algorithm as it stands."""
+
+
+class DataError(EMError, ValueError):
+    """The data given to the model cannot be used."""
+
+
+class ParameterError(EMError, ValueError):
+    """A parameter value, or a name given to ``EM``, cannot be used."""
+
+
+def unknown_name(option: str, name: str, known: list[str]) -> ParameterError:
+    """Error for a name in ``option`` that is no site of the model."""
+    listing = ", ".join(sorted(known)) or "none"
+    return ParameterError(
+        f"{option} names {name!r}, which is not among the sites it can refer to. The model has: {listing}."
+    )
+
+
+def optional_import(module: str, extra: str) -> Any:
+    """Import an optional package; a failure names the extra that installs it.
+
+    Args:
+        module: the module to import.
+        extra: the name of emppl's extra that brings it.
+
+    Returns:
+        The imported module.
+
+    Raises:
+        ImportError: the package is missing; the message carries the command to run.
+    """
+    try:
+        imported: ModuleType = importlib.import_module(module)
+    except ImportError as error:
+        package = module.split(".")[0]
+        message = f"This needs {package}, which is not installed. Run: pip install 'emppl[{extra}]'"
+        raise ImportError(message) from error
+    return imported

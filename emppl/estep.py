@@ -1,0 +1,375 @@
+"""The E-step: posterior weights as the gradient of the log normaliser.
+
+``e_step`` is the plain path: a log-probability table per site and its weights. ``expectations`` is the fused
+path of the loop: natural forms, rows in chunks, sums of statistics instead of weights. Tests compare them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from emppl.axes import contract
+from emppl.elimination import EliminationPlan, SumOut, log_normalizer
+from emppl.factors import Prepared
+from emppl.numerics import logsumexp, maximum_out, sample_out
+from emppl.program import Part, Program
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Posterior:
+    """Outcome of an E-step.
+
+    Attributes:
+        log_likelihood: log-likelihood of the observed data, latents summed out, constants included (natural log).
+        weights: for every likelihood site the posterior weight of every cell of its log-probability table.
+    """
+
+    log_likelihood: jax.Array
+    weights: dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Expectations:
+    """What an M-step needs.
+
+    Attributes:
+        log_likelihood: of the observed data.
+        sums: for sites in natural form, the expected statistics (gradient with respect to natural parameters).
+        weights: for the other sites, the posterior weights.
+    """
+
+    log_likelihood: jax.Array
+    sums: dict[str, jax.Array]
+    weights: dict[str, jax.Array]
+
+
+def _owners(program: Program, scales: Mapping[str, Any]) -> dict[str, Any]:
+    return {latent: scales.get(latent) for latent in program.latents}
+
+
+def _log_evidence(part: Part, tables, scales, owners, sum_out: SumOut = logsumexp) -> jax.Array:
+    chosen = {name: tables[name] for name in part.factors}
+    return log_normalizer(part.plan, chosen, scales, owners, sum_out)
+
+
+def log_evidence(program: Program, tables, scales) -> jax.Array:
+    """Log normaliser of all parts from log-probability tables."""
+    owners = _owners(program, scales)
+    return sum(_log_evidence(part, tables, scales, owners) for part in program.parts)  # type: ignore[return-value]
+
+
+def log_likelihood(program: Program, params, leaves) -> jax.Array:
+    """Log-likelihood of the observed data, by the plain path."""
+    arrays = program.evaluate(params, leaves)
+    return log_evidence(program, program.tables(arrays), program.scales(arrays))
+
+
+def e_step(program: Program, params, leaves) -> Posterior:
+    """Posterior weights of every cell of every likelihood site, by the plain path."""
+    arrays = program.evaluate(params, leaves)
+    scales = program.scales(arrays)
+    value, weights = jax.value_and_grad(lambda tables: log_evidence(program, tables, scales))(program.tables(arrays))
+    return Posterior(value, weights)
+
+
+def _gradient_of_probes(program: Program, params, leaves, sum_outs: Mapping[int, SumOut]) -> dict[str, jax.Array]:
+    """Gradient with respect to a zero table for every latent over all its plates."""
+    arrays = program.evaluate(params, leaves)
+    tables, scales = program.tables(arrays), program.scales(arrays)
+    owners = _owners(program, scales)
+    probes = {}
+    for latent in program.latents:
+        factor = program.factors[latent]
+        plates = program.axes.plates_of(factor.site, factor.site.batch_shape)
+        shape = tuple(s if n == latent or n in plates else 1 for n, s in _sizes(program))
+        probes[latent] = jnp.zeros(shape, tables[latent].dtype)
+
+    def evidence(probes):
+        raised = {name: table + probes[name] if name in probes else table for name, table in tables.items()}
+        return sum(_log_evidence(p, raised, scales, owners, sum_outs[i]) for i, p in enumerate(program.parts))
+
+    return jax.grad(evidence)(probes)
+
+
+def _sizes(program: Program):
+    return [(name, program.axes.sizes[name]) for name in program.axes.names]
+
+
+def marginals(program: Program, params, leaves) -> dict[str, jax.Array]:
+    """Posterior probabilities of every latent's states: plates in model order, then the states."""
+    raw = _gradient_of_probes(program, params, leaves, dict.fromkeys(range(len(program.parts)), logsumexp))
+    tidy = {}
+    for latent, table in raw.items():
+        moved = user_layout(program, latent, table)
+        tidy[latent] = moved / jnp.sum(moved, -1, keepdims=True)
+    return tidy
+
+
+def decode(program: Program, params, leaves) -> dict[str, jax.Array]:
+    """Jointly most probable state of every latent (index into its support), by max-product elimination."""
+    raw = _gradient_of_probes(program, params, leaves, dict.fromkeys(range(len(program.parts)), maximum_out))
+    return {latent: jnp.argmax(user_layout(program, latent, table), -1) for latent, table in raw.items()}
+
+
+def sample(program: Program, params, leaves, rng_key: jax.Array) -> dict[str, jax.Array]:
+    """One exact joint draw of all latents (index into the support) from their posterior."""
+    keys = jax.random.split(rng_key, len(program.parts))
+
+    def drawer(key):
+        calls = iter(range(10**6))
+
+        def draw(table, axis):
+            noise = jax.random.gumbel(jax.random.fold_in(key, next(calls)), table.shape, table.dtype)
+            return sample_out(table, noise, axis)
+
+        return draw
+
+    raw = _gradient_of_probes(program, params, leaves, {i: drawer(keys[i]) for i in range(len(program.parts))})
+    return {latent: jnp.argmax(user_layout(program, latent, table), -1) for latent, table in raw.items()}
+
+
+def user_layout(program: Program, latent: str, table: jax.Array) -> jax.Array:
+    """From the common axes to ``(*plates, states)``, plates outermost first as NumPyro lays them out."""
+    axes = program.axes
+    site = program.trace.sites[latent]
+    plates = axes.plates_of(site, site.batch_shape)
+    order = sorted(plates, key=lambda name: axes.dims[name])
+    kept = [axes.names.index(name) for name in [*order, latent]]
+    rest = [a for a in range(axes.rank) if a not in kept]
+    moved = jnp.transpose(table, rest + kept)
+    return jnp.reshape(moved, moved.shape[len(rest) :])
+
+
+# ---------------------------------------------------------------------------------------------- fused path
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunking:
+    """How rows are cut: ``count`` chunks of ``size`` rows, the last padded with ``padding`` empty rows."""
+
+    count: int
+    size: int
+    padding: int
+
+
+@dataclasses.dataclass(frozen=True)
+class FusedPlan:
+    """Static choices of the fused path.
+
+    Attributes:
+        natural: sites whose tables are matrix products.
+        chunking: how rows are cut.
+    """
+
+    natural: frozenset[str]
+    chunking: Chunking
+
+
+def plan_fused(program: Program, accurate: bool = False) -> FusedPlan:
+    """Choose natural forms and the size of chunks.
+
+    Chunks keep the features and the tables of a chunk inside a core's second-level cache.
+
+    Args:
+        program: the derived algorithm.
+        accurate: use the plain path for every site (components far narrower than the data).
+
+    Returns:
+        The static choices.
+    """
+    natural = frozenset(
+        name for name, factor in program.factors.items() if not accurate and _has_small_arguments(program, name, factor)
+    )
+    rows = program.axes.sizes[program.axes.rows]
+    chunked = any(part.by_rows for part in program.parts) and not accurate
+    if not chunked or rows <= 2 * _CHUNK_ROWS[0]:
+        return FusedPlan(natural, Chunking(1, rows, 0))
+    return FusedPlan(natural, _cut(rows, _target_rows(program, natural)))
+
+
+_CHUNK_ROWS = (512, 4096)
+_CACHE_BYTES = 2**20
+
+
+def _has_small_arguments(program: Program, name: str, factor) -> bool:
+    site = factor.site
+    if factor.family is None or factor.labels_of is not None or site.kind == "factor":
+        return False
+    if site.kind == "discrete":
+        return "mask" not in factor.latents and not _rows_in_arguments(program, factor)
+    return factor.has_natural_form and not _rows_in_arguments(program, factor)
+
+
+def _rows_in_arguments(program: Program, factor) -> bool:
+    """Do the distribution's arguments vary along the row axis?"""
+    shapes = program.argument_shapes[factor.name]
+    return any(shape[program.axes.rank - 1] > 1 for name, shape in shapes.items() if name not in factor.family.fixed)
+
+
+def _target_rows(program: Program, natural) -> int:
+    """Rows whose statistics and tables fit the cache together."""
+    itemsize = jnp.dtype(jnp.result_type(float)).itemsize
+    sizes = program.axes.sizes
+    per_row = 0
+    for part in program.parts:
+        if part.by_rows:
+            per_row += sum(step.cells for step in part.plan.steps) // sizes[program.axes.rows]
+    for name in natural:
+        per_row += program.feature_counts.get(name, 0)
+    wanted = _CACHE_BYTES // (itemsize * max(per_row, 1))
+    return min(max(wanted, _CHUNK_ROWS[0]), _CHUNK_ROWS[1])
+
+
+def _cut(rows: int, target: int) -> Chunking:
+    for size in range(target, target // 2, -1):
+        if rows % size == 0:
+            return Chunking(rows // size, size, 0)
+    count = math.ceil(rows / target)
+    size = math.ceil(rows / count)
+    return Chunking(count, size, count * size - rows)
+
+
+def prepare(program: Program, fused: FusedPlan, leaves) -> dict[str, Prepared]:
+    """Statistics of all sites that have them, computed once per fit.
+
+    Returns:
+        By site; statistics of sites in the row plate are cut into chunks ``(chunks, ..., features, rows)``.
+    """
+    params = {
+        name: jnp.ones(program.trace.sites[name].shape, program.trace.sites[name].dtype)
+        for name in program.trace.parameters
+    }
+    arrays = program.evaluate(params, leaves)
+    prepared = {}
+    for name, factor in program.factors.items():
+        if not has_statistics(program, name):
+            continue
+        one = factor.prepare(arrays)
+        if name in fused.natural and _in_chunks(program, name):
+            one = dataclasses.replace(one, statistics=_chunks(one.statistics, fused.chunking))
+        prepared[name] = one
+    return prepared
+
+
+def has_statistics(program: Program, name: str) -> bool:
+    """Do a site's sufficient statistics exist, independent of every parameter?"""
+    factor = program.factors[name]
+    if factor.family is None or factor.labels_of is not None or factor.site.kind == "factor":
+        return False
+    return not any(factor.parameters.get(field) for field in ("value", "mask", *factor.family.fixed))
+
+
+def _in_chunks(program: Program, name: str) -> bool:
+    return any(part.by_rows and name in part.factors for part in program.parts)
+
+
+def _chunks(array: jax.Array, chunking: Chunking) -> jax.Array:
+    """Cut the last axis into a leading axis of chunks; arrays constant along it are repeated by reference."""
+    if array.shape[-1] == 1:
+        return jnp.broadcast_to(array, (chunking.count, *array.shape))
+    if chunking.padding:
+        array = jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, chunking.padding)])
+    cut = jnp.reshape(array, array.shape[:-1] + (chunking.count, chunking.size))
+    return jnp.moveaxis(cut, -2, 0)
+
+
+def _uncut(array: jax.Array, chunking: Chunking) -> jax.Array:
+    if array.shape[-1] == 1:
+        return jnp.sum(array, 0)
+    joined = jnp.moveaxis(array, 0, -2)
+    joined = jnp.reshape(joined, joined.shape[:-2] + (chunking.count * chunking.size,))
+    return joined[..., : chunking.count * chunking.size - chunking.padding]
+
+
+def expectations(program: Program, fused: FusedPlan, params, leaves, prepared: Mapping[str, Prepared]) -> Expectations:
+    """Expected statistics and weights at given parameters, rows in chunks.
+
+    Args:
+        program: the derived algorithm.
+        fused: static choices.
+        params: constrained parameter values.
+        leaves: the data.
+        prepared: from :func:`prepare`.
+
+    Returns:
+        The expectations; ``log_likelihood`` includes every constant.
+    """
+    arrays = program.evaluate(params, leaves)
+    scales = program.scales(arrays)
+    natural, tables = {}, {}
+    for name, factor in program.factors.items():
+        if name in fused.natural:
+            natural[name] = factor.natural(factor.arguments(arrays), prepared[name].reference)
+        else:
+            tables[name] = factor.table(arrays)
+    value = sum((prepared[name].base_measure for name in natural), jnp.zeros((), jnp.result_type(float)))
+    sums: dict[str, jax.Array] = {}
+    weights: dict[str, jax.Array] = {}
+    for part in program.parts:
+        inside = {name: natural[name] for name in part.factors if name in natural}
+        given = {name: tables[name] for name in part.factors if name in tables}
+        statistics = {name: prepared[name].statistics for name in inside}
+        if part.by_rows and fused.chunking.count > 1:
+            one, part_sums, part_weights = _by_chunks(program, part, fused.chunking, inside, given, statistics, scales)
+        else:
+            if part.by_rows:
+                statistics = {name: value_[0] for name, value_ in statistics.items()}
+            one, (part_sums, part_weights) = _value_and_gradient(program, part, part.plan, inside, given, statistics, scales)
+        value = value + one
+        sums.update(part_sums)
+        weights.update(part_weights)
+    return Expectations(value, sums, weights)
+
+
+def _value_and_gradient(program, part, plan, natural, tables, statistics, scales):
+    owners = _owners(program, scales)
+
+    def evidence(natural, tables):
+        from_statistics = {name: contract(natural[name], statistics[name]) for name in natural}
+        everything = {**tables, **from_statistics}
+        return log_normalizer(plan, {name: everything[name] for name in part.factors}, scales, owners)
+
+    return jax.value_and_grad(evidence, argnums=(0, 1))(natural, tables)
+
+
+def _by_chunks(program, part, chunking, natural, tables, statistics, scales):
+    rows = program.axes.rows
+    plan: EliminationPlan = dataclasses.replace(part.plan, sizes={**part.plan.sizes, rows: chunking.size})
+    small = {name: table for name, table in tables.items() if table.shape[-1] == 1}
+    wide = {name: _chunks(table, chunking) for name, table in tables.items() if table.shape[-1] > 1}
+    scales = {name: scales[name] for name in part.factors}
+    if chunking.padding:
+        scales = _without_padding(program, chunking, scales)
+    fixed_scales = {name: scale for name, scale in scales.items() if scale is None or scale.shape[-1] == 1}
+    row_scales = {name: _chunks(scale, chunking) for name, scale in scales.items() if name not in fixed_scales}
+
+    def step(carry, chunk):
+        wide, statistics, row_scales = chunk
+        here = {**fixed_scales, **row_scales}
+        value, (sums, weights) = _value_and_gradient(program, part, plan, natural, {**small, **wide}, statistics, here)
+        total, all_sums, all_small = carry
+        all_sums = jax.tree.map(jnp.add, all_sums, sums)
+        all_small = jax.tree.map(jnp.add, all_small, {name: weights[name] for name in small})
+        # Values are summed after the loop, pairwise: a running total would lose digits in float32.
+        return (total, all_sums, all_small), (value, {name: weights[name] for name in wide})
+
+    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, natural), jax.tree.map(jnp.zeros_like, small))
+    (_, sums, small_weights), (values, wide_weights) = jax.lax.scan(step, zeros, (wide, statistics, row_scales))
+    weights = {**small_weights, **{name: _uncut(weight, chunking) for name, weight in wide_weights.items()}}
+    return jnp.sum(values), sums, weights
+
+
+def _without_padding(program, chunking, scales):
+    """Weights of zero for the rows that only fill the last chunk (the pad is added when rows are cut)."""
+    rank = program.axes.rank
+    rows = chunking.count * chunking.size - chunking.padding
+    shape = (1,) * (rank - 1) + (rows,)
+    return {name: jnp.ones(shape) if s is None else jnp.broadcast_to(s, s.shape[:-1] + (rows,)) for name, s in scales.items()}

@@ -1,0 +1,324 @@
+"""One factor per likelihood site: its log-probability table, or its natural form.
+
+``table`` is the plain path and works for every distribution. ``natural`` and ``prepare`` are the fast path of
+a registered family whose value does not depend on parameters or latents: statistics are computed once, and a
+table is then one matrix product. Both give the same numbers; tests compare them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from emppl.axes import Axes, contract
+from emppl.dependence import Dependence
+from emppl.families import Family
+from emppl.trace import Site, SiteArrays, Trace, as_numpyro_expects
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Prepared:
+    """What the natural form of a site needs and no parameter changes.
+
+    Attributes:
+        statistics: sufficient statistics with a count column, ``(*axes without rows, features, rows)``.
+        reference: centre and unit of the statistics.
+        base_measure: sum over rows of the part of the log-probability that no parameter touches, weighted.
+        bound: largest absolute value of every statistic, to predict rounding.
+    """
+
+    statistics: jax.Array
+    reference: Any
+    base_measure: jax.Array
+    bound: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteFactor:
+    """A likelihood site with its axes and its dependences.
+
+    Attributes:
+        site: static facts.
+        axes: the common axes of the model.
+        family: the registered family of its distribution, or None.
+        latents: for every field (``"value"``, ``"mask"``, ``"scale"`` or an argument), the latents it depends on.
+        parameters: for every field, the parameters it depends on.
+        labels_of: the latent whose labels this site carries, or None.
+    """
+
+    site: Site
+    axes: Axes
+    family: Family | None
+    latents: Mapping[str, frozenset[str]]
+    parameters: Mapping[str, frozenset[str]]
+    labels_of: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.site.name
+
+    @property
+    def event_sizes(self) -> tuple[int, ...]:
+        """Sizes of the batch axes that ``to_event`` turned into event axes."""
+        return self.site.event_shape[: self.site.reinterpreted]
+
+    @property
+    def all_latents(self) -> frozenset[str]:
+        found = frozenset().union(*self.latents.values())
+        return found | {self.labels_of} if self.labels_of else found
+
+    @property
+    def all_parameters(self) -> frozenset[str]:
+        return frozenset().union(*self.parameters.values())
+
+    @property
+    def has_natural_form(self) -> bool:
+        """Can its table be a product of statistics computed once with natural parameters?"""
+        return self.family is not None and self.site.kind == "observed" and self.why_not_natural() is None
+
+    def why_not_natural(self) -> str | None:
+        """The reason why there is no natural form, or None."""
+        if self.family is None:
+            return f"{self.site.distribution} is not registered"
+        for field in ("value", "mask", *self.family.fixed):
+            if self.latents.get(field) or self.parameters.get(field):
+                return f"its {field} depends on a latent or a parameter"
+        return None
+
+    # ------------------------------------------------------------------------------------------ plain path
+
+    def table(self, arrays: Mapping[str, SiteArrays]) -> jax.Array:
+        """Log-probability of every cell, with the common axes (natural log)."""
+        mine = arrays[self.name]
+        if self.labels_of is not None:
+            atoms = self._constant(arrays[self.labels_of].value, frozenset([self.labels_of]), 0)
+            value, known = (self._constant(part, frozenset(), 0) for part in _padded(mine.value, mine.label_mask))
+            matches = jnp.where(atoms == value, 0.0, -jnp.inf)
+            return jnp.where(known, matches, 0.0)
+        if self.site.kind == "factor":
+            table = mine.arguments["log_factor"]
+        else:
+            rank = len(mine.distribution.event_shape)
+            with as_numpyro_expects():
+                table = mine.distribution.log_prob(self._unmasked(mine, rank))
+        events = self.site.reinterpreted
+        table = jnp.reshape(table, (1,) * max(0, events - table.ndim) + table.shape)
+        table = jnp.broadcast_to(table, table.shape[: table.ndim - events] + self.event_sizes)
+        if mine.mask is not None:
+            table, mask = _padded(table, mine.mask)
+            absent = -math.log(self.site.states) if self.site.kind == "discrete" else 0.0
+            table = jnp.where(mask, table, absent)
+        if events:
+            table = jnp.sum(table, tuple(range(-events, 0)))
+        return self._constant(table, self.all_latents, 0)
+
+    def _unmasked(self, mine: SiteArrays, rank: int) -> jax.Array:
+        """The value, with masked cells replaced by something inside the support (they may be NaN)."""
+        if mine.mask is None or self.site.kind != "observed":
+            return mine.value
+        mask = jnp.reshape(mine.mask, mine.mask.shape + (1,) * rank)
+        value, mask = _padded(mine.value, mask)
+        try:
+            inside = mine.distribution.support.feasible_like(value)
+        except NotImplementedError:
+            return value
+        return jnp.where(mask, value, inside)
+
+    def scale(self, arrays: Mapping[str, SiteArrays]) -> jax.Array | None:
+        """Weight of every cell with the common axes, or None."""
+        scale = arrays[self.name].scale
+        return None if scale is None else self._constant(scale, self.latents.get("scale", frozenset()), 0)
+
+    def _constant(self, array: jax.Array, depends: frozenset[str], trailing: int) -> jax.Array:
+        """Align, keeping one copy along the axes of latents on which the array does not depend."""
+        split = array.ndim - trailing
+        for name in self.axes.latents - depends:
+            position = split + self.axes.dims[name]
+            if position >= 0 and array.shape[position] > 1:
+                array = jax.lax.slice_in_dim(array, 0, 1, axis=position)
+        return self.axes.align(array, self.site, trailing)
+
+    # ----------------------------------------------------------------------------------------- natural form
+
+    def argument(self, arrays: Mapping[str, SiteArrays], name: str) -> jax.Array:
+        """One argument of the distribution: common axes, ``to_event`` axes, its own event axes."""
+        assert self.family is not None
+        trailing = self.site.reinterpreted + self.family.argument_ranks[name]
+        raw = arrays[self.name].arguments[name]
+        raw = jnp.reshape(raw, (1,) * max(0, trailing - raw.ndim) + raw.shape)
+        return self._constant(raw, self.latents[name], trailing)
+
+    def arguments(self, arrays: Mapping[str, SiteArrays]) -> dict[str, jax.Array]:
+        """Every argument that can hold parameters."""
+        assert self.family is not None
+        given = arrays[self.name].arguments
+        return {n: self.argument(arrays, n) for n in given if n in self.family.argument_ranks and n not in self.family.fixed}
+
+    def fixed(self, arrays: Mapping[str, SiteArrays]) -> dict[str, Any]:
+        """Arguments that belong to the statistics."""
+        assert self.family is not None
+        fixed: dict[str, Any] = {name: self.argument(arrays, name) for name in self.family.fixed}
+        for name in ("probs", "logits"):
+            if name in arrays[self.name].arguments and self.family.argument_ranks.get(name) == 1:
+                fixed["categories"] = arrays[self.name].arguments[name].shape[-1]
+        return fixed
+
+    def value(self, arrays: Mapping[str, SiteArrays]) -> jax.Array:
+        """The value: common axes, ``to_event`` axes, event axes of the family."""
+        assert self.family is not None
+        mine = arrays[self.name]
+        trailing = self.site.reinterpreted + self.family.value_rank
+        value = self._unmasked(mine, self.family.value_rank)
+        value = jnp.reshape(value, (1,) * max(0, trailing - value.ndim) + value.shape)
+        return self._constant(value, self.latents["value"], trailing)
+
+    def mask(self, arrays: Mapping[str, SiteArrays]) -> jax.Array | None:
+        """Mask over common axes and ``to_event`` axes, or None."""
+        mask = arrays[self.name].mask
+        events = self.site.reinterpreted
+        if mask is None:
+            return None
+        mask = jnp.reshape(mask, (1,) * max(0, events - mask.ndim) + mask.shape)
+        return self._constant(mask, self.latents.get("mask", frozenset()), events)
+
+    def cell_shape(self, arguments: Mapping[str, jax.Array]) -> tuple[int, ...]:
+        """Axes along which any argument varies: common axes then ``to_event`` axes."""
+        assert self.family is not None
+        shapes = [a.shape[: a.ndim - self.family.argument_ranks[n]] for n, a in arguments.items()]
+        return jnp.broadcast_shapes(*shapes)
+
+    def prepare(self, arrays: Mapping[str, SiteArrays], local: bool = False) -> Prepared:
+        """Sufficient statistics of the data, centred and scaled.
+
+        Args:
+            arrays: the evaluated model.
+            local: centre at every component's own location instead of the overall mean, which keeps all
+                digits when components are far narrower than the data, at the price of a statistic per component.
+        """
+        assert self.family is not None
+        family, axes = self.family, self.axes
+        value, mask = self.value(arrays), self.mask(arrays)
+        arguments = self.arguments(arrays)
+        cells = self.cell_shape(arguments)
+        if local and self.family.local_reference is not None:
+            reference = self.family.local_reference(arguments)
+        else:
+            reference = family.reference(value, self._mean_over_rows(value, mask, cells))
+        fixed = self.fixed(arrays)
+        statistics = family.statistics(value, fixed, reference)
+        base = family.base_measure(value, fixed)
+        ones = jnp.ones(statistics.shape[:-1] + (1,), statistics.dtype)
+        full = statistics.shape[: axes.rank] + self.event_sizes
+        if mask is not None:
+            statistics = jnp.where(mask[..., None], statistics, 0)
+            ones = jnp.where(mask[..., None], ones, 0)
+            base = jnp.where(mask, base, 0)
+            full = jnp.broadcast_shapes(full, mask.shape)
+        statistics = jnp.broadcast_to(statistics, full + statistics.shape[-1:])
+        if self.counts_by_element:
+            statistics = jnp.concatenate([statistics, jnp.broadcast_to(ones, full + (1,))], -1)
+            statistics = jnp.reshape(statistics, full[: axes.rank] + (-1,))
+        else:
+            count = jnp.reshape(ones, ones.shape[: axes.rank] + (-1,))[..., :1]
+            statistics = jnp.reshape(statistics, full[: axes.rank] + (-1,))
+            statistics = jnp.concatenate([statistics, jnp.broadcast_to(count, full[: axes.rank] + (1,))], -1)
+        base = jnp.broadcast_to(base, base.shape[: axes.rank] + self.event_sizes)
+        base = jnp.sum(base, tuple(range(axes.rank, base.ndim)))
+        scale = self.scale(arrays)
+        plates = axes.plates_of(self.site, ())
+        repeats = math.prod(axes.sizes[p] for p in plates if base.shape[axes.names.index(p)] == 1)
+        weighted_base = jnp.sum(base) * repeats if scale is None else self._scaled_total(base, scale, plates)
+        bound = jnp.max(jnp.abs(statistics), tuple(range(axes.rank)), initial=0)
+        return Prepared(jnp.moveaxis(statistics, -1, -2), reference, weighted_base, bound)
+
+    def _scaled_total(self, base, scale, plates):
+        shape = tuple(
+            self.axes.sizes[name] if name in plates else max(base.shape[a], scale.shape[a])
+            for a, name in enumerate(self.axes.names)
+        )
+        return jnp.sum(jnp.broadcast_to(base * scale, shape))
+
+    @property
+    def counts_by_element(self) -> bool:
+        """Does every element of a ``to_event`` vector need a count of its own (because masks differ)?"""
+        return self.site.reinterpreted > 0 and "mask" in self.latents
+
+    def _mean_over_rows(self, value, mask, cells):
+        """Averaging function over the axes along which no argument varies."""
+        assert self.family is not None
+        rank = self.axes.rank
+        over = tuple(a for a in range(rank) if value.shape[a] > 1 and cells[a] == 1)
+
+        def mean(quantity):
+            extra = quantity.ndim - rank - self.site.reinterpreted
+            if mask is None:
+                return jnp.mean(quantity, over, keepdims=True) if over else quantity
+            present = jnp.reshape(mask, mask.shape + (1,) * extra)
+            total = jnp.sum(jnp.where(present, quantity, 0), over, keepdims=True)
+            count = jnp.sum(jnp.broadcast_to(present, quantity.shape), over, keepdims=True)
+            return total / jnp.maximum(count, 1)
+
+        return mean
+
+    def natural(self, arguments: Mapping[str, jax.Array], reference) -> jax.Array:
+        """Natural parameters with the offset as coefficient of the count: ``(*axes, features)``."""
+        assert self.family is not None
+        eta, offset = self.family.natural(arguments, reference)
+        rank = self.axes.rank
+        cells = jnp.broadcast_shapes(eta.shape[:-1], offset.shape)
+        full = cells[:rank] + self.event_sizes
+        eta = jnp.broadcast_to(eta, full + eta.shape[-1:])
+        offset = jnp.broadcast_to(offset, full)
+        if self.counts_by_element:
+            return jnp.reshape(jnp.concatenate([eta, offset[..., None]], -1), full[:rank] + (-1,))
+        flat = jnp.reshape(eta, full[:rank] + (-1,))
+        total = jnp.sum(offset, tuple(range(rank, offset.ndim)))[..., None]
+        return jnp.concatenate([flat, total], -1)
+
+    def natural_table(self, arrays: Mapping[str, SiteArrays], prepared: Prepared) -> jax.Array:
+        """Log-probability table by one matrix product, without the base measure."""
+        return contract(self.natural(self.arguments(arrays), prepared.reference), prepared.statistics)
+
+    def expected_statistics(self, weights: jax.Array, natural_shape, prepared: Prepared) -> jax.Array:
+        """Transpose of the matrix product: weighted sums of the statistics in every cell."""
+        shape = jax.ShapeDtypeStruct(natural_shape, weights.dtype)
+        return jax.linear_transpose(lambda eta: contract(eta, prepared.statistics), shape)(weights)[0]
+
+    def moments(self, sums: jax.Array, reference) -> Mapping[str, jax.Array]:
+        """Quantities for the closed forms, from the gradient with respect to the natural parameters."""
+        assert self.family is not None
+        rank, events = self.axes.rank, self.event_sizes
+        if self.counts_by_element:
+            split = jnp.reshape(sums, sums.shape[:rank] + events + (-1,))
+            return self.family.moments(split[..., :-1], split[..., -1], reference)
+        split = jnp.reshape(sums[..., :-1], sums.shape[:rank] + events + (-1,))
+        count = jnp.reshape(sums[..., -1], sums.shape[:rank] + (1,) * len(events))
+        return self.family.moments(split, jnp.broadcast_to(count, split.shape[:-1]), reference)
+
+
+def _padded(*arrays):
+    """Give arrays the same rank with leading axes of size one."""
+    arrays = tuple(jnp.asarray(array) for array in arrays)
+    rank = max(array.ndim for array in arrays)
+    return tuple(jnp.reshape(array, (1,) * (rank - array.ndim) + array.shape) for array in arrays)
+
+
+def field_dependences(trace: Trace, dependence: Dependence, name: str) -> tuple[dict, dict]:
+    """For every field of a site, the latents and the parameters it depends on."""
+    latents: dict[str, frozenset[str]] = {}
+    parameters: dict[str, frozenset[str]] = {}
+    for path, position in trace.outputs.items():
+        if path[0] != name:
+            continue
+        field = path[2] if path[1] == "arguments" else path[1]
+        labels = dependence.of_output(position)
+        for kind, found in (("latent", latents), ("parameter", parameters)):
+            names = frozenset(label for what, label in labels if what == kind)
+            found[field] = found.get(field, frozenset()) | names
+    return latents, parameters

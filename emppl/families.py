@@ -1,0 +1,120 @@
+"""What a family of distributions must say about itself, and the registry of those that do.
+
+A family is described once, by its sufficient statistics, natural parameters and log normaliser::
+
+    log_prob(value) = statistics(value) . natural(arguments) + offset(arguments) + base_measure(value)
+
+and that serves E-step and M-step alike: the E-step is a product of statistics with natural parameters, and
+its transpose gives the expected statistics. An :class:`Update` then maximises the expected log-likelihood in
+one argument, the others held at their current values, from *additive* quantities. Freezing, tying, several
+sites sharing a parameter, weights and chunks are the framework's business: for all of them quantities add up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Arrays = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """Closed-form maximiser of the expected log-likelihood in one argument of a family.
+
+    Attributes:
+        title: how the plan names it.
+        event_rank: number of trailing axes of the argument that belong to one cell (1 for a vector).
+        support: names of numpyro constraints that the solution satisfies by itself.
+        contributions: ``(moments, arguments, current) -> quantities``, one list entry per stage. Every quantity is
+            additive and has the argument's shape (extra leading axes are allowed); ``current`` is the argument
+            at the previous stage's solution.
+        solve: ``(pooled quantities, previous value, stage) -> value``.
+        priors: by prior distribution class, ``(pooled quantities, prior) -> pooled quantities``.
+        order: updates with a lower number come first in one M-step (locations before scales).
+    """
+
+    title: str
+    event_rank: int
+    support: tuple[str, ...]
+    contributions: tuple[Callable[[Arrays, Arrays, jax.Array], Arrays], ...]
+    solve: Callable[[Arrays, jax.Array, int], jax.Array]
+    priors: Mapping[type, Callable[[dict, Any], dict]] = dataclasses.field(default_factory=dict)
+    order: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One exponential family, in every parameterisation that NumPyro offers.
+
+    All functions are written for arrays whose leading axes broadcast; only trailing axes are the family's own.
+
+    Attributes:
+        name: for the plan.
+        distributions: the NumPyro classes.
+        value_rank: number of event axes of a value.
+        argument_ranks: number of event axes by argument.
+        fixed: arguments that belong to the statistics and may not depend on a parameter (``total_count``).
+        reference: ``(value, mean) -> reference``: centre and unit for the statistics, from a function that
+            averages over rows; anything that makes the statistics well conditioned.
+        statistics: ``(value, fixed arguments, reference) -> (..., F)``.
+        natural: ``(arguments, reference) -> ((..., F), offset (...))``.
+        base_measure: ``(value, fixed arguments) -> (...)``, what depends on the value alone.
+        moments: ``(sums (..., F), count (...), reference) -> quantities`` for the updates.
+        updates: by argument.
+        local_reference: ``arguments -> reference`` centred at every component's own location, or None.
+        scale_floor: ``(arguments, reference) -> (...)`` a positive measure of spread in units of the data; zero
+            means that the component has collapsed. None for families that cannot collapse.
+        start: ``(argument, seed value, mean, spread) -> array``: a data-driven starting value, or None.
+    """
+
+    name: str
+    distributions: tuple[type, ...]
+    value_rank: int
+    argument_ranks: Mapping[str, int]
+    reference: Callable[[jax.Array, Callable], Arrays]
+    statistics: Callable[[jax.Array, Arrays, Arrays], jax.Array]
+    natural: Callable[[Arrays, Arrays], tuple[jax.Array, jax.Array]]
+    base_measure: Callable[[jax.Array, Arrays], jax.Array]
+    moments: Callable[[jax.Array, jax.Array, Arrays], Arrays]
+    updates: Mapping[str, Update]
+    fixed: tuple[str, ...] = ()
+    local_reference: Callable[[Arrays], Arrays] | None = None
+    scale_floor: Callable[[Arrays, Arrays], jax.Array] | None = None
+    start: Callable[[str, jax.Array, jax.Array, jax.Array], jax.Array | None] | None = None
+
+
+_REGISTRY: dict[type, Family] = {}
+
+
+def register(family: Family) -> Family:
+    """Add a family, so that every model that uses its distributions gets its closed forms.
+
+    Args:
+        family: the description.
+
+    Returns:
+        The same family.
+
+    Raises:
+        ValueError: one of its distributions is registered already.
+    """
+    for distribution in family.distributions:
+        if distribution in _REGISTRY:
+            raise ValueError(f"{distribution.__name__} is already registered, as {_REGISTRY[distribution].name}.")
+        _REGISTRY[distribution] = family
+    return family
+
+
+def family_of(distribution: type) -> Family | None:
+    """The registered family of a NumPyro distribution class, or None."""
+    return _REGISTRY.get(distribution)
+
+
+def registered_families() -> list[Family]:
+    """Every registered family once, in order of registration."""
+    return list(dict.fromkeys(_REGISTRY.values()))

@@ -1,0 +1,125 @@
+"""The few numerical operations that every other module relies on, guarded in one place.
+
+Structural zeros (log-probability minus infinity) are ordinary here: an impossible state must give a
+weight of exactly zero, never a NaN, in the value and in every derivative.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def logsumexp(table: jax.Array, axis: int) -> jax.Array:
+    """Log of the sum of exponentials over one axis, which is kept with size one.
+
+    ``log(sum(exp(table)))``, minus infinity where every entry is; its derivative (the posterior weight)
+    is zero there instead of NaN.
+
+    Args:
+        table: log-probabilities (natural log), any shape.
+        axis: the axis to sum out.
+
+    Returns:
+        An array like ``table`` with size one along ``axis``.
+    """
+    peak = _finite_peak(table, axis)
+    return peak + jnp.log(jnp.sum(jnp.exp(table - peak), axis, keepdims=True))
+
+
+@logsumexp.defjvp
+def _logsumexp_jvp(axis, primals, tangents):
+    (table,), (tangent,) = primals, tangents
+    peak = _finite_peak(table, axis)
+    exponentials = jnp.exp(table - peak)
+    total = jnp.sum(exponentials, axis, keepdims=True)
+    weights = exponentials * (1 / jnp.where(total > 0, total, 1))
+    return peak + jnp.log(total), jnp.sum(weights * tangent, axis, keepdims=True)
+
+
+def _finite_peak(table, axis):
+    peak = jax.lax.stop_gradient(jnp.max(table, axis, keepdims=True))
+    return jnp.where(jnp.isfinite(peak), peak, 0)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def maximum_out(table: jax.Array, axis: int) -> jax.Array:
+    """Maximum over one axis (kept); its derivative points at the first maximiser."""
+    return jnp.max(table, axis, keepdims=True)
+
+
+@maximum_out.defjvp
+def _maximum_out_jvp(axis, primals, tangents):
+    (table,), (tangent,) = primals, tangents
+    chosen = _one_hot_along(jnp.argmax(table, axis), table, axis)
+    return jnp.max(table, axis, keepdims=True), jnp.sum(chosen * tangent, axis, keepdims=True)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def sample_out(table: jax.Array, noise: jax.Array, axis: int) -> jax.Array:
+    """``logsumexp`` whose derivative points at one draw from the softmax instead of the softmax itself.
+
+    With it the gradient of the log normaliser is one exact joint draw from the posterior: the
+    elimination is the forward filter, its transpose the backward sampler.
+
+    Args:
+        table: log-probabilities.
+        noise: standard Gumbel draws of the same shape.
+        axis: the axis to sum out.
+
+    Returns:
+        The same value as :func:`logsumexp`.
+    """
+    del noise
+    return logsumexp(table, axis)
+
+
+@sample_out.defjvp
+def _sample_out_jvp(axis, primals, tangents):
+    (table, noise), (tangent, _) = primals, tangents
+    chosen = _one_hot_along(jnp.argmax(table + noise, axis), table, axis)
+    return logsumexp(table, axis), jnp.sum(chosen * tangent, axis, keepdims=True)
+
+
+def _one_hot_along(index, like, axis):
+    return jax.nn.one_hot(index, like.shape[axis], axis=axis % like.ndim, dtype=like.dtype)
+
+
+def weighted(weight: jax.Array, log_prob: jax.Array) -> jax.Array:
+    """``weight * log_prob`` with ``0 * -inf = 0``, in the value and in the gradient."""
+    used = weight != 0
+    return jnp.where(used, weight * jnp.where(used, log_prob, 0), 0)
+
+
+def safe_divide(numerator: jax.Array, denominator: jax.Array, otherwise: jax.Array) -> jax.Array:
+    """``numerator / denominator``, or ``otherwise`` where the denominator is zero."""
+    nonzero = denominator != 0
+    return jnp.where(nonzero, numerator / jnp.where(nonzero, denominator, 1), otherwise)
+
+
+def finite_log(probability: jax.Array) -> jax.Array:
+    """Natural log with a huge finite stand-in for ``log 0``, so that ``0 * log 0`` is 0 in a matrix product."""
+    positive = probability > 0
+    return jnp.where(positive, jnp.log(jnp.where(positive, probability, 1)), IMPOSSIBLE)
+
+
+IMPOSSIBLE = -1e30
+"""Stand-in for log 0 inside matrix products; below half of it a log-probability counts as minus infinity."""
+
+
+def matrix_transpose(matrix: jax.Array) -> jax.Array:
+    """Swap the last two axes."""
+    return jnp.swapaxes(matrix, -1, -2)
+
+
+def symmetrize(matrix: jax.Array) -> jax.Array:
+    """Average of a square matrix and its transpose."""
+    return (matrix + matrix_transpose(matrix)) / 2
+
+
+def rounding(objective: float, dtype: jnp.dtype) -> float:
+    """Size of the rounding error to expect in a log-likelihood of this magnitude, in nats."""
+    return 8 * float(jnp.finfo(dtype).eps) * (1 + abs(objective))

@@ -1,0 +1,281 @@
+"""A derived EM algorithm for one model and one shape of data: everything static, and the pure functions.
+
+``derive`` puts the pieces together: trace, roles, factors, elimination, rules. The result is a
+:class:`Program`, whose methods are pure functions of ``(params, leaves)``; ``estep`` and ``mstep`` build on them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from emppl.axes import Axes, model_axes
+from emppl.dependence import Dependence
+from emppl.elimination import EliminationPlan, Factor, plan_elimination
+from emppl.errors import ModelError
+from emppl.factors import SiteFactor, field_dependences
+from emppl.families import family_of
+from emppl.numerics import weighted
+from emppl.roles import Role, assign_roles
+from emppl.rules import Rule, RuleContext, affine_gradient, choose_rules
+from emppl.trace import Trace, as_numpyro_expects, trace_model
+
+MEMORY_LIMIT = 4 * 2**30
+"""Bytes that the largest table of an E-step may take before the model is refused."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The options of ``EM`` that shape the derivation."""
+
+    estimate: tuple[str, ...] = ()
+    latents: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    m_step: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
+    prior: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Factors that are eliminated together.
+
+    Attributes:
+        factors: their names.
+        plan: the order of elimination.
+        by_rows: every latent lies inside the row plate, so rows can be cut into chunks.
+    """
+
+    factors: tuple[str, ...]
+    plan: EliminationPlan
+    by_rows: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The derived algorithm.
+
+    Attributes:
+        trace: the traced model.
+        axes: the common axes.
+        factors: likelihood sites.
+        parts: independent groups of factors; at most one is by rows.
+        roles: role of every site.
+        rules: M-step rule of every parameter.
+        fixed: frozen values.
+        use_prior: are priors part of the objective?
+        argument_shapes: by site with a registered family, the aligned shape of every argument.
+        feature_counts: by site, the number of statistics per row.
+    """
+
+    trace: Trace
+    axes: Axes
+    factors: Mapping[str, SiteFactor]
+    parts: tuple[Part, ...]
+    roles: Mapping[str, Role]
+    rules: Mapping[str, Rule]
+    fixed: Mapping[str, Any]
+    use_prior: bool
+    argument_shapes: Mapping[str, Mapping[str, tuple[int, ...]]] = dataclasses.field(default_factory=dict)
+    feature_counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def complete(self, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Add the frozen parameters."""
+        return {**params, **{name: jnp.asarray(value) for name, value in self.fixed.items()}}
+
+    def evaluate(self, params, leaves) -> dict[str, Any]:
+        """Arrays of every site at these parameters."""
+        return self.trace.evaluate(self.complete(params), self.trace.atoms, leaves)
+
+    @property
+    def free(self) -> list[str]:
+        """Parameters that are estimated, in model order."""
+        return [name for name, rule in self.rules.items() if rule.kind != "fixed"]
+
+    @property
+    def latents(self) -> list[str]:
+        """Latent sites, in model order."""
+        return [name for name, site in self.trace.sites.items() if site.kind == "discrete"]
+
+    def tables(self, arrays) -> dict[str, jax.Array]:
+        """Log-probability tables of all likelihood sites, by the plain path."""
+        return {name: factor.table(arrays) for name, factor in self.factors.items()}
+
+    def scales(self, arrays) -> dict[str, jax.Array | None]:
+        """Weights of every factor's cells."""
+        return {name: factor.scale(arrays) for name, factor in self.factors.items()}
+
+    def log_prior(self, params, leaves) -> jax.Array:
+        """Log prior density of the estimated parameters (natural log); zero without priors."""
+        if not self.use_prior:
+            return jnp.zeros((), jnp.result_type(float))
+        return self.log_prior_from(self.evaluate(params, leaves))
+
+    def log_prior_from(self, arrays) -> jax.Array:
+        """The same, from evaluated arrays."""
+        total = jnp.zeros((), jnp.result_type(float))
+        if not self.use_prior:
+            return total
+        for name in self.free:
+            if self.trace.sites[name].kind == "continuous":
+                total = total + prior_log_prob(arrays[name])
+        return total
+
+
+def prior_log_prob(mine) -> jax.Array:
+    """Log density of one prior at the parameter's value, summed over its cells."""
+    with as_numpyro_expects():
+        log_prob = mine.distribution.log_prob(mine.value)
+    if mine.mask is not None:
+        mask = jnp.reshape(mine.mask, (1,) * (log_prob.ndim - mine.mask.ndim) + mine.mask.shape)
+        log_prob = jnp.where(mask, log_prob, 0)
+    if mine.scale is not None:
+        log_prob = log_prob * jnp.reshape(mine.scale, (1,) * (log_prob.ndim - mine.scale.ndim) + mine.scale.shape)
+    return jnp.sum(log_prob)
+
+
+def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Program:
+    """Derive the EM algorithm of a model for data of given shapes.
+
+    Args:
+        model: the NumPyro model.
+        leaves: array arguments; only shapes and dtypes are used.
+        skeleton: static arguments.
+        options: the user's options.
+
+    Returns:
+        The program.
+
+    Raises:
+        ModelError: the model cannot be handled; the message names the site and the remedy.
+    """
+    trace = trace_model(model, leaves, skeleton)
+    dependence = Dependence(trace.jaxpr, trace.inputs)
+    roles = assign_roles(trace, dependence, options.estimate, options.latents, options.fixed)
+    likelihood = [name for name, site in trace.sites.items() if site.kind in ("observed", "factor", "discrete")]
+    axes = model_axes(trace, {name: trace.sites[name].batch_shape for name in likelihood})
+    labels = {site.labels: name for name, site in trace.sites.items() if site.labels}
+    factors = {}
+    for name in likelihood:
+        in_latents, in_parameters = field_dependences(trace, dependence, name)
+        site = trace.sites[name]
+        if site.kind == "discrete":
+            in_latents["value"] = frozenset([name])
+        factors[name] = SiteFactor(
+            site, axes, None if name in labels else _family(trace, name), in_latents, in_parameters, labels.get(name)
+        )
+    shapes = [jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
+    program = Program(trace, axes, factors, (), roles, {}, dict(options.fixed), options.prior)
+    parts = _parts(program)
+    shapes_of, features = _shapes(program, shapes)
+    program = dataclasses.replace(program, parts=parts, argument_shapes=shapes_of, feature_counts=features)
+    _check_memory(program)
+    context = RuleContext(
+        trace,
+        dependence,
+        factors,
+        options.prior,
+        options.fixed,
+        options.m_step,
+        functools.partial(_is_quadratic, program, shapes),
+    )
+    rules = choose_rules(context)
+    return dataclasses.replace(program, rules=rules)
+
+
+def _family(trace: Trace, name: str):
+    """Registered family of a site, from its class name in the trace's static facts."""
+    return family_of(trace.distributions[name])
+
+
+def _parts(program: Program) -> tuple[Part, ...]:
+    axes, trace = program.axes, program.trace
+    plates_of_latent = {}
+    for name in program.latents:
+        site = trace.sites[name]
+        plates_of_latent[name] = axes.plates_of(site, site.batch_shape)
+    named = {}
+    for name, factor in program.factors.items():
+        batch = factor.site.batch_shape
+        named[name] = Factor(name, factor.all_latents, axes.plates_of(factor.site, batch))
+    inside = [f for f in named.values() if axes.rows in f.plates]
+    outside = [f for f in named.values() if axes.rows not in f.plates]
+    touched = frozenset().union(*(f.latents for f in inside)) if inside else frozenset()
+    if any(axes.rows not in plates_of_latent[latent] for latent in touched):
+        plan = plan_elimination(list(named.values()), plates_of_latent, axes.sizes, axes.names)
+        return (Part(tuple(named), plan, False),)
+    parts = []
+    for group, by_rows in ((inside, True), (outside, False)):
+        if group:
+            plan = plan_elimination(group, plates_of_latent, axes.sizes, axes.names)
+            parts.append(Part(tuple(f.name for f in group), plan, by_rows))
+    return tuple(parts)
+
+
+def _shapes(program: Program, leaves):
+    """Aligned argument shapes and feature counts, abstractly."""
+    params = {n: jax.ShapeDtypeStruct(program.trace.sites[n].shape, program.trace.sites[n].dtype) for n in program.trace.parameters}
+    features: dict[str, int] = {}
+
+    def arguments(params, leaves):
+        arrays = program.trace.evaluate(params, program.trace.atoms, leaves)
+        found = {}
+        for name, factor in program.factors.items():
+            if factor.family is not None and factor.site.kind != "factor" and factor.labels_of is None:
+                found[name] = factor.arguments(arrays)
+                natural = jax.eval_shape(lambda f=factor, a=found[name]: f.natural(a, f.prepare(arrays).reference))
+                features[name] = natural.shape[-1]
+        return found
+
+    shaped = jax.eval_shape(arguments, params, leaves)
+    return {name: {n: a.shape for n, a in found.items()} for name, found in shaped.items()}, features
+
+
+def _check_memory(program: Program) -> None:
+    itemsize = jnp.dtype(jnp.result_type(float)).itemsize
+    for part in program.parts:
+        cells = part.plan.largest
+        if part.by_rows:
+            cells = math.ceil(cells / program.axes.sizes[program.axes.rows])
+        if cells * itemsize > MEMORY_LIMIT:
+            step = max(part.plan.steps, key=lambda one: one.cells)
+            sizes = {name: program.axes.sizes[name] for name in program.latents}
+            raise ModelError(
+                f"Exact enumeration needs a table of {cells:.3g} cells ({cells * itemsize / 2**30:.3g} GiB) "
+                f"when summing out latent {step.latent!r}: too many latents meet in one factor. States by latent: {sizes}. "
+                "Reduce the number of states, or break the dependence between these latents."
+            )
+
+
+def _is_quadratic(program: Program, shapes, name: str) -> str | None:
+    site = program.trace.sites[name]
+    others = {n: jnp.zeros(program.trace.sites[n].shape, program.trace.sites[n].dtype) for n in program.trace.parameters}
+
+    def gradient(value, leaves, weights):
+        def objective(value):
+            arrays = program.evaluate({**others, name: value}, leaves)
+            total = program.log_prior_from(arrays) if program.use_prior and site.kind == "continuous" else 0.0
+            for factor_name, factor in program.factors.items():
+                if name in factor.all_parameters:
+                    total = total + jnp.sum(weighted(weights[factor_name], factor.table(arrays)))
+            return total
+
+        return jax.grad(objective)(value)
+
+    tables = jax.eval_shape(lambda leaves: program.tables(program.evaluate(others, leaves)), shapes)
+    found: list[str | None] = []
+
+    def probe(leaves, weights):
+        found.append(affine_gradient(lambda value: gradient(value, leaves, weights), site.shape, site.dtype))
+        return 0
+
+    jax.eval_shape(probe, shapes, tables)
+    return found[0]
+
+
+__all__ = ["MEMORY_LIMIT", "Options", "Part", "Program", "derive", "prior_log_prob"]

@@ -1,0 +1,143 @@
+"""Which unobserved sites are parameters and which are latents. Ambiguity is an error, never a guess."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from emppl.dependence import Dependence
+from emppl.errors import ModelError, ParameterError, unknown_name
+from emppl.factors import field_dependences
+from emppl.strategies import Enumerate
+from emppl.trace import Trace
+
+
+@dataclasses.dataclass(frozen=True)
+class Role:
+    """Role of one site and the reason for it.
+
+    Attributes:
+        name: the site.
+        role: ``"parameter"``, ``"latent"`` or ``"data"``.
+        reason: one clause, for the plan.
+    """
+
+    name: str
+    role: str
+    reason: str
+
+
+def assign_roles(
+    trace: Trace, dependence: Dependence, estimate: tuple[str, ...], latents: Mapping[str, Any], fixed: Mapping[str, Any]
+) -> dict[str, Role]:
+    """Give every site its role.
+
+    ``numpyro.param`` is estimated; a discrete unobserved site is a latent; an observed site is data. A continuous
+    unobserved site is a parameter when it lies in no plate or is indexed by a discrete latent, a latent when it
+    shares a plate with data, and otherwise ambiguous.
+
+    Args:
+        trace: the model.
+        dependence: what depends on what.
+        estimate: sites that the user wants maximised.
+        latents: strategies by site, from the user.
+        fixed: values by parameter, from the user.
+
+    Returns:
+        A role by site name, in model order.
+
+    Raises:
+        ModelError: an ambiguous site, a continuous latent, or nothing to do.
+        ParameterError: an option names a site that it cannot refer to.
+    """
+    sites = trace.sites
+    continuous = [name for name, site in sites.items() if site.kind == "continuous"]
+    discrete = [name for name, site in sites.items() if site.kind == "discrete"]
+    for name in estimate:
+        if name not in trace.parameters:
+            raise unknown_name("estimate", name, trace.parameters)
+    for name in fixed:
+        if name not in trace.parameters:
+            raise unknown_name("fixed", name, trace.parameters)
+    for name, strategy in latents.items():
+        if name not in continuous + discrete:
+            raise unknown_name("latents", name, continuous + discrete)
+        if name in discrete and not isinstance(strategy, Enumerate):
+            raise ParameterError(f"latents[{name!r}]: a discrete latent is handled by emppl.Enumerate(), not {strategy!r}.")
+        if name in continuous:
+            raise ParameterError(
+                f"latents[{name!r}]: this version has no strategy that integrates a continuous latent. "
+                f"Maximise over it instead: EM(model, estimate=[{name!r}])."
+            )
+    roles: dict[str, Role] = {}
+    for name, site in sites.items():
+        if name in fixed:
+            roles[name] = Role(name, "parameter", "fixed at a given value")
+        elif site.kind == "param":
+            roles[name] = Role(name, "parameter", "numpyro.param")
+        elif site.kind == "discrete":
+            roles[name] = Role(name, "latent", "discrete and unobserved")
+        elif site.kind == "factor":
+            roles[name] = Role(name, "data", "numpyro.factor")
+        elif site.kind == "observed":
+            roles[name] = Role(name, "data", "observed")
+        elif name in estimate:
+            roles[name] = Role(name, "parameter", "listed in estimate=")
+        else:
+            roles[name] = _continuous_role(trace, dependence, name, fixed)
+    _check_complete(roles)
+    return roles
+
+
+def _continuous_role(trace: Trace, dependence: Dependence, name: str, fixed) -> Role:
+    site = trace.sites[name]
+    data_plates = {plate.name for other in trace.sites.values() if other.kind == "observed" for plate in other.plates}
+    shared = sorted({plate.name for plate in site.plates} & data_plates)
+    indexing = sorted(dependence.indexing_latents(name)) if site.plates else []
+    _, parameters = field_dependences(trace, dependence, name)
+    hyper = sorted(frozenset().union(*parameters.values()) - {name} - set(fixed))
+    if hyper:
+        raise _ambiguous(name, f"its prior depends on {', '.join(map(repr, hyper))}, which is estimated too")
+    if shared and indexing:
+        raise _ambiguous(name, f"it shares plate {shared[0]!r} with data but is indexed by latent {indexing[0]!r}")
+    if not site.plates:
+        return Role(name, "parameter", "sampled in no plate, with a prior")
+    if indexing:
+        return Role(name, "parameter", f"indexed by latent {indexing[0]!r}, with a prior")
+    if shared:
+        raise ModelError(
+            f"Site {name!r} is a continuous latent: it shares plate {shared[0]!r} with data, so it is to be integrated "
+            "out, and this version of emppl only sums over discrete latents.\n"
+            f"To maximise over it instead, write    EM(model, estimate=[{name!r}])\n"
+            f"To integrate it, once available        EM(model, latents={{{name!r}: Gaussian()}})"
+        )
+    plates = ", ".join(repr(plate.name) for plate in site.plates)
+    raise _ambiguous(name, f"its plate {plates} holds no data and no discrete latent indexes it")
+
+
+def _ambiguous(name: str, why: str) -> ModelError:
+    return ModelError(
+        f"The role of site {name!r} is ambiguous: {why}. Say which one you mean:\n"
+        f"  a parameter to estimate:  EM(model, estimate=[{name!r}])\n"
+        f"  a latent to integrate:    EM(model, latents={{{name!r}: Gaussian()}})"
+    )
+
+
+def _check_complete(roles: Mapping[str, Role]) -> None:
+    present = {role.role for role in roles.values()}
+    if "data" not in present:
+        raise ModelError(
+            "The model observes nothing. Give at least one site its data: numpyro.sample('x', ..., obs=x) "
+            "(and check that the data argument is not None)."
+        )
+    if "latent" not in present:
+        raise ModelError(
+            "The model has no latent variable, so there is nothing for EM to do. Leave the discrete site unobserved "
+            "(no obs=), or fit the model with numpyro.infer.SVI and an AutoDelta guide."
+        )
+    if "parameter" not in present:
+        raise ModelError(
+            "The model has no parameter to estimate. Declare one: numpyro.param('mu', 0.0), or "
+            "numpyro.sample('mu', dist.Normal(0, 10)) outside the plate of the data."
+        )
