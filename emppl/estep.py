@@ -185,18 +185,26 @@ def plan_fused(program: Program, accurate: bool = False) -> FusedPlan:
     Returns:
         The static choices.
     """
+    need_weights = {
+        name
+        for name, factor in program.factors.items()
+        for parameter in factor.all_parameters
+        if program.rules[parameter].kind in ("user", "quadratic", "optax")
+    }
     natural = frozenset(
-        name for name, factor in program.factors.items() if not accurate and _has_small_arguments(program, name, factor)
+        name
+        for name, factor in program.factors.items()
+        if not accurate and name not in need_weights and _has_small_arguments(program, name, factor)
     )
     rows = program.axes.sizes[program.axes.rows]
     chunked = any(part.by_rows for part in program.parts) and not accurate
     if not chunked or rows <= 2 * _CHUNK_ROWS[0]:
         return FusedPlan(natural, Chunking(1, rows, 0))
-    return FusedPlan(natural, _cut(rows, _target_rows(program, natural)))
+    return FusedPlan(natural, _cut(rows, _target_rows(program)))
 
 
-_CHUNK_ROWS = (512, 4096)
-_CACHE_BYTES = 2**20
+_CHUNK_ROWS = (256, 1024)
+_CHUNK_CELLS = 16384
 
 
 def _has_small_arguments(program: Program, name: str, factor) -> bool:
@@ -214,18 +222,15 @@ def _rows_in_arguments(program: Program, factor) -> bool:
     return any(shape[program.axes.rank - 1] > 1 for name, shape in shapes.items() if name not in factor.family.fixed)
 
 
-def _target_rows(program: Program, natural) -> int:
-    """Rows whose statistics and tables fit the cache together."""
-    itemsize = jnp.dtype(jnp.result_type(float)).itemsize
-    sizes = program.axes.sizes
-    per_row = 0
-    for part in program.parts:
-        if part.by_rows:
-            per_row += sum(step.cells for step in part.plan.steps) // sizes[program.axes.rows]
-    for name in natural:
-        per_row += program.feature_counts.get(name, 0)
-    wanted = _CACHE_BYTES // (itemsize * max(per_row, 1))
-    return min(max(wanted, _CHUNK_ROWS[0]), _CHUNK_ROWS[1])
+def _target_rows(program: Program) -> int:
+    """Rows per chunk: tables small enough for the cache, and for XLA to keep each loop on one thread.
+
+    Measured on a 2-core x86 machine: a table of more than about 16,000 cells is split over threads, whose
+    synchronisation costs more than it saves (1.5 times slower at 20,000 cells).
+    """
+    rows = program.axes.sizes[program.axes.rows]
+    cells = max(step.cells for part in program.parts if part.by_rows for step in part.plan.steps) // rows
+    return min(max(_CHUNK_CELLS // max(cells, 1), _CHUNK_ROWS[0]), _CHUNK_ROWS[1])
 
 
 def _cut(rows: int, target: int) -> Chunking:
@@ -342,8 +347,15 @@ def _value_and_gradient(program, part, plan, natural, tables, statistics, scales
 
 def _by_chunks(program, part, chunking, natural, tables, statistics, scales):
     rows = program.axes.rows
+    constant = [name for name in natural if statistics[name].shape[-1] == 1]
+    small, pull_back = jax.vjp(
+        lambda natural: {name: contract(natural[name], statistics[name][0]) for name in constant},
+        {name: natural[name] for name in constant},
+    )
+    natural = {name: eta for name, eta in natural.items() if name not in constant}
+    statistics = {name: array for name, array in statistics.items() if name not in constant}
     plan: EliminationPlan = dataclasses.replace(part.plan, sizes={**part.plan.sizes, rows: chunking.size})
-    small = {name: table for name, table in tables.items() if table.shape[-1] == 1}
+    small |= {name: table for name, table in tables.items() if table.shape[-1] == 1}
     wide = {name: _chunks(table, chunking) for name, table in tables.items() if table.shape[-1] > 1}
     scales = {name: scales[name] for name in part.factors}
     if chunking.padding:
@@ -355,14 +367,13 @@ def _by_chunks(program, part, chunking, natural, tables, statistics, scales):
         wide, statistics, row_scales = chunk
         here = {**fixed_scales, **row_scales}
         value, (sums, weights) = _value_and_gradient(program, part, plan, natural, {**small, **wide}, statistics, here)
-        total, all_sums, all_small = carry
-        all_sums = jax.tree.map(jnp.add, all_sums, sums)
-        all_small = jax.tree.map(jnp.add, all_small, {name: weights[name] for name in small})
+        carry = jax.tree.map(jnp.add, carry, (sums, {name: weights[name] for name in small}))
         # Values are summed after the loop, pairwise: a running total would lose digits in float32.
-        return (total, all_sums, all_small), (value, {name: weights[name] for name in wide})
+        return carry, (value, {name: weights[name] for name in wide})
 
-    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, natural), jax.tree.map(jnp.zeros_like, small))
-    (_, sums, small_weights), (values, wide_weights) = jax.lax.scan(step, zeros, (wide, statistics, row_scales))
+    zeros = jax.tree.map(jnp.zeros_like, (natural, small))
+    (sums, small_weights), (values, wide_weights) = jax.lax.scan(step, zeros, (wide, statistics, row_scales))
+    sums |= pull_back({name: small_weights.pop(name) for name in constant})[0]
     weights = {**small_weights, **{name: _uncut(weight, chunking) for name, weight in wide_weights.items()}}
     return jnp.sum(values), sums, weights
 

@@ -47,7 +47,7 @@ class SiteFactor:
         site: static facts.
         axes: the common axes of the model.
         family: the registered family of its distribution, or None.
-        latents: for every field (``"value"``, ``"mask"``, ``"scale"`` or an argument), the latents it depends on.
+        latents: for every field (``"value"``, ``"mask"``, ``"cell_weight"`` or an argument), the latents it depends on.
         parameters: for every field, the parameters it depends on.
         labels_of: the latent whose labels this site carries, or None.
     """
@@ -132,8 +132,8 @@ class SiteFactor:
 
     def scale(self, arrays: Mapping[str, SiteArrays]) -> jax.Array | None:
         """Weight of every cell with the common axes, or None."""
-        scale = arrays[self.name].scale
-        return None if scale is None else self._constant(scale, self.latents.get("scale", frozenset()), 0)
+        scale = arrays[self.name].cell_weight
+        return None if scale is None else self._constant(scale, self.latents.get("cell_weight", frozenset()), 0)
 
     def _constant(self, array: jax.Array, depends: frozenset[str], trailing: int) -> jax.Array:
         """Align, keeping one copy along the axes of latents on which the array does not depend."""

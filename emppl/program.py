@@ -134,8 +134,8 @@ def prior_log_prob(mine) -> jax.Array:
     if mine.mask is not None:
         mask = jnp.reshape(mine.mask, (1,) * (log_prob.ndim - mine.mask.ndim) + mine.mask.shape)
         log_prob = jnp.where(mask, log_prob, 0)
-    if mine.scale is not None:
-        log_prob = log_prob * jnp.reshape(mine.scale, (1,) * (log_prob.ndim - mine.scale.ndim) + mine.scale.shape)
+    if mine.cell_weight is not None:
+        log_prob = log_prob * jnp.reshape(mine.cell_weight, (1,) * (log_prob.ndim - mine.cell_weight.ndim) + mine.cell_weight.shape)
     return jnp.sum(log_prob)
 
 

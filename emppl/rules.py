@@ -119,7 +119,7 @@ def _closed_form(context: RuleContext, name: str) -> Rule | str:
     if not entries:
         return "no likelihood site depends on it"
     for factor, field, position in entries:
-        if field in ("value", "mask", "scale") or factor.labels_of or factor.site.kind == "factor":
+        if field in ("value", "mask", "cell_weight") or factor.labels_of or factor.site.kind == "factor":
             return f"it enters the {'log factor' if factor.site.kind == 'factor' else field} of site {factor.name!r}"
         if factor.family is None:
             return f"site {factor.name!r} is {factor.site.distribution}, which has no registered closed form"
@@ -207,7 +207,7 @@ def _conjugate_prior(context: RuleContext, name: str, update: Update) -> str | N
         return None
     if prior in ("ImproperUniform", "Uniform", "Unit"):
         return "flat"
-    if any(path[0] == name and path[1] in ("mask", "scale") for path in context.trace.outputs):
+    if any(path[0] == name and path[1] in ("mask", "cell_weight") for path in context.trace.outputs):
         return _Refusal(f"its prior {prior} is masked or scaled")
     for distribution in update.priors:
         if distribution.__name__ == prior:

@@ -111,7 +111,7 @@ class SiteArrays:
         value: observed value, atoms or parameter value.
         mask: None, or a boolean array over the innermost distribution's batch shape.
         label_mask: for label sites, which cells are known.
-        scale: None, or the weight of every plate cell.
+        cell_weight: None, or the weight (``handlers.scale``) of every plate cell.
     """
 
     distribution: Any
@@ -119,7 +119,7 @@ class SiteArrays:
     value: jax.Array
     mask: Any = None
     label_mask: Any = None
-    scale: Any = None
+    cell_weight: Any = None
 
 
 # ---------------------------------------------------------------------------------------------- arguments
