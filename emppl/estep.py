@@ -384,3 +384,19 @@ def _without_padding(program, chunking, scales):
     rows = chunking.count * chunking.size - chunking.padding
     shape = (1,) * (rank - 1) + (rows,)
     return {name: jnp.ones(shape) if s is None else jnp.broadcast_to(s, s.shape[:-1] + (rows,)) for name, s in scales.items()}
+
+
+def row_tables(program: Program, params, leaves) -> dict[str, jax.Array]:
+    """Total log-probability per cell of every plate that holds a latent, to find impossible rows."""
+    arrays = program.evaluate(params, leaves)
+    tables = program.tables(arrays)
+    return {"all sites together": _sum_over_inner_plates(program, tables)}
+
+
+def _sum_over_inner_plates(program: Program, tables):
+    keep = program.axes.latents | {program.axes.rows}
+    total = jnp.zeros(())
+    for table in tables.values():
+        inner = tuple(a for a, n in enumerate(program.axes.names) if n not in keep and table.shape[a] > 1)
+        total = jnp.sum(table, inner, keepdims=True) + jnp.reshape(total, (1,) * (table.ndim - total.ndim) + total.shape)
+    return total

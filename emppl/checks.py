@@ -1,0 +1,133 @@
+"""Checks of the data before a fit, compiled once; every failure names the site, the row and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emppl.errors import DataError
+from emppl.program import Program
+from emppl.trace import as_numpyro_expects
+
+
+def data_report(program: Program, leaves) -> dict[str, dict[str, jax.Array]]:
+    """What is wrong with the observed values, as arrays: pure, to be jitted.
+
+    Returns:
+        For every observed site: ``"finite"`` and ``"support"``, the flat index of the first bad value or -1;
+        for every latent ``"weight"``, the number of cells it has (weights counted).
+    """
+    params = _placeholders(program)
+    arrays = program.evaluate(params, leaves)
+    report: dict[str, dict[str, jax.Array]] = {}
+    for name, factor in program.factors.items():
+        mine = arrays[name]
+        if factor.site.kind == "observed":
+            report[name] = _value_report(factor, mine)
+        if factor.site.kind == "discrete":
+            scale = factor.scale(arrays)
+            plates = program.axes.plates_of(factor.site, factor.site.batch_shape)
+            shape = tuple(program.axes.sizes[n] if n in plates else 1 for n in program.axes.names)
+            ones = jnp.ones(shape)
+            weight = ones if scale is None else jnp.broadcast_to(scale, jnp.broadcast_shapes(shape, scale.shape))
+            report[name] = {"weight": jnp.sum(weight)}
+    return report
+
+
+def _placeholders(program: Program):
+    sites = program.trace.sites
+    return {name: jnp.ones(sites[name].shape, sites[name].dtype) for name in program.trace.parameters}
+
+
+def _value_report(factor, mine) -> dict[str, jax.Array]:
+    value = mine.value
+    rank = value.ndim - len(mine.distribution.event_shape)
+    finite = jnp.isfinite(value) if jnp.issubdtype(value.dtype, jnp.inexact) else jnp.ones(value.shape, bool)
+    finite = jnp.all(finite, tuple(range(rank, value.ndim)))
+    inside = jnp.ones((), bool)
+    if not factor.parameters.get("value") and not factor.latents.get("value"):
+        try:
+            with as_numpyro_expects():
+                inside = jnp.asarray(mine.distribution.support(value))
+        except (NotImplementedError, TypeError, AttributeError):
+            pass
+    inside = jnp.broadcast_to(inside, jnp.broadcast_shapes(inside.shape, finite.shape)) | ~finite
+    seen = jnp.ones((), bool) if mine.mask is None else mine.mask
+    if mine.label_mask is not None:
+        seen = mine.label_mask
+    seen, finite, inside = _same_rank(seen, finite, inside)
+    return {"finite": _first(~finite & seen, factor), "support": _first(~inside & seen, factor)}
+
+
+def _same_rank(*arrays):
+    rank = max(array.ndim for array in arrays)
+    return tuple(jnp.reshape(array, (1,) * (rank - array.ndim) + array.shape) for array in arrays)
+
+
+def _first(bad: jax.Array, factor) -> jax.Array:
+    """Index of the first bad row of the value, or -1."""
+    del factor
+    flat = bad.ravel()
+    return jnp.where(jnp.any(flat), jnp.argmax(flat), -1)
+
+
+def check_report(program: Program, report: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise what :func:`data_report` found.
+
+    Raises:
+        DataError: NaN or infinity, a value outside the support, more components than data.
+    """
+    for name, found in report.items():
+        site = program.trace.sites[name]
+        if "finite" in found and int(found["finite"]) >= 0:
+            where = _where(program, name, int(found["finite"]))
+            raise DataError(
+                f"Observed site {name!r} holds NaN or infinity ({where}). Drop those rows, or leave the cells out of the "
+                f"likelihood: numpyro.sample({name!r}, fn.mask(~jnp.isnan(x)), obs=x)."
+            )
+        if "support" in found and int(found["support"]) >= 0:
+            where = _where(program, name, int(found["support"]))
+            raise DataError(
+                f"Observed site {name!r} holds a value outside the support of {site.distribution} ({where}). "
+                "Check the coding of the data (categories start at 0) or choose another distribution."
+            )
+    for name, rule in program.rules.items():
+        for latents in rule.indexed:
+            for latent in latents:
+                states, cells = program.trace.sites[latent].states, float(report[latent]["weight"])
+                if rule.kind == "closed form" and _needs_data(program, rule) and states > cells:
+                    raise DataError(
+                        f"Latent {latent!r} has {states} states but only {cells:g} data cells, so parameter {name!r} has "
+                        f"more components than data. Use at most {int(cells)} components."
+                    )
+
+
+def _needs_data(program: Program, rule) -> bool:
+    families = [program.factors[target.site].family for target in rule.targets]
+    return any(family is not None and family.scale_floor is not None for family in families)
+
+
+def _where(program: Program, name: str, flat: int) -> str:
+    site = program.trace.sites[name]
+    latent_free = [size for dim, size in zip(range(-len(site.batch_shape), 0), site.batch_shape, strict=True)
+                   if dim not in program.trace.latent_dims.values()]
+    shape = tuple(latent_free) + site.event_shape[: site.reinterpreted]
+    if shape and flat < int(np.prod(shape)):
+        index = np.unravel_index(flat, shape)
+        return f"first at index {tuple(int(i) for i in index)}" if len(index) > 1 else f"first at row {int(index[0])}"
+    return f"first at flat index {flat}"
+
+
+def impossible_rows(program: Program, tables) -> str | None:
+    """Describe the first row that has probability zero under every state, from log-probability tables."""
+    for name, table in tables.items():
+        axes = tuple(a for a, n in enumerate(program.axes.names) if n in program.axes.latents)
+        dead = ~np.any(np.asarray(table) > -np.inf, axis=axes)
+        if np.any(dead):
+            index = np.argwhere(dead)[0]
+            return f"site {name!r}, row {int(index[-1])}"
+    return None

@@ -1,0 +1,272 @@
+"""The EM loop: jitted blocks of iterations inside a plain Python loop, all restarts in one vmap."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emppl import estep, mstep
+from emppl.outcome import StopReason
+from emppl.program import Program
+
+_BUFFER = 256
+_SECONDS_PER_BLOCK = 0.5
+
+
+class LaneState(NamedTuple):
+    """State of one restart (or of all, with a leading axis).
+
+    ``params`` are to be evaluated next; ``good_params`` were, with ``objective`` and ``log_likelihood``.
+    """
+
+    params: Any
+    good_params: Any
+    objective: jax.Array
+    log_likelihood: jax.Array
+    gain: jax.Array
+    stalls: jax.Array
+    iteration: jax.Array
+    status: jax.Array
+    collapsed_at: jax.Array
+    rounding: jax.Array
+
+
+class History(NamedTuple):
+    """Objective and log-likelihood of every E-step, one row per iteration, one column per restart."""
+
+    objective: np.ndarray
+    log_likelihood: np.ndarray
+
+
+def initial_state(params, dtype) -> LaneState:
+    """State of one restart before its first E-step."""
+    number = jnp.zeros((), int)
+    nothing = jnp.asarray(-jnp.inf, dtype)
+    return LaneState(
+        params, params, nothing, nothing, jnp.asarray(jnp.inf, dtype), number, number, number, number - 1, jnp.zeros((), dtype)
+    )
+
+
+def make_iteration(program: Program, fused: estep.FusedPlan, accurate: bool) -> Callable:
+    """One EM iteration: E-step, convergence test, M-step.
+
+    Args:
+        program: the derived algorithm.
+        fused: static choices of the fused path.
+        accurate: take the plain path, with statistics centred at each component.
+
+    Returns:
+        ``iterate(state, leaves, prepared, tolerance, max_iterations) -> state``.
+    """
+
+    def expectations(params, leaves, prepared):
+        if accurate:
+            posterior = estep.e_step(program, params, leaves)
+            return mstep.from_posterior(program, params, posterior, leaves, local=True)
+        return estep.expectations(program, fused, params, leaves, prepared), prepared
+
+    def iterate(state: LaneState, leaves, prepared, tolerance, max_iterations) -> LaneState:
+        found, prepared = expectations(state.params, leaves, prepared)
+        objective = found.log_likelihood + program.log_prior(state.params, leaves)
+        eps = jnp.finfo(objective.dtype).eps
+        noise = 8 * eps * (1 + jnp.abs(objective))
+        amplification = rounding_amplification(program, fused, state.params, leaves, prepared)
+        gain = objective - state.objective
+        finite = jnp.isfinite(objective)
+        allowed = 256 * eps * (1 + jnp.abs(objective)) + eps * amplification
+        decreased = finite & (gain < -allowed)
+        stalls = jnp.where(jnp.abs(gain) <= noise, state.stalls + 1, 0)
+        # Aitken: gains that shrink by the factor `ratio` leave gain * ratio / (1 - ratio) to come.
+        ratio = gain / state.gain
+        shrinking = (ratio > 0) & (ratio < 1) & (state.iteration >= 2)
+        remaining = jnp.where(shrinking, gain * ratio / jnp.where(shrinking, 1 - ratio, 1), jnp.inf)
+        converged = finite & ((remaining <= tolerance) | (stalls >= 3))
+        good = finite & ~decreased
+        new = mstep.m_step(program, state.params, found, leaves, prepared)
+        floor, where = _smallest_scale(program, new, leaves, prepared)
+        collapsed = good & ~converged & ~(floor >= 4 * jnp.sqrt(eps))
+        status = jnp.select(
+            [~finite, decreased, converged, state.iteration >= max_iterations, collapsed],
+            [
+                StopReason.NOT_FINITE.value,
+                StopReason.DECREASED.value,
+                StopReason.CONVERGED.value,
+                StopReason.MAX_ITERATIONS.value,
+                StopReason.COLLAPSED.value,
+            ],
+            StopReason.RUNNING.value,
+        )
+        running = status == StopReason.RUNNING.value
+        kept = jax.tree.map(lambda now, before: jnp.where(good, now, before), state.params, state.good_params)
+        return LaneState(
+            jax.tree.map(lambda after, now: jnp.where(running, after, now), new, state.params),
+            kept,
+            jnp.where(good, objective, state.objective),
+            jnp.where(good, found.log_likelihood, state.log_likelihood),
+            gain,
+            stalls,
+            state.iteration + running,
+            status,
+            jnp.where(collapsed, where, state.collapsed_at),
+            amplification,
+        )
+
+    return iterate
+
+
+def make_block(iterate: Callable) -> Callable:
+    """A jitted block: up to ``limit`` iterations of all restarts; finished ones are frozen.
+
+    Returns:
+        ``block(states, leaves, prepared, tolerance, max_iterations, limit) -> (states, objectives, log_likelihoods)``,
+        where the buffers hold NaN for iterations that a restart did not make.
+    """
+
+    def block(states, leaves, prepared, tolerance, max_iterations, limit):
+        lanes = states.status.shape[0]
+
+        def advance(state):
+            after = iterate(state, leaves, prepared, tolerance, max_iterations)
+            frozen = state.status != StopReason.RUNNING.value
+            return jax.tree.map(lambda old, new: jnp.where(frozen, old, new), state, after)
+
+        # One lane without the batch axis: a batched matrix product would miss the fast kernel.
+        step = jax.vmap(advance) if lanes > 1 else _single(advance)
+        empty = jnp.full((_BUFFER, lanes), jnp.nan, states.objective.dtype)
+
+        def keep_going(carry):
+            states, _, _, number = carry
+            return (number < limit) & jnp.any(states.status == StopReason.RUNNING.value)
+
+        def body(carry):
+            states, objectives, log_likelihoods, number = carry
+            live = states.status == StopReason.RUNNING.value
+            states = step(states)
+            row = lambda value: jnp.where(live, value, jnp.nan)  # noqa: E731
+            return (
+                states,
+                objectives.at[number].set(row(states.objective)),
+                log_likelihoods.at[number].set(row(states.log_likelihood)),
+                number + 1,
+            )
+
+        states, objectives, log_likelihoods, _ = jax.lax.while_loop(keep_going, body, (states, empty, empty, 0))
+        return states, objectives, log_likelihoods
+
+    return jax.jit(block)
+
+
+def _single(advance):
+    def step(states):
+        state = jax.tree.map(lambda leaf: leaf[0], states)
+        return jax.tree.map(lambda leaf: leaf[None], advance(state))
+
+    return step
+
+
+def rounding_amplification(program: Program, fused, params, leaves, prepared) -> jax.Array:
+    """How much larger than the log-probabilities the terms are that the matrix products add up.
+
+    Times the machine epsilon it bounds the rounding error of one row's log-probability.
+    """
+    worst = jnp.zeros((), jnp.result_type(float))
+    arrays = program.evaluate(params, leaves)
+    for name in sorted(fused.natural):
+        factor = program.factors[name]
+        if factor.family is not None and factor.family.local_reference is not None and name in prepared:
+            eta = factor.natural(factor.arguments(arrays), prepared[name].reference)
+            bound = jnp.reshape(prepared[name].bound, (1,) * (eta.ndim - 1) + (-1,))
+            worst = jnp.maximum(worst, jnp.max(jnp.sum(jnp.abs(eta[..., :-1]) * bound[..., :-1], -1)))
+    return worst
+
+
+def _smallest_scale(program: Program, params, leaves, prepared):
+    """Smallest relative spread of any component, and its flat position over all watched sites."""
+    floors = [floor.ravel() for _, floor in scale_floors(program, params, leaves, prepared)]
+    if not floors:
+        return jnp.asarray(1.0), jnp.asarray(-1)
+    everything = jnp.concatenate(floors)
+    everything = jnp.where(jnp.isnan(everything), 0, everything)
+    return jnp.min(everything), jnp.argmin(everything)
+
+
+def scale_floors(program: Program, params, leaves, prepared) -> list[tuple[str, jax.Array]]:
+    """Spread of every component relative to the data, for the sites that can collapse."""
+    arrays = program.evaluate(params, leaves)
+    found = []
+    for name, factor in sorted(program.factors.items()):
+        watched = factor.family is not None and factor.family.scale_floor is not None and name in prepared
+        if watched and factor.all_parameters & set(program.free):
+            found.append((name, factor.family.scale_floor(factor.arguments(arrays), prepared[name].reference)))
+    return found
+
+
+def too_much_rounding(states: LaneState) -> bool:
+    """Is the fast path about to lose more digits than a log-likelihood can spare?"""
+    dtype = np.dtype(states.objective.dtype)
+    limit = 1e7 if dtype == np.float64 else 1e6
+    amplification = np.asarray(states.rounding)
+    live = np.asarray(states.status) == StopReason.RUNNING.value
+    return bool(np.any(live & (amplification > limit)))
+
+
+def run_blocks(
+    blocks: Callable[[bool], Callable],
+    states: LaneState,
+    leaves,
+    prepared,
+    tolerance: float,
+    max_iterations: int,
+    report: Callable[[LaneState], None],
+) -> tuple[LaneState, History, bool, bool]:
+    """Run blocks until every restart has stopped, or the user interrupts.
+
+    Args:
+        blocks: gives the compiled block, for the fast path (``False``) or the accurate one (``True``).
+        states: all restarts.
+        leaves: the data.
+        prepared: their statistics.
+        tolerance: in nats, on the estimated remaining gain.
+        max_iterations: most M-steps.
+        report: called after each block, for the progress bar.
+
+    Returns:
+        ``(states, history, interrupted, accurate)``.
+    """
+    objectives, log_likelihoods = [], []
+    accurate, interrupted = False, False
+    limit = 32
+    try:
+        while True:
+            began = time.perf_counter()
+            after, objective, log_likelihood = blocks(accurate)(
+                states, leaves, prepared, tolerance, max_iterations, limit
+            )
+            status = np.asarray(after.status)
+            if not accurate and too_much_rounding(after):
+                accurate = True
+            states = after
+            objectives.append(np.asarray(objective))
+            log_likelihoods.append(np.asarray(log_likelihood))
+            report(states)
+            if not np.any(status == StopReason.RUNNING.value):
+                break
+            seconds = time.perf_counter() - began
+            limit = int(np.clip(limit * _SECONDS_PER_BLOCK / max(seconds, 1e-3), 1, _BUFFER))
+    except KeyboardInterrupt:
+        interrupted = True
+    return states, _history(objectives, log_likelihoods, states), interrupted, accurate
+
+
+def _history(objectives, log_likelihoods, states) -> History:
+    if not objectives:
+        empty = np.zeros((0, np.asarray(states.status).shape[0]))
+        return History(empty, empty)
+    rows = np.concatenate(objectives), np.concatenate(log_likelihoods)
+    used = ~np.all(np.isnan(rows[0]), axis=1)
+    return History(rows[0][used], rows[1][used])

@@ -1,0 +1,54 @@
+"""How a fit can end, and what to do about it."""
+
+from __future__ import annotations
+
+import enum
+
+
+class StopReason(enum.Enum):
+    """Why the iterations stopped; ``.message`` says what it means and what to do.
+
+    Only ``CONVERGED`` counts as converged.
+    """
+
+    RUNNING = 0
+    CONVERGED = 1
+    MAX_ITERATIONS = 2
+    NOT_FINITE = 3
+    DECREASED = 4
+    COLLAPSED = 5
+    INTERRUPTED = 6
+    SYMMETRIC = 7
+
+    @property
+    def message(self) -> str:
+        """A sentence or two on meaning, cause and remedy."""
+        return _MESSAGES[self]
+
+
+_MESSAGES = {
+    StopReason.RUNNING: "Still running.",
+    StopReason.CONVERGED: "Converged: the estimated gain that is left is below the tolerance.",
+    StopReason.MAX_ITERATIONS: (
+        "Stopped at max_iterations before converging. Raise max_iterations, or continue with "
+        "init_params=result.params; when the gain per iteration shrinks very slowly the likelihood is nearly flat."
+    ),
+    StopReason.NOT_FINITE: (
+        "The objective became NaN or infinite; the parameters are those of the last good iteration. Look for an "
+        "outlier with probability zero, for a scale near zero, or for overflow in a user-written term."
+    ),
+    StopReason.DECREASED: (
+        "The objective fell by more than rounding, which exact EM cannot do; the parameters are those before the fall. "
+        "A user-written m_step that does not raise Q is the usual cause; otherwise please report the model."
+    ),
+    StopReason.COLLAPSED: (
+        "A component collapsed onto too few data points, where the likelihood is unbounded; the parameters are those "
+        "before the collapse. Use a prior on the scale (and prior=True), tie the scales across components, "
+        "use fewer components, or more restarts."
+    ),
+    StopReason.INTERRUPTED: "Interrupted by the user; the best parameters so far are kept.",
+    StopReason.SYMMETRIC: (
+        "All components are identical, so that EM cannot tell them apart: the start was symmetric. Give different "
+        "values in init_params (or in numpyro.param), or use restarts=10."
+    ),
+}

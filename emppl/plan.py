@@ -1,0 +1,181 @@
+"""The plan: what was derived, as frozen data. Printing it is rendering, never a second logic."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from emppl.estep import FusedPlan
+from emppl.program import Program
+
+
+@dataclasses.dataclass(frozen=True)
+class SitePlan:
+    """Role of one site."""
+
+    name: str
+    distribution: str
+    role: str
+    reason: str
+    plates: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentPlan:
+    """Strategy of one latent."""
+
+    name: str
+    strategy: str
+    states: int
+    cells: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterPlan:
+    """Rule of one parameter, with the reasons why earlier rules did not apply."""
+
+    name: str
+    shape: tuple[int, ...]
+    rule: str
+    update: str
+    prior: str | None
+    rejected: tuple[tuple[str, str], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class FactorPlan:
+    """How a site's log-probabilities are computed in the loop."""
+
+    name: str
+    form: str
+    axes: tuple[tuple[str, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The derived algorithm, for reading.
+
+    Attributes:
+        objective: what is maximised, and whether exactly.
+        sites: role of every site.
+        latents: strategy of every latent.
+        factors: form of every likelihood factor.
+        parameters: M-step rule of every parameter.
+        elimination: order in which latents are summed out.
+        cost: table cells visited by one E-step.
+        memory: bytes of the largest table that exists at once.
+        chunks: ``(number of chunks, rows per chunk)``.
+        dtype: floating-point type of the fit.
+    """
+
+    objective: str
+    sites: tuple[SitePlan, ...]
+    latents: tuple[LatentPlan, ...]
+    factors: tuple[FactorPlan, ...]
+    parameters: tuple[ParameterPlan, ...]
+    elimination: tuple[str, ...]
+    cost: int
+    memory: int
+    chunks: tuple[int, int]
+    dtype: str
+
+    def __str__(self) -> str:
+        lines = [f"EM plan: {self.objective}, {self.dtype}", "", "Sites"]
+        lines += _table([(s.name, s.distribution, s.role, _in(s.plates), s.reason) for s in self.sites])
+        lines += ["", "Latents"]
+        lines += _table([(s.name, s.strategy, f"{s.states} states", f"{s.cells:,} cells") for s in self.latents])
+        lines += ["", "E-step"]
+        lines += _table([(f.name, f.form, " x ".join(f"{n}={s:,}" for n, s in f.axes) or "one cell") for f in self.factors])
+        lines.append(f"  sums out {', then '.join(self.elimination)}")
+        number, rows = self.chunks
+        lines.append(
+            f"  {self.cost:,} table cells per iteration; "
+            + (f"{number:,} chunks of {rows:,} rows; " if number > 1 else "")
+            + f"largest table {_bytes(self.memory)}"
+        )
+        lines += ["", "M-step"]
+        for one in self.parameters:
+            prior = f", prior {one.prior}" if one.prior else ""
+            lines += _table([(one.name, str(one.shape), one.rule, one.update + prior)])
+            lines += [f"      not {rule}: {reason}" for rule, reason in one.rejected]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def build_plan(program: Program, fused: FusedPlan) -> Plan:
+    """Describe a derived algorithm.
+
+    Args:
+        program: the algorithm.
+        fused: static choices of the fused path.
+
+    Returns:
+        The plan.
+    """
+    trace, axes = program.trace, program.axes
+    sites = tuple(
+        SitePlan(n, s.distribution, program.roles[n].role, program.roles[n].reason, tuple(p.name for p in s.plates), s.shape)
+        for n, s in trace.sites.items()
+    )
+    latents, factors = [], []
+    for name, factor in program.factors.items():
+        plates = axes.plates_of(factor.site, factor.site.batch_shape)
+        present = [(n, axes.sizes[n]) for n in axes.names if n in plates or n in factor.all_latents]
+        form = "statistics x natural parameters" if name in fused.natural else "log-probability table"
+        factors.append(FactorPlan(name, form, tuple(present)))
+        if factor.site.kind == "discrete":
+            cells = 1
+            for _, size in present:
+                cells *= size
+            latents.append(LatentPlan(name, "Enumerate (exact)", factor.site.states, cells))
+    parameters = tuple(
+        ParameterPlan(r.parameter, trace.sites[r.parameter].shape, r.kind, r.detail, r.prior, r.rejected)
+        for r in program.rules.values()
+    )
+    steps = [step for part in program.parts for step in part.plan.steps if step.latent is not None]
+    largest = 1
+    for part in program.parts:
+        cells = part.plan.largest
+        if part.by_rows and fused.chunking.count > 1:
+            cells = cells * fused.chunking.size // axes.sizes[axes.rows]
+        largest = max(largest, cells)
+    dtype = jnp.dtype(jnp.result_type(float))
+    return Plan(
+        _objective(program),
+        sites,
+        tuple(latents),
+        tuple(factors),
+        parameters,
+        tuple(f"{step.latent!r}" for step in steps),
+        sum(part.plan.cost for part in program.parts),
+        largest * dtype.itemsize,
+        (fused.chunking.count, fused.chunking.size),
+        str(dtype),
+    )
+
+
+def _objective(program: Program) -> str:
+    priors = [n for n in program.free if program.trace.sites[n].kind == "continuous"]
+    if priors and program.use_prior:
+        return "maximum a posteriori (exact E-step)"
+    return "maximum likelihood (exact E-step)" + (", priors dropped" if priors else "")
+
+
+def _in(plates) -> str:
+    return f"in {' x '.join(plates)}" if plates else ""
+
+
+def _table(rows) -> list[str]:
+    widths = [max(len(str(row[column])) for row in rows) for column in range(len(rows[0]))] if rows else []
+    return ["  " + "  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _bytes(number: int) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}"
+        number = number / 1024  # type: ignore[assignment]
+    return f"{number:.1f} GiB"

@@ -1,0 +1,178 @@
+"""Where EM starts: declared values, the user's values, prior draws, and data-driven seeds for location parameters.
+
+Components of a mixture are seeded as in k-means++: rows of the data, each far from the ones before it.
+
+Reference:
+    Arthur and Vassilvitskii (2007), k-means++: the advantages of careful seeding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from emppl.factors import SiteFactor
+from emppl.parameters import constrain, unconstrain
+from emppl.program import Program
+
+_SEED_ROWS = 20_000
+_JITTER = 0.5
+
+
+def starting_values(program: Program, rng_key: jax.Array, leaves, number: int, given: Mapping[str, jax.Array]):
+    """Starting parameters of every restart.
+
+    The first restart starts each ``numpyro.param`` at its declared value and each sampled parameter at seeds
+    from the data, or else at a prior draw. Later restarts draw afresh; params without a data-driven seed are
+    jittered around their declared value on the unconstrained scale. ``given`` values replace the first restart's.
+
+    Args:
+        program: the derived algorithm.
+        rng_key: random key.
+        leaves: the data.
+        number: how many restarts.
+        given: the user's values, by parameter.
+
+    Returns:
+        Parameter values by name, with a leading axis of restarts.
+    """
+    keys = jax.random.split(rng_key, number)
+    first = jnp.arange(number) == 0
+    values = jax.vmap(lambda key, is_first: _one_start(program, key, leaves, is_first))(keys, first)
+    for name, value in given.items():
+        values[name] = values[name].at[0].set(jnp.asarray(value, values[name].dtype))
+    return values
+
+
+def _one_start(program: Program, rng_key, leaves, is_first) -> dict[str, jax.Array]:
+    draw_key, seed_key, jitter_key = jax.random.split(rng_key, 3)
+    drawn = program.trace.initial(draw_key, leaves)
+    params = {name: drawn[name] for name in program.free}
+    seeded = _seeds(program, seed_key, params, leaves)
+    for position, name in enumerate(program.free):
+        site = program.trace.sites[name]
+        if site.kind == "param":
+            other = seeded.get(name)
+            if other is None:
+                other = _jittered(site, jax.random.fold_in(jitter_key, position), params[name])
+            params[name] = jnp.where(is_first, params[name], other)
+        elif name in seeded:
+            params[name] = seeded[name]
+    return params
+
+
+def _jittered(site, key, value):
+    free = unconstrain(site.constraint, value)
+    noise = _JITTER * jax.random.normal(key, free.shape, free.dtype)
+    jittered = constrain(site.constraint, free + noise)
+    return jnp.where(jnp.all(jnp.isfinite(jittered)), jittered, value)
+
+
+def _seeds(program: Program, key, params, leaves) -> dict[str, jax.Array]:
+    """Data-driven values of the parameters for which a family offers them."""
+    arrays = program.evaluate(params, leaves)
+    groups: dict[tuple[str, ...], list[SiteFactor]] = {}
+    wanted = {}
+    for name, rule in program.rules.items():
+        if rule.kind != "closed form":
+            continue
+        factor = program.factors[rule.targets[0].site]
+        if factor.family is None or factor.family.start is None or factor.site.kind != "observed":
+            continue
+        if factor.latents.get("value"):
+            continue
+        wanted[name] = (factor, rule.targets[0].argument)
+        latents = tuple(n for n in program.axes.names if n in factor.all_latents)
+        groups.setdefault(latents, [])
+        if factor not in groups[latents]:
+            groups[latents].append(factor)
+    found: dict[str, jax.Array] = {}
+    for number, (latents, factors) in enumerate(groups.items()):
+        rows = _seed_rows(program, jax.random.fold_in(key, number), latents, factors, arrays)
+        for name, (factor, argument) in wanted.items():
+            if factor in factors:
+                value = _seeded_argument(program, factor, argument, latents, rows, arrays, params, name, leaves)
+                if value is not None:
+                    found[name] = value
+    return found
+
+
+def _summary(factor: SiteFactor, arrays):
+    """Value, mean and spread over all axes of a site, masked cells left out."""
+    value, mask = factor.value(arrays), factor.mask(arrays)
+    everywhere = (1,) * (factor.axes.rank + factor.site.reinterpreted)
+    mean_of = factor._mean_over_rows(value, mask, everywhere)
+    mean = mean_of(value)
+    spread = jnp.sqrt(mean_of((value - mean) ** 2))
+    if mask is not None:
+        present = jnp.reshape(mask, mask.shape + (1,) * (value.ndim - mask.ndim))
+        value = jnp.where(present, value, mean)
+    return value, mean, jnp.where(spread > 0, spread, 1)
+
+
+def _seed_rows(program: Program, key, latents, factors, arrays) -> jax.Array:
+    """Indices of one row per joint state of the latents, chosen far apart."""
+    rows = program.axes.sizes[program.axes.rows]
+    states = math.prod(program.axes.sizes[name] for name in latents)
+    position = program.axes.rank - 1
+    features = []
+    for factor in factors:
+        value, mean, spread = _summary(factor, arrays)
+        standard = jnp.moveaxis((value - mean) / spread, position, 0)
+        if standard.shape[0] == rows:
+            features.append(jnp.reshape(standard, (rows, -1)))
+    if not features:
+        return jnp.zeros(states, int)
+    matrix = jnp.concatenate(features, -1)
+    subset = jnp.arange(rows)
+    pick_key, walk_key = jax.random.split(key)
+    if rows > _SEED_ROWS:
+        subset = jax.random.randint(pick_key, (_SEED_ROWS,), 0, rows)
+        matrix = matrix[subset]
+
+    def pick(number, carry):
+        chosen, distance = carry
+        step_key = jax.random.fold_in(walk_key, number)
+        weights = jnp.where(number == 0, jnp.ones_like(distance), distance)
+        weights = jnp.where(jnp.sum(weights) > 0, weights, jnp.ones_like(weights))
+        index = jax.random.categorical(step_key, jnp.log(weights))
+        new = jnp.sum((matrix - matrix[index][None, :]) ** 2, -1)
+        return chosen.at[number].set(index), jnp.where(number == 0, new, jnp.minimum(distance, new))
+
+    start = (jnp.zeros(states, int), jnp.zeros(matrix.shape[0], matrix.dtype))
+    chosen, _ = jax.lax.fori_loop(0, states, pick, start)
+    return subset[chosen]
+
+
+def _seeded_argument(program, factor, argument, latents, rows, arrays, params, name, leaves):
+    """Start of one parameter: the family's suggestion in every cell, averaged over the cells that share an entry."""
+    value, mean, spread = _summary(factor, arrays)
+    axes = program.axes
+    aligned = factor.argument(arrays, argument)
+    here = [n for n in latents if aligned.shape[axes.names.index(n)] > 1]
+    seeds = mean
+    if latents and len(here) == len(latents) and value.shape[axes.rank - 1] > 1:
+        # The chosen rows, one per joint state, take the place of the latents' (so far single) axes.
+        chosen = jnp.moveaxis(jnp.take(value, rows, axis=axes.rank - 1), axes.rank - 1, 0)
+        chosen = jnp.reshape(chosen, tuple(axes.sizes[n] for n in latents) + chosen.shape[1:])
+        places = [axes.names.index(n) for n in latents]
+        chosen = jnp.squeeze(chosen, tuple(len(latents) + place for place in places))
+        chosen = jnp.moveaxis(chosen, tuple(range(len(latents))), tuple(places))
+        seeds = jnp.expand_dims(chosen, axes.rank - 1)
+    suggestion = factor.family.start(argument, seeds, mean, spread)
+    if suggestion is None:
+        return None
+    try:
+        suggestion = jnp.broadcast_to(suggestion, aligned.shape)
+    except ValueError:
+        return None  # the argument varies along other axes than the seeds do: keep the declared start
+
+    def selected(value):
+        return factor.argument(program.evaluate({**params, name: value}, leaves), argument)
+
+    _, pull_back = jax.vjp(selected, params[name])
+    total, count = pull_back(suggestion)[0], pull_back(jnp.ones_like(suggestion))[0]
+    return jnp.where(count > 0, total / jnp.maximum(count, 1), params[name])
