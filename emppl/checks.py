@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emppl.errors import DataError
+from emppl.errors import DataError, ModelError
 from emppl.program import Program
 from emppl.trace import as_numpyro_expects
 
@@ -35,7 +35,19 @@ def data_report(program: Program, leaves) -> dict[str, dict[str, jax.Array]]:
             ones = jnp.ones(shape)
             weight = ones if scale is None else jnp.broadcast_to(scale, jnp.broadcast_shapes(shape, scale.shape))
             report[name] = {"weight": jnp.sum(weight)}
+    for name in program.free:
+        if program.use_prior and program.trace.sites[name].distribution in _UNBOUNDED_BELOW_ONE:
+            prior = arrays[name].distribution
+            fields = _UNBOUNDED_BELOW_ONE[program.trace.sites[name].distribution]
+            report[name] = {"concentration": jnp.stack([jnp.min(getattr(prior, field)) for field in fields]).min()}
     return report
+
+
+_UNBOUNDED_BELOW_ONE = {
+    "Dirichlet": ("concentration",),
+    "Beta": ("concentration0", "concentration1"),
+    "Gamma": ("concentration",),
+}
 
 
 def _placeholders(program: Program):
@@ -60,7 +72,7 @@ def _value_report(factor, mine) -> dict[str, jax.Array]:
     if mine.label_mask is not None:
         seen = mine.label_mask
     seen, finite, inside = _same_rank(seen, finite, inside)
-    return {"finite": _first(~finite & seen, factor), "support": _first(~inside & seen, factor)}
+    return {"finite": _first(~finite & seen), "support": _first(~inside & seen)}
 
 
 def _same_rank(*arrays):
@@ -68,9 +80,8 @@ def _same_rank(*arrays):
     return tuple(jnp.reshape(array, (1,) * (rank - array.ndim) + array.shape) for array in arrays)
 
 
-def _first(bad: jax.Array, factor) -> jax.Array:
-    """Index of the first bad row of the value, or -1."""
-    del factor
+def _first(bad: jax.Array) -> jax.Array:
+    """Flat index of the first bad cell, or -1."""
     flat = bad.ravel()
     return jnp.where(jnp.any(flat), jnp.argmax(flat), -1)
 
@@ -94,6 +105,11 @@ def check_report(program: Program, report: Mapping[str, Mapping[str, Any]]) -> N
             raise DataError(
                 f"Observed site {name!r} holds a value outside the support of {site.distribution} ({where}). "
                 "Check the coding of the data (categories start at 0) or choose another distribution."
+            )
+        if "concentration" in found and float(found["concentration"]) < 1:
+            raise ModelError(
+                f"The {site.distribution} prior of {name!r} has concentration below 1, where its density is unbounded, so "
+                "that there is no posterior mode to find. Use concentration 1 (flat) or more, or EM(model, prior=False)."
             )
     for name, rule in program.rules.items():
         for latents in rule.indexed:

@@ -200,13 +200,10 @@ class EM:
         prepared, report = derived.prepare(leaves)
         checks.check_report(program, jax.device_get(report))
         _say_float32()
-        params = derived.start(rng_key, leaves, self.restarts)
+        params = {name: np.array(value) for name, value in derived.start(rng_key, leaves, self.restarts).items()}
         for name, value in given.items():
-            params[name] = params[name].at[0].set(value)
-        dtype = jnp.result_type(float)
-        states = jax.vmap(lambda one: loop.initial_state(one, dtype))(params) if self.restarts > 1 else jax.tree.map(
-            lambda leaf: leaf[None], loop.initial_state({n: v[0] for n, v in params.items()}, dtype)
-        )
+            params[name][0] = value
+        states = loop.initial_states(params, self.restarts, jnp.result_type(float))
         tolerance = _TOLERANCE if self.tolerance is None else self.tolerance
         progress = Progress(self.progress_bar, self.max_iterations)
         states, history, interrupted, accurate = loop.run_blocks(
@@ -321,7 +318,7 @@ class _Derived:
     @functools.cached_property
     def start(self):
         return jax.jit(
-            lambda key, leaves, number: starting_values(self.program, key, leaves, number, {}), static_argnums=2
+            lambda key, leaves, number: starting_values(self.program, key, leaves, number), static_argnums=2
         )
 
     @functools.cached_property

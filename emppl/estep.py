@@ -44,11 +44,14 @@ class Expectations:
         log_likelihood: of the observed data.
         sums: for sites in natural form, the expected statistics (gradient with respect to natural parameters).
         weights: for the other sites, the posterior weights.
+        amplification: how much larger than the log-probabilities the terms are that the matrix products add up;
+            times the machine epsilon it bounds the rounding error of one row's log-probability.
     """
 
     log_likelihood: jax.Array
     sums: dict[str, jax.Array]
     weights: dict[str, jax.Array]
+    amplification: jax.Array
 
 
 def _owners(program: Program, scales: Mapping[str, Any]) -> dict[str, Any]:
@@ -310,9 +313,12 @@ def expectations(program: Program, fused: FusedPlan, params, leaves, prepared: M
     arrays = program.evaluate(params, leaves)
     scales = program.scales(arrays)
     natural, tables = {}, {}
+    amplification = jnp.zeros((), jnp.result_type(float))
     for name, factor in program.factors.items():
         if name in fused.natural:
             natural[name] = factor.natural(factor.arguments(arrays), prepared[name].reference)
+            if factor.family is not None and factor.family.local_reference is not None:
+                amplification = jnp.maximum(amplification, _largest_sum(natural[name], prepared[name].bound))
         else:
             tables[name] = factor.table(arrays)
     value = sum((prepared[name].base_measure for name in natural), jnp.zeros((), jnp.result_type(float)))
@@ -331,7 +337,13 @@ def expectations(program: Program, fused: FusedPlan, params, leaves, prepared: M
         value = value + one
         sums.update(part_sums)
         weights.update(part_weights)
-    return Expectations(value, sums, weights)
+    return Expectations(value, sums, weights, amplification)
+
+
+def _largest_sum(natural, bound) -> jax.Array:
+    """Largest sum of absolute terms in one log-probability, the count column left out."""
+    bound = jnp.reshape(bound, (1,) * (natural.ndim - 1) + (-1,))
+    return jnp.max(jnp.sum(jnp.abs(natural[..., :-1]) * bound[..., :-1], -1))
 
 
 def _value_and_gradient(program, part, plan, natural, tables, statistics, scales):

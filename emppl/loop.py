@@ -43,13 +43,12 @@ class History(NamedTuple):
     log_likelihood: np.ndarray
 
 
-def initial_state(params, dtype) -> LaneState:
-    """State of one restart before its first E-step."""
-    number = jnp.zeros((), int)
-    nothing = jnp.asarray(-jnp.inf, dtype)
-    return LaneState(
-        params, params, nothing, nothing, jnp.asarray(jnp.inf, dtype), number, number, number, number - 1, jnp.zeros((), dtype)
-    )
+def initial_states(params: dict[str, np.ndarray], lanes: int, dtype) -> LaneState:
+    """State of all restarts before the first E-step, made on the host (nothing to compile)."""
+    number = np.zeros(lanes, np.int32)
+    nothing = np.full(lanes, -np.inf, dtype)
+    zero = np.zeros(lanes, dtype)
+    return LaneState(params, params, nothing, nothing, zero + np.inf, number, number, number, number - 1, zero)
 
 
 def make_iteration(program: Program, fused: estep.FusedPlan, accurate: bool) -> Callable:
@@ -75,12 +74,11 @@ def make_iteration(program: Program, fused: estep.FusedPlan, accurate: bool) -> 
         objective = found.log_likelihood + program.log_prior(state.params, leaves)
         eps = jnp.finfo(objective.dtype).eps
         noise = 8 * eps * (1 + jnp.abs(objective))
-        amplification = rounding_amplification(program, fused, state.params, leaves, prepared)
         gain = objective - state.objective
         finite = jnp.isfinite(objective)
-        allowed = 256 * eps * (1 + jnp.abs(objective)) + eps * amplification
+        allowed = 256 * eps * (1 + jnp.abs(objective)) + eps * found.amplification
         decreased = finite & (gain < -allowed)
-        stalls = jnp.where(jnp.abs(gain) <= noise, state.stalls + 1, 0)
+        stalls = jnp.where(jnp.abs(gain) <= noise, state.stalls + 1, jnp.zeros_like(state.stalls))
         # Aitken: gains that shrink by the factor `ratio` leave gain * ratio / (1 - ratio) to come.
         ratio = gain / state.gain
         shrinking = (ratio > 0) & (ratio < 1) & (state.iteration >= 2)
@@ -110,10 +108,10 @@ def make_iteration(program: Program, fused: estep.FusedPlan, accurate: bool) -> 
             jnp.where(good, found.log_likelihood, state.log_likelihood),
             gain,
             stalls,
-            state.iteration + running,
-            status,
-            jnp.where(collapsed, where, state.collapsed_at),
-            amplification,
+            state.iteration + running.astype(state.iteration.dtype),
+            status.astype(state.status.dtype),
+            jnp.where(collapsed, where, state.collapsed_at).astype(state.collapsed_at.dtype),
+            found.amplification,
         )
 
     return iterate
@@ -169,22 +167,6 @@ def _single(advance):
     return step
 
 
-def rounding_amplification(program: Program, fused, params, leaves, prepared) -> jax.Array:
-    """How much larger than the log-probabilities the terms are that the matrix products add up.
-
-    Times the machine epsilon it bounds the rounding error of one row's log-probability.
-    """
-    worst = jnp.zeros((), jnp.result_type(float))
-    arrays = program.evaluate(params, leaves)
-    for name in sorted(fused.natural):
-        factor = program.factors[name]
-        if factor.family is not None and factor.family.local_reference is not None and name in prepared:
-            eta = factor.natural(factor.arguments(arrays), prepared[name].reference)
-            bound = jnp.reshape(prepared[name].bound, (1,) * (eta.ndim - 1) + (-1,))
-            worst = jnp.maximum(worst, jnp.max(jnp.sum(jnp.abs(eta[..., :-1]) * bound[..., :-1], -1)))
-    return worst
-
-
 def _smallest_scale(program: Program, params, leaves, prepared):
     """Smallest relative spread of any component, and its flat position over all watched sites."""
     floors = [floor.ravel() for _, floor in scale_floors(program, params, leaves, prepared)]
@@ -197,7 +179,7 @@ def _smallest_scale(program: Program, params, leaves, prepared):
 
 def scale_floors(program: Program, params, leaves, prepared) -> list[tuple[str, jax.Array]]:
     """Spread of every component relative to the data, for the sites that can collapse."""
-    arrays = program.evaluate(params, leaves)
+    arrays = program.evaluate(params, leaves, frozenset((name, "arguments") for name in program.factors))
     found = []
     for name, factor in sorted(program.factors.items()):
         watched = factor.family is not None and factor.family.scale_floor is not None and name in prepared

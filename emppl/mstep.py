@@ -77,7 +77,7 @@ def from_posterior(program: Program, params, posterior: Posterior, leaves, local
         for name in program.factors
         if has_statistics(program, name)
     }
-    return Expectations(posterior.log_likelihood, {}, posterior.weights), prepared
+    return Expectations(posterior.log_likelihood, {}, posterior.weights, jnp.zeros(())), prepared
 
 
 def _touches(rule: Rule, site: str) -> bool:
@@ -88,7 +88,7 @@ def _sums(program: Program, name: str, params, expectations: Expectations, leave
     if name in expectations.sums:
         return expectations.sums[name]
     factor = program.factors[name]
-    arrays = program.evaluate(params, leaves)
+    arrays = program.evaluate(params, leaves, frozenset([(name, "arguments")]))
     shape = jax.eval_shape(lambda: factor.natural(factor.arguments(arrays), prepared[name].reference)).shape
     return factor.expected_statistics(expectations.weights[name], shape, prepared[name])
 
@@ -102,7 +102,8 @@ def _closed_form(program: Program, rule: Rule, params, moments, leaves) -> jax.A
     value = params[name]
     for stage, contributions in enumerate(update.contributions):
         here = {**params, name: value}
-        arrays = program.evaluate(here, leaves)
+        wanted = {(target.site, "arguments") for target in rule.targets} | {(name, "distribution")}
+        arrays = program.evaluate(here, leaves, frozenset(wanted))
         pooled = _pool(program, rule, here, arrays, contributions, moments, leaves)
         if rule.prior not in (None, "flat"):
             prior = next(rule_ for dist_, rule_ in update.priors.items() if dist_.__name__ == rule.prior)
@@ -115,8 +116,10 @@ def _pool(program: Program, rule: Rule, params, arrays, contributions, moments, 
     """Sum every quantity over all cells, of all sites, that share an entry of the parameter."""
     name = rule.parameter
 
+    wanted = frozenset((target.site, "arguments") for target in rule.targets)
+
     def selected(value):
-        there = program.evaluate({**params, name: value}, leaves)
+        there = program.evaluate({**params, name: value}, leaves, wanted)
         return [program.factors[t.site].argument(there, t.argument) for t in rule.targets]
 
     current, pull_back = jax.vjp(selected, params[name])

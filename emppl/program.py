@@ -88,9 +88,9 @@ class Program:
         """Add the frozen parameters."""
         return {**params, **{name: jnp.asarray(value) for name, value in self.fixed.items()}}
 
-    def evaluate(self, params, leaves) -> dict[str, Any]:
-        """Arrays of every site at these parameters."""
-        return self.trace.evaluate(self.complete(params), self.trace.atoms, leaves)
+    def evaluate(self, params, leaves, wanted: frozenset[tuple[str, str]] | None = None) -> dict[str, Any]:
+        """Arrays of every site at these parameters, or only those of some ``(site, field)`` pairs."""
+        return self.trace.evaluate(self.complete(params), self.trace.atoms, leaves, wanted)
 
     @property
     def free(self) -> list[str]:
@@ -114,7 +114,9 @@ class Program:
         """Log prior density of the estimated parameters (natural log); zero without priors."""
         if not self.use_prior:
             return jnp.zeros((), jnp.result_type(float))
-        return self.log_prior_from(self.evaluate(params, leaves))
+        fields = ("distribution", "value", "mask", "cell_weight")
+        priors = frozenset((name, field) for name in self.free for field in fields)
+        return self.log_prior_from(self.evaluate(params, leaves, priors))
 
     def log_prior_from(self, arrays) -> jax.Array:
         """The same, from evaluated arrays."""

@@ -9,7 +9,6 @@ Reference:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -22,29 +21,25 @@ _SEED_ROWS = 20_000
 _JITTER = 0.5
 
 
-def starting_values(program: Program, rng_key: jax.Array, leaves, number: int, given: Mapping[str, jax.Array]):
+def starting_values(program: Program, rng_key: jax.Array, leaves, number: int) -> dict[str, jax.Array]:
     """Starting parameters of every restart.
 
     The first restart starts each ``numpyro.param`` at its declared value and each sampled parameter at seeds
     from the data, or else at a prior draw. Later restarts draw afresh; params without a data-driven seed are
-    jittered around their declared value on the unconstrained scale. ``given`` values replace the first restart's.
+    jittered around their declared value on the unconstrained scale.
 
     Args:
         program: the derived algorithm.
         rng_key: random key.
         leaves: the data.
         number: how many restarts.
-        given: the user's values, by parameter.
 
     Returns:
         Parameter values by name, with a leading axis of restarts.
     """
     keys = jax.random.split(rng_key, number)
     first = jnp.arange(number) == 0
-    values = jax.vmap(lambda key, is_first: _one_start(program, key, leaves, is_first))(keys, first)
-    for name, value in given.items():
-        values[name] = values[name].at[0].set(jnp.asarray(value, values[name].dtype))
-    return values
+    return jax.vmap(lambda key, is_first: _one_start(program, key, leaves, is_first))(keys, first)
 
 
 def _one_start(program: Program, rng_key, leaves, is_first) -> dict[str, jax.Array]:

@@ -24,7 +24,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.distribution import Unit, validation_enabled
 from numpyro.primitives import Messenger
 
-from emppl.errors import DataError, ModelError
+from emppl.errors import DataError, EMError, ModelError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,8 @@ class Trace:
         plates: every plate by name.
         distributions: class of every sample site's innermost distribution.
         jaxpr: the traced computation; its inputs and outputs are named by ``inputs`` and ``outputs``.
-        evaluate: ``evaluate(params, atoms, leaves) -> {site: SiteArrays}``, pure.
+        evaluate: ``evaluate(params, atoms, leaves, wanted=None) -> {site: SiteArrays}``, pure; ``wanted`` restricts it to
+            some ``(site, field)`` pairs, the other fields are None.
         initial: ``initial(rng_key, leaves) -> params``: declared values of params, prior draws of sampled parameters.
     """
 
@@ -91,7 +92,7 @@ class Trace:
     inputs: tuple[tuple[str, str], ...]
     outputs: dict[tuple[str, ...], int]
     distributions: dict[str, type]
-    evaluate: Callable[[Mapping, Mapping, list], dict[str, Any]]
+    evaluate: Callable[..., dict[str, Any]]
     initial: Callable[[jax.Array, list], dict[str, jax.Array]]
 
     @property
@@ -311,13 +312,31 @@ def _run(model, answer, leaves, skeleton, rng_key) -> _Recorder:
     try:
         with as_numpyro_expects(), numpyro.handlers.seed(rng_seed=rng_key), recorder:
             model(*args, **kwargs)
+    except EMError:
+        raise
     except jax.errors.ConcretizationTypeError as error:
         raise ModelError(
             "The model reads the value of an array in Python (an `if`, `int(...)` or a shape taken from data). "
             "Pass that quantity as a Python number in an argument of its own, e.g. model(x, K=int(x.max()) + 1).\n"
             + str(error).split("\n")[0]
         ) from error
+    except Exception as error:
+        raise ModelError(_failure(recorder, leaves, error)) from error
     return recorder
+
+
+def _failure(recorder: _Recorder, leaves, error: Exception) -> str:
+    """What the model was doing when its own code failed."""
+    shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves) or "none"
+    reached = f"after site {list(recorder.messages)[-1]!r}" if recorder.messages else "before its first site"
+    latents = "".join(
+        f"\nLatent {name!r} was enumerated with shape {jnp.shape(recorder.messages[name]['value'])} (its states, then plates)."
+        for name in recorder.latents
+    )
+    return (
+        f"The model failed {reached}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}\n"
+        f"Shapes of its array arguments: {shapes}.{latents}"
+    )
 
 
 def _start_value(msg):
@@ -395,12 +414,21 @@ def trace_model(model: Callable, leaves: list, skeleton: Any) -> Trace:
     jaxpr, out_shape = jax.make_jaxpr(evaluate, return_shape=True)(parameter_shapes, atom_shapes, shapes)
     output_paths = [_path_names(path) for path, _ in jax.tree_util.tree_flatten_with_path(out_shape)[0]]
     out_tree = jax.tree.structure(out_shape)
-    as_function = jaxpr_as_fun(jaxpr)
 
-    def pure(params, atoms, leaves):
+    @functools.cache
+    def restricted(wanted):
+        """The outputs that are wanted, and the smallest computation that gives them."""
+        positions = [n for n, path in enumerate(output_paths) if wanted is None or (path[0], path[1]) in wanted]
+        return positions, jaxpr_as_fun(_prune(jaxpr, positions))
+
+    def pure(params, atoms, leaves, wanted=None):
         flat = jax.tree.leaves(({n: params[n] for n in parameter_shapes}, dict(atoms), list(leaves)))
         flat = [jnp.asarray(value, dtype=aval.dtype) for value, aval in zip(flat, jaxpr.in_avals, strict=True)]
-        return jax.tree.unflatten(out_tree, as_function(*flat))
+        positions, function = restricted(wanted)
+        outputs: list[Any] = [None] * len(output_paths)
+        for position, value in zip(positions, function(*flat), strict=True):
+            outputs[position] = jnp.asarray(value)
+        return jax.tree.unflatten(out_tree, outputs)
 
     def initial(rng_key, leaves):
         recorder = _run(model, _start_value, leaves, skeleton, rng_key)
@@ -426,6 +454,20 @@ def trace_model(model: Callable, leaves: list, skeleton: Any) -> Trace:
         evaluate=pure,
         initial=initial,
     )
+
+
+def _prune(closed: ClosedJaxpr, positions: list[int]) -> ClosedJaxpr:
+    """Keep the equations that some of the outputs need."""
+    jaxpr = closed.jaxpr
+    outputs = [jaxpr.outvars[position] for position in positions]
+    needed = {id(variable) for variable in outputs}
+    kept = []
+    for equation in reversed(jaxpr.eqns):
+        if any(id(variable) in needed for variable in equation.outvars):
+            kept.append(equation)
+            needed.update(id(atom) for atom in equation.invars)
+    names = jaxpr.debug_info._replace(result_paths=None)
+    return closed.replace(jaxpr=jaxpr.replace(eqns=kept[::-1], outvars=outputs, debug_info=names))
 
 
 def _answer(params, atoms, msg):

@@ -1,0 +1,324 @@
+"""Bad input: each case has a clear error that names the site, says what was found, and what to write instead."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.distributions import constraints
+
+import emppl
+
+KEY = jax.random.key(0)
+X = np.array([0.1, 0.2, 2.1, 1.9, 0.0, 2.2])
+
+
+def mixture(x, K=2):
+    weights = numpyro.param("weights", jnp.ones(K) / K, constraint=constraints.simplex)
+    mu = numpyro.param("mu", jnp.arange(K) * 1.0)
+    sigma = numpyro.param("sigma", jnp.ones(()), constraint=constraints.positive)
+    with numpyro.plate("data", len(x)):
+        z = numpyro.sample("z", dist.Categorical(weights))
+        numpyro.sample("x", dist.Normal(mu[z], sigma), obs=x)
+
+
+def fit(model, *args, init_params=None, **options):
+    return emppl.EM(model, progress_bar=False, **options).run(KEY, *args, init_params=init_params)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_not_finite_data_names_site_and_row(bad):
+    """NaN or infinity in data is refused with the site and the row."""
+    x = X.copy()
+    x[3] = bad
+    with pytest.raises(emppl.DataError, match=r"'x' holds NaN or infinity \(first at row 3\)"):
+        fit(mixture, x)
+
+
+def test_empty_data():
+    """Empty data are refused before tracing."""
+    with pytest.raises(emppl.DataError, match="empty"):
+        fit(mixture, np.zeros(0))
+
+
+def test_wrong_shape_is_explained():
+    """A shape error inside the model is reported with the sites and the shapes, not as a raw traceback."""
+
+    def model(x):
+        mu = numpyro.param("mu", jnp.zeros(2))
+        with numpyro.plate("data", 5):
+            z = numpyro.sample("z", dist.Bernoulli(0.5))
+            numpyro.sample("x", dist.Normal(mu[z], 1.0), obs=x)
+
+    with pytest.raises(emppl.EMError, match=r"'x'|'z'"):
+        fit(model, X)
+
+
+def test_value_outside_support():
+    """A count that is negative is named with its row."""
+
+    def model(x):
+        rate = numpyro.param("rate", jnp.array([1.0, 2.0]), constraint=constraints.positive)
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Bernoulli(0.5))
+            numpyro.sample("x", dist.Poisson(rate[z]), obs=x)
+
+    with pytest.raises(emppl.DataError, match=r"'x' holds a value outside the support of Poisson.*row 1"):
+        fit(model, np.array([1, -2, 3]))
+
+
+def test_category_out_of_range():
+    """A category code beyond the last category is named."""
+
+    def model(x):
+        probs = numpyro.param("probs", jnp.ones((2, 3)) / 3, constraint=constraints.simplex)
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Bernoulli(0.5))
+            numpyro.sample("x", dist.Categorical(probs[z]), obs=x)
+
+    with pytest.raises(emppl.DataError, match="outside the support"):
+        fit(model, np.array([0, 1, 3]))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "match"),
+    [
+        ("sigma", -1.0, "outside its constraint"),
+        ("weights", np.array([0.7, 0.7]), "outside its constraint 'simplex'"),
+        ("mu", np.zeros(3), r"shape \(3,\); the model needs \(2,\)"),
+        ("mu", np.array([0.0, np.nan]), "NaN or infinity"),
+    ],
+)
+def test_bad_parameter_values(name, value, match):
+    """A parameter outside its constraint, of the wrong shape or not finite is refused by name."""
+    with pytest.raises(emppl.ParameterError, match=match):
+        fit(mixture, X, init_params={name: value})
+    with pytest.raises(emppl.ParameterError, match=match):
+        fit(mixture, X, fixed={name: value})
+
+
+@pytest.mark.parametrize("option", ["estimate", "latents", "fixed", "m_step"])
+def test_unknown_names_in_options(option):
+    """An unknown name in an option is refused with the names that exist."""
+    value = {"estimate": ["nothing"], "latents": {"nothing": emppl.Enumerate()}, "fixed": {"nothing": 1.0},
+             "m_step": {"nothing": lambda params, posterior: 0.0}}[option]
+    with pytest.raises(emppl.ParameterError, match=f"{option} names 'nothing'"):
+        fit(mixture, X, **{option: value})
+
+
+def test_unknown_name_in_init_params():
+    """An unknown starting value is refused."""
+    with pytest.raises(emppl.ParameterError, match="init_params names 'nothing'"):
+        fit(mixture, X, init_params={"nothing": 1.0})
+
+
+def test_model_without_latents():
+    """Nothing to sum over."""
+
+    def model(x):
+        mu = numpyro.param("mu", 0.0)
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    with pytest.raises(emppl.ModelError, match="no latent variable"):
+        fit(model, X)
+
+
+def test_model_without_observations():
+    """Nothing observed."""
+
+    def model():
+        p = numpyro.param("p", 0.5, constraint=constraints.unit_interval)
+        numpyro.sample("z", dist.Bernoulli(p))
+
+    with pytest.raises(emppl.ModelError, match="observes nothing"):
+        fit(model)
+
+
+def test_model_without_parameters():
+    """Nothing to estimate."""
+
+    def model(x):
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Bernoulli(0.5))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pytest.raises(emppl.ModelError, match="no parameter to estimate"):
+        fit(model, X)
+
+
+def test_name_used_twice():
+    """Two sites of one name."""
+
+    def model(x):
+        mu = numpyro.param("mu", jnp.zeros(2))
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Bernoulli(0.5))
+            numpyro.sample("z", dist.Normal(mu[z], 1.0), obs=x)
+
+    with pytest.raises(emppl.ModelError, match="'z' is used twice"):
+        fit(model, X)
+
+
+def test_impossible_observation_names_the_row():
+    """An observation that no state can produce is named."""
+
+    def model(x):
+        p = numpyro.param("p", jnp.array(0.5), constraint=constraints.unit_interval)
+        table = jnp.array([0, 1])
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Bernoulli(p))
+            numpyro.sample("x", dist.Delta(table[z]), obs=x)
+
+    with pytest.raises(emppl.DataError, match="probability zero under every state.*row 2"):
+        fit(model, np.array([0, 1, 2, 1]))
+
+
+def test_more_components_than_data():
+    """K larger than the number of rows."""
+    with pytest.raises(emppl.DataError, match="9 states but only 6 data cells"):
+        emppl.EM(mixture, progress_bar=False).run(KEY, X, K=9)
+
+
+def test_latent_that_cannot_be_enumerated():
+    """A Poisson latent has no finite support."""
+
+    def model(x):
+        rate = numpyro.param("rate", 1.0, constraint=constraints.positive)
+        with numpyro.plate("data", len(x)):
+            n = numpyro.sample("n", dist.Poisson(rate))
+            numpyro.sample("x", dist.Normal(n, 1.0), obs=x)
+
+    with pytest.raises(emppl.ModelError, match="'n' is Poisson, whose support is not finite"):
+        fit(model, X)
+
+
+def test_latent_under_to_event():
+    """A vector of discrete latents in one site is refused, with the plate to write."""
+
+    def model(x):
+        p = numpyro.param("p", 0.5, constraint=constraints.unit_interval)
+        z = numpyro.sample("z", dist.Bernoulli(p).expand([6]).to_event(1))
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pytest.raises(emppl.ModelError, match="'z' is a vector of discrete values.*plate"):
+        fit(model, X)
+
+
+def test_ambiguous_role_shows_both_lines():
+    """A group effect indexed by data could be either: the error shows both lines."""
+
+    def model(x, group):
+        with numpyro.plate("groups", 2):
+            b = numpyro.sample("b", dist.Normal(0, 1))
+        mu = numpyro.param("mu", jnp.zeros(2))
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Bernoulli(0.5))
+            numpyro.sample("x", dist.Normal(mu[z] + b[group], 1.0), obs=x)
+
+    group = np.array([0, 0, 0, 1, 1, 1])
+    with pytest.raises(emppl.ModelError) as caught:
+        fit(model, X, group)
+    assert "EM(model, estimate=['b'])" in str(caught.value)
+    assert "EM(model, latents={'b': Gaussian()})" in str(caught.value)
+    assert fit(model, X, group, estimate=["b"]).params["b"].shape == (2,)
+
+
+def test_continuous_latent_is_refused():
+    """A continuous site in the plate of the data is a latent, which this version does not integrate."""
+
+    def model(x):
+        mu = numpyro.param("mu", jnp.zeros(2))
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Bernoulli(0.5))
+            b = numpyro.sample("b", dist.Normal(0, 1))
+            numpyro.sample("x", dist.Normal(mu[z] + b, 1.0), obs=x)
+
+    with pytest.raises(emppl.ModelError, match="'b' is a continuous latent: it shares plate 'data'"):
+        fit(model, X)
+
+
+def test_prior_on_estimated_hyperparameter_is_ambiguous():
+    """A prior that depends on another parameter is never guessed."""
+
+    def model(x):
+        tau = numpyro.param("tau", 1.0, constraint=constraints.positive)
+        mu = numpyro.sample("mu", dist.Normal(0, tau).expand([2]).to_event(1))
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Bernoulli(0.5))
+            numpyro.sample("x", dist.Normal(mu[z], 1.0), obs=x)
+
+    with pytest.raises(emppl.ModelError, match="'mu' is ambiguous.*'tau'"):
+        fit(model, X)
+
+
+def test_indexing_a_latent_across_its_plate():
+    """``z[item]`` would silently index the states: it is refused."""
+
+    def model(x, item):
+        mu = numpyro.param("mu", jnp.zeros(2))
+        with numpyro.plate("items", 3):
+            z = numpyro.sample("z", dist.Bernoulli(0.5))
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("x", dist.Normal(mu[z[item]], 1.0), obs=x)
+
+    with pytest.raises(emppl.EMError):
+        fit(model, X, np.array([0, 0, 1, 1, 2, 2]))
+
+
+def test_data_frame_argument():
+    """A static argument that is not hashable is explained."""
+    with pytest.raises(emppl.DataError, match="to_numpy"):
+        fit(lambda frame: mixture(frame["x"]), bytearray(b"123"))
+
+
+def test_value_read_in_python():
+    """Data used for a shape are explained."""
+
+    def model(x):
+        K = int(x.max()) + 1
+        mixture(x, K)
+
+    with pytest.raises(emppl.ModelError, match="reads the value of an array in Python"):
+        fit(model, X)
+
+
+def test_collapse_names_the_component():
+    """A component that collapses onto one point is named, with the remedy, and is not called converged."""
+
+    def free_scales(x):
+        mu = numpyro.param("mu", jnp.array([0.0, 5.0]))
+        sigma = numpyro.param("sigma", jnp.array([1.0, 0.1]), constraint=constraints.positive)
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Bernoulli(0.5))
+            numpyro.sample("x", dist.Normal(mu[z], sigma[z]), obs=x)
+
+    result = fit(free_scales, np.array([0.3, -0.1, 0.4, -0.6, 0.2, 5.0]))
+    assert result.stop_reason is emppl.StopReason.COLLAPSED
+    assert not result.converged
+    assert "z=1" in result.stop_message and "prior" in result.stop_message
+    assert np.all(np.isfinite(result.params["sigma"]))
+
+
+def test_symmetric_start_is_not_called_converged():
+    """Identical components stay identical under EM; the result says so."""
+    result = fit(mixture, X, init_params={"mu": np.array([1.0, 1.0])})
+    assert result.stop_reason is emppl.StopReason.SYMMETRIC
+    assert not result.converged
+
+
+def test_dirichlet_prior_below_one_is_refused():
+    """A Dirichlet density with concentration below one has no mode."""
+
+    def model(x):
+        weights = numpyro.sample("weights", dist.Dirichlet(jnp.array([0.5, 0.5])))
+        mu = numpyro.param("mu", jnp.array([0.0, 2.0]))
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Categorical(weights))
+            numpyro.sample("x", dist.Normal(mu[z], 1.0), obs=x)
+
+    with pytest.raises(emppl.ModelError, match="'weights'.*concentration below 1"):
+        fit(model, X)
+    assert fit(model, X, prior=False).converged
