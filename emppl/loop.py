@@ -100,8 +100,12 @@ def make_iteration(program: Program, fused: estep.FusedPlan, accurate: bool) -> 
             StopReason.RUNNING.value,
         )
         running = status == StopReason.RUNNING.value
+        if not accurate:
+            # Too much rounding: leave the lane as it was; the host goes on with the accurate path.
+            unsafe = found.amplification > rounding_limit(objective.dtype)
+            paused = state._replace(rounding=found.amplification)
         kept = jax.tree.map(lambda now, before: jnp.where(good, now, before), state.params, state.good_params)
-        return LaneState(
+        after = LaneState(
             jax.tree.map(lambda after, now: jnp.where(running, after, now), new, state.params),
             kept,
             jnp.where(good, objective, state.objective),
@@ -113,8 +117,16 @@ def make_iteration(program: Program, fused: estep.FusedPlan, accurate: bool) -> 
             jnp.where(collapsed, where, state.collapsed_at).astype(state.collapsed_at.dtype),
             found.amplification,
         )
+        if accurate:
+            return after
+        return jax.tree.map(lambda one, other: jnp.where(unsafe, one, other), paused, after)
 
     return iterate
+
+
+def rounding_limit(dtype) -> float:
+    """Amplification from which the matrix-product path would lose digits that a log-likelihood needs."""
+    return 1e7 if jnp.dtype(dtype) == jnp.float64 else 1e6
 
 
 def make_block(iterate: Callable) -> Callable:
@@ -139,12 +151,15 @@ def make_block(iterate: Callable) -> Callable:
 
         def keep_going(carry):
             states, _, _, number = carry
-            return (number < limit) & jnp.any(states.status == StopReason.RUNNING.value)
+            running = states.status == StopReason.RUNNING.value
+            unsafe = running & (states.rounding > rounding_limit(states.objective.dtype))
+            return (number < limit) & jnp.any(running) & ~jnp.any(unsafe)
 
         def body(carry):
             states, objectives, log_likelihoods, number = carry
-            live = states.status == StopReason.RUNNING.value
+            running = states.status == StopReason.RUNNING.value
             states = step(states)
+            live = running & ~(states.rounding > rounding_limit(states.objective.dtype))
             row = lambda value: jnp.where(live, value, jnp.nan)  # noqa: E731
             return (
                 states,
@@ -189,12 +204,9 @@ def scale_floors(program: Program, params, leaves, prepared) -> list[tuple[str, 
 
 
 def too_much_rounding(states: LaneState) -> bool:
-    """Is the fast path about to lose more digits than a log-likelihood can spare?"""
-    dtype = np.dtype(states.objective.dtype)
-    limit = 1e7 if dtype == np.float64 else 1e6
-    amplification = np.asarray(states.rounding)
+    """Has the fast path stopped because it would lose too many digits?"""
     live = np.asarray(states.status) == StopReason.RUNNING.value
-    return bool(np.any(live & (amplification > limit)))
+    return bool(np.any(live & (np.asarray(states.rounding) > rounding_limit(states.objective.dtype))))
 
 
 def run_blocks(
@@ -230,8 +242,9 @@ def run_blocks(
                 states, leaves, prepared, tolerance, max_iterations, limit
             )
             status = np.asarray(after.status)
-            if not accurate and too_much_rounding(after):
+            if too_much_rounding(after):
                 accurate = True
+                after = after._replace(rounding=np.zeros_like(after.rounding))
             states = after
             objectives.append(np.asarray(objective))
             log_likelihoods.append(np.asarray(log_likelihood))
