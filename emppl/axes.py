@@ -182,6 +182,27 @@ def contract(natural: jax.Array, statistics: jax.Array) -> jax.Array:
     return jnp.reshape(product, full)
 
 
+def look_up(natural: jax.Array, codes: jax.Array) -> jax.Array:
+    """The same as :func:`contract` for one-hot statistics, given as the positions of their ones.
+
+    Args:
+        natural: shape ``(*axes, features)``.
+        codes: shape ``(*axes without rows, elements, rows)``; positions among the features, -1 for none. The entries of
+            all elements are added.
+
+    Returns:
+        Table with the broadcast axes.
+    """
+    codes = jnp.moveaxis(codes, -1, -2)
+    sizes = natural.shape[:-1]
+    grids = [
+        jnp.reshape(jnp.arange(size), tuple(size if a == axis else 1 for a in range(len(sizes))) + (1,))
+        for axis, size in enumerate(sizes)
+    ]
+    found = natural[(*jnp.broadcast_arrays(*grids, jnp.maximum(codes, 0)),)]
+    return jnp.sum(jnp.where(codes >= 0, found, 0), -1)
+
+
 def reduce_to(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Sum an array over the axes along which ``shape`` has size one (the transpose of broadcasting)."""
     axes = tuple(a for a, (have, want) in enumerate(zip(array.shape, shape, strict=True)) if want == 1 and have > 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -197,6 +198,7 @@ class EM:
         derived, leaves = self._derive(args, kwargs)
         program = derived.program
         given = self._initial_values(program, init_params)
+        derived.compile_in_background(self.restarts, leaves)
         prepared, report = derived.prepare(leaves)
         checks.check_report(program, jax.device_get(report))
         _say_float32()
@@ -207,7 +209,7 @@ class EM:
         tolerance = _TOLERANCE if self.tolerance is None else self.tolerance
         progress = Progress(self.progress_bar, self.max_iterations)
         states, history, interrupted, accurate = loop.run_blocks(
-            derived.block, states, leaves, prepared, tolerance, self.max_iterations, progress
+            functools.partial(derived.block, self.restarts), states, leaves, prepared, tolerance, self.max_iterations, progress
         )
         progress.close()
         states = jax.device_get(states)
@@ -274,7 +276,7 @@ class _Derived:
         self.sample = jax.jit(
             lambda params, leaves, keys: jax.vmap(lambda key: estep.sample(program, params, leaves, key))(keys)
         )
-        self._blocks: dict[bool, Callable] = {}
+        self._blocks: dict[tuple[int, bool], Any] = {}
 
     def parameters(self, params: Mapping[str, Any]) -> dict[str, jax.Array]:
         """The free parameters of a user's dictionary."""
@@ -328,12 +330,31 @@ class _Derived:
 
         return jax.jit(by_row)
 
-    def block(self, accurate: bool) -> Callable:
-        """The compiled block of iterations."""
-        if accurate not in self._blocks:
-            iterate = loop.make_iteration(self.program, self.fused, accurate)
-            self._blocks[accurate] = loop.make_block(iterate)
-        return self._blocks[accurate]
+    def block(self, lanes: int, accurate: bool) -> Callable:
+        """The compiled block of iterations for a number of restarts."""
+        key = (lanes, accurate)
+        if key not in self._blocks:
+            self._blocks[key] = loop.make_block(loop.make_iteration(self.program, self.fused, accurate))
+        found = self._blocks[key]
+        return found.result() if isinstance(found, concurrent.futures.Future) else found
+
+    def compile_in_background(self, lanes: int, leaves) -> None:
+        """Let XLA compile the loop while the statistics and the starting values are compiled and computed.
+
+        Tracing happens here, so that thread-local settings of JAX hold; only XLA works in the other thread.
+        """
+        elsewhere = any(leaf.devices() != {jax.devices()[0]} for leaf in leaves)
+        if (lanes, False) in self._blocks or elsewhere:
+            return  # compiled already, or data on other devices, whose layout only the call itself shows
+        sites = self.program.trace.sites
+        params = {n: np.zeros((lanes, *sites[n].shape), sites[n].dtype) for n in self.program.free}
+        states = loop.initial_states(params, lanes, jnp.result_type(float))
+        prepared, _ = jax.eval_shape(self.prepare, leaves)
+        block = loop.make_block(loop.make_iteration(self.program, self.fused, False))
+        lowered = block.lower(states, leaves, prepared, *loop.limits(0.0, 0, 0))
+        pool = concurrent.futures.ThreadPoolExecutor(1)
+        self._blocks[lanes, False] = pool.submit(lowered.compile)
+        pool.shutdown(wait=False)
 
 
 @functools.cache

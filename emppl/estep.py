@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from emppl.axes import contract
 from emppl.elimination import EliminationPlan, SumOut, log_normalizer
 from emppl.factors import Prepared
 from emppl.numerics import logsumexp, maximum_out, sample_out
@@ -350,7 +349,7 @@ def _value_and_gradient(program, part, plan, natural, tables, statistics, scales
     owners = _owners(program, scales)
 
     def evidence(natural, tables):
-        from_statistics = {name: contract(natural[name], statistics[name]) for name in natural}
+        from_statistics = {n: program.factors[n].contract(natural[n], statistics[n]) for n in natural}
         everything = {**tables, **from_statistics}
         return log_normalizer(plan, {name: everything[name] for name in part.factors}, scales, owners)
 
@@ -361,7 +360,7 @@ def _by_chunks(program, part, chunking, natural, tables, statistics, scales):
     rows = program.axes.rows
     constant = [name for name in natural if statistics[name].shape[-1] == 1]
     small, pull_back = jax.vjp(
-        lambda natural: {name: contract(natural[name], statistics[name][0]) for name in constant},
+        lambda natural: {n: program.factors[n].contract(natural[n], statistics[n][0]) for n in constant},
         {name: natural[name] for name in constant},
     )
     natural = {name: eta for name, eta in natural.items() if name not in constant}

@@ -15,10 +15,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from emppl.axes import Axes, contract
+from emppl.axes import Axes, contract, look_up
 from emppl.dependence import Dependence
 from emppl.families import Family
 from emppl.trace import Site, SiteArrays, Trace, as_numpyro_expects
+
+
+_MOST_ONE_HOT = 32
 
 
 @jax.tree_util.register_dataclass
@@ -50,6 +53,7 @@ class SiteFactor:
         latents: for every field (``"value"``, ``"mask"``, ``"cell_weight"`` or an argument), the latents it depends on.
         parameters: for every field, the parameters it depends on.
         labels_of: the latent whose labels this site carries, or None.
+        categories: number of categories of a distribution over a finite set.
     """
 
     site: Site
@@ -58,6 +62,7 @@ class SiteFactor:
     latents: Mapping[str, frozenset[str]]
     parameters: Mapping[str, frozenset[str]]
     labels_of: str | None = None
+    categories: int = 0
 
     @property
     def name(self) -> str:
@@ -164,10 +169,7 @@ class SiteFactor:
         """Arguments that belong to the statistics."""
         assert self.family is not None
         fixed: dict[str, Any] = {name: self.argument(arrays, name) for name in self.family.fixed}
-        for name in ("probs", "logits"):
-            if name in arrays[self.name].arguments and self.family.argument_ranks.get(name) == 1:
-                fixed["categories"] = arrays[self.name].arguments[name].shape[-1]
-        return fixed
+        return fixed | {"categories": self.categories}
 
     def value(self, arrays: Mapping[str, SiteArrays]) -> jax.Array:
         """The value: common axes, ``to_event`` axes, event axes of the family."""
@@ -211,6 +213,8 @@ class SiteFactor:
         else:
             reference = family.reference(value, self._mean_over_rows(value, mask, cells))
         fixed = self.fixed(arrays)
+        if self.looks_up:
+            return Prepared(self._codes(value, mask), reference, jnp.zeros(()), jnp.zeros(()))
         statistics = family.statistics(value, fixed, reference)
         base = family.base_measure(value, fixed)
         ones = jnp.ones(statistics.shape[:-1] + (1,), statistics.dtype)
@@ -237,6 +241,26 @@ class SiteFactor:
         bound = jnp.max(jnp.abs(statistics), tuple(range(axes.rank)), initial=0)
         return Prepared(jnp.moveaxis(statistics, -1, -2), reference, weighted_base, bound)
 
+    @property
+    def looks_up(self) -> bool:
+        """Are there so many categories that one-hot statistics would waste memory?"""
+        return self.family is not None and self.family.indicator and self.categories > _MOST_ONE_HOT
+
+    def _codes(self, value, mask) -> jax.Array:
+        """Positions of the ones among the flattened features: ``(*axes without rows, elements, rows)``."""
+        rank = self.axes.rank
+        if mask is not None:
+            value = jnp.where(mask, value, -1)
+        value = jnp.broadcast_to(value, value.shape[:rank] + self.event_sizes)
+        value = jnp.reshape(value, value.shape[:rank] + (-1,))
+        offsets = jnp.reshape(jnp.arange(value.shape[-1]) * self.categories, (1,) * rank + (-1,))
+        return jnp.moveaxis(jnp.where(value >= 0, value + offsets, -1), -1, -2)
+
+    def contract(self, natural: jax.Array, statistics: jax.Array) -> jax.Array:
+        """Log-probability table from natural parameters and statistics (or codes), without the base measure."""
+        product = look_up if jnp.issubdtype(statistics.dtype, jnp.integer) else contract
+        return product(natural, statistics)
+
     def _scaled_total(self, base, scale, plates):
         shape = tuple(
             self.axes.sizes[name] if name in plates else max(base.shape[a], scale.shape[a])
@@ -247,7 +271,7 @@ class SiteFactor:
     @property
     def counts_by_element(self) -> bool:
         """Does every element of a ``to_event`` vector need a count of its own (because masks differ)?"""
-        return self.site.reinterpreted > 0 and "mask" in self.latents
+        return self.site.reinterpreted > 0 and "mask" in self.latents and not self.looks_up
 
     def _mean_over_rows(self, value, mask, cells):
         """Averaging function over the axes along which no argument varies."""
@@ -283,12 +307,12 @@ class SiteFactor:
 
     def natural_table(self, arrays: Mapping[str, SiteArrays], prepared: Prepared) -> jax.Array:
         """Log-probability table by one matrix product, without the base measure."""
-        return contract(self.natural(self.arguments(arrays), prepared.reference), prepared.statistics)
+        return self.contract(self.natural(self.arguments(arrays), prepared.reference), prepared.statistics)
 
     def expected_statistics(self, weights: jax.Array, natural_shape, prepared: Prepared) -> jax.Array:
         """Transpose of the matrix product: weighted sums of the statistics in every cell."""
         shape = jax.ShapeDtypeStruct(natural_shape, weights.dtype)
-        return jax.linear_transpose(lambda eta: contract(eta, prepared.statistics), shape)(weights)[0]
+        return jax.linear_transpose(lambda eta: self.contract(eta, prepared.statistics), shape)(weights)[0]
 
     def moments(self, sums: jax.Array, reference) -> Mapping[str, jax.Array]:
         """Quantities for the closed forms, from the gradient with respect to the natural parameters."""

@@ -66,6 +66,8 @@ class Family:
         base_measure: ``(value, fixed arguments) -> (...)``, what depends on the value alone.
         moments: ``(sums (..., F), count (...), reference) -> quantities`` for the updates.
         updates: by argument.
+        indicator: the statistics are one-hot vectors of the value, so that with many categories the matrix product
+            can be a look-up.
         local_reference: ``arguments -> reference`` centred at every component's own location, or None.
         scale_floor: ``(arguments, reference) -> (...)`` a positive measure of spread in units of the data; zero
             means that the component has collapsed. None for families that cannot collapse.
@@ -84,6 +86,7 @@ class Family:
     updates: Mapping[str, Update]
     fixed: tuple[str, ...] = ()
     local_reference: Callable[[Arrays], Arrays] | None = None
+    indicator: bool = False
     scale_floor: Callable[[Arrays, Arrays], jax.Array] | None = None
     start: Callable[[str, jax.Array, jax.Array, jax.Array], jax.Array | None] | None = None
 

@@ -51,6 +51,11 @@ def initial_states(params: dict[str, np.ndarray], lanes: int, dtype) -> LaneStat
     return LaneState(params, params, nothing, nothing, zero + np.inf, number, number, number, number - 1, zero)
 
 
+def limits(tolerance: float, max_iterations: int, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The scalar arguments of a block, with the types it is compiled for."""
+    return np.asarray(tolerance, jnp.result_type(float)), np.asarray(max_iterations, np.int32), np.asarray(block, np.int32)
+
+
 def make_iteration(program: Program, fused: estep.FusedPlan, accurate: bool) -> Callable:
     """One EM iteration: E-step, convergence test, M-step.
 
@@ -70,11 +75,14 @@ def make_iteration(program: Program, fused: estep.FusedPlan, accurate: bool) -> 
         return estep.expectations(program, fused, params, leaves, prepared), prepared
 
     def iterate(state: LaneState, leaves, prepared, tolerance, max_iterations) -> LaneState:
+        floor, where = _smallest_scale(program, state.params, leaves, prepared)
         found, prepared = expectations(state.params, leaves, prepared)
         objective = found.log_likelihood + program.log_prior(state.params, leaves)
         eps = jnp.finfo(objective.dtype).eps
         noise = 8 * eps * (1 + jnp.abs(objective))
         gain = objective - state.objective
+        narrowest = 16 * eps if accurate else 4 * jnp.sqrt(eps)
+        collapsed = ~(floor >= narrowest) & (state.iteration > 0)
         finite = jnp.isfinite(objective)
         allowed = 256 * eps * (1 + jnp.abs(objective)) + eps * found.amplification
         decreased = finite & (gain < -allowed)
@@ -84,18 +92,16 @@ def make_iteration(program: Program, fused: estep.FusedPlan, accurate: bool) -> 
         shrinking = (ratio > 0) & (ratio < 1) & (state.iteration >= 2)
         remaining = jnp.where(shrinking, gain * ratio / jnp.where(shrinking, 1 - ratio, 1), jnp.inf)
         converged = finite & ((remaining <= tolerance) | (stalls >= 3))
-        good = finite & ~decreased
+        good = finite & ~decreased & ~collapsed
         new = mstep.m_step(program, state.params, found, leaves, prepared)
-        floor, where = _smallest_scale(program, new, leaves, prepared)
-        collapsed = good & ~converged & ~(floor >= 4 * jnp.sqrt(eps))
         status = jnp.select(
-            [~finite, decreased, converged, state.iteration >= max_iterations, collapsed],
+            [collapsed, ~finite, decreased, converged, state.iteration >= max_iterations],
             [
+                StopReason.COLLAPSED.value,
                 StopReason.NOT_FINITE.value,
                 StopReason.DECREASED.value,
                 StopReason.CONVERGED.value,
                 StopReason.MAX_ITERATIONS.value,
-                StopReason.COLLAPSED.value,
             ],
             StopReason.RUNNING.value,
         )
@@ -168,7 +174,9 @@ def make_block(iterate: Callable) -> Callable:
                 number + 1,
             )
 
-        states, objectives, log_likelihoods, _ = jax.lax.while_loop(keep_going, body, (states, empty, empty, 0))
+        states, objectives, log_likelihoods, _ = jax.lax.while_loop(
+            keep_going, body, (states, empty, empty, jnp.zeros_like(limit))
+        )
         return states, objectives, log_likelihoods
 
     return jax.jit(block)
@@ -239,7 +247,7 @@ def run_blocks(
         while True:
             began = time.perf_counter()
             after, objective, log_likelihood = blocks(accurate)(
-                states, leaves, prepared, tolerance, max_iterations, limit
+                states, leaves, prepared, *limits(tolerance, max_iterations, limit)
             )
             status = np.asarray(after.status)
             if too_much_rounding(after):

@@ -12,6 +12,7 @@ import numpy as np
 from numpyro.distributions import biject_to, constraints
 
 from emppl.errors import ParameterError
+from emppl.trace import as_numpyro_expects
 
 _FLAT_ELEMENTWISE = ("real", "real_vector", "real_matrix", "positive", "nonnegative", "softplus_positive", "interval")
 
@@ -45,12 +46,14 @@ def _equals(bound, number) -> bool:
 
 def unconstrain(constraint: Any, value: jax.Array) -> jax.Array:
     """Constrained value to unconstrained."""
-    return biject_to(constraint).inv(value)
+    with as_numpyro_expects():
+        return biject_to(constraint).inv(value)
 
 
 def constrain(constraint: Any, value: jax.Array) -> jax.Array:
     """Unconstrained value to constrained."""
-    return biject_to(constraint)(value)
+    with as_numpyro_expects():
+        return biject_to(constraint)(value)
 
 
 def check(name: str, value: Any, shape: tuple[int, ...], constraint: Any, origin: str) -> np.ndarray:
@@ -75,7 +78,8 @@ def check(name: str, value: Any, shape: tuple[int, ...], constraint: Any, origin
     if not np.all(np.isfinite(array)):
         raise ParameterError(f"{origin}[{name!r}] contains NaN or infinity: {array}.")
     try:
-        inside = np.asarray(constraint(array))
+        with as_numpyro_expects():
+            inside = np.asarray(constraint(array))
     except NotImplementedError:
         return array
     if not np.all(inside):

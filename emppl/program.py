@@ -168,8 +168,9 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
         site = trace.sites[name]
         if site.kind == "discrete":
             in_latents["value"] = frozenset([name])
+        family = None if name in labels else family_of(trace.distributions[name])
         factors[name] = SiteFactor(
-            site, axes, None if name in labels else _family(trace, name), in_latents, in_parameters, labels.get(name)
+            site, axes, family, in_latents, in_parameters, labels.get(name), _categories(trace, name)
         )
     shapes = [jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
     program = Program(trace, axes, factors, (), roles, {}, dict(options.fixed), options.prior)
@@ -190,9 +191,13 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
     return dataclasses.replace(program, rules=rules)
 
 
-def _family(trace: Trace, name: str):
-    """Registered family of a site, from its class name in the trace's static facts."""
-    return family_of(trace.distributions[name])
+def _categories(trace: Trace, name: str) -> int:
+    """Length of a site's vector of probabilities, or zero."""
+    for argument in ("probs", "logits"):
+        position = trace.outputs.get((name, "arguments", argument))
+        if position is not None:
+            return (1, *trace.jaxpr.out_avals[position].shape)[-1]
+    return 0
 
 
 def _parts(program: Program) -> tuple[Part, ...]:

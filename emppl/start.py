@@ -37,6 +37,9 @@ def starting_values(program: Program, rng_key: jax.Array, leaves, number: int) -
     Returns:
         Parameter values by name, with a leading axis of restarts.
     """
+    if number == 1 and all(program.trace.sites[name].kind == "param" for name in program.free):
+        declared = program.trace.initial(rng_key, leaves)
+        return {name: declared[name][None] for name in program.free}
     keys = jax.random.split(rng_key, number)
     first = jnp.arange(number) == 0
     return jax.vmap(lambda key, is_first: _one_start(program, key, leaves, is_first))(keys, first)

@@ -365,7 +365,8 @@ def test_interrupt_returns_the_best_so_far(x, monkeypatch):
     """Ctrl-C between blocks keeps what was computed."""
     em = emppl.EM(mixture, progress_bar=False, tolerance=0.0, max_iterations=10_000)
     derived, _ = em._derive((x,), {})
-    block = derived.block(False)
+    derived.compile_in_background(1, [jnp.asarray(x)])
+    block = derived.block(1, False)
     calls = []
 
     def interrupted(*args):
@@ -374,7 +375,7 @@ def test_interrupt_returns_the_best_so_far(x, monkeypatch):
             raise KeyboardInterrupt
         return block(*args)
 
-    monkeypatch.setattr(derived, "block", lambda accurate: interrupted)
+    monkeypatch.setattr(derived, "block", lambda lanes, accurate: interrupted)
     result = em.run(KEY, x)
     assert result.stop_reason is emppl.StopReason.INTERRUPTED
     assert not result.converged

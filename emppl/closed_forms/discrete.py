@@ -208,6 +208,7 @@ CATEGORICAL = register(
         zero_base_measure,
         _category_moments,
         {"probs": SIMPLEX, "logits": CATEGORY_LOGITS},
+        indicator=True,
     )
 )
 
