@@ -101,8 +101,8 @@ class Axes:
         if name is not None:
             return f"{found}, but plate {name!r} has {self.sizes[name]} cells."
         return (
-            f"{found}, which no plate declares. Wrap it in numpyro.plate('rows', {size}, dim={dim}), or make it part of "
-            "the event with .to_event(1)."
+            f"{found}, which no plate declares. Wrap it in numpyro.plate('rows', {size}, dim={dim}), or make it part "
+            "of the event with .to_event(1)."
         )
 
 

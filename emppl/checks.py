@@ -97,8 +97,8 @@ def check_report(program: Program, report: Mapping[str, Mapping[str, Any]]) -> N
         if "finite" in found and int(found["finite"]) >= 0:
             where = _where(program, name, int(found["finite"]))
             raise DataError(
-                f"Observed site {name!r} holds NaN or infinity ({where}). Drop those rows, or leave the cells out of the "
-                f"likelihood: numpyro.sample({name!r}, fn.mask(~jnp.isnan(x)), obs=x)."
+                f"Observed site {name!r} holds NaN or infinity ({where}). Drop those rows, or leave the cells out of "
+                f"the likelihood: numpyro.sample({name!r}, fn.mask(~jnp.isnan(x)), obs=x)."
             )
         if "support" in found and int(found["support"]) >= 0:
             where = _where(program, name, int(found["support"]))
@@ -108,8 +108,9 @@ def check_report(program: Program, report: Mapping[str, Mapping[str, Any]]) -> N
             )
         if "concentration" in found and float(found["concentration"]) < 1:
             raise ModelError(
-                f"The {site.distribution} prior of {name!r} has concentration below 1, where its density is unbounded, so "
-                "that there is no posterior mode to find. Use concentration 1 (flat) or more, or EM(model, prior=False)."
+                f"The {site.distribution} prior of {name!r} has concentration below 1, where its density is unbounded, "
+                "so that there is no posterior mode to find. Use concentration 1 (flat) or more, or "
+                "EM(model, prior=False)."
             )
     for name, rule in program.rules.items():
         for latents in rule.indexed:
@@ -117,8 +118,8 @@ def check_report(program: Program, report: Mapping[str, Mapping[str, Any]]) -> N
                 states, cells = program.trace.sites[latent].states, float(report[latent]["weight"])
                 if rule.kind == "closed form" and _needs_data(program, rule) and states > cells:
                     raise DataError(
-                        f"Latent {latent!r} has {states} states but only {cells:g} data cells, so parameter {name!r} has "
-                        f"more components than data. Use at most {int(cells)} components."
+                        f"Latent {latent!r} has {states} states but only {cells:g} data cells, so parameter {name!r} "
+                        f"has more components than data. Use at most {int(cells)} components."
                     )
 
 
@@ -129,8 +130,11 @@ def _needs_data(program: Program, rule) -> bool:
 
 def _where(program: Program, name: str, flat: int) -> str:
     site = program.trace.sites[name]
-    latent_free = [size for dim, size in zip(range(-len(site.batch_shape), 0), site.batch_shape, strict=True)
-                   if dim not in program.trace.latent_dims.values()]
+    latent_free = [
+        size
+        for dim, size in zip(range(-len(site.batch_shape), 0), site.batch_shape, strict=True)
+        if dim not in program.trace.latent_dims.values()
+    ]
     shape = tuple(latent_free) + site.event_shape[: site.reinterpreted]
     if shape and flat < int(np.prod(shape)):
         index = np.unravel_index(flat, shape)

@@ -50,8 +50,13 @@ class Comparison:
     def to_dataframe(self):
         """The table as a pandas DataFrame (needs pandas)."""
         pandas = optional_import("pandas", "table")
-        columns = {"EM": self.estimate, "EM std_error": self.std_error, "NUTS mean": self.mean, "NUTS sd": self.sd,
-                   "difference / sd": self.difference_in_sd}
+        columns = {
+            "EM": self.estimate,
+            "EM std_error": self.std_error,
+            "NUTS mean": self.mean,
+            "NUTS sd": self.sd,
+            "difference / sd": self.difference_in_sd,
+        }
         return pandas.DataFrame(columns, index=self.labels)
 
     def __str__(self) -> str:
@@ -123,7 +128,9 @@ def compare(result: EMResult, mcmc: Any) -> Comparison:
     return Comparison(labels, relabelled=relabelled, missing=missing, **flat)
 
 
-def _align(draws: dict[str, np.ndarray], estimate: Mapping[str, np.ndarray], axes: Mapping[str, tuple[int, ...]]) -> float:
+def _align(
+    draws: dict[str, np.ndarray], estimate: Mapping[str, np.ndarray], axes: Mapping[str, tuple[int, ...]]
+) -> float:
     """Renumber the components of every draw in place; returns the share of draws that changed."""
     from scipy.optimize import linear_sum_assignment
 

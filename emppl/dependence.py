@@ -106,9 +106,7 @@ class _Tracker:
         for equation in jaxpr.eqns:
             for variable in equation.outvars:
                 self.producers[variable] = equation
-            tracked = [
-                None if isinstance(atom, Literal) else environment.get(atom) for atom in equation.invars
-            ]
+            tracked = [None if isinstance(atom, Literal) else environment.get(atom) for atom in equation.invars]
             if all(entry is None for entry in tracked):
                 continue
             mixed = next((entry for entry in tracked if isinstance(entry, _Mixed)), None)
@@ -207,9 +205,7 @@ def _transpose(tracker, equation, tracked):
 
 def _squeeze(tracker, equation, tracked):
     dropped = equation.params["dimensions"]
-    return _moved(
-        tracked[0], lambda axis: None if axis in dropped else axis - sum(gone < axis for gone in dropped)
-    )
+    return _moved(tracked[0], lambda axis: None if axis in dropped else axis - sum(gone < axis for gone in dropped))
 
 
 def _same_size_axes(tracker, equation, tracked):

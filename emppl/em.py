@@ -46,7 +46,7 @@ class EM:
         restarts: number of starts, run together; the best is kept.
         max_iterations: most M-steps of one run.
         tolerance: in nats: stop when the estimated gain still to come is below it. Default 1e-9, or the
-            rounding noise of the objective if that is larger. 0 never stops before ``max_iterations`` or rounding level.
+            rounding noise of the objective if that is larger. 0 goes on until ``max_iterations`` or rounding level.
         progress_bar: show one when a run takes longer than a second.
 
     Example:
@@ -166,7 +166,7 @@ class EM:
         return derived.log_likelihood(derived.parameters(params), leaves)
 
     def log_prior(self, params: Mapping[str, Any], *args, **kwargs) -> jax.Array:
-        """Log prior density of the estimated parameters, in their own (constrained) space; zero with ``prior=False``."""
+        """Log prior density of the estimated parameters, in constrained space; zero with ``prior=False``."""
         derived, leaves = self._derive(args, kwargs)
         return derived.log_prior(derived.parameters(params), leaves)
 
@@ -209,7 +209,13 @@ class EM:
         tolerance = _TOLERANCE if self.tolerance is None else self.tolerance
         progress = Progress(self.progress_bar, self.max_iterations)
         states, history, interrupted, accurate = loop.run_blocks(
-            functools.partial(derived.block, self.restarts), states, leaves, prepared, tolerance, self.max_iterations, progress
+            functools.partial(derived.block, self.restarts),
+            states,
+            leaves,
+            prepared,
+            tolerance,
+            self.max_iterations,
+            progress,
         )
         progress.close()
         states = jax.device_get(states)
@@ -319,9 +325,7 @@ class _Derived:
 
     @functools.cached_property
     def start(self):
-        return jax.jit(
-            lambda key, leaves, number: starting_values(self.program, key, leaves, number), static_argnums=2
-        )
+        return jax.jit(lambda key, leaves, number: starting_values(self.program, key, leaves, number), static_argnums=2)
 
     @functools.cached_property
     def evidence_by_row(self):
@@ -365,5 +369,3 @@ def _say_float32() -> None:
             "jax.config.update('jax_enable_x64', True) before anything else. (Said once.)",
             stacklevel=4,
         )
-
-

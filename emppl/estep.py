@@ -332,7 +332,9 @@ def expectations(program: Program, fused: FusedPlan, params, leaves, prepared: M
         else:
             if part.by_rows:
                 statistics = {name: value_[0] for name, value_ in statistics.items()}
-            one, (part_sums, part_weights) = _value_and_gradient(program, part, part.plan, inside, given, statistics, scales)
+            one, (part_sums, part_weights) = _value_and_gradient(
+                program, part, part.plan, inside, given, statistics, scales
+            )
         value = value + one
         sums.update(part_sums)
         weights.update(part_weights)
@@ -394,7 +396,10 @@ def _without_padding(program, chunking, scales):
     rank = program.axes.rank
     rows = chunking.count * chunking.size - chunking.padding
     shape = (1,) * (rank - 1) + (rows,)
-    return {name: jnp.ones(shape) if s is None else jnp.broadcast_to(s, s.shape[:-1] + (rows,)) for name, s in scales.items()}
+    return {
+        name: jnp.ones(shape) if s is None else jnp.broadcast_to(s, s.shape[:-1] + (rows,))
+        for name, s in scales.items()
+    }
 
 
 def row_tables(program: Program, params, leaves) -> dict[str, jax.Array]:
@@ -409,5 +414,7 @@ def _sum_over_inner_plates(program: Program, tables):
     total = jnp.zeros(())
     for table in tables.values():
         inner = tuple(a for a, n in enumerate(program.axes.names) if n not in keep and table.shape[a] > 1)
-        total = jnp.sum(table, inner, keepdims=True) + jnp.reshape(total, (1,) * (table.ndim - total.ndim) + total.shape)
+        total = jnp.sum(table, inner, keepdims=True) + jnp.reshape(
+            total, (1,) * (table.ndim - total.ndim) + total.shape
+        )
     return total

@@ -20,7 +20,6 @@ from emppl.dependence import Dependence
 from emppl.families import Family
 from emppl.trace import Site, SiteArrays, Trace, as_numpyro_expects
 
-
 _MOST_ONE_HOT = 32
 
 
@@ -66,6 +65,7 @@ class SiteFactor:
 
     @property
     def name(self) -> str:
+        """Name of the site."""
         return self.site.name
 
     @property
@@ -75,11 +75,13 @@ class SiteFactor:
 
     @property
     def all_latents(self) -> frozenset[str]:
+        """Every latent that its log-probability depends on."""
         found = frozenset().union(*self.latents.values())
         return found | {self.labels_of} if self.labels_of else found
 
     @property
     def all_parameters(self) -> frozenset[str]:
+        """Every parameter that its log-probability depends on."""
         return frozenset().union(*self.parameters.values())
 
     @property
@@ -163,7 +165,9 @@ class SiteFactor:
         """Every argument that can hold parameters."""
         assert self.family is not None
         given = arrays[self.name].arguments
-        return {n: self.argument(arrays, n) for n in given if n in self.family.argument_ranks and n not in self.family.fixed}
+        return {
+            n: self.argument(arrays, n) for n in given if n in self.family.argument_ranks and n not in self.family.fixed
+        }
 
     def fixed(self, arrays: Mapping[str, SiteArrays]) -> dict[str, Any]:
         """Arguments that belong to the statistics."""

@@ -53,7 +53,11 @@ def initial_states(params: dict[str, np.ndarray], lanes: int, dtype) -> LaneStat
 
 def limits(tolerance: float, max_iterations: int, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The scalar arguments of a block, with the types it is compiled for."""
-    return np.asarray(tolerance, jnp.result_type(float)), np.asarray(max_iterations, np.int32), np.asarray(block, np.int32)
+    return (
+        np.asarray(tolerance, jnp.result_type(float)),
+        np.asarray(max_iterations, np.int32),
+        np.asarray(block, np.int32),
+    )
 
 
 def make_iteration(program: Program, fused: estep.FusedPlan, accurate: bool) -> Callable:

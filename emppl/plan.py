@@ -87,7 +87,9 @@ class Plan:
         lines += ["", "Latents"]
         lines += _table([(s.name, s.strategy, f"{s.states} states", f"{s.cells:,} cells") for s in self.latents])
         lines += ["", "E-step"]
-        lines += _table([(f.name, f.form, " x ".join(f"{n}={s:,}" for n, s in f.axes) or "one cell") for f in self.factors])
+        lines += _table(
+            [(f.name, f.form, " x ".join(f"{n}={s:,}" for n, s in f.axes) or "one cell") for f in self.factors]
+        )
         lines.append(f"  sums out {', then '.join(self.elimination)}")
         number, rows = self.chunks
         lines.append(
@@ -117,7 +119,9 @@ def build_plan(program: Program, fused: FusedPlan) -> Plan:
     """
     trace, axes = program.trace, program.axes
     sites = tuple(
-        SitePlan(n, s.distribution, program.roles[n].role, program.roles[n].reason, tuple(p.name for p in s.plates), s.shape)
+        SitePlan(
+            n, s.distribution, program.roles[n].role, program.roles[n].reason, tuple(p.name for p in s.plates), s.shape
+        )
         for n, s in trace.sites.items()
     )
     latents, factors = [], []
@@ -170,7 +174,10 @@ def _in(plates) -> str:
 
 def _table(rows) -> list[str]:
     widths = [max(len(str(row[column])) for row in rows) for column in range(len(rows[0]))] if rows else []
-    return ["  " + "  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [
+        "  " + "  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def _bytes(number: int) -> str:

@@ -137,7 +137,9 @@ def prior_log_prob(mine) -> jax.Array:
         mask = jnp.reshape(mine.mask, (1,) * (log_prob.ndim - mine.mask.ndim) + mine.mask.shape)
         log_prob = jnp.where(mask, log_prob, 0)
     if mine.cell_weight is not None:
-        log_prob = log_prob * jnp.reshape(mine.cell_weight, (1,) * (log_prob.ndim - mine.cell_weight.ndim) + mine.cell_weight.shape)
+        log_prob = log_prob * jnp.reshape(
+            mine.cell_weight, (1,) * (log_prob.ndim - mine.cell_weight.ndim) + mine.cell_weight.shape
+        )
     return jnp.sum(log_prob)
 
 
@@ -226,7 +228,10 @@ def _parts(program: Program) -> tuple[Part, ...]:
 
 def _shapes(program: Program, leaves):
     """Aligned argument shapes and feature counts, abstractly."""
-    params = {n: jax.ShapeDtypeStruct(program.trace.sites[n].shape, program.trace.sites[n].dtype) for n in program.trace.parameters}
+    params = {
+        n: jax.ShapeDtypeStruct(program.trace.sites[n].shape, program.trace.sites[n].dtype)
+        for n in program.trace.parameters
+    }
     features: dict[str, int] = {}
 
     def arguments(params, leaves):
@@ -261,7 +266,9 @@ def _check_memory(program: Program) -> None:
 
 def _is_quadratic(program: Program, shapes, name: str) -> str | None:
     site = program.trace.sites[name]
-    others = {n: jnp.zeros(program.trace.sites[n].shape, program.trace.sites[n].dtype) for n in program.trace.parameters}
+    others = {
+        n: jnp.zeros(program.trace.sites[n].shape, program.trace.sites[n].dtype) for n in program.trace.parameters
+    }
 
     def gradient(value, leaves, weights):
         def objective(value):

@@ -7,7 +7,7 @@ import functools
 import statistics
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -237,8 +237,10 @@ class EMResult:
         from emppl.checks import data_report
 
         report = jax.device_get(jax.jit(functools.partial(data_report, self._program))(self._leaves))
-        outermost = min(self._program.latents, key=lambda n: (len(self._program.trace.sites[n].plates) == 0,
-                                                              len(self._program.trace.sites[n].plates)))
+        outermost = min(
+            self._program.latents,
+            key=lambda n: (len(self._program.trace.sites[n].plates) == 0, len(self._program.trace.sites[n].plates)),
+        )
         return float(report[outermost]["weight"])
 
     @property
@@ -292,9 +294,7 @@ class EMResult:
             errors[name] = deviations[position : position + size].reshape(self.params[name].shape)
             position += size
         if self.boundary:
-            warnings.warn(
-                f"No standard error for entries on the boundary: {_shortened(self.boundary)}.", stacklevel=2
-            )
+            warnings.warn(f"No standard error for entries on the boundary: {_shortened(self.boundary)}.", stacklevel=2)
         return errors
 
     def covariance(self):
@@ -355,8 +355,10 @@ class EMResult:
             cells = [f"{number:>{size}.5g}" for number, size in zip(numbers, (12, 10, 12, 12), strict=True)]
             print(f"{label:{width}}  {'  '.join(cells)}")
         print()
-        print(f"log-likelihood {self.log_likelihood:.6f}, {self.num_parameters} free parameters, "
-              f"AIC {self.aic:.2f}, BIC {self.bic:.2f}")
+        print(
+            f"log-likelihood {self.log_likelihood:.6f}, {self.num_parameters} free parameters, "
+            f"AIC {self.aic:.2f}, BIC {self.bic:.2f}"
+        )
         print(f"{self.stop_reason.name.lower()} after {self.num_iterations} iterations. {self.stop_message}")
         finals = self.history["final_objectives"]
         if len(finals) > 1:

@@ -29,7 +29,11 @@ class Role:
 
 
 def assign_roles(
-    trace: Trace, dependence: Dependence, estimate: tuple[str, ...], latents: Mapping[str, Any], fixed: Mapping[str, Any]
+    trace: Trace,
+    dependence: Dependence,
+    estimate: tuple[str, ...],
+    latents: Mapping[str, Any],
+    fixed: Mapping[str, Any],
 ) -> dict[str, Role]:
     """Give every site its role.
 
@@ -64,7 +68,9 @@ def assign_roles(
         if name not in continuous + discrete:
             raise unknown_name("latents", name, continuous + discrete)
         if name in discrete and not isinstance(strategy, Enumerate):
-            raise ParameterError(f"latents[{name!r}]: a discrete latent is handled by emppl.Enumerate(), not {strategy!r}.")
+            raise ParameterError(
+                f"latents[{name!r}]: a discrete latent is handled by emppl.Enumerate(), not {strategy!r}."
+            )
         if name in continuous:
             raise ParameterError(
                 f"latents[{name!r}]: this version has no strategy that integrates a continuous latent. "

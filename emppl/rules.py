@@ -89,7 +89,9 @@ def _choose(context: RuleContext, name: str) -> Rule:
     if name in context.fixed:
         return Rule(name, "fixed", "held at the given value")
     if name in context.user_rules:
-        return Rule(name, "user", "the update given in m_step=", user=context.user_rules[name], indexed=_indexed(context, name))
+        return Rule(
+            name, "user", "the update given in m_step=", user=context.user_rules[name], indexed=_indexed(context, name)
+        )
     found = _closed_form(context, name)
     if isinstance(found, Rule):
         return found
@@ -131,7 +133,11 @@ def _closed_form(context: RuleContext, name: str) -> Rule | str:
         if update is not None and candidate is not update:
             return f"it enters as {update.title!r} and as {candidate.title!r}, which have no common closed form"
         update = candidate
-        if any(factor.parameters.get(other, frozenset()) & {name} for other in factor.family.argument_ranks if other != field):
+        if any(
+            factor.parameters.get(other, frozenset()) & {name}
+            for other in factor.family.argument_ranks
+            if other != field
+        ):
             return f"it enters more than one argument of site {factor.name!r}"
         selection = context.dependence.selection(name, position)
         if isinstance(selection, str):
@@ -187,7 +193,9 @@ def _constraint_binds(context: RuleContext, name: str, update: Update) -> str | 
     constraint = constraint_name(context.trace.sites[name].constraint)
     if constraint in update.support:
         return None
-    return f"its constraint {constraint!r} is not implied by the update (which needs one of {', '.join(update.support)})"
+    return (
+        f"its constraint {constraint!r} is not implied by the update (which needs one of {', '.join(update.support)})"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,5 +267,3 @@ def prior_arguments(base: Any, parameter_rank: int) -> PriorArguments:
         rank = parameter_rank - len(base.event_shape) + event
         values[name] = jnp.reshape(array, (1,) * (rank - array.ndim) + array.shape)
     return PriorArguments(values)
-
-

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -202,7 +202,9 @@ class _Recorder(Messenger):
             return
         name = msg["name"]
         if name in self.messages:
-            raise ModelError(f"The site name {name!r} is used twice. Give every sample and param site a name of its own.")
+            raise ModelError(
+                f"The site name {name!r} is used twice. Give every sample and param site a name of its own."
+            )
         if kind == "sample" and isinstance(msg["fn"], Unit):
             msg["is_observed"] = True
         if not msg.get("is_observed"):
@@ -387,9 +389,7 @@ def trace_model(model: Callable, leaves: list, skeleton: Any) -> Trace:
     plates = _plates(messages)
     nesting = _nesting(messages)
     latent_dims = {name: -(nesting + 1 + position) for position, name in enumerate(latents)}
-    atoms = {
-        name: discovered["atoms"][name].reshape((-1,) + (1,) * (-latent_dims[name] - 1)) for name in latents
-    }
+    atoms = {name: discovered["atoms"][name].reshape((-1,) + (1,) * (-latent_dims[name] - 1)) for name in latents}
     parameter_shapes = {
         name: value_shapes[name]
         for name, msg in messages.items()
@@ -410,7 +410,9 @@ def trace_model(model: Callable, leaves: list, skeleton: Any) -> Trace:
             sites[name] = _site(name, msg, recorder, discovered["atoms"], value_shapes, nesting)
         return arrays
 
-    atom_shapes = {name: jax.ShapeDtypeStruct(a.shape, jax.dtypes.canonicalize_dtype(a.dtype)) for name, a in atoms.items()}
+    atom_shapes = {
+        name: jax.ShapeDtypeStruct(a.shape, jax.dtypes.canonicalize_dtype(a.dtype)) for name, a in atoms.items()
+    }
     jaxpr, out_shape = jax.make_jaxpr(evaluate, return_shape=True)(parameter_shapes, atom_shapes, shapes)
     output_paths = [_path_names(path) for path, _ in jax.tree_util.tree_flatten_with_path(out_shape)[0]]
     out_tree = jax.tree.structure(out_shape)
@@ -525,7 +527,9 @@ def _site_arrays(name, msg, recorder) -> SiteArrays:
     if isinstance(base, Unit):
         return SiteArrays(base, {"log_factor": jnp.asarray(base.log_factor)}, jnp.zeros(()), mask, None, scale)
     arguments = {key: jnp.asarray(argument) for key, argument in given_arguments(base).items() if _is_array(argument)}
-    return SiteArrays(base, arguments, jnp.asarray(value), mask, label_mask, None if scale is None else jnp.asarray(scale))
+    return SiteArrays(
+        base, arguments, jnp.asarray(value), mask, label_mask, None if scale is None else jnp.asarray(scale)
+    )
 
 
 def _is_array(value) -> bool:

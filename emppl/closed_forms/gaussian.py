@@ -104,7 +104,9 @@ def _solve_scale(pooled, previous, stage):
         middle = count * spread - square
         root = jnp.sqrt(middle**2 + 4 * (count + 2) * square * spread)
         variance = jnp.where(
-            middle > 0, 2 * square * spread / jnp.where(middle > 0, middle + root, 1), (root - middle) / (2 * (count + 2))
+            middle > 0,
+            2 * square * spread / jnp.where(middle > 0, middle + root, 1),
+            (root - middle) / (2 * (count + 2)),
         )
         return jnp.sqrt(variance)
     if "linear" in pooled:
@@ -221,7 +223,11 @@ def _vector_natural(arguments, reference):
     white_loc = jnp.squeeze(whitener @ loc[..., None], -1)
     linear = jnp.squeeze(precision @ loc[..., None], -1)
     rows, columns, multiplicity = _pairs(dimension)
-    quadratic = -0.5 * jnp.asarray(multiplicity, loc.dtype).reshape((1,) * (precision.ndim - 2) + (-1,)) * precision[..., rows, columns]
+    quadratic = (
+        -0.5
+        * jnp.asarray(multiplicity, loc.dtype).reshape((1,) * (precision.ndim - 2) + (-1,))
+        * precision[..., rows, columns]
+    )
     batch = jnp.broadcast_shapes(linear.shape[:-1], quadratic.shape[:-1])
     eta = [jnp.broadcast_to(part, batch + part.shape[-1:]) for part in (linear, quadratic)]
     offset = -0.5 * jnp.sum(white_loc**2, -1) - log_det - 0.5 * dimension * _LOG_TWO_PI
