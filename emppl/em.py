@@ -354,7 +354,7 @@ class _Derived:
         params = {n: np.zeros((lanes, *sites[n].shape), sites[n].dtype) for n in self.program.free}
         states = loop.initial_states(params, lanes, jnp.result_type(float))
         prepared, _ = jax.eval_shape(self.prepare, leaves)
-        block = loop.make_block(loop.make_iteration(self.program, self.fused, False))
+        block: Any = loop.make_block(loop.make_iteration(self.program, self.fused, False))
         lowered = block.lower(states, leaves, prepared, *loop.limits(0.0, 0, 0))
         pool = concurrent.futures.ThreadPoolExecutor(1)
         self._blocks[lanes, False] = pool.submit(lowered.compile)

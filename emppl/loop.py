@@ -26,14 +26,14 @@ class LaneState(NamedTuple):
 
     params: Any
     good_params: Any
-    objective: jax.Array
-    log_likelihood: jax.Array
-    gain: jax.Array
-    stalls: jax.Array
-    iteration: jax.Array
-    status: jax.Array
-    collapsed_at: jax.Array
-    rounding: jax.Array
+    objective: Any
+    log_likelihood: Any
+    gain: Any
+    stalls: Any
+    iteration: Any
+    status: Any
+    collapsed_at: Any
+    rounding: Any
 
 
 class History(NamedTuple):
@@ -209,8 +209,9 @@ def scale_floors(program: Program, params, leaves, prepared) -> list[tuple[str, 
     arrays = program.evaluate(params, leaves, frozenset((name, "arguments") for name in program.factors))
     found = []
     for name, factor in sorted(program.factors.items()):
-        watched = factor.family is not None and factor.family.scale_floor is not None and name in prepared
-        if watched and factor.all_parameters & set(program.free):
+        if factor.family is None or factor.family.scale_floor is None or name not in prepared:
+            continue
+        if factor.all_parameters & set(program.free):
             found.append((name, factor.family.scale_floor(factor.arguments(arrays), prepared[name].reference)))
     return found
 

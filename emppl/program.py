@@ -259,8 +259,8 @@ def _check_memory(program: Program) -> None:
             sizes = {name: program.axes.sizes[name] for name in program.latents}
             raise ModelError(
                 f"Exact enumeration needs a table of {cells:.3g} cells ({cells * itemsize / 2**30:.3g} GiB) "
-                f"when summing out latent {step.latent!r}: too many latents meet in one factor. States by latent: {sizes}. "
-                "Reduce the number of states, or break the dependence between these latents."
+                f"when summing out latent {step.latent!r}: too many latents meet in one factor. "
+                f"States by latent: {sizes}. Reduce the number of states, or break the dependence between these latents."
             )
 
 

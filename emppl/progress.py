@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ class Progress:
         self.enabled = enabled
         self.max_iterations = max_iterations
         self.began = time.perf_counter()
-        self.bar = None
+        self.bar: Any = None
 
     def __call__(self, states) -> None:
         """Report the state of all restarts after one block."""

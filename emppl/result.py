@@ -115,8 +115,8 @@ class EMResult:
         notes = []
         if accurate:
             notes.append(
-                "Components are far narrower than the data, so that the matrix-product path would lose digits: the plain "
-                "path was taken."
+                "Components are far narrower than the data, so that the matrix-product path would lose digits: the "
+                "plain path was taken."
             )
         return cls(
             params=params,
@@ -479,8 +479,9 @@ def _distinct(objectives: np.ndarray, best: float) -> tuple[int, int]:
 def _collapsed_name(program: Program, flat: int) -> str:
     """Which component collapsed, from the flat position over all watched sites."""
     for name, factor in sorted(program.factors.items()):
-        watched = factor.family is not None and factor.family.scale_floor is not None
-        if not (watched and name in program.argument_shapes and factor.all_parameters & set(program.free)):
+        if factor.family is None or factor.family.scale_floor is None or name not in program.argument_shapes:
+            continue
+        if not factor.all_parameters & set(program.free):
             continue
         shapes = program.argument_shapes[name]
         ranks = factor.family.argument_ranks

@@ -95,7 +95,7 @@ def _choose(context: RuleContext, name: str) -> Rule:
     found = _closed_form(context, name)
     if isinstance(found, Rule):
         return found
-    rejected = (("closed form", found),)
+    rejected: tuple[tuple[str, str], ...] = (("closed form", found),)
     reason = _not_quadratic(context, name)
     if reason is None:
         detail = "Q is quadratic in it: one exact linear solve"
@@ -116,7 +116,9 @@ def _closed_form(context: RuleContext, name: str) -> Rule | str:
     """The closed-form rule, or the reason why there is none."""
     trace = context.trace
     rank = len(trace.sites[name].shape)
-    targets, update, indexed = [], None, [frozenset()] * rank
+    targets: list[Target] = []
+    update: Update | None = None
+    indexed: list[frozenset[str]] = [frozenset()] * rank
     entries = _entries(context, name)
     if not entries:
         return "no likelihood site depends on it"
@@ -181,7 +183,7 @@ def _latents_of(selection: Selection) -> list[frozenset[str]]:
 
 
 def _indexed(context: RuleContext, name: str) -> tuple[frozenset[str], ...]:
-    indexed = [frozenset()] * len(context.trace.sites[name].shape)
+    indexed: list[frozenset[str]] = [frozenset()] * len(context.trace.sites[name].shape)
     for _, _, position in _entries(context, name):
         selection = context.dependence.selection(name, position)
         if isinstance(selection, Selection):

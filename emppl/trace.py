@@ -79,8 +79,8 @@ class Trace:
         plates: every plate by name.
         distributions: class of every sample site's innermost distribution.
         jaxpr: the traced computation; its inputs and outputs are named by ``inputs`` and ``outputs``.
-        evaluate: ``evaluate(params, atoms, leaves, wanted=None) -> {site: SiteArrays}``, pure; ``wanted`` restricts it to
-            some ``(site, field)`` pairs, the other fields are None.
+        evaluate: ``evaluate(params, atoms, leaves, wanted=None) -> {site: SiteArrays}``, pure; ``wanted`` restricts it
+            to some ``(site, field)`` pairs, the other fields are None.
         initial: ``initial(rng_key, leaves) -> params``: declared values of params, prior draws of sampled parameters.
     """
 
@@ -332,7 +332,8 @@ def _failure(recorder: _Recorder, leaves, error: Exception) -> str:
     shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves) or "none"
     reached = f"after site {list(recorder.messages)[-1]!r}" if recorder.messages else "before its first site"
     latents = "".join(
-        f"\nLatent {name!r} was enumerated with shape {jnp.shape(recorder.messages[name]['value'])} (its states, then plates)."
+        f"\nLatent {name!r} was enumerated with shape {jnp.shape(recorder.messages[name]['value'])} "
+        "(its states, then plates)."
         for name in recorder.latents
     )
     return (

@@ -132,7 +132,7 @@ def _inverse(information, local) -> np.ndarray:
         worst = sorted({names[i] for i in np.argsort(-np.abs(vectors[:, 0]))[:3]})
         raise ValueError(
             "The observed information is not positive definite (smallest relative eigenvalue "
-            f"{values[0]:.2g}, mostly in {', '.join(worst)}): the likelihood is flat or the estimate is not an interior "
-            "maximum, so it has no standard errors. Run to convergence, or fix or constrain these parameters."
+            f"{values[0]:.2g}, mostly in {', '.join(worst)}): the likelihood is flat or the estimate is not an "
+            "interior maximum, so it has no standard errors. Run to convergence, or fix or constrain these parameters."
         )
     return (vectors / values) @ vectors.T / np.outer(unit, unit)
