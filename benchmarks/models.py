@@ -1,0 +1,46 @@
+"""The workloads as ordinary NumPyro models, and the common start in their parameters."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from numpyro.distributions import constraints
+
+
+def _mixture(x, K, component, parameter):
+    weights = numpyro.param("weights", jnp.ones(K) / K, constraint=constraints.simplex)
+    with numpyro.plate("rows", len(x)):
+        z = numpyro.sample("z", dist.Categorical(weights))
+        numpyro.sample("x", component({name: value[z] for name, value in parameter.items()}), obs=x)
+
+
+def full(x, K):
+    mean = numpyro.param("means", jnp.zeros((K, x.shape[1])))
+    unit = jnp.broadcast_to(jnp.eye(x.shape[1]), (K, x.shape[1], x.shape[1]))
+    covariance = numpyro.param("spread", unit, constraint=constraints.positive_definite)
+    normal = lambda at: dist.MultivariateNormal(at["mean"], covariance_matrix=at["covariance"])  # noqa: E731
+    _mixture(x, K, normal, {"mean": mean, "covariance": covariance})
+
+
+def diagonal(x, K):
+    mean = numpyro.param("means", jnp.zeros((K, x.shape[1])))
+    scale = numpyro.param("scale", jnp.ones((K, x.shape[1])), constraint=constraints.positive)
+    _mixture(x, K, lambda at: dist.Normal(at["mean"], at["scale"]).to_event(1), {"mean": mean, "scale": scale})
+
+
+def classes(x, K):
+    start = jnp.full((K, x.shape[1]), 0.5)
+    probability = numpyro.param("probabilities", start, constraint=constraints.unit_interval)
+    _mixture(x, K, lambda at: dist.Bernoulli(at["p"]).to_event(1), {"p": probability})
+
+
+MODELS = {"full": full, "diagonal": diagonal, "classes": classes}
+
+
+def initial(kind: str, start: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The common start, by the names that the model uses."""
+    if kind != "diagonal":
+        return dict(start)
+    return {"weights": start["weights"], "means": start["means"], "scale": np.sqrt(start["spread"])}

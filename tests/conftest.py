@@ -1,0 +1,21 @@
+"""Settings of the whole test session."""
+
+import pathlib
+import sys
+
+import jax
+
+# Oracles are compared to many digits; the precision must be set before anything is traced.
+jax.config.update("jax_enable_x64", True)
+# Silent broadcasting between arrays of different rank hides axis mistakes.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# models/ and benchmarks/ are not in the wheel; tests import them from the repository.
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+try:
+    import matplotlib
+except ImportError:
+    pass
+else:
+    matplotlib.use("Agg")

@@ -1,0 +1,187 @@
+"""Random plated discrete models against a loop over all joint assignments (``brute_force``).
+
+A structure is compiled once and then tried on several data sets, masks, weights and parameters: compiling, not
+running, is what costs time.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from brute_force import QUICK_COMPILE, BruteForce, unconstrained_gradient
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from random_models import model, random_data, random_params, specs
+
+import emppl  # noqa: F401  registers the families
+from emppl import estep, mstep
+from emppl.program import Options, derive
+from emppl.trace import split_arguments
+
+DRAWS = 3
+EM_STEPS = 10
+
+
+def deterministic(examples):
+    """Hypothesis settings: the same examples every time, no time limit per example, no shrinking."""
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.explicit, Phase.generate),  # specifications are small as they are: shrinking only costs time
+    )
+
+
+def derived(spec, priors, data):
+    """The program of a specification, and its data."""
+    leaves, skeleton = split_arguments((data, spec, priors), {})
+    return derive(model, leaves, skeleton, Options()), leaves
+
+
+def em_step(program, fused, params, leaves, prepared):
+    """One fused EM iteration: objective at ``params``, expectations, new parameters."""
+    found = estep.expectations(program, fused, params, leaves, prepared)
+    objective = found.log_likelihood + program.log_prior(params, leaves)
+    return mstep.m_step(program, params, found, leaves, prepared), objective, found.log_likelihood
+
+
+def everything(program, fused, params, leaves):
+    """All that is compared, in one compiled function."""
+    prepared = estep.prepare(program, fused, leaves)
+
+    def step(params, _):
+        new, objective, log_likelihood = em_step(program, fused, params, leaves, prepared)
+        return new, (new, objective, log_likelihood)
+
+    _, (path, objectives, log_likelihoods) = jax.lax.scan(step, params, None, length=EM_STEPS)
+    posterior = estep.e_step(program, params, leaves)
+    found, statistics = mstep.from_posterior(program, params, posterior, leaves)
+    return {
+        "log_likelihood": posterior.log_likelihood,
+        "marginals": estep.marginals(program, params, leaves),
+        "decoded": estep.decode(program, params, leaves),
+        "fused_log_likelihood": log_likelihoods[0],
+        "fused_params": jax.tree.map(lambda leaf: leaf[0], path),
+        "plain_params": mstep.m_step(program, params, found, leaves, statistics),
+        "objectives": objectives,
+    }
+
+
+def check(spec, priors):
+    """Every law that holds for one structure."""
+    compiled = program = None
+    for draw in range(DRAWS):
+        rng = np.random.default_rng([spec.seed, draw])
+        params, data = random_params(spec, rng), random_data(spec, rng)
+        oracle = BruteForce(model, params, data, spec, priors)
+        if compiled is None:
+            program, leaves = derived(spec, priors, data)
+            assert {rule.kind for rule in program.rules.values()} == {"closed form"}
+            function = functools.partial(everything, program, estep.plan_fused(program))
+            compiled = jax.jit(function, compiler_options=QUICK_COMPILE)
+        leaves, _ = split_arguments((data, spec, priors), {})
+        got = jax.device_get(compiled(params, leaves))
+
+        expected = oracle.log_likelihood()
+        np.testing.assert_allclose(got["log_likelihood"], expected, rtol=1e-10, atol=1e-10)
+        for name, table in oracle.marginals().items():
+            present = np.isfinite(table)
+            assert got["marginals"][name].shape == table.shape
+            np.testing.assert_allclose(got["marginals"][name][present], table[present], rtol=0, atol=1e-10)
+        best = oracle.log_joint().max()
+        np.testing.assert_allclose(oracle.score(got["decoded"]), best, rtol=1e-10, atol=1e-10)
+        np.testing.assert_allclose(got["fused_log_likelihood"], expected, rtol=1e-9, atol=1e-9)
+        for name, value in got["plain_params"].items():
+            np.testing.assert_allclose(got["fused_params"][name], value, rtol=1e-9, atol=1e-12, err_msg=name)
+        steps = np.diff(got["objectives"])
+        assert np.all(np.isfinite(got["objectives"]))
+        assert steps.min() >= -1e-11 * (1 + np.abs(got["objectives"]).max()), steps
+
+
+@deterministic(67)
+@given(specs(), st.booleans())
+def test_random_models(spec, priors):
+    """Log-likelihood, marginals and decoding equal brute force; fused equals plain; EM never decreases (201 models)."""
+    check(spec, priors)
+
+
+@pytest.mark.slow
+@settings(deterministic(67), max_examples=1000, derandomize=False)
+@given(specs(), st.booleans())
+def test_many_random_models(spec, priors):
+    """The same laws on 3,000 new models every time."""
+    check(spec, priors)
+
+
+def no_gradient(gradient, unit):
+    """Is a gradient zero, relative to the size of what was added up to get it?"""
+    for name, leaf in gradient.items():
+        assert np.all(np.abs(leaf) <= unit), (name, leaf)
+
+
+@deterministic(12)
+@given(specs(max_assignments=300), st.booleans())
+def test_m_step_is_stationary(spec, priors):
+    """Brute-force Q plus log prior has zero gradient at the M-step's solution, along every constraint's surface.
+
+    Blocks are updated in turn, so the M-step is repeated on the same posterior until blocks agree.
+    """
+    rng = np.random.default_rng(spec.seed)
+    params, data = random_params(spec, rng), random_data(spec, rng)
+    oracle = BruteForce(model, params, data, spec, priors)
+    program, leaves = derived(spec, priors, data)
+
+    def solve(params, leaves):
+        posterior = estep.e_step(program, params, leaves)
+        found, statistics = mstep.from_posterior(program, params, posterior, leaves)
+        step = lambda _, new: mstep.m_step(program, new, found, leaves, statistics)  # noqa: E731
+        return jax.lax.fori_loop(0, 60, step, {name: jnp.asarray(value) for name, value in params.items()})
+
+    solution = jax.jit(solve, compiler_options=QUICK_COMPILE)(params, leaves)
+    objective = lambda values: oracle.q(values) + oracle.log_prior(values)  # noqa: E731
+    interior = {name: value for name, value in solution.items() if inside(value)}
+    held = {name: value for name, value in solution.items() if name not in interior}
+    partly = lambda values: objective({**held, **values})  # noqa: E731
+    gradient = jax.jit(
+        lambda values: unconstrained_gradient(partly, values, oracle.constraints), compiler_options=QUICK_COMPILE
+    )
+    no_gradient(gradient(interior), 1e-8 * (1 + abs(float(objective(solution)))))
+
+
+def inside(value):
+    """Is a solution away from the boundary, where unconstrained coordinates are infinite?"""
+    return bool(np.all(np.isfinite(value)) and np.abs(value).max() < 100)
+
+
+@deterministic(10)
+@given(specs(weights=("none",), max_assignments=300))
+def test_fixed_point_is_stationary(spec):
+    """Where EM stops moving, the brute-force marginal likelihood (plus log prior) has zero gradient."""
+    rng = np.random.default_rng(spec.seed)
+    params, data = random_params(spec, rng), random_data(spec, rng)
+    oracle = BruteForce(model, params, data, spec, True)
+    program, leaves = derived(spec, True, data)
+    fused = estep.plan_fused(program)
+
+    def run(params, leaves):
+        prepared = estep.prepare(program, fused, leaves)
+        body = lambda _, params: em_step(program, fused, params, leaves, prepared)[0]  # noqa: E731
+        last = jax.lax.fori_loop(0, 3000, body, {name: jnp.asarray(value) for name, value in params.items()})
+        return last, body(0, last)
+
+    last, after = jax.jit(run)(params, leaves)
+    moved = max(float(np.abs(after[n] - last[n]).max() / (1 + np.abs(last[n]).max())) for n in last)
+    interior = {name: value for name, value in last.items() if inside(value)}
+    held = {name: value for name, value in last.items() if name not in interior}
+
+    def objective(values):
+        values = {**held, **values}
+        return oracle.log_likelihood(values) + oracle.log_prior(values)
+
+    gradient = jax.jit(lambda v: unconstrained_gradient(objective, v, oracle.constraints), compiler_options=QUICK_COMPILE)
+    print(spec, moved, {k: float(np.abs(v).max()) for k, v in gradient(interior).items()})
+    no_gradient(gradient(interior), 1e-6)
