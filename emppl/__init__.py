@@ -14,11 +14,11 @@ from emppl.uncertainty import Covariance
 __version__ = "0.1.0"
 
 __all__ = [
-    "EM",
     "Certificate",
     "Comparison",
     "Covariance",
     "DataError",
+    "EM",
     "EMError",
     "EMResult",
     "Enumerate",

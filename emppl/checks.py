@@ -113,14 +113,16 @@ def check_report(program: Program, report: Mapping[str, Mapping[str, Any]]) -> N
                 "EM(model, prior=False)."
             )
     for name, rule in program.rules.items():
-        for latents in rule.indexed:
-            for latent in latents:
-                states, cells = program.trace.sites[latent].states, float(report[latent]["weight"])
-                if rule.kind == "closed form" and _needs_data(program, rule) and states > cells:
-                    raise DataError(
-                        f"Latent {latent!r} has {states} states but only {cells:g} data cells, so parameter {name!r} "
-                        f"has more components than data. Use at most {int(cells)} components."
-                    )
+        if rule.kind != "closed form" or not _needs_data(program, rule):
+            continue
+        for latents in filter(None, rule.indexed):
+            states = max(program.trace.sites[latent].states for latent in latents)
+            cells = sum(float(report[latent]["weight"]) for latent in latents)
+            if states > cells:
+                raise DataError(
+                    f"Latent {min(latents)!r} has {states} states but only {cells:g} data cells, so parameter {name!r} "
+                    f"has more components than data. Use at most {int(cells)} components."
+                )
 
 
 def _needs_data(program: Program, rule) -> bool:

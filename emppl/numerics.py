@@ -37,7 +37,8 @@ def _logsumexp_jvp(axis, primals, tangents):
     exponentials = jnp.exp(table - peak)
     total = jnp.sum(exponentials, axis, keepdims=True)
     weights = exponentials * (1 / jnp.where(total > 0, total, 1))
-    return peak + jnp.log(total), jnp.sum(weights * tangent, axis, keepdims=True)
+    # The value comes from the guarded function again, so that second derivatives are guarded too.
+    return logsumexp(table, axis), jnp.sum(weights * tangent, axis, keepdims=True)
 
 
 def _finite_peak(table, axis):

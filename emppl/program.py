@@ -170,7 +170,14 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
         site = trace.sites[name]
         if site.kind == "discrete":
             in_latents["value"] = frozenset([name])
-        family = None if name in labels else family_of(trace.distributions[name])
+        family = family_of(trace.distributions[name])
+        if name in labels:
+            # Labels only say which states are possible: their distribution belongs to the latent.
+            family = None
+            in_latents, in_parameters = (
+                {field: found[field] for field in ("value", "mask", "label_mask") if field in found}
+                for found in (in_latents, in_parameters)
+            )
         factors[name] = SiteFactor(
             site, axes, family, in_latents, in_parameters, labels.get(name), _categories(trace, name)
         )

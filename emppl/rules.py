@@ -165,6 +165,8 @@ def _entries(context: RuleContext, name: str):
         factor = context.factors.get(path[0])
         if factor is None or ("parameter", name) not in context.dependence.of_output(position):
             continue
+        if factor.labels_of is not None and path[1] not in ("value", "mask", "label_mask"):
+            continue
         if path[1] == "distribution":
             if factor.family is None or factor.site.kind == "factor":
                 found.append((factor, "distribution", position))

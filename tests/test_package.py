@@ -62,7 +62,7 @@ def test_importing_emppl_starts_no_backend_and_keeps_the_precision():
 def test_public_names_are_those_of_all():
     modules = {name.split(".")[1] for name in FILES if name != "emppl"}
     assert {name for name in vars(emppl) if not name.startswith("_")} - modules == set(emppl.__all__) - modules
-    assert list(emppl.__all__) == sorted(emppl.__all__)
+    assert len(emppl.__all__) == len(set(emppl.__all__))
 
 
 @pytest.mark.parametrize("name", emppl.__all__)
