@@ -14,7 +14,6 @@ from numpyro.distributions import biject_to, constraints
 from emppl.errors import ParameterError
 from emppl.trace import as_numpyro_expects
 
-_UNDERFLOW = 1e-100
 _FLAT_ELEMENTWISE = ("real", "real_vector", "real_matrix", "positive", "nonnegative", "softplus_positive", "interval")
 
 
@@ -128,8 +127,9 @@ def chart(constraint: Any, estimate: np.ndarray, edge: float) -> Chart:
     name = constraint_name(constraint)
     estimate = np.asarray(estimate)
     if name in ("simplex", "unit_interval", "open_interval"):
-        # Probabilities that small are zeros; as they are, their second derivatives would overflow.
-        estimate = np.where(estimate < _UNDERFLOW, 0, estimate)
+        # Entries on the edge are held there, but their second derivatives must not overflow.
+        smallest = float(np.sqrt(np.finfo(estimate.dtype).tiny))
+        estimate = np.clip(estimate, smallest, 1 - np.finfo(estimate.dtype).epsneg)
     if name == "simplex":
         return _simplex_chart(estimate, edge)
     if name in ("positive_definite", "lower_cholesky"):

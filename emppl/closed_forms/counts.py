@@ -17,8 +17,10 @@ def _events_and_exposure(moments, arguments, current):
 
 
 def _solve_rate(pooled, previous, stage):
+    """No event at all gives the smallest rate whose log-probability and derivatives are finite."""
     del stage
-    return safe_divide(pooled["events"], pooled["exposure"], previous)
+    rate = safe_divide(pooled["events"], pooled["exposure"], previous)
+    return jnp.maximum(rate, jnp.sqrt(jnp.finfo(rate.dtype).tiny))
 
 
 def gamma_on_rate(pooled, prior):
