@@ -70,7 +70,11 @@ def _full(columns: int) -> Family:
         means = sums[:, 1 : 1 + columns] / count
         half = sums[:, 1 + columns :] / count - means[:, above[0]] * means[:, above[1]]
         spread = jnp.zeros((len(sums), columns, columns)).at[:, above[0], above[1]].set(half)
-        return {"weights": count[:, 0] / count.sum(), "means": means, "spread": spread.at[:, above[1], above[0]].set(half)}
+        return {
+            "weights": count[:, 0] / count.sum(),
+            "means": means,
+            "spread": spread.at[:, above[1], above[0]].set(half),
+        }
 
     return Family(prepare, lambda block: block, natural, solve, 4000)
 

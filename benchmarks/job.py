@@ -31,7 +31,9 @@ def _emppl(work, data, start):
         em.max_iterations = iterations
         result = em.run(key, data, K=work.components, init_params=params)
         if result.num_iterations != iterations:
-            raise RuntimeError(f"stopped after {result.num_iterations} of {iterations} iterations: {result.stop_reason}")
+            raise RuntimeError(
+                f"stopped after {result.num_iterations} of {iterations} iterations: {result.stop_reason}"
+            )
         return result.log_likelihood
 
     return fit

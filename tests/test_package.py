@@ -46,7 +46,9 @@ def imports_at_load(name):
 
 def test_importing_emppl_leaves_optional_packages_alone():
     # What jax and numpyro load by themselves is not ours to forbid.
-    program = "import sys, jax, numpyro, numpyro.distributions, numpyro.infer; before = set(sys.modules); import emppl; "
+    program = (
+        "import sys, jax, numpyro, numpyro.distributions, numpyro.infer; before = set(sys.modules); import emppl; "
+    )
     program += f"print(*[name for name in {OPTIONAL!r} if name in set(sys.modules) - before])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
@@ -90,6 +92,7 @@ def test_one_module_touches_numpyro_handlers():
         name
         for name in FILES
         for node in ast.walk(parse(name))
-        if isinstance(node, ast.Import | ast.ImportFrom | ast.Attribute) and any(f in ast.unparse(node) for f in forbidden)
+        if isinstance(node, ast.Import | ast.ImportFrom | ast.Attribute)
+        and any(f in ast.unparse(node) for f in forbidden)
     }
     assert users <= {"emppl.trace"}

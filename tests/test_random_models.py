@@ -13,6 +13,7 @@ import pytest
 from brute_force import QUICK_COMPILE, BruteForce, unconstrained_gradient
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from numpyro.distributions import biject_to
 from random_models import model, random_data, random_params, specs
 
 import emppl  # noqa: F401  registers the families
@@ -20,7 +21,7 @@ from emppl import estep, mstep
 from emppl.program import Options, derive
 from emppl.trace import split_arguments
 
-DRAWS = 3
+DRAWS = 5
 EM_STEPS = 10
 
 
@@ -102,18 +103,18 @@ def check(spec, priors):
         assert steps.min() >= -1e-11 * (1 + np.abs(got["objectives"]).max()), steps
 
 
-@deterministic(67)
+@deterministic(40)
 @given(specs(), st.booleans())
 def test_random_models(spec, priors):
-    """Log-likelihood, marginals and decoding equal brute force; fused equals plain; EM never decreases (201 models)."""
+    """Log-likelihood, marginals and decoding equal brute force; fused equals plain; EM never falls (200 models)."""
     check(spec, priors)
 
 
 @pytest.mark.slow
-@settings(deterministic(67), max_examples=1000, derandomize=False)
+@settings(deterministic(40), max_examples=600, derandomize=False)
 @given(specs(), st.booleans())
 def test_many_random_models(spec, priors):
-    """The same laws on 3,000 new models every time."""
+    """The same laws on 300 new models every time."""
     check(spec, priors)
 
 
@@ -145,7 +146,7 @@ def test_m_step_is_stationary(spec, priors):
     objective = lambda values: oracle.q(values) + oracle.log_prior(values)  # noqa: E731
     # NumPyro's Bernoulli(logits=...) has a kink at exactly 0, where automatic differentiation gives a one-sided slope.
     solution = {name: jnp.where(value == 0, 1e-12, value) for name, value in solution.items()}
-    interior = {name: value for name, value in solution.items() if inside(value)}
+    interior = inside(solution, oracle.constraints)
     held = {name: value for name, value in solution.items() if name not in interior}
     partly = lambda values: objective({**held, **values})  # noqa: E731
     gradient = jax.jit(
@@ -154,9 +155,11 @@ def test_m_step_is_stationary(spec, priors):
     no_gradient(gradient(interior), 1e-8 * (1 + abs(float(objective(solution)))))
 
 
-def inside(value):
-    """Is a solution away from the boundary, where unconstrained coordinates are infinite?"""
-    return bool(np.all(np.isfinite(value)) and np.abs(value).max() < 100)
+def inside(solution, supports):
+    """The parameters away from the boundary, where unconstrained coordinates are infinite."""
+    with jax.numpy_rank_promotion("allow"):
+        free = {name: biject_to(supports[name]).inv(value) for name, value in solution.items()}
+    return {n: v for n, v in solution.items() if np.all(np.isfinite(free[n])) and np.abs(free[n]).max() < 100}
 
 
 @deterministic(10)
@@ -172,18 +175,17 @@ def test_fixed_point_is_stationary(spec):
     def run(params, leaves):
         prepared = estep.prepare(program, fused, leaves)
         body = lambda _, params: em_step(program, fused, params, leaves, prepared)[0]  # noqa: E731
-        last = jax.lax.fori_loop(0, 3000, body, {name: jnp.asarray(value) for name, value in params.items()})
-        return last, body(0, last)
+        return jax.lax.fori_loop(0, 3000, body, {name: jnp.asarray(value) for name, value in params.items()})
 
-    last, after = jax.jit(run)(params, leaves)
-    moved = max(float(np.abs(after[n] - last[n]).max() / (1 + np.abs(last[n]).max())) for n in last)
-    interior = {name: value for name, value in last.items() if inside(value)}
+    last = jax.jit(run)(params, leaves)
+    interior = inside(last, oracle.constraints)
     held = {name: value for name, value in last.items() if name not in interior}
 
     def objective(values):
         values = {**held, **values}
         return oracle.log_likelihood(values) + oracle.log_prior(values)
 
-    gradient = jax.jit(lambda v: unconstrained_gradient(objective, v, oracle.constraints), compiler_options=QUICK_COMPILE)
-    print(spec, moved, {k: float(np.abs(v).max()) for k, v in gradient(interior).items()})
+    gradient = jax.jit(
+        lambda values: unconstrained_gradient(objective, values, oracle.constraints), compiler_options=QUICK_COMPILE
+    )
     no_gradient(gradient(interior), 1e-6)
