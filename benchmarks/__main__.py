@@ -23,6 +23,10 @@ from benchmarks.workloads import WORKLOADS, load
 _RELATIVE = 1e-9
 _PEERS = {"G1": "scikit-learn", "G2": "scikit-learn", "L1": "StepMix", "OF": "scikit-learn"}
 _PACKAGES = ("jax", "numpyro", "numpy", "scipy", "scikit-learn", "stepmix")
+_COLUMNS = (
+    *("iteration, best", "median", "ratio", "warm fit, best", "median"),
+    *("process, best", "median", "memory", "log-likelihood"),
+)
 _METHOD = """\
 Every implementation starts from the same parameters on the same float64 data and makes the stated number of EM
 iterations, without priors or regularisation. Jobs run one at a time, round-robin, each in a fresh process, so that a
@@ -87,8 +91,8 @@ def table(workload: str, rows: list[dict]) -> str:
         "",
         f"{work.iterations} iterations.",
         "",
-        "| | iteration, best | median | ratio | warm fit, best | median | process, best | median | memory | log-likelihood |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| | " + " | ".join(_COLUMNS) + " |",
+        "|---" * (1 + len(_COLUMNS)) + "|",
     ]
     by_name = {
         name: {

@@ -46,7 +46,6 @@ def data_report(program: Program, leaves) -> dict[str, dict[str, jax.Array]]:
 _UNBOUNDED_BELOW_ONE = {
     "Dirichlet": ("concentration",),
     "Beta": ("concentration0", "concentration1"),
-    "Gamma": ("concentration",),
 }
 
 
@@ -61,7 +60,8 @@ def _value_report(factor, mine) -> dict[str, jax.Array]:
     finite = jnp.isfinite(value) if jnp.issubdtype(value.dtype, jnp.inexact) else jnp.ones(value.shape, bool)
     finite = jnp.all(finite, tuple(range(rank, value.ndim)))
     inside = jnp.ones((), bool)
-    if not factor.parameters.get("value") and not factor.latents.get("value"):
+    settled = not factor.parameters.get("value") and not factor.latents.get("value")
+    if settled and (factor.family is not None or not factor.all_parameters | factor.all_latents):
         try:
             with as_numpyro_expects():
                 inside = jnp.asarray(mine.distribution.support(value))

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from emppl.errors import ModelError
-from emppl.numerics import logsumexp, safe_divide
+from emppl.numerics import logsumexp, safe_divide, weighted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +213,7 @@ def _rescale(table, scale, reference):
     if scale is None and reference is None or scale is reference:
         return table
     if scale is None:
-        return table / reference
+        return safe_divide(jnp.ones_like(reference), reference, jnp.ones_like(reference)) * table
     if reference is None:
-        return scale * table
+        return weighted(*jnp.broadcast_arrays(scale, table))
     return safe_divide(scale, reference, jnp.ones_like(reference)) * table

@@ -85,7 +85,9 @@ def e_step(program: Program, params, leaves) -> Posterior:
 def _gradient_of_probes(program: Program, params, leaves, sum_outs: Mapping[int, SumOut]) -> dict[str, jax.Array]:
     """Gradient with respect to a zero table for every latent over all its plates."""
     arrays = program.evaluate(params, leaves)
-    tables, scales = program.tables(arrays), program.scales(arrays)
+    tables = program.tables(arrays)
+    # A cell of weight zero has a posterior too: let it count next to nothing instead of nothing.
+    scales = {n: None if s is None else jnp.where(s == 0, 1e-30, s) for n, s in program.scales(arrays).items()}
     owners = _owners(program, scales)
     probes = {}
     for latent in program.latents:

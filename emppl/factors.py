@@ -106,6 +106,9 @@ class SiteFactor:
         if self.labels_of is not None:
             atoms = self._constant(arrays[self.labels_of].value, frozenset([self.labels_of]), 0)
             value, known = (self._constant(part, frozenset(), 0) for part in _padded(mine.value, mine.label_mask))
+            if mine.mask is not None:
+                present = self._constant(jnp.asarray(mine.mask), frozenset(), 0)
+                known = known & present
             matches = jnp.where(atoms == value, 0.0, -jnp.inf)
             return jnp.where(known, matches, 0.0)
         if self.site.kind == "factor":
@@ -113,7 +116,11 @@ class SiteFactor:
         else:
             rank = len(mine.distribution.event_shape)
             with as_numpyro_expects():
-                table = mine.distribution.log_prob(self._unmasked(mine, rank))
+                value = self._unmasked(mine, rank)
+                table = mine.distribution.log_prob(value)
+                if self.site.kind == "observed" and (self.family is None or self.latents.get("value")):
+                    # Outside its support a density is zero, which NumPyro's log_prob leaves to the caller.
+                    table = _zero_outside(mine.distribution, value, table)
         events = self.site.reinterpreted
         table = jnp.reshape(table, (1,) * max(0, events - table.ndim) + table.shape)
         table = jnp.broadcast_to(table, table.shape[: table.ndim - events] + self.event_sizes)
@@ -328,6 +335,14 @@ class SiteFactor:
         split = jnp.reshape(sums[..., :-1], sums.shape[:rank] + events + (-1,))
         count = jnp.reshape(sums[..., -1], sums.shape[:rank] + (1,) * len(events))
         return self.family.moments(split, jnp.broadcast_to(count, split.shape[:-1]), reference)
+
+
+def _zero_outside(distribution, value, table):
+    try:
+        inside = jnp.asarray(distribution.support(value))
+    except (NotImplementedError, TypeError, AttributeError):
+        return table
+    return jnp.where(inside, table, -jnp.inf)
 
 
 def _padded(*arrays):

@@ -155,8 +155,7 @@ def q_of(program: Program, names, params, weights, leaves):
     def objective(block: Mapping[str, jax.Array]) -> jax.Array:
         arrays = program.evaluate({**params, **block}, leaves)
         total = jnp.zeros((), jnp.result_type(float))
-        if any(program.trace.sites[name].kind == "continuous" for name in names):
-            total = total + program.log_prior_from(arrays)
+        total = total + program.log_prior_from(arrays)
         for factor_name, factor in program.factors.items():
             if factor.all_parameters & set(names):
                 total = total + jnp.sum(weighted(weights[factor_name], factor.table(arrays)))
@@ -166,7 +165,10 @@ def q_of(program: Program, names, params, weights, leaves):
 
 
 def _newton_step(program: Program, name: str, params, weights, leaves) -> jax.Array:
-    """Exact maximiser of a quadratic: one Newton step, with a minimum-norm step in flat directions."""
+    """Exact maximiser of a quadratic: one Newton step, with a minimum-norm step in flat directions.
+
+    A quadratic without a maximum (convex, or sloping along a flat direction) gives NaN, which the loop reports.
+    """
     objective = q_of(program, [name], params, weights, leaves)
     shape = params[name].shape
     flat = lambda vector: objective({name: vector.reshape(shape)})  # noqa: E731
@@ -174,8 +176,12 @@ def _newton_step(program: Program, name: str, params, weights, leaves) -> jax.Ar
     gradient, hessian = jax.grad(flat)(start), jax.hessian(flat)(start)
     unit = jnp.sqrt(jnp.maximum(-jnp.diagonal(hessian), jnp.finfo(start.dtype).tiny))
     scaled = -hessian / (unit[:, None] * unit[None, :])
-    step = jnp.linalg.lstsq(scaled, gradient / unit)[0] / unit
-    return (start + step).reshape(shape)
+    wanted = gradient / unit
+    step = jnp.linalg.lstsq(scaled, wanted)[0]
+    slack = jnp.finfo(start.dtype).eps ** 0.5
+    solved = jnp.linalg.norm(scaled @ step - wanted) <= slack * (1 + jnp.linalg.norm(wanted))
+    concave = jnp.all(jnp.diagonal(hessian) <= 0) & (jnp.linalg.eigvalsh(scaled)[0] >= -slack * start.size)
+    return jnp.where(solved & concave, start + step / unit, jnp.nan).reshape(shape)
 
 
 def _user_update(program: Program, rule: Rule, params, expectations: Expectations, leaves) -> jax.Array:

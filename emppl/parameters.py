@@ -14,6 +14,7 @@ from numpyro.distributions import biject_to, constraints
 from emppl.errors import ParameterError
 from emppl.trace import as_numpyro_expects
 
+_ZERO = 1e-12
 _FLAT_ELEMENTWISE = ("real", "real_vector", "real_matrix", "positive", "nonnegative", "softplus_positive", "interval")
 
 
@@ -119,7 +120,7 @@ def chart(constraint: Any, estimate: np.ndarray, edge: float) -> Chart:
     Args:
         constraint: where the parameter lives.
         estimate: the point.
-        edge: how close to its bound an entry counts as being on it (relative for scales).
+        edge: how close to its bound a probability counts as being on it (positive numbers: 1e-12, whatever the units).
 
     Returns:
         The chart.
@@ -137,7 +138,7 @@ def chart(constraint: Any, estimate: np.ndarray, edge: float) -> Chart:
     if name in ("unit_interval", "open_interval"):
         return _linear_chart(estimate, (estimate < edge) | (estimate > 1 - edge))
     if name in ("positive", "nonnegative", "softplus_positive"):
-        return _linear_chart(estimate, estimate < edge * max(1.0, float(np.max(np.abs(estimate), initial=0))))
+        return _linear_chart(estimate, estimate < _ZERO)
     if name in _FLAT_ELEMENTWISE:
         return _linear_chart(estimate, np.zeros(estimate.shape, bool))
     start = np.asarray(unconstrain(constraint, jnp.asarray(estimate)))
@@ -176,7 +177,7 @@ def _simplex_chart(estimate, edge) -> Chart:
             direction = np.zeros(estimate.shape)
             direction[(*cell, entry)], direction[(*cell, last)] = 1.0, -1.0
             basis.append(direction)
-        if len(inside) == 1:
+        if len(inside) == 1 and estimate.shape[-1] > 1:
             boundary[(*cell, last)] = True
     return _basis_chart(estimate, basis, boundary)
 

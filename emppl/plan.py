@@ -162,6 +162,12 @@ def build_plan(program: Program, fused: FusedPlan) -> Plan:
 
 
 def _objective(program: Program) -> str:
+    subsampled = ", ".join(repr(plate.name) for plate in program.trace.plates.values() if plate.size < plate.full_size)
+    where = f", on one fixed subsample of plate {subsampled}" if subsampled else ""
+    return _criterion(program) + where
+
+
+def _criterion(program: Program) -> str:
     priors = [n for n in program.free if program.trace.sites[n].kind == "continuous"]
     if priors and program.use_prior:
         return "maximum a posteriori (exact E-step)"

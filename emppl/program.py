@@ -184,6 +184,7 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
     shapes = [jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
     program = Program(trace, axes, factors, (), roles, {}, dict(options.fixed), options.prior)
     parts = _parts(program)
+    _check_fields(program, shapes)
     shapes_of, features = _shapes(program, shapes)
     program = dataclasses.replace(program, parts=parts, argument_shapes=shapes_of, feature_counts=features)
     _check_memory(program)
@@ -233,6 +234,31 @@ def _parts(program: Program) -> tuple[Part, ...]:
     return tuple(parts)
 
 
+def _check_fields(program: Program, leaves) -> None:
+    """Refuse weights that are not data, and tables that lost the axis of a latent they depend on."""
+    sites = program.trace.sites
+    params = {n: jax.ShapeDtypeStruct(sites[n].shape, sites[n].dtype) for n in program.trace.parameters}
+    tables = jax.eval_shape(
+        lambda params, leaves: program.tables(program.trace.evaluate(params, program.trace.atoms, leaves)),
+        params,
+        leaves,
+    )
+    for name, factor in program.factors.items():
+        depends = factor.latents.get("cell_weight", frozenset()) | factor.parameters.get("cell_weight", frozenset())
+        if depends:
+            raise ModelError(
+                f"The weight (handlers.scale) of site {name!r} depends on {sorted(depends)}. Weights count data "
+                "and must be data; put a term that depends on latents or parameters in numpyro.factor."
+            )
+        for latent in sorted(factor.all_latents):
+            if tables[name].shape[program.axes.names.index(latent)] == 1 and sites[latent].states > 1:
+                raise ModelError(
+                    f"Site {name!r} depends on latent {latent!r} through a sum, mean or similar over its array. "
+                    f"That array holds the states of {latent!r}, not its plate cells, so the model would be another "
+                    "one. Use the latent elementwise or as an index."
+                )
+
+
 def _shapes(program: Program, leaves):
     """Aligned argument shapes and feature counts, abstractly."""
     params = {
@@ -267,7 +293,8 @@ def _check_memory(program: Program) -> None:
             raise ModelError(
                 f"Exact enumeration needs a table of {cells:.3g} cells ({cells * itemsize / 2**30:.3g} GiB) "
                 f"when summing out latent {step.latent!r}: too many latents meet in one factor. "
-                f"States by latent: {sizes}. Reduce the number of states, or break the dependence between these latents."
+                f"States by latent: {sizes}. Reduce the number of states, or break the dependence between these "
+                "latents."
             )
 
 
@@ -280,7 +307,7 @@ def _is_quadratic(program: Program, shapes, name: str) -> str | None:
     def gradient(value, leaves, weights):
         def objective(value):
             arrays = program.evaluate({**others, name: value}, leaves)
-            total = program.log_prior_from(arrays) if program.use_prior and site.kind == "continuous" else 0.0
+            total = program.log_prior_from(arrays)
             for factor_name, factor in program.factors.items():
                 if name in factor.all_parameters:
                     total = total + jnp.sum(weighted(weights[factor_name], factor.table(arrays)))

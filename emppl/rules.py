@@ -149,6 +149,9 @@ def _closed_form(context: RuleContext, name: str) -> Rule | str:
         targets.append(Target(factor.name, field))
         indexed = [known | new for known, new in zip(indexed, _latents_of(selection), strict=True)]
     assert update is not None
+    for other in context.trace.parameters:
+        if context.use_prior and other != name and _prior_depends_on(context, other, name):
+            return f"the prior of {other!r} depends on it"
     refusal = _constraint_binds(context, name, update)
     if refusal is not None:
         return refusal
@@ -175,9 +178,18 @@ def _entries(context: RuleContext, name: str):
     return found
 
 
+def _prior_depends_on(context: RuleContext, other: str, name: str) -> bool:
+    return any(
+        path[0] == other and path[1] != "value" and ("parameter", name) in context.dependence.of_output(position)
+        for path, position in context.trace.outputs.items()
+    )
+
+
 def _keeps_cells_whole(context, selection: Selection, rank: int, event_rank: int, position: int) -> bool:
     out_rank = len(context.dependence.jaxpr.outvars[position].aval.shape)
-    return all(selection.position[rank - back] == out_rank - back for back in range(1, event_rank + 1))
+    return rank >= event_rank and all(
+        selection.position[rank - back] == out_rank - back for back in range(1, event_rank + 1)
+    )
 
 
 def _latents_of(selection: Selection) -> list[frozenset[str]]:

@@ -29,11 +29,12 @@ from emppl.errors import DataError, EMError, ModelError
 
 @dataclasses.dataclass(frozen=True)
 class Plate:
-    """One plate: its name, its (negative) batch dimension and its number of cells."""
+    """One plate: its name, its (negative) batch dimension, its number of cells, and how many before subsampling."""
 
     name: str
     dim: int
     size: int
+    full_size: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +189,7 @@ class _Recorder(Messenger):
         self.answer = answer
         self.messages: dict[str, dict] = {}
         self.latents: dict[str, str] = {}
+        self.plate_sizes: dict[str, int] = {}
 
     def process_message(self, msg) -> None:
         kind = msg["type"]
@@ -198,6 +200,8 @@ class _Recorder(Messenger):
             )
         if kind == "deterministic" and f"{msg['name']}_unobserved" in self.latents:
             msg["value"] = self.messages[f"{msg['name']}_unobserved"]["value"]
+        if kind == "plate":
+            self.plate_sizes[msg["name"]] = msg["args"][0]
         if kind not in ("sample", "param"):
             return
         name = msg["name"]
@@ -208,6 +212,11 @@ class _Recorder(Messenger):
         if kind == "sample" and isinstance(msg["fn"], Unit):
             msg["is_observed"] = True
         if not msg.get("is_observed"):
+            if msg["value"] is not None:
+                raise ModelError(
+                    f"Site {name!r} is given a value by a handler (substitute or condition). Fix a parameter with "
+                    f"EM(model, fixed={{{name!r}: value}}), and observe data with obs=."
+                )
             msg["value"] = self.answer(msg)
             if kind == "sample" and _is_discrete(msg["fn"]):
                 self.latents[name] = name
@@ -377,7 +386,7 @@ def trace_model(model: Callable, leaves: list, skeleton: Any) -> Trace:
 
     def discover(leaves):
         recorder = _run(model, _start_value, leaves, skeleton, jax.random.key(0))
-        discovered.update(messages=recorder.messages, latents=list(recorder.latents))
+        discovered.update(messages=recorder.messages, latents=list(recorder.latents), plate_sizes=recorder.plate_sizes)
         names = [n for n, m in recorder.messages.items() if m["type"] == "param" or not m.get("is_observed")]
         values = {n: jnp.asarray(recorder.messages[n]["value"]) for n in names}
         atoms = {n: support_values(n, _enumerable(n, m)) for n, m in recorder.messages.items() if n in recorder.latents}
@@ -387,7 +396,10 @@ def trace_model(model: Callable, leaves: list, skeleton: Any) -> Trace:
     value_shapes = jax.eval_shape(discover, shapes)
     messages = discovered["messages"]
     latents = discovered["latents"]
-    plates = _plates(messages)
+    plates = {
+        name: dataclasses.replace(plate, full_size=discovered["plate_sizes"].get(name, plate.size))
+        for name, plate in _plates(messages).items()
+    }
     nesting = _nesting(messages)
     latent_dims = {name: -(nesting + 1 + position) for position, name in enumerate(latents)}
     atoms = {name: discovered["atoms"][name].reshape((-1,) + (1,) * (-latent_dims[name] - 1)) for name in latents}
@@ -521,8 +533,9 @@ def _site_arrays(name, msg, recorder) -> SiteArrays:
     label_mask = None
     stem = _label_stem(name, recorder)
     if stem is not None:
-        # The innermost mask says which labels are known; the rest are the user's own masks.
-        label_mask, masks = masks[0][0], masks[1:]
+        position = _label_layer(stem, recorder)
+        label_mask = masks[position][0]
+        masks = masks[:position] + masks[position + 1 :]
     mask = _element_mask(masks)
     scale = msg.get("scale")
     if isinstance(base, Unit):
@@ -530,6 +543,18 @@ def _site_arrays(name, msg, recorder) -> SiteArrays:
     arguments = {key: jnp.asarray(argument) for key, argument in given_arguments(base).items() if _is_array(argument)}
     return SiteArrays(
         base, arguments, jnp.asarray(value), mask, label_mask, None if scale is None else jnp.asarray(scale)
+    )
+
+
+def _label_layer(stem, recorder) -> int:
+    """Which mask of a partly observed site says where labels are known: the first that differs between its halves."""
+    halves = [unwrap(recorder.messages[f"{stem}_{end}"]["fn"])[2] for end in ("observed", "unobserved")]
+    for position, (known, unknown) in enumerate(zip(*halves, strict=True)):
+        if known[0] is not unknown[0]:
+            return position
+    raise ModelError(
+        f"Sites {stem}_observed and {stem}_unobserved look like the halves of a partly observed site {stem!r}, but "
+        "carry no obs_mask. Rename them, or write numpyro.sample(..., obs=labels, obs_mask=known)."
     )
 
 

@@ -74,9 +74,9 @@ class BruteForce:
         values = itertools.product(*(cell.support for cell in self.cells))
         columns = np.array(list(values)).reshape(-1, len(self.cells))
         self.assignments = {
-            name: np.stack(
-                [columns[:, i] for i, cell in enumerate(self.cells) if cell.site == name], -1
-            ).reshape((-1, *self.shapes[name]))
+            name: np.stack([columns[:, i] for i, cell in enumerate(self.cells) if cell.site == name], -1).reshape(
+                (-1, *self.shapes[name])
+            )
             for name in self.latents
         }
         self.messages = messages
@@ -143,7 +143,9 @@ class BruteForce:
         result = {}
         for name in self.latents:
             support = _support(self.messages[name])
-            table = np.stack([np.tensordot(posterior, self.assignments[name] == value, (0, 0)) for value in support], -1)
+            table = np.stack(
+                [np.tensordot(posterior, self.assignments[name] == value, (0, 0)) for value in support], -1
+            )
             present = [len(cell.support) > 1 or len(support) == 1 for cell in self.cells if cell.site == name]
             table[~np.array(present).reshape(self.shapes[name])] = np.nan
             result[name] = table.reshape((*self.plate_shape(name), len(support)))
@@ -196,9 +198,13 @@ class BruteForce:
         log_posterior = xp.zeros(sizes)
         for place in sorted(groups, key=len, reverse=True):
             axes = tuple(groups[place])
-            weights = {t.weight for t in terms if t.coordinates == place and t.site in {self.cells[a].site for a in axes}}
+            weights = {
+                t.weight for t in terms if t.coordinates == place and t.site in {self.cells[a].site for a in axes}
+            }
             if len(weights) > 1:
-                raise ValueError(f"Latents in one cell carry different weights {weights}: no definition of the evidence.")
+                raise ValueError(
+                    f"Latents in one cell carry different weights {weights}: no definition of the evidence."
+                )
             (weight,) = weights
             home = [t for t in terms if self._home(t.coordinates, groups) == place]
             terms = [t for t in terms if not any(t is other for other in home)]
@@ -293,7 +299,9 @@ def _coordinates(msg, index, batch) -> Coordinates:
     by_dim = {frame.dim: frame.name for frame in msg["cond_indep_stack"]}
     dims = range(-len(batch), 0)
     return frozenset(
-        (by_dim.get(dim, f"axis{dim}"), place) for dim, place, size in zip(dims, index, batch, strict=True) if size > 1 or dim in by_dim
+        (by_dim.get(dim, f"axis{dim}"), place)
+        for dim, place, size in zip(dims, index, batch, strict=True)
+        if size > 1 or dim in by_dim
     )
 
 

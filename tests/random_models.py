@@ -105,7 +105,7 @@ def specs(draw, weights=("none", "scalar", "outer", "inner"), max_assignments=MA
     sizes = draw(st.sampled_from([(2, 2), (2, 3), (3, 2)]))
     count = draw(st.integers(1, 4))
     latents: list[Latent] = []
-    for number in range(count):
+    for _number in range(count):
         level = draw(st.sampled_from([0, 1, 1, 2, 2]))
         above = [i for i, other in enumerate(latents) if other.level <= level]
         parents = tuple(i for i in above if draw(st.booleans()))[-2:]
@@ -113,7 +113,9 @@ def specs(draw, weights=("none", "scalar", "outer", "inner"), max_assignments=MA
         states = 2 if kind.startswith("bernoulli") else draw(st.integers(2, 4))
         candidate = Latent(level, states, parents, kind)
         if Spec((*latents, candidate), (), sizes, "none", False, None, 0).assignments > max_assignments:
-            smaller = dataclasses.replace(candidate, states=2, level=0, parents=tuple(i for i in parents if latents[i].level == 0))
+            smaller = dataclasses.replace(
+                candidate, states=2, level=0, parents=tuple(i for i in parents if latents[i].level == 0)
+            )
             if Spec((*latents, smaller), (), sizes, "none", False, None, 0).assignments > max_assignments:
                 break
             candidate = smaller
@@ -128,12 +130,7 @@ def specs(draw, weights=("none", "scalar", "outer", "inner"), max_assignments=MA
         deepest = max(range(len(latents)), key=lambda i: latents[i].level)
         observed.append(Observed(2, (deepest,), draw(st.sampled_from(sorted(FAMILIES))), False))
     weight = draw(st.sampled_from(weights))
-    pairs = [
-        (i, j)
-        for j in range(len(latents))
-        for i in range(j)
-        if latents[i].level == latents[j].level
-    ]
+    pairs = [(i, j) for j in range(len(latents)) for i in range(j) if latents[i].level == latents[j].level]
     tie = draw(st.sampled_from([None, *pairs]))
     return Spec(tuple(latents), tuple(observed), sizes, weight, draw(st.booleans()), tie, draw(st.integers(0, 10**6)))
 
@@ -145,7 +142,11 @@ def parameters(spec: Spec) -> dict[str, tuple]:
         batch = tuple(spec.latents[p].states for p in latent.parents)
         name = f"z{number}_{latent.kind}"
         if latent.kind == "probs":
-            event, constraint, prior = (latent.states,), constraints.simplex, dist.Dirichlet(jnp.full(latent.states, 1.5))
+            event, constraint, prior = (
+                (latent.states,),
+                constraints.simplex,
+                dist.Dirichlet(jnp.full(latent.states, 1.5)),
+            )
         elif latent.kind == "logits":
             event, constraint, prior = (latent.states,), constraints.real, None
         elif latent.kind == "bernoulli":
@@ -218,13 +219,18 @@ def random_data(spec: Spec, rng: np.random.Generator) -> dict[str, np.ndarray]:
 def model(data: Mapping[str, np.ndarray], spec: Spec, priors: bool = False):
     """The NumPyro model of a specification."""
     theta = {}
-    for name, (shape, event, constraint, prior) in parameters(spec).items():
+    for name, (shape, _event, constraint, prior) in parameters(spec).items():
         needs_prior = name.rsplit("_", 1)[1] in _UNBOUNDED
         if prior is not None and (priors or needs_prior):
             theta[name] = numpyro.sample(name, prior.expand(shape[: len(shape) - len(prior.event_shape)]).to_event())
         else:
-            theta[name] = numpyro.param(name, jnp.asarray(random_params(spec, np.random.default_rng(spec.seed))[name]), constraint=constraint)
-    plates = {"outer": numpyro.plate("outer", spec.sizes[0], dim=-2), "inner": numpyro.plate("inner", spec.sizes[1], dim=-1)}
+            theta[name] = numpyro.param(
+                name, jnp.asarray(random_params(spec, np.random.default_rng(spec.seed))[name]), constraint=constraint
+            )
+    plates = {
+        "outer": numpyro.plate("outer", spec.sizes[0], dim=-2),
+        "inner": numpyro.plate("inner", spec.sizes[1], dim=-1),
+    }
 
     @contextlib.contextmanager
     def inside(level):
@@ -259,9 +265,7 @@ def model(data: Mapping[str, np.ndarray], spec: Spec, priors: bool = False):
             numpyro.sample("tie", dist.Delta((z[first] + z[second]) % 2), obs=data["tie"])
     for number, site in enumerate(spec.observed):
         indexed = {s: i for s, _, i, _, _ in FAMILIES[site.family]}
-        a = {
-            s: chosen(f"x{number}_{s}", site.parents) if i else theta[f"x{number}_{s}"] for s, i in indexed.items()
-        }
+        a = {s: chosen(f"x{number}_{s}", site.parents) if i else theta[f"x{number}_{s}"] for s, i in indexed.items()}
         fn = _distribution(site.family, a)
         mask = data.get(f"x{number}_mask")
         if mask is not None and site.family.startswith("vector"):

@@ -38,7 +38,9 @@ def graph(edges, rng):
     return plan_elimination(factors, {name: frozenset() for name in used}, SIZES, axes), tables, used
 
 
-@pytest.mark.parametrize("edges", [["a"], ["ab", "bc", "cd"], ["ab", "bc", "cd", "ad"], ["a", "b"], ["abc", "cde", "be"]])
+@pytest.mark.parametrize(
+    "edges", [["a"], ["ab", "bc", "cd"], ["ab", "bc", "cd", "ad"], ["a", "b"], ["abc", "cde", "be"]]
+)
 def test_log_normalizer_is_the_sum_over_the_joint_table(edges):
     """Chains, a loop, independent pieces and overlapping triples: value and gradient equal the full table's."""
     plan, tables, used = graph(edges, np.random.default_rng(1))
@@ -72,14 +74,19 @@ def test_plated_elimination_is_a_loop_over_cells():
     sizes = {"z": k, "w": m, "group": groups, "row": rows}
     prior, inner = rng.normal(size=(k, groups)), rng.normal(size=(k, m, groups, rows))
     tables = {"z": jnp.asarray(prior.reshape(k, 1, groups, 1)), "x": jnp.asarray(inner)}
-    factors = [Factor("z", frozenset("z"), frozenset(["group"])), Factor("x", frozenset("zw"), frozenset(["group", "row"]))]
+    factors = [
+        Factor("z", frozenset("z"), frozenset(["group"])),
+        Factor("x", frozenset("zw"), frozenset(["group", "row"])),
+    ]
     latents = {"z": frozenset(["group"]), "w": frozenset(["group", "row"])}
     plan = plan_elimination(factors, latents, sizes, axes)
     expected = 0.0
     for g in range(groups):
         by_state = []
         for z in range(k):
-            by_state.append(prior[z, g] + sum(np.log(sum(np.exp(inner[z, w, g, r]) for w in range(m))) for r in range(rows)))
+            by_state.append(
+                prior[z, g] + sum(np.log(sum(np.exp(inner[z, w, g, r]) for w in range(m))) for r in range(rows))
+            )
         expected += np.log(sum(map(math.exp, by_state)))
     got = log_normalizer(plan, tables, dict.fromkeys(tables), dict.fromkeys(latents))
     np.testing.assert_allclose(got, expected, rtol=1e-13)

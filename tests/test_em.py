@@ -138,7 +138,9 @@ def test_restarts_keep_the_best_and_count_optima(x):
     result = run(bayesian_mixture, x, restarts=8, kwargs={"K": 3})
     finals = result.history["final_objectives"]
     assert finals.shape == (8,)
-    assert result.log_posterior == finals[np.isin(result.history["final_status"], ["CONVERGED", "MAX_ITERATIONS"])].max()
+    assert (
+        result.log_posterior == finals[np.isin(result.history["final_status"], ["CONVERGED", "MAX_ITERATIONS"])].max()
+    )
     assert 1 <= result.certificate.distinct_optima <= 8
     assert result.certificate.restarts_at_best >= 1
 
@@ -327,7 +329,9 @@ def test_optax_block_rises_to_the_maximum():
     assert result.converged and np.all(np.diff(result.history["objective"]) > -1e-8)
 
     def negative(v):
-        density = [np.exp(-(x - m) / np.exp(v[2])) / np.exp(v[2]) / (1 + np.exp(-(x - m) / np.exp(v[2]))) ** 2 for m in v[:2]]
+        density = [
+            np.exp(-(x - m) / np.exp(v[2])) / np.exp(v[2]) / (1 + np.exp(-(x - m) / np.exp(v[2]))) ** 2 for m in v[:2]
+        ]
         return -np.log(0.5 * density[0] + 0.5 * density[1]).sum()
 
     best = scipy.optimize.minimize(negative, np.array([-1.0, 1.0, 0.0]), method="BFGS")
@@ -445,8 +449,14 @@ def test_compare_aligns_components(x):
 def test_plan_tells_roles_rules_and_cost(x):
     """Everything that was derived is in the printed plan."""
     text = str(emppl.EM(bayesian_mixture).plan(x))
-    for words in ("maximum a posteriori (exact E-step)", "indexed by latent 'z'", "Enumerate (exact)", "prior HalfNormal",
-                  "table cells per iteration", "statistics x natural parameters"):
+    for words in (
+        "maximum a posteriori (exact E-step)",
+        "indexed by latent 'z'",
+        "Enumerate (exact)",
+        "prior HalfNormal",
+        "table cells per iteration",
+        "statistics x natural parameters",
+    ):
         assert words in text
 
 

@@ -101,8 +101,12 @@ def test_bad_parameter_values(name, value, match):
 @pytest.mark.parametrize("option", ["estimate", "latents", "fixed", "m_step"])
 def test_unknown_names_in_options(option):
     """An unknown name in an option is refused with the names that exist."""
-    value = {"estimate": ["nothing"], "latents": {"nothing": emppl.Enumerate()}, "fixed": {"nothing": 1.0},
-             "m_step": {"nothing": lambda params, posterior: 0.0}}[option]
+    value = {
+        "estimate": ["nothing"],
+        "latents": {"nothing": emppl.Enumerate()},
+        "fixed": {"nothing": 1.0},
+        "m_step": {"nothing": lambda params, posterior: 0.0},
+    }[option]
     with pytest.raises(emppl.ParameterError, match=f"{option} names 'nothing'"):
         fit(mixture, X, **{option: value})
 
