@@ -316,10 +316,6 @@ class SiteFactor:
         total = jnp.sum(offset, tuple(range(rank, offset.ndim)))[..., None]
         return jnp.concatenate([flat, total], -1)
 
-    def natural_table(self, arrays: Mapping[str, SiteArrays], prepared: Prepared) -> jax.Array:
-        """Log-probability table by one matrix product, without the base measure."""
-        return self.contract(self.natural(self.arguments(arrays), prepared.reference), prepared.statistics)
-
     def expected_statistics(self, weights: jax.Array, natural_shape, prepared: Prepared) -> jax.Array:
         """Transpose of the matrix product: weighted sums of the statistics in every cell."""
         shape = jax.ShapeDtypeStruct(natural_shape, weights.dtype)

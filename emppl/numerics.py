@@ -108,7 +108,7 @@ def finite_log(probability: jax.Array) -> jax.Array:
 
 
 IMPOSSIBLE = -1e30
-"""Stand-in for log 0 inside matrix products; below half of it a log-probability counts as minus infinity."""
+"""Stand-in for log 0 inside matrix products: no state this improbable ever gets weight beside a possible one."""
 
 
 def matrix_transpose(matrix: jax.Array) -> jax.Array:
@@ -119,8 +119,3 @@ def matrix_transpose(matrix: jax.Array) -> jax.Array:
 def symmetrize(matrix: jax.Array) -> jax.Array:
     """Average of a square matrix and its transpose."""
     return (matrix + matrix_transpose(matrix)) / 2
-
-
-def rounding(objective: float, dtype: jnp.dtype) -> float:
-    """Size of the rounding error to expect in a log-likelihood of this magnitude, in nats."""
-    return 8 * float(jnp.finfo(dtype).eps) * (1 + abs(objective))

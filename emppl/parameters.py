@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -193,8 +193,3 @@ def _matrix_chart(estimate, symmetric) -> Chart:
                 direction[(*cell, column, row)] = 1.0
             basis.append(direction)
     return _basis_chart(estimate, basis, np.zeros(estimate.shape, bool))
-
-
-def stack(params: list[Mapping[str, Any]]) -> dict[str, jax.Array]:
-    """Several parameter dictionaries to one with a leading axis."""
-    return {name: jnp.stack([jnp.asarray(one[name]) for one in params]) for name in params[0]}

@@ -70,7 +70,6 @@ class Program:
         fixed: frozen values.
         use_prior: are priors part of the objective?
         argument_shapes: by site with a registered family, the aligned shape of every argument.
-        feature_counts: by site, the number of statistics per row.
     """
 
     trace: Trace
@@ -82,7 +81,6 @@ class Program:
     fixed: Mapping[str, Any]
     use_prior: bool
     argument_shapes: Mapping[str, Mapping[str, tuple[int, ...]]] = dataclasses.field(default_factory=dict)
-    feature_counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def complete(self, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Add the frozen parameters."""
@@ -185,8 +183,8 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
     program = Program(trace, axes, factors, (), roles, {}, dict(options.fixed), options.prior)
     parts = _parts(program)
     _check_fields(program, shapes)
-    shapes_of, features = _shapes(program, shapes)
-    program = dataclasses.replace(program, parts=parts, argument_shapes=shapes_of, feature_counts=features)
+    shapes_of = _shapes(program, shapes)
+    program = dataclasses.replace(program, parts=parts, argument_shapes=shapes_of)
     _check_memory(program)
     context = RuleContext(
         trace,
@@ -259,26 +257,21 @@ def _check_fields(program: Program, leaves) -> None:
                 )
 
 
-def _shapes(program: Program, leaves):
-    """Aligned argument shapes and feature counts, abstractly."""
-    params = {
-        n: jax.ShapeDtypeStruct(program.trace.sites[n].shape, program.trace.sites[n].dtype)
-        for n in program.trace.parameters
-    }
-    features: dict[str, int] = {}
+def _shapes(program: Program, leaves) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Aligned shape of every argument of the sites with a registered family, abstractly."""
+    sites = program.trace.sites
+    params = {n: jax.ShapeDtypeStruct(sites[n].shape, sites[n].dtype) for n in program.trace.parameters}
 
     def arguments(params, leaves):
         arrays = program.trace.evaluate(params, program.trace.atoms, leaves)
-        found = {}
-        for name, factor in program.factors.items():
-            if factor.family is not None and factor.site.kind != "factor" and factor.labels_of is None:
-                found[name] = factor.arguments(arrays)
-                natural = jax.eval_shape(lambda f=factor, a=found[name]: f.natural(a, f.prepare(arrays).reference))
-                features[name] = natural.shape[-1]
-        return found
+        return {
+            name: factor.arguments(arrays)
+            for name, factor in program.factors.items()
+            if factor.family is not None and factor.site.kind != "factor" and factor.labels_of is None
+        }
 
     shaped = jax.eval_shape(arguments, params, leaves)
-    return {name: {n: a.shape for n, a in found.items()} for name, found in shaped.items()}, features
+    return {name: {n: a.shape for n, a in found.items()} for name, found in shaped.items()}
 
 
 def _check_memory(program: Program) -> None:

@@ -10,7 +10,7 @@ from jax.scipy.special import gammaln
 from emppl.families import Family, Update, register
 from emppl.numerics import finite_log, safe_divide
 
-_PROBABILITY_SUPPORT = ("unit_interval", "open_interval_01", "real")
+_PROBABILITY_SUPPORT = ("unit_interval", "real")
 
 
 def no_reference(value, mean):
