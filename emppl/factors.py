@@ -117,6 +117,9 @@ class SiteFactor:
             rank = len(mine.distribution.event_shape)
             with as_numpyro_expects():
                 value = self._unmasked(mine, rank)
+                if rank:  # NumPyro's multivariate densities do not broadcast a value against the batch
+                    batch = jnp.broadcast_shapes(value.shape[: value.ndim - rank], mine.distribution.batch_shape)
+                    value = jnp.broadcast_to(value, batch + value.shape[value.ndim - rank :])
                 table = mine.distribution.log_prob(value)
                 if self.site.kind == "observed" and (self.family is None or self.latents.get("value")):
                     # Outside its support a density is zero, which NumPyro's log_prob leaves to the caller.

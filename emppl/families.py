@@ -119,4 +119,4 @@ def family_of(distribution: type) -> Family | None:
 
 def registered_families() -> list[Family]:
     """Every registered family once, in order of registration."""
-    return list(dict.fromkeys(_REGISTRY.values()))
+    return list({family.name: family for family in _REGISTRY.values()}.values())
