@@ -124,7 +124,7 @@ def no_gradient(gradient, unit):
         assert np.all(np.abs(leaf) <= unit), (name, leaf)
 
 
-@deterministic(12)
+@deterministic(6)
 @given(specs(max_assignments=300), st.booleans())
 def test_m_step_is_stationary(spec, priors):
     """Brute-force Q plus log prior has zero gradient at the M-step's solution, along every constraint's surface.
