@@ -162,7 +162,7 @@ def inside(solution, supports):
     return {n: v for n, v in solution.items() if np.all(np.isfinite(free[n])) and np.abs(free[n]).max() < 100}
 
 
-@deterministic(10)
+@deterministic(8)
 @given(specs(weights=("none",), max_assignments=300))
 def test_fixed_point_is_stationary(spec):
     """Where EM stops moving, the brute-force marginal likelihood (plus log prior) has zero gradient."""
