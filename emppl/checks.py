@@ -116,6 +116,8 @@ def check_report(program: Program, report: Mapping[str, Mapping[str, Any]]) -> N
         if rule.kind != "closed form" or not _needs_data(program, rule):
             continue
         for latents in filter(None, rule.indexed):
+            if any(not program.trace.sites[latent].plates for latent in latents):
+                continue  # one choice between models for all the data at once, not one per row
             states = max(program.trace.sites[latent].states for latent in latents)
             cells = sum(float(report[latent]["weight"]) for latent in latents)
             if states > cells:
