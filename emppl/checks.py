@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl.errors import DataError, ModelError
+from emppl.mstep import ClosedForm
 from emppl.program import Program
 from emppl.trace import as_numpyro_expects
 
@@ -113,9 +114,9 @@ def check_report(program: Program, report: Mapping[str, Mapping[str, Any]]) -> N
                 "EM(model, prior=False)."
             )
     for name, rule in program.rules.items():
-        if rule.kind != "closed form" or not _needs_data(program, rule):
+        if not isinstance(rule, ClosedForm) or not _needs_data(program, rule):
             continue
-        for latents in filter(None, rule.indexed):
+        for latents in filter(None, program.indexed[name]):
             if any(not program.trace.sites[latent].plates for latent in latents):
                 continue  # one choice between models for all the data at once, not one per row
             states = max(program.trace.sites[latent].states for latent in latents)
@@ -144,6 +145,24 @@ def _where(program: Program, name: str, flat: int) -> str:
         index = np.unravel_index(flat, shape)
         return f"first at index {tuple(int(i) for i in index)}" if len(index) > 1 else f"first at row {int(index[0])}"
     return f"first at flat index {flat}"
+
+
+def row_tables(program: Program, params, leaves) -> dict[str, jax.Array]:
+    """Total log-probability of every row under every state, for :func:`impossible_rows`."""
+    arrays = program.evaluate(params, leaves)
+    tables = program.tables(arrays)
+    return {"all sites together": _sum_over_inner_plates(program, tables)}
+
+
+def _sum_over_inner_plates(program: Program, tables):
+    keep = program.axes.latents | {program.axes.rows}
+    total = jnp.zeros(())
+    for table in tables.values():
+        inner = tuple(a for a, n in enumerate(program.axes.names) if n not in keep and table.shape[a] > 1)
+        total = jnp.sum(table, inner, keepdims=True) + jnp.reshape(
+            total, (1,) * (table.ndim - total.ndim) + total.shape
+        )
+    return total
 
 
 def impossible_rows(program: Program, tables) -> str | None:

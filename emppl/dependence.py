@@ -50,6 +50,17 @@ class Dependence:
         tracker, _ = self._follow(parameter)
         return frozenset(name for kind, name in tracker.indexing if kind == "latent")
 
+    def indexed(self, parameter: str) -> tuple[frozenset[str], ...]:
+        """For every axis of a parameter, the latents that index it anywhere in the model."""
+        source = self.jaxpr.invars[self.inputs.index(("parameter", parameter))]
+        found: list[frozenset[str]] = [frozenset()] * len(source.aval.shape)
+        for position in range(len(self.jaxpr.outvars)):
+            selection = self.selection(parameter, position)
+            if isinstance(selection, Selection):
+                latents = [frozenset(name for kind, name in labels if kind == "latent") for labels in selection.indexed]
+                found = [known | new for known, new in zip(found, latents, strict=True)]
+        return tuple(found)
+
     def _follow(self, parameter: str):
         source = self.jaxpr.invars[self.inputs.index(("parameter", parameter))]
         tracker = _Tracker(self.labels)

@@ -14,14 +14,16 @@ import numpy as np
 
 import emppl.closed_forms  # noqa: F401  registers the families
 from emppl import checks, estep, loop, mstep
+from emppl.arguments import split_arguments
+from emppl.derive import derive
 from emppl.errors import DataError, ParameterError, unknown_name
+from emppl.numerics import weighted
 from emppl.parameters import check
 from emppl.plan import Plan, build_plan
-from emppl.program import Options, Program, derive
+from emppl.program import Options, Program
 from emppl.progress import Progress
 from emppl.result import EMResult
 from emppl.start import starting_values
-from emppl.trace import split_arguments
 
 _TOLERANCE = 1e-9
 
@@ -302,14 +304,14 @@ class _Derived:
         def q(params, posterior, leaves):
             weights = jax.lax.stop_gradient(posterior.weights)
             tables = self.program.tables(self.program.evaluate(params, leaves))
-            return sum(jnp.sum(mstep.weighted(weights[name], tables[name])) for name in tables)
+            return sum(jnp.sum(weighted(weights[name], tables[name])) for name in tables)
 
         return jax.jit(q)
 
     @functools.cached_property
     def m_step(self):
         def m_step(params, posterior, leaves):
-            found, prepared = mstep.from_posterior(self.program, params, posterior, leaves)
+            found, prepared = estep.from_posterior(self.program, params, posterior, leaves)
             return mstep.m_step(self.program, params, found, leaves, prepared)
 
         return jax.jit(m_step)
@@ -330,7 +332,7 @@ class _Derived:
     @functools.cached_property
     def evidence_by_row(self):
         def by_row(params, leaves):
-            return estep.row_tables(self.program, params, leaves)
+            return checks.row_tables(self.program, params, leaves)
 
         return jax.jit(by_row)
 

@@ -89,6 +89,13 @@ class SiteFactor:
         """Can its table be a product of statistics computed once with natural parameters?"""
         return self.family is not None and self.site.kind == "observed" and self.why_not_natural() is None
 
+    @property
+    def has_statistics(self) -> bool:
+        """Do its sufficient statistics exist, independent of every parameter?"""
+        if self.family is None or self.labels_of is not None or self.site.kind == "factor":
+            return False
+        return not any(self.parameters.get(field) for field in ("value", "mask", *self.family.fixed))
+
     def why_not_natural(self) -> str | None:
         """The reason why there is no natural form, or None."""
         if self.family is None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl import estep, mstep
+from emppl.convergence import convergence_test
 from emppl.outcome import StopReason
 from emppl.program import Program
 
@@ -71,35 +72,29 @@ def make_iteration(program: Program, fused: estep.FusedPlan, accurate: bool) -> 
     Returns:
         ``iterate(state, leaves, prepared, tolerance, max_iterations) -> state``.
     """
+    judge = convergence_test(program.evidence)
 
     def expectations(params, leaves, prepared):
         if accurate:
             posterior = estep.e_step(program, params, leaves)
-            return mstep.from_posterior(program, params, posterior, leaves, local=True)
+            return estep.from_posterior(program, params, posterior, leaves, local=True)
         return estep.expectations(program, fused, params, leaves, prepared), prepared
 
     def iterate(state: LaneState, leaves, prepared, tolerance, max_iterations) -> LaneState:
         floor, where = _smallest_scale(program, state.params, leaves, prepared)
         found, prepared = expectations(state.params, leaves, prepared)
         objective = found.log_likelihood + program.log_prior(state.params, leaves)
+        said = judge(
+            objective, state.objective, state.gain, state.stalls, state.iteration, found.amplification, tolerance
+        )
         eps = jnp.finfo(objective.dtype).eps
-        noise = 8 * eps * (1 + jnp.abs(objective))
-        gain = objective - state.objective
         narrowest = 16 * eps if accurate else 4 * jnp.sqrt(eps)
         collapsed = ~(floor >= narrowest) & (state.iteration > 0)
         finite = jnp.isfinite(objective)
-        allowed = 256 * eps * (1 + jnp.abs(objective)) + eps * found.amplification
-        decreased = finite & (gain < -allowed)
-        stalls = jnp.where(jnp.abs(gain) <= noise, state.stalls + 1, jnp.zeros_like(state.stalls))
-        # Aitken: gains that shrink by the factor `ratio` leave gain * ratio / (1 - ratio) to come.
-        ratio = gain / state.gain
-        shrinking = (ratio > 0) & (ratio < 1) & (state.iteration >= 2)
-        remaining = jnp.where(shrinking, gain * ratio / jnp.where(shrinking, 1 - ratio, 1), jnp.inf)
-        converged = finite & ((remaining <= tolerance) | (stalls >= 3))
-        good = finite & ~decreased & ~collapsed
+        good = finite & ~said.decreased & ~collapsed
         new = mstep.m_step(program, state.params, found, leaves, prepared)
         status = jnp.select(
-            [collapsed, ~finite, decreased, converged, state.iteration >= max_iterations],
+            [collapsed, ~finite, said.decreased, said.converged, state.iteration >= max_iterations],
             [
                 StopReason.COLLAPSED.value,
                 StopReason.NOT_FINITE.value,
@@ -120,8 +115,8 @@ def make_iteration(program: Program, fused: estep.FusedPlan, accurate: bool) -> 
             kept,
             jnp.where(good, objective, state.objective),
             jnp.where(good, found.log_likelihood, state.log_likelihood),
-            gain,
-            stalls,
+            said.gain,
+            said.stalls,
             state.iteration + running.astype(state.iteration.dtype),
             status.astype(state.status.dtype),
             jnp.where(collapsed, where, state.collapsed_at).astype(state.collapsed_at.dtype),

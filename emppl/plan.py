@@ -134,10 +134,10 @@ def build_plan(program: Program, fused: FusedPlan) -> Plan:
             cells = 1
             for _, size in present:
                 cells *= size
-            latents.append(LatentPlan(name, "Enumerate (exact)", factor.site.states, cells))
+            latents.append(LatentPlan(name, program.strategies[name].title, factor.site.states, cells))
     parameters = tuple(
-        ParameterPlan(r.parameter, trace.sites[r.parameter].shape, r.kind, r.detail, r.prior, r.rejected)
-        for r in program.rules.values()
+        ParameterPlan(name, trace.sites[name].shape, rule.kind, rule.detail, rule.prior, rule.rejected[name])
+        for name, rule in program.rules.items()
     )
     steps = [step for part in program.parts for step in part.plan.steps if step.latent is not None]
     largest = 1

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl.errors import ParameterError, optional_import
+from emppl.mstep import ClosedForm
 from emppl.outcome import StopReason
 from emppl.program import Program
 
@@ -444,8 +445,8 @@ def component_axes(program: Program) -> dict[str, dict[str, tuple[int, ...]]]:
     for latent in program.latents:
         axes: dict[str, tuple[int, ...]] = {}
         for name, rule in program.rules.items():
-            mine = tuple(number for number, latents in enumerate(rule.indexed) if latent in latents)
-            own = any(t.site == latent and t.argument in ("probs", "logits") for t in rule.targets)
+            mine = tuple(number for number, latents in enumerate(program.indexed[name]) if latent in latents)
+            own = any(t.site == latent and t.argument in ("probs", "logits") for t in _targets(rule))
             rank = len(program.trace.sites[name].shape)
             if own and rank and program.trace.sites[name].shape[-1] == program.trace.sites[latent].states:
                 mine += (rank - 1,)
@@ -509,7 +510,11 @@ def _symmetric_latent(program: Program, params: Mapping[str, np.ndarray]) -> str
 
 
 def _is_own_prior(program: Program, latent: str, name: str) -> bool:
-    return any(target.site == latent for target in program.rules[name].targets)
+    return any(target.site == latent for target in _targets(program.rules[name]))
+
+
+def _targets(rule):
+    return rule.targets if isinstance(rule, ClosedForm) else ()
 
 
 def _constant_along(value: np.ndarray, axes: tuple[int, ...]) -> bool:

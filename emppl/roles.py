@@ -9,7 +9,7 @@ from typing import Any
 from emppl.dependence import Dependence
 from emppl.errors import ModelError, ParameterError, unknown_name
 from emppl.factors import field_dependences
-from emppl.strategies import Enumerate
+from emppl.strategies import Strategy
 from emppl.trace import Trace
 
 
@@ -67,15 +67,14 @@ def assign_roles(
     for name, strategy in latents.items():
         if name not in continuous + discrete:
             raise unknown_name("latents", name, continuous + discrete)
-        if name in discrete and not isinstance(strategy, Enumerate):
+        if not isinstance(strategy, Strategy):
             raise ParameterError(
-                f"latents[{name!r}]: a discrete latent is handled by emppl.Enumerate(), not {strategy!r}."
+                f"latents[{name!r}] must be a strategy such as emppl.Enumerate(), which sums over a discrete latent; "
+                f"it is {strategy!r}."
             )
-        if name in continuous:
-            raise ParameterError(
-                f"latents[{name!r}]: this version has no strategy that integrates a continuous latent. "
-                f"Maximise over it instead: EM(model, estimate=[{name!r}])."
-            )
+        refusal = strategy.why_not(name, sites[name].kind)
+        if refusal is not None:
+            raise ParameterError(f"latents[{name!r}]={strategy!r}: {refusal}")
     roles: dict[str, Role] = {}
     for name, site in sites.items():
         if name in fixed:

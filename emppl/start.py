@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from emppl.factors import SiteFactor
+from emppl.mstep import ClosedForm
 from emppl.parameters import constrain, unconstrain
 from emppl.program import Program
 
@@ -75,7 +76,7 @@ def _seeds(program: Program, key, params, leaves) -> dict[str, jax.Array]:
     groups: dict[tuple[str, ...], list[SiteFactor]] = {}
     wanted = {}
     for name, rule in program.rules.items():
-        if rule.kind != "closed form":
+        if not isinstance(rule, ClosedForm):
             continue
         factor = program.factors[rule.targets[0].site]
         if factor.family is None or factor.family.start is None or factor.site.kind != "observed":

@@ -21,9 +21,10 @@ from numpyro.distributions import constraints
 
 import emppl  # noqa: F401  registers the families
 from emppl import estep, mstep
+from emppl.arguments import split_arguments
+from emppl.derive import derive
 from emppl.families import registered_families
-from emppl.program import Options, derive
-from emppl.trace import split_arguments
+from emppl.program import Options
 
 ROWS, K = 60, 2
 WEIGHTS = np.array([0.4, 0.6])
@@ -301,7 +302,7 @@ def update(x, weight, name, variant, params, fixed=None, components=K):
 
     def step(params, leaves):
         posterior = estep.e_step(program, params, leaves)
-        found, statistics = mstep.from_posterior(program, params, posterior, leaves)
+        found, statistics = estep.from_posterior(program, params, posterior, leaves)
         return mstep.m_step(program, params, found, leaves, statistics), posterior.log_likelihood
 
     new, log_likelihood = jax.jit(step, compiler_options=QUICK_COMPILE)(params, leaves)
@@ -323,7 +324,9 @@ def component_log_probs(case, x, values, tied=()):
 def far_too(rows):
     """Rows near the origin and, where data have a location and no prior ties them to the origin, far from it."""
     near = [(*row, 0.0) for row in rows]
-    return near + [(*row, FAR) for row in rows if CASES[row[0]].shifts and row[-1] not in ("Normal", "MultivariateNormal")]
+    return near + [
+        (*row, FAR) for row in rows if CASES[row[0]].shifts and row[-1] not in ("Normal", "MultivariateNormal")
+    ]
 
 
 @pytest.mark.parametrize("name, argument, how, shift", far_too(VARIANTS))
@@ -430,7 +433,9 @@ def test_quantities_of_a_split_add_up(name):
                 np.testing.assert_allclose(pieces[0][key] + pieces[1][key], value, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("name, shift", [(name, shift) for name, case in CASES.items() for shift in (0.0, FAR)[: 1 + case.shifts]])
+@pytest.mark.parametrize(
+    "name, shift", [(name, shift) for name, case in CASES.items() for shift in (0.0, FAR)[: 1 + case.shifts]]
+)
 def test_natural_form_equals_log_prob(name, shift):
     """Statistics times natural parameters plus offset and base measure is NumPyro's log density.
 

@@ -13,8 +13,9 @@ from numpyro.distributions import constraints
 
 import emppl
 from emppl import estep, mstep
-from emppl.program import Options, derive
-from emppl.trace import split_arguments
+from emppl.arguments import split_arguments
+from emppl.derive import derive
+from emppl.program import Options
 
 KEY = jax.random.key(0)
 
@@ -468,7 +469,7 @@ def test_accurate_path_equals_fast_path(x):
     fused = estep.plan_fused(program)
     prepared = estep.prepare(program, fused, leaves)
     fast = mstep.m_step(program, params, estep.expectations(program, fused, params, leaves, prepared), leaves, prepared)
-    found, local = mstep.from_posterior(program, params, estep.e_step(program, params, leaves), leaves, local=True)
+    found, local = estep.from_posterior(program, params, estep.e_step(program, params, leaves), leaves, local=True)
     plain = mstep.m_step(program, params, found, leaves, local)
     for name in params:
         np.testing.assert_allclose(fast[name], plain[name], rtol=1e-10)

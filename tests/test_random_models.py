@@ -18,8 +18,9 @@ from random_models import model, random_data, random_params, specs
 
 import emppl  # noqa: F401  registers the families
 from emppl import estep, mstep
-from emppl.program import Options, derive
-from emppl.trace import split_arguments
+from emppl.arguments import split_arguments
+from emppl.derive import derive
+from emppl.program import Options
 
 DRAWS = 5
 EM_STEPS = 10
@@ -60,7 +61,7 @@ def everything(program, fused, params, leaves):
 
     _, (path, objectives, log_likelihoods) = jax.lax.scan(step, params, None, length=EM_STEPS)
     posterior = estep.e_step(program, params, leaves)
-    found, statistics = mstep.from_posterior(program, params, posterior, leaves)
+    found, statistics = estep.from_posterior(program, params, posterior, leaves)
     return {
         "log_likelihood": posterior.log_likelihood,
         "marginals": estep.marginals(program, params, leaves),
@@ -138,7 +139,7 @@ def test_m_step_is_stationary(spec, priors):
 
     def solve(params, leaves):
         posterior = estep.e_step(program, params, leaves)
-        found, statistics = mstep.from_posterior(program, params, posterior, leaves)
+        found, statistics = estep.from_posterior(program, params, posterior, leaves)
         step = lambda _, new: mstep.m_step(program, new, found, leaves, statistics)  # noqa: E731
         return jax.lax.fori_loop(0, 60, step, {name: jnp.asarray(value) for name, value in params.items()})
 

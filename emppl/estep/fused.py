@@ -1,158 +1,18 @@
-"""The E-step: posterior weights as the gradient of the log normaliser.
-
-``e_step`` is the plain path: a log-probability table per site and its weights. ``expectations`` is the fused
-path of the loop: natural forms, rows in chunks, sums of statistics instead of weights. Tests compare them.
-"""
+"""The fused E-step of the loop: natural forms, rows in chunks, sums of statistics instead of weights."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from emppl.elimination import EliminationPlan, SumOut, log_normalizer
+from emppl.elimination import EliminationPlan, log_normalizer
+from emppl.estep.plain import Expectations, owners_of
 from emppl.factors import Prepared
-from emppl.numerics import logsumexp, maximum_out, sample_out
-from emppl.program import Part, Program
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class Posterior:
-    """Outcome of an E-step.
-
-    Attributes:
-        log_likelihood: log-likelihood of the observed data, latents summed out, constants included (natural log).
-        weights: for every likelihood site the posterior weight of every cell of its log-probability table.
-    """
-
-    log_likelihood: jax.Array
-    weights: dict[str, jax.Array]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class Expectations:
-    """What an M-step needs.
-
-    Attributes:
-        log_likelihood: of the observed data.
-        sums: for sites in natural form, the expected statistics (gradient with respect to natural parameters).
-        weights: for the other sites, the posterior weights.
-        amplification: how much larger than the log-probabilities the terms are that the matrix products add up;
-            times the machine epsilon it bounds the rounding error of one row's log-probability.
-    """
-
-    log_likelihood: jax.Array
-    sums: dict[str, jax.Array]
-    weights: dict[str, jax.Array]
-    amplification: jax.Array
-
-
-def _owners(program: Program, scales: Mapping[str, Any]) -> dict[str, Any]:
-    return {latent: scales.get(latent) for latent in program.latents}
-
-
-def _log_evidence(part: Part, tables, scales, owners, sum_out: SumOut = logsumexp) -> jax.Array:
-    chosen = {name: tables[name] for name in part.factors}
-    return log_normalizer(part.plan, chosen, scales, owners, sum_out)
-
-
-def log_evidence(program: Program, tables, scales) -> jax.Array:
-    """Log normaliser of all parts from log-probability tables."""
-    owners = _owners(program, scales)
-    return sum(_log_evidence(part, tables, scales, owners) for part in program.parts)  # type: ignore[return-value]
-
-
-def log_likelihood(program: Program, params, leaves) -> jax.Array:
-    """Log-likelihood of the observed data, by the plain path."""
-    arrays = program.evaluate(params, leaves)
-    return log_evidence(program, program.tables(arrays), program.scales(arrays))
-
-
-def e_step(program: Program, params, leaves) -> Posterior:
-    """Posterior weights of every cell of every likelihood site, by the plain path."""
-    arrays = program.evaluate(params, leaves)
-    scales = program.scales(arrays)
-    value, weights = jax.value_and_grad(lambda tables: log_evidence(program, tables, scales))(program.tables(arrays))
-    return Posterior(value, weights)
-
-
-def _gradient_of_probes(program: Program, params, leaves, sum_outs: Mapping[int, SumOut]) -> dict[str, jax.Array]:
-    """Gradient with respect to a zero table for every latent over all its plates."""
-    arrays = program.evaluate(params, leaves)
-    tables = program.tables(arrays)
-    # A cell of weight zero has a posterior too: let it count next to nothing instead of nothing.
-    scales = {n: None if s is None else jnp.where(s == 0, 1e-30, s) for n, s in program.scales(arrays).items()}
-    owners = _owners(program, scales)
-    probes = {}
-    for latent in program.latents:
-        factor = program.factors[latent]
-        plates = program.axes.plates_of(factor.site, factor.site.batch_shape)
-        shape = tuple(s if n == latent or n in plates else 1 for n, s in _sizes(program))
-        probes[latent] = jnp.zeros(shape, tables[latent].dtype)
-
-    def evidence(probes):
-        raised = {name: table + probes[name] if name in probes else table for name, table in tables.items()}
-        return sum(_log_evidence(p, raised, scales, owners, sum_outs[i]) for i, p in enumerate(program.parts))
-
-    return jax.grad(evidence)(probes)
-
-
-def _sizes(program: Program):
-    return [(name, program.axes.sizes[name]) for name in program.axes.names]
-
-
-def marginals(program: Program, params, leaves) -> dict[str, jax.Array]:
-    """Posterior probabilities of every latent's states: plates in model order, then the states."""
-    raw = _gradient_of_probes(program, params, leaves, dict.fromkeys(range(len(program.parts)), logsumexp))
-    tidy = {}
-    for latent, table in raw.items():
-        moved = user_layout(program, latent, table)
-        tidy[latent] = moved / jnp.sum(moved, -1, keepdims=True)
-    return tidy
-
-
-def decode(program: Program, params, leaves) -> dict[str, jax.Array]:
-    """Jointly most probable state of every latent (index into its support), by max-product elimination."""
-    raw = _gradient_of_probes(program, params, leaves, dict.fromkeys(range(len(program.parts)), maximum_out))
-    return {latent: jnp.argmax(user_layout(program, latent, table), -1) for latent, table in raw.items()}
-
-
-def sample(program: Program, params, leaves, rng_key: jax.Array) -> dict[str, jax.Array]:
-    """One exact joint draw of all latents (index into the support) from their posterior."""
-    keys = jax.random.split(rng_key, len(program.parts))
-
-    def drawer(key):
-        calls = iter(range(10**6))
-
-        def draw(table, axis):
-            noise = jax.random.gumbel(jax.random.fold_in(key, next(calls)), table.shape, table.dtype)
-            return sample_out(table, noise, axis)
-
-        return draw
-
-    raw = _gradient_of_probes(program, params, leaves, {i: drawer(keys[i]) for i in range(len(program.parts))})
-    return {latent: jnp.argmax(user_layout(program, latent, table), -1) for latent, table in raw.items()}
-
-
-def user_layout(program: Program, latent: str, table: jax.Array) -> jax.Array:
-    """From the common axes to ``(*plates, states)``, plates outermost first as NumPyro lays them out."""
-    axes = program.axes
-    site = program.trace.sites[latent]
-    plates = axes.plates_of(site, site.batch_shape)
-    order = sorted(plates, key=lambda name: axes.dims[name])
-    kept = [axes.names.index(name) for name in [*order, latent]]
-    rest = [a for a in range(axes.rank) if a not in kept]
-    moved = jnp.transpose(table, rest + kept)
-    return jnp.reshape(moved, moved.shape[len(rest) :])
-
-
-# ---------------------------------------------------------------------------------------------- fused path
+from emppl.program import Program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,8 +52,7 @@ def plan_fused(program: Program, accurate: bool = False) -> FusedPlan:
     need_weights = {
         name
         for name, factor in program.factors.items()
-        for parameter in factor.all_parameters
-        if program.rules[parameter].kind in ("user", "quadratic", "optax")
+        if any(program.rules[parameter].reads_weights for parameter in factor.all_parameters)
     }
     natural = frozenset(
         name
@@ -259,21 +118,13 @@ def prepare(program: Program, fused: FusedPlan, leaves) -> dict[str, Prepared]:
     arrays = program.evaluate(params, leaves)
     prepared = {}
     for name, factor in program.factors.items():
-        if not has_statistics(program, name):
+        if not factor.has_statistics:
             continue
         one = factor.prepare(arrays)
         if name in fused.natural and _in_chunks(program, name):
             one = dataclasses.replace(one, statistics=_chunks(one.statistics, fused.chunking))
         prepared[name] = one
     return prepared
-
-
-def has_statistics(program: Program, name: str) -> bool:
-    """Do a site's sufficient statistics exist, independent of every parameter?"""
-    factor = program.factors[name]
-    if factor.family is None or factor.labels_of is not None or factor.site.kind == "factor":
-        return False
-    return not any(factor.parameters.get(field) for field in ("value", "mask", *factor.family.fixed))
 
 
 def _in_chunks(program: Program, name: str) -> bool:
@@ -350,7 +201,7 @@ def _largest_sum(natural, bound) -> jax.Array:
 
 
 def _value_and_gradient(program, part, plan, natural, tables, statistics, scales):
-    owners = _owners(program, scales)
+    owners = owners_of(program, scales)
 
     def evidence(natural, tables):
         from_statistics = {n: program.factors[n].contract(natural[n], statistics[n]) for n in natural}
@@ -402,21 +253,3 @@ def _without_padding(program, chunking, scales):
         name: jnp.ones(shape) if s is None else jnp.broadcast_to(s, s.shape[:-1] + (rows,))
         for name, s in scales.items()
     }
-
-
-def row_tables(program: Program, params, leaves) -> dict[str, jax.Array]:
-    """Total log-probability per cell of every plate that holds a latent, to find impossible rows."""
-    arrays = program.evaluate(params, leaves)
-    tables = program.tables(arrays)
-    return {"all sites together": _sum_over_inner_plates(program, tables)}
-
-
-def _sum_over_inner_plates(program: Program, tables):
-    keep = program.axes.latents | {program.axes.rows}
-    total = jnp.zeros(())
-    for table in tables.values():
-        inner = tuple(a for a, n in enumerate(program.axes.names) if n not in keep and table.shape[a] > 1)
-        total = jnp.sum(table, inner, keepdims=True) + jnp.reshape(
-            total, (1,) * (table.ndim - total.ndim) + total.shape
-        )
-    return total

@@ -1,0 +1,26 @@
+"""The E-step: posterior weights as the gradient of the log normaliser.
+
+``plain`` keeps a weight for every cell of every site; ``fused`` is what the loop runs, and keeps sums of
+statistics; ``latents`` answers questions about the latents themselves.
+"""
+
+from emppl.estep.fused import Chunking, FusedPlan, expectations, plan_fused, prepare
+from emppl.estep.latents import decode, marginals, sample
+from emppl.estep.plain import Expectations, Posterior, e_step, from_posterior, log_evidence, log_likelihood
+
+__all__ = [
+    "Chunking",
+    "Expectations",
+    "FusedPlan",
+    "Posterior",
+    "decode",
+    "e_step",
+    "expectations",
+    "from_posterior",
+    "log_evidence",
+    "log_likelihood",
+    "marginals",
+    "plan_fused",
+    "prepare",
+    "sample",
+]

@@ -1,0 +1,87 @@
+"""Posterior of the latents themselves: marginals, the most probable assignment, exact joint draws.
+
+All three are the gradient of the log normaliser with respect to a zero table per latent; what replaces the sum
+over a latent decides which one it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from emppl.elimination import SumOut
+from emppl.estep.plain import owners_of, part_evidence
+from emppl.numerics import logsumexp, maximum_out, sample_out
+from emppl.program import Program
+
+
+def _gradient_of_probes(program: Program, params, leaves, sum_outs: Mapping[int, SumOut]) -> dict[str, jax.Array]:
+    """Gradient with respect to a zero table for every latent over all its plates."""
+    arrays = program.evaluate(params, leaves)
+    tables = program.tables(arrays)
+    # A cell of weight zero has a posterior too: let it count next to nothing instead of nothing.
+    scales = {n: None if s is None else jnp.where(s == 0, 1e-30, s) for n, s in program.scales(arrays).items()}
+    owners = owners_of(program, scales)
+    probes = {}
+    for latent in program.latents:
+        factor = program.factors[latent]
+        plates = program.axes.plates_of(factor.site, factor.site.batch_shape)
+        shape = tuple(s if n == latent or n in plates else 1 for n, s in _sizes(program))
+        probes[latent] = jnp.zeros(shape, tables[latent].dtype)
+
+    def evidence(probes):
+        raised = {name: table + probes[name] if name in probes else table for name, table in tables.items()}
+        return sum(part_evidence(p, raised, scales, owners, sum_outs[i]) for i, p in enumerate(program.parts))
+
+    return jax.grad(evidence)(probes)
+
+
+def _sizes(program: Program):
+    return [(name, program.axes.sizes[name]) for name in program.axes.names]
+
+
+def marginals(program: Program, params, leaves) -> dict[str, jax.Array]:
+    """Posterior probabilities of every latent's states: plates in model order, then the states."""
+    raw = _gradient_of_probes(program, params, leaves, dict.fromkeys(range(len(program.parts)), logsumexp))
+    tidy = {}
+    for latent, table in raw.items():
+        moved = user_layout(program, latent, table)
+        tidy[latent] = moved / jnp.sum(moved, -1, keepdims=True)
+    return tidy
+
+
+def decode(program: Program, params, leaves) -> dict[str, jax.Array]:
+    """Jointly most probable state of every latent (index into its support), by max-product elimination."""
+    raw = _gradient_of_probes(program, params, leaves, dict.fromkeys(range(len(program.parts)), maximum_out))
+    return {latent: jnp.argmax(user_layout(program, latent, table), -1) for latent, table in raw.items()}
+
+
+def sample(program: Program, params, leaves, rng_key: jax.Array) -> dict[str, jax.Array]:
+    """One exact joint draw of all latents (index into the support) from their posterior."""
+    keys = jax.random.split(rng_key, len(program.parts))
+
+    def drawer(key):
+        calls = iter(range(10**6))
+
+        def draw(table, axis):
+            noise = jax.random.gumbel(jax.random.fold_in(key, next(calls)), table.shape, table.dtype)
+            return sample_out(table, noise, axis)
+
+        return draw
+
+    raw = _gradient_of_probes(program, params, leaves, {i: drawer(keys[i]) for i in range(len(program.parts))})
+    return {latent: jnp.argmax(user_layout(program, latent, table), -1) for latent, table in raw.items()}
+
+
+def user_layout(program: Program, latent: str, table: jax.Array) -> jax.Array:
+    """From the common axes to ``(*plates, states)``, plates outermost first as NumPyro lays them out."""
+    axes = program.axes
+    site = program.trace.sites[latent]
+    plates = axes.plates_of(site, site.batch_shape)
+    order = sorted(plates, key=lambda name: axes.dims[name])
+    kept = [axes.names.index(name) for name in [*order, latent]]
+    rest = [a for a in range(axes.rank) if a not in kept]
+    moved = jnp.transpose(table, rest + kept)
+    return jnp.reshape(moved, moved.shape[len(rest) :])

@@ -1,0 +1,238 @@
+"""Closed forms: a registered update on additive sufficient statistics, pooled over everything that shares an entry."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from emppl.axes import reduce_to
+from emppl.dependence import Selection
+from emppl.families import Update
+from emppl.mstep.maximisation import Maximisation
+from emppl.parameters import constraint_name
+from emppl.rules import Rule, RuleContext
+from emppl.trace import Trace
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One argument of one site through which a parameter enters."""
+
+    site: str
+    argument: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ClosedForm(Rule):
+    """The registered closed form of one parameter.
+
+    Attributes:
+        targets: where the parameter enters.
+        closed: the update.
+    """
+
+    targets: tuple[Target, ...]
+    closed: Update
+
+    kind: ClassVar[str] = "closed form"
+    reads_weights: ClassVar[bool] = False
+
+    @property
+    def order(self) -> int:
+        """Locations come before scales."""
+        return self.closed.order
+
+    def update(self, step: Maximisation) -> dict[str, jax.Array]:
+        """Pool the contributions of every cell, add the prior's pseudo-statistics, solve."""
+        (name,) = self.parameters
+        value = step.params[name]
+        for stage, contributions in enumerate(self.closed.contributions):
+            here = {**step.params, name: value}
+            wanted = {(target.site, "arguments") for target in self.targets} | {(name, "distribution")}
+            arrays = step.program.evaluate(here, step.leaves, frozenset(wanted))
+            pooled = _pool(self, step, here, arrays, contributions)
+            if self.prior not in (None, "flat"):
+                prior = next(rule for kind, rule in self.closed.priors.items() if kind.__name__ == self.prior)
+                pooled = prior(pooled, prior_arguments(arrays[name].distribution, value.ndim))
+            value = self.closed.solve(pooled, value, stage)
+        return {name: value}
+
+
+# ------------------------------------------------------------------------------------- does it apply, and why not
+
+
+def propose(context: RuleContext, name: str) -> ClosedForm | str:
+    """The closed form of a parameter, or the reason why there is none."""
+    rank = len(context.trace.sites[name].shape)
+    targets: list[Target] = []
+    update: Update | None = None
+    found = entries_of(context, name)
+    if not found:
+        return "no likelihood site depends on it"
+    for factor, field, position in found:
+        if field in ("value", "mask", "cell_weight") or factor.labels_of or factor.site.kind == "factor":
+            return f"it enters the {'log factor' if factor.site.kind == 'factor' else field} of site {factor.name!r}"
+        if factor.family is None:
+            return f"site {factor.name!r} is {factor.site.distribution}, which has no registered closed form"
+        if any(factor.parameters.get(other) for other in ("value", "mask", *factor.family.fixed)):
+            return f"the value of site {factor.name!r} depends on a parameter"
+        candidate = factor.family.updates.get(field)
+        if candidate is None:
+            return f"{factor.family.name}.{field} of site {factor.name!r} has no closed-form update"
+        if update is not None and candidate is not update:
+            return f"it enters as {update.title!r} and as {candidate.title!r}, which have no common closed form"
+        update = candidate
+        if any(
+            factor.parameters.get(other, frozenset()) & {name}
+            for other in factor.family.argument_ranks
+            if other != field
+        ):
+            return f"it enters more than one argument of site {factor.name!r}"
+        selection = context.dependence.selection(name, position)
+        if isinstance(selection, str):
+            return f"{field} of site {factor.name!r} is not a plain selection of it: {selection}"
+        if not _keeps_cells_whole(context, selection, rank, update.event_rank, position):
+            return f"{field} of site {factor.name!r} cuts through its last {update.event_rank} axes"
+        targets.append(Target(factor.name, field))
+    assert update is not None
+    for other in context.trace.parameters:
+        if context.use_prior and other != name and _prior_depends_on(context, other, name):
+            return f"the prior of {other!r} depends on it"
+    refusal = _constraint_binds(context, name, update)
+    if refusal is not None:
+        return refusal
+    prior = _conjugate_prior(context, name, update)
+    if isinstance(prior, _Refusal):
+        return prior.reason
+    return ClosedForm((name,), update.title, tuple(targets), update, prior=prior)
+
+
+def entries_of(context: RuleContext, name: str):
+    """Every output of a likelihood site that depends on the parameter: ``(factor, field, position)``."""
+    found = []
+    for path, position in context.trace.outputs.items():
+        factor = context.factors.get(path[0])
+        if factor is None or ("parameter", name) not in context.dependence.of_output(position):
+            continue
+        if factor.labels_of is not None and path[1] not in ("value", "mask", "label_mask"):
+            continue
+        if path[1] == "distribution":
+            if factor.family is None or factor.site.kind == "factor":
+                found.append((factor, "distribution", position))
+            continue
+        found.append((factor, path[2] if path[1] == "arguments" else path[1], position))
+    return found
+
+
+def _prior_depends_on(context: RuleContext, other: str, name: str) -> bool:
+    return any(
+        path[0] == other and path[1] != "value" and ("parameter", name) in context.dependence.of_output(position)
+        for path, position in context.trace.outputs.items()
+    )
+
+
+def _keeps_cells_whole(context, selection: Selection, rank: int, event_rank: int, position: int) -> bool:
+    out_rank = len(context.dependence.jaxpr.outvars[position].aval.shape)
+    return rank >= event_rank and all(
+        selection.position[rank - back] == out_rank - back for back in range(1, event_rank + 1)
+    )
+
+
+def _constraint_binds(context: RuleContext, name: str, update: Update) -> str | None:
+    constraint = constraint_name(context.trace.sites[name].constraint)
+    if constraint in update.support:
+        return None
+    return (
+        f"its constraint {constraint!r} is not implied by the update (which needs one of {', '.join(update.support)})"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Refusal:
+    reason: str
+
+
+def prior_of(trace: Trace, name: str) -> str | None:
+    """Class name of a parameter's prior, or None for a ``numpyro.param``."""
+    site = trace.sites[name]
+    return site.distribution if site.kind == "continuous" else None
+
+
+def _conjugate_prior(context: RuleContext, name: str, update: Update) -> str | None | _Refusal:
+    prior = prior_of(context.trace, name)
+    if prior is None or not context.use_prior:
+        return None
+    if prior in ("ImproperUniform", "Uniform", "Unit"):
+        return "flat"
+    if any(path[0] == name and path[1] in ("mask", "cell_weight") for path in context.trace.outputs):
+        return _Refusal(f"its prior {prior} is masked or scaled")
+    for distribution in update.priors:
+        if distribution.__name__ == prior:
+            return prior
+    known = ", ".join(sorted(d.__name__ for d in update.priors)) or "none"
+    return _Refusal(f"its prior {prior} is not conjugate to the update {update.title!r} (closed forms have: {known})")
+
+
+# ----------------------------------------------------------------------------------------------- carrying it out
+
+
+def _pool(rule: ClosedForm, step: Maximisation, params, arrays, contributions) -> dict[str, jax.Array]:
+    """Sum every quantity over all cells, of all sites, that share an entry of the parameter."""
+    (name,) = rule.parameters
+    program = step.program
+    wanted = frozenset((target.site, "arguments") for target in rule.targets)
+
+    def selected(value):
+        there = program.evaluate({**params, name: value}, step.leaves, wanted)
+        return [program.factors[t.site].argument(there, t.argument) for t in rule.targets]
+
+    current, pull_back = jax.vjp(selected, params[name])
+    parts = []
+    for target, argument in zip(rule.targets, current, strict=True):
+        factor = program.factors[target.site]
+        quantities = contributions(step.moments(target.site), factor.arguments(arrays), argument)
+        parts.append({key: _to_argument(quantity, argument) for key, quantity in quantities.items()})
+
+    def pooled(key):
+        extra = parts[0][key].ndim - current[0].ndim
+        back = lambda *cotangents: pull_back(list(cotangents))[0]  # noqa: E731
+        for _ in range(extra):
+            back = jax.vmap(back)
+        return back(*(part[key] for part in parts))
+
+    return {key: pooled(key) for key in parts[0]}
+
+
+def _to_argument(quantity: jax.Array, argument: jax.Array) -> jax.Array:
+    """Sum a quantity over the cells that share an entry of the argument."""
+    extra = quantity.shape[: quantity.ndim - argument.ndim]
+    full = jnp.broadcast_shapes(quantity.shape[len(extra) :], argument.shape)
+    return reduce_to(jnp.broadcast_to(quantity, extra + full), extra + argument.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorArguments:
+    """A prior distribution's arguments, shaped to broadcast against the parameter without rank promotion."""
+
+    values: Mapping[str, Any]
+
+    def __getattr__(self, name: str):
+        return self.values[name]
+
+
+def prior_arguments(base: Any, parameter_rank: int) -> PriorArguments:
+    """Arguments of a prior, each with leading axes of size one up to the parameter's rank."""
+    values = {}
+    for name, constraint in type(base).arg_constraints.items():
+        try:
+            array = jnp.asarray(getattr(base, name))
+        except (AttributeError, TypeError):
+            continue
+        event = getattr(constraint, "event_dim", 0)
+        rank = parameter_rank - len(base.event_shape) + event
+        values[name] = jnp.reshape(array, (1,) * (rank - array.ndim) + array.shape)
+    return PriorArguments(values)

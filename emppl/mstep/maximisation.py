@@ -1,0 +1,64 @@
+"""One M-step in progress: what the E-step left, and the newest value of every parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from emppl.estep import Expectations
+from emppl.factors import Prepared
+from emppl.numerics import weighted
+from emppl.program import Program
+
+
+class Maximisation:
+    """What a rule may use to update its block.
+
+    Args:
+        program: the derived algorithm.
+        params: current constrained values; replaced block by block.
+        expectations: outcome of the E-step.
+        leaves: the data.
+        prepared: statistics and their references, by site.
+    """
+
+    def __init__(self, program: Program, params, expectations: Expectations, leaves, prepared: Mapping[str, Prepared]):
+        self.program = program
+        self.params: dict[str, jax.Array] = dict(params)
+        self.expectations = expectations
+        self.leaves = leaves
+        self.prepared = prepared
+        self._moments: dict[str, Mapping[str, jax.Array]] = {}
+
+    def moments(self, site: str) -> Mapping[str, jax.Array]:
+        """Named expected statistics of a site with a registered family."""
+        if site not in self._moments:
+            self._moments[site] = self.program.factors[site].moments(self._sums(site), self.prepared[site].reference)
+        return self._moments[site]
+
+    def _sums(self, name: str) -> jax.Array:
+        if name in self.expectations.sums:
+            return self.expectations.sums[name]
+        factor, prepared = self.program.factors[name], self.prepared[name]
+        arrays = self.program.evaluate(self.params, self.leaves, frozenset([(name, "arguments")]))
+        shape = jax.eval_shape(lambda: factor.natural(factor.arguments(arrays), prepared.reference)).shape
+        return factor.expected_statistics(self.expectations.weights[name], shape, prepared)
+
+    def q(self, block: Mapping[str, jax.Array]) -> jax.Array:
+        """``Q + log prior`` with a block at other values, up to terms that do not hold the block.
+
+        Args:
+            block: constrained values of some parameters; the others are at their newest values.
+
+        Returns:
+            A scalar (natural log); differentiable in the block.
+        """
+        program = self.program
+        arrays = program.evaluate({**self.params, **block}, self.leaves)
+        total = jnp.zeros((), jnp.result_type(float)) + program.log_prior_from(arrays)
+        for name, factor in program.factors.items():
+            if factor.all_parameters & set(block):
+                total = total + jnp.sum(weighted(self.expectations.weights[name], factor.table(arrays)))
+        return total

@@ -1,0 +1,13 @@
+"""Run a NumPyro model once, abstractly, and keep a pure function of (parameters, atoms, data).
+
+This is the only package that touches NumPyro's handlers and messages. Everything downstream sees
+:class:`Trace`: static facts about every site, and ``evaluate``, a pure JAX function that returns each
+site's distribution arguments, value, mask and scale. Discrete latents are enumerated: each gets an axis of
+its own, left of the plates, holding its *atoms*.
+"""
+
+from emppl.trace.distributions import as_numpyro_expects
+from emppl.trace.record import Plate, Site, SiteArrays, Trace
+from emppl.trace.tracing import trace_model
+
+__all__ = ["Plate", "Site", "SiteArrays", "Trace", "as_numpyro_expects", "trace_model"]

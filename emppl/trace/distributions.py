@@ -1,0 +1,106 @@
+"""NumPyro distributions taken apart: wrappers, masks, the arguments as the user gave them, finite supports."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from numpyro.distributions.distribution import validation_enabled
+
+from emppl.errors import ModelError
+
+
+@contextlib.contextmanager
+def as_numpyro_expects():
+    """Settings under which NumPyro's own code may run: no argument checks in the graph, rank promotion allowed."""
+    with validation_enabled(False), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def is_discrete(fn) -> bool:
+    """Does a distribution put its mass on discrete values?"""
+    support = fn.support
+    return bool(getattr(support, "is_discrete", False))
+
+
+def unwrap(fn) -> tuple[Any, int, list]:
+    """Peel NumPyro's wrappers off a distribution.
+
+    Args:
+        fn: a distribution, possibly ``Independent``, ``ExpandedDistribution``, ``MaskedDistribution`` or nested ones.
+
+    Returns:
+        ``(base, reinterpreted, masks)``: the innermost distribution, how many of its trailing batch axes are
+        event axes of the site, and the masks, innermost first, each with the number of those axes it lacks.
+    """
+    reinterpreted, masks = 0, []
+    while True:
+        if isinstance(fn, dist.Independent):
+            reinterpreted += fn.reinterpreted_batch_ndims
+        elif isinstance(fn, dist.MaskedDistribution):
+            if fn._mask is not True:
+                masks.append((fn._mask, reinterpreted))  # event axes peeled so far lie outside this mask
+        elif not isinstance(fn, dist.ExpandedDistribution):
+            break
+        fn = fn.base_dist
+    return fn, reinterpreted, [(mask, reinterpreted - outside) for mask, outside in reversed(masks)]
+
+
+def element_mask(masks):
+    """One mask over the innermost batch shape, or None.
+
+    A mask outside ``to_event`` misses the event axes, over which it is broadcast.
+    """
+    combined = None
+    for mask, inside in masks:
+        mask = jnp.asarray(mask)
+        mask = jnp.reshape(mask, mask.shape + (1,) * inside)
+        combined = mask if combined is None else _and(combined, mask)
+    return combined
+
+
+def _and(left, right):
+    rank = max(left.ndim, right.ndim)
+    left, right = (jnp.reshape(mask, (1,) * (rank - mask.ndim) + mask.shape) for mask in (left, right))
+    return jnp.logical_and(left, right)
+
+
+def given_arguments(base) -> dict[str, Any]:
+    """The arguments a distribution was built with, in the parameterisation that the user chose."""
+    present = {name: base.__dict__[name] for name in type(base).arg_constraints if name in base.__dict__}
+    for preferred in ("covariance_matrix", "precision_matrix"):
+        if preferred in present:
+            present.pop("scale_tril", None)
+    return {name: value for name, value in present.items() if value is not None}
+
+
+def support_values(name: str, base) -> np.ndarray:
+    """The values a discrete latent can take, as a concrete vector.
+
+    Raises:
+        ModelError: the support is not finite, or its size depends on data.
+    """
+    if not getattr(base, "has_enumerate_support", False):
+        kind = type(base).__name__
+        raise ModelError(
+            f"Latent site {name!r} is {kind}, whose support is not finite, so it cannot be enumerated. "
+            f"Observe it, or truncate it: dist.Categorical(probs) over 0..max with "
+            f"probs from dist.{kind}(...).log_prob(jnp.arange(max + 1))."
+        )
+    if isinstance(base, (dist.CategoricalProbs, dist.CategoricalLogits)):
+        logits_or_probs = base.probs if isinstance(base, dist.CategoricalProbs) else base.logits
+        return np.arange(jnp.shape(logits_or_probs)[-1])
+    if isinstance(base, (dist.BernoulliProbs, dist.BernoulliLogits)):
+        return np.arange(2)
+    try:
+        with jax.ensure_compile_time_eval():
+            return np.asarray(base.enumerate_support(expand=False)).reshape(-1)
+    except jax.errors.JAXTypeError:
+        raise ModelError(
+            f"The number of states of latent site {name!r} ({type(base).__name__}) depends on data. "
+            "Pass the bound as a Python integer (a static argument) instead."
+        ) from None

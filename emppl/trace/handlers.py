@@ -1,0 +1,108 @@
+"""The effect handler under which a model runs, and what it says when the model itself fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+from numpyro.distributions.distribution import Unit
+from numpyro.primitives import Messenger
+
+from emppl.arguments import join_arguments
+from emppl.errors import EMError, ModelError
+from emppl.trace.distributions import as_numpyro_expects, is_discrete
+
+
+class Recorder(Messenger):
+    """Answers every unobserved site and records every message; the outermost handler but ``seed``."""
+
+    def __init__(self, model: Callable, answer: Callable[[dict], Any]):
+        super().__init__(model)
+        self.answer = answer
+        self.messages: dict[str, dict] = {}
+        self.latents: dict[str, str] = {}
+        self.plate_sizes: dict[str, int] = {}
+
+    def process_message(self, msg) -> None:
+        """Record one message; answer it if it is an unobserved site."""
+        kind = msg["type"]
+        if kind == "control_flow":
+            raise ModelError(
+                "The model uses numpyro's scan or cond. This version of emppl derives EM for models without "
+                "control flow; write a short chain as a Python loop, or marginalise it in numpyro.factor."
+            )
+        if kind == "deterministic" and f"{msg['name']}_unobserved" in self.latents:
+            msg["value"] = self.messages[f"{msg['name']}_unobserved"]["value"]
+        if kind == "plate":
+            self.plate_sizes[msg["name"]] = msg["args"][0]
+        if kind not in ("sample", "param"):
+            return
+        name = msg["name"]
+        if name in self.messages:
+            raise ModelError(
+                f"The site name {name!r} is used twice. Give every sample and param site a name of its own."
+            )
+        if kind == "sample" and isinstance(msg["fn"], Unit):
+            msg["is_observed"] = True
+        if not msg.get("is_observed"):
+            if msg["value"] is not None:
+                raise ModelError(
+                    f"Site {name!r} is given a value by a handler (substitute or condition). Fix a parameter with "
+                    f"EM(model, fixed={{{name!r}: value}}), and observe data with obs=."
+                )
+            msg["value"] = self.answer(msg)
+            if kind == "sample" and is_discrete(msg["fn"]):
+                self.latents[name] = name
+        self.messages[name] = msg
+
+
+def run_model(model: Callable, answer: Callable[[dict], Any], leaves: list, skeleton: Any, rng_key) -> Recorder:
+    """Run the model once under the recorder.
+
+    Args:
+        model: a NumPyro model.
+        answer: gives every unobserved site its value.
+        leaves: the model's array arguments.
+        skeleton: its static arguments, from :func:`~emppl.arguments.split_arguments`.
+        rng_key: random key, for models that draw.
+
+    Returns:
+        The recorder with every message.
+
+    Raises:
+        ModelError: the model cannot be run; the message says where it stopped and why.
+    """
+    args, kwargs = join_arguments(leaves, skeleton)
+    recorder = Recorder(model, answer)
+    try:
+        with as_numpyro_expects(), numpyro.handlers.seed(rng_seed=rng_key), recorder:
+            model(*args, **kwargs)
+    except EMError:
+        raise
+    except jax.errors.ConcretizationTypeError as error:
+        raise ModelError(
+            "The model reads the value of an array in Python (an `if`, `int(...)` or a shape taken from data). "
+            "Pass that quantity as a Python number in an argument of its own, e.g. model(x, K=int(x.max()) + 1).\n"
+            + str(error).split("\n")[0]
+        ) from error
+    except Exception as error:
+        raise ModelError(_failure(recorder, leaves, error)) from error
+    return recorder
+
+
+def _failure(recorder: Recorder, leaves, error: Exception) -> str:
+    """What the model was doing when its own code failed."""
+    shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves) or "none"
+    reached = f"after site {list(recorder.messages)[-1]!r}" if recorder.messages else "before its first site"
+    latents = "".join(
+        f"\nLatent {name!r} was enumerated with shape {jnp.shape(recorder.messages[name]['value'])} "
+        "(its states, then plates)."
+        for name in recorder.latents
+    )
+    return (
+        f"The model failed {reached}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}\n"
+        f"Shapes of its array arguments: {shapes}.{latents}"
+    )

@@ -1,0 +1,108 @@
+"""What a trace keeps: static facts about sites and plates, and the arrays of one evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr
+
+
+@dataclasses.dataclass(frozen=True)
+class Plate:
+    """One plate: its name, its (negative) batch dimension, its number of cells, and how many before subsampling."""
+
+    name: str
+    dim: int
+    size: int
+    full_size: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """Static facts about one site.
+
+    Attributes:
+        name: the site's name.
+        kind: ``"param"``, ``"continuous"`` (unobserved), ``"discrete"`` (unobserved), ``"observed"`` or ``"factor"``.
+        distribution: class name of the innermost distribution, for messages.
+        plates: the plates it sits in.
+        shape: shape of its value (for a discrete latent: one cell per plate cell).
+        event_shape: event shape of its distribution, ``to_event`` axes first.
+        batch_shape: batch shape of its log-probability, latent axes included.
+        reinterpreted: number of batch axes of the innermost distribution that ``to_event`` summed.
+        constraint: support (unobserved sites and params), else None.
+        states: number of atoms of a discrete latent, else 0.
+        labels: for a partly observed latent, the name of the site that carries its labels.
+    """
+
+    name: str
+    kind: str
+    distribution: str
+    plates: tuple[Plate, ...]
+    shape: tuple[int, ...]
+    dtype: Any
+    event_shape: tuple[int, ...] = ()
+    batch_shape: tuple[int, ...] = ()
+    reinterpreted: int = 0
+    constraint: Any = None
+    states: int = 0
+    labels: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """A model seen once for data of given shapes.
+
+    Attributes:
+        sites: static facts by site name, in model order.
+        atoms: for every discrete latent its atoms, shaped ``(states, 1, ..., 1)``.
+        latent_dims: the (negative) batch dimension of every latent's axis.
+        plates: every plate by name.
+        distributions: class of every sample site's innermost distribution.
+        jaxpr: the traced computation; its inputs and outputs are named by ``inputs`` and ``outputs``.
+        evaluate: ``evaluate(params, atoms, leaves, wanted=None) -> {site: SiteArrays}``, pure; ``wanted`` restricts it
+            to some ``(site, field)`` pairs, the other fields are None.
+        initial: ``initial(rng_key, leaves) -> params``: declared values of params, prior draws of sampled parameters.
+    """
+
+    sites: dict[str, Site]
+    atoms: dict[str, np.ndarray]
+    latent_dims: dict[str, int]
+    plates: dict[str, Plate]
+    jaxpr: ClosedJaxpr
+    inputs: tuple[tuple[str, str], ...]
+    outputs: dict[tuple[str, ...], int]
+    distributions: dict[str, type]
+    evaluate: Callable[..., dict[str, Any]]
+    initial: Callable[[jax.Array, list], dict[str, jax.Array]]
+
+    @property
+    def parameters(self) -> list[str]:
+        """Names of params and unobserved continuous sites, in model order."""
+        return [name for name, site in self.sites.items() if site.kind in ("param", "continuous")]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class SiteArrays:
+    """What ``Trace.evaluate`` returns for one sample site.
+
+    Attributes:
+        distribution: the innermost distribution, with its arguments un-broadcast.
+        arguments: the arguments the user gave it, by name (as the user parameterised it).
+        value: observed value, atoms or parameter value.
+        mask: None, or a boolean array over the innermost distribution's batch shape.
+        label_mask: for label sites, which cells are known.
+        cell_weight: None, or the weight (``handlers.scale``) of every plate cell.
+    """
+
+    distribution: Any
+    arguments: dict[str, jax.Array]
+    value: jax.Array
+    mask: Any = None
+    label_mask: Any = None
+    cell_weight: Any = None
