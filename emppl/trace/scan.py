@@ -147,8 +147,8 @@ def _depths(found, latents) -> tuple[dict[str, int], tuple[bool, ...]]:
             raise ModelError(
                 f"The carry of the scan accumulates latents: its leaf number {leaf + 1} is computed from itself and "
                 f"from {_held(own, path)}: it depends on the states of all earlier steps. The carry may hold "
-                "the states of a fixed number of previous steps: carry those, and expand the state where more memory is "
-                "needed (a duration, say: one state per value of the counter)."
+                "the states of a fixed number of previous steps: carry those, and expand the state where more memory "
+                "is needed (a duration, say: one state per value of the counter)."
             )
         for name in own[leaf]:
             depths[name] = max(depths[name], lag)
