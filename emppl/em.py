@@ -221,7 +221,7 @@ class EM:
         )
         progress.close()
         states = jax.device_get(states)
-        if not np.any(np.isfinite(states.objective)) and not interrupted:
+        if not np.any(np.isfinite(states.progress.objective)) and not interrupted:
             self._explain_impossible(derived, {n: v[0] for n, v in params.items()}, leaves)
         return EMResult.from_states(
             self, args, kwargs, program, states, history, interrupted=interrupted, accurate=accurate

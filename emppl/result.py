@@ -98,7 +98,7 @@ class EMResult:
         status = np.array([StopReason(int(code)) for code in np.asarray(states.status)], dtype=object)
         if interrupted:
             status[status == StopReason.RUNNING] = StopReason.INTERRUPTED
-        objective = np.asarray(states.objective, dtype=float)
+        objective = np.asarray(states.progress.objective, dtype=float)
         best = _best(objective, status)
         good = {name: np.asarray(value)[best] for name, value in states.good_params.items()}
         params = {n: np.asarray(program.fixed[n], float) if n in program.fixed else good[n] for n in program.rules}
