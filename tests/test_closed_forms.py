@@ -323,7 +323,9 @@ def component_log_probs(case, x, values, tied=()):
 def far_too(rows):
     """Rows near the origin and, where data have a location and no prior ties them to the origin, far from it."""
     near = [(*row, 0.0) for row in rows]
-    return near + [(*row, FAR) for row in rows if CASES[row[0]].shifts and row[-1] not in ("Normal", "MultivariateNormal")]
+    return near + [
+        (*row, FAR) for row in rows if CASES[row[0]].shifts and row[-1] not in ("Normal", "MultivariateNormal")
+    ]
 
 
 @pytest.mark.parametrize("name, argument, how, shift", far_too(VARIANTS))
@@ -430,7 +432,9 @@ def test_quantities_of_a_split_add_up(name):
                 np.testing.assert_allclose(pieces[0][key] + pieces[1][key], value, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("name, shift", [(name, shift) for name, case in CASES.items() for shift in (0.0, FAR)[: 1 + case.shifts]])
+@pytest.mark.parametrize(
+    "name, shift", [(name, shift) for name, case in CASES.items() for shift in (0.0, FAR)[: 1 + case.shifts]]
+)
 def test_natural_form_equals_log_prob(name, shift):
     """Statistics times natural parameters plus offset and base measure is NumPyro's log density.
 

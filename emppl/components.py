@@ -1,0 +1,92 @@
+"""Which parameter axes run over the states of which latent: to match components, and to see identical ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from emppl.dependence import Dependence
+from emppl.program import Program
+
+
+def component_axes(program: Program) -> dict[str, dict[str, tuple[int, ...]]]:
+    """For every latent, the axes of each parameter that run over its states.
+
+    Axes that the latent indexes, also behind elementwise functions and sums along other axes, and the axis
+    of its own class probabilities.
+    """
+    indexed = indexed_axes(program)
+    own = class_axes(program)
+    return {
+        latent: {
+            name: tuple(sorted({*indexed[latent].get(name, ()), *own[latent].get(name, ())}))
+            for name in program.trace.parameters
+            if name in indexed[latent] or name in own[latent]
+        }
+        for latent in program.latents
+    }
+
+
+def indexed_axes(program: Program) -> dict[str, dict[str, tuple[int, ...]]]:
+    """For every latent, the axes of each parameter that it indexes, one entry per state."""
+    dependence = _dependence(program)
+    found: dict[str, dict[str, tuple[int, ...]]] = {latent: {} for latent in program.latents}
+    for name in program.trace.parameters:
+        shape = program.trace.sites[name].shape
+        latents = dependence.indexed(name)
+        for latent in program.latents:
+            states = program.trace.sites[latent].states
+            axes = tuple(a for a, who in enumerate(latents) if latent in who and shape[a] == states)
+            if axes:
+                found[latent][name] = axes
+    return found
+
+
+def class_axes(program: Program) -> dict[str, dict[str, tuple[int, ...]]]:
+    """For every latent, the axis of each parameter that its own ``probs`` or ``logits`` have as their last."""
+    dependence = _dependence(program)
+    found: dict[str, dict[str, tuple[int, ...]]] = {latent: {} for latent in program.latents}
+    for latent in program.latents:
+        states = program.trace.sites[latent].states
+        for argument in ("probs", "logits"):
+            position = program.trace.outputs.get((latent, "arguments", argument))
+            if position is None:
+                continue
+            last = len(program.trace.jaxpr.out_avals[position].shape) - 1
+            for name in program.trace.parameters:
+                shape = program.trace.sites[name].shape
+                places = dependence.axis_positions(name, position)
+                axes = tuple(a for a, where in enumerate(places) if last in where and shape[a] == states)
+                if axes:
+                    found[latent][name] = axes
+    return found
+
+
+def _dependence(program: Program) -> Dependence:
+    return Dependence(program.trace.jaxpr, program.trace.inputs)
+
+
+def symmetric_latent(program: Program, params: Mapping[str, np.ndarray]) -> str | None:
+    """A latent with several states whose parameters are all equal across them, or None.
+
+    Its own class probabilities do not count: they may differ between components that are otherwise the same.
+    """
+    free = set(program.free)
+    own = {latent: _parameters_of_site(program, latent) for latent in program.latents}
+    for latent, axes in indexed_axes(program).items():
+        if program.trace.sites[latent].states < 2:
+            continue
+        distinguishing = {name: where for name, where in axes.items() if name in free - own[latent]}
+        if distinguishing and all(_constant_along(params[name], where) for name, where in distinguishing.items()):
+            return latent
+    return None
+
+
+def _parameters_of_site(program: Program, site: str) -> frozenset[str]:
+    return frozenset(program.factors[site].all_parameters)
+
+
+def _constant_along(value: np.ndarray, axes: tuple[int, ...]) -> bool:
+    spread = max(np.ptp(value, axis=axis).max(initial=0.0) for axis in axes)
+    return bool(spread <= 1e-12 * (1e-300 + np.abs(value).max(initial=0.0)))
