@@ -30,7 +30,7 @@ def component_axes(program: Program) -> dict[str, dict[str, tuple[int, ...]]]:
 
 def indexed_axes(program: Program) -> dict[str, dict[str, tuple[int, ...]]]:
     """For every latent, the axes of each parameter that it indexes, one entry per state."""
-    dependence = _dependence(program)
+    dependence = dependence_of(program)
     found: dict[str, dict[str, tuple[int, ...]]] = {latent: {} for latent in program.latents}
     for name in program.trace.parameters:
         shape = program.trace.sites[name].shape
@@ -45,7 +45,7 @@ def indexed_axes(program: Program) -> dict[str, dict[str, tuple[int, ...]]]:
 
 def class_axes(program: Program) -> dict[str, dict[str, tuple[int, ...]]]:
     """For every latent, the axis of each parameter that its own ``probs`` or ``logits`` have as their last."""
-    dependence = _dependence(program)
+    dependence = dependence_of(program)
     found: dict[str, dict[str, tuple[int, ...]]] = {latent: {} for latent in program.latents}
     for latent in program.latents:
         states = program.trace.sites[latent].states
@@ -63,7 +63,8 @@ def class_axes(program: Program) -> dict[str, dict[str, tuple[int, ...]]]:
     return found
 
 
-def _dependence(program: Program) -> Dependence:
+def dependence_of(program: Program) -> Dependence:
+    """What the traced quantities of a program depend on."""
     return Dependence(program.trace.jaxpr, program.trace.inputs)
 
 
@@ -72,19 +73,14 @@ def symmetric_latent(program: Program, params: Mapping[str, np.ndarray]) -> str 
 
     Its own class probabilities do not count: they may differ between components that are otherwise the same.
     """
-    free = set(program.free)
-    own = {latent: _parameters_of_site(program, latent) for latent in program.latents}
     for latent, axes in indexed_axes(program).items():
         if program.trace.sites[latent].states < 2:
             continue
-        distinguishing = {name: where for name, where in axes.items() if name in free - own[latent]}
-        if distinguishing and all(_constant_along(params[name], where) for name, where in distinguishing.items()):
+        own = program.factors[latent].all_parameters
+        others = {name: where for name, where in axes.items() if name not in own}
+        if others.keys() & set(program.free) and all(_constant_along(params[n], where) for n, where in others.items()):
             return latent
     return None
-
-
-def _parameters_of_site(program: Program, site: str) -> frozenset[str]:
-    return frozenset(program.factors[site].all_parameters)
 
 
 def _constant_along(value: np.ndarray, axes: tuple[int, ...]) -> bool:
