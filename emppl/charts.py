@@ -17,6 +17,7 @@ import numpy as np
 from emppl.parameters import constrain, constraint_name, innermost, unconstrain
 
 _ZERO = 1e-12
+_NO_GAIN = 1e-3  # nats
 
 
 @jax.tree_util.register_dataclass
@@ -69,7 +70,7 @@ def value_at(constraint: Any, frame: Frame, step: jax.Array) -> jax.Array:
     """
     if frame.curved:
         return constrain(constraint, frame.base + step.reshape(frame.base.shape))
-    flat = frame.base.ravel().at[frame.entries].add(frame.signs * step[frame.coordinates])
+    flat = jnp.ravel(frame.base).at[frame.entries].add(frame.signs * step[frame.coordinates])
     return flat.reshape(frame.base.shape)
 
 
@@ -96,8 +97,8 @@ def chart(constraint: Any, estimate: np.ndarray, edge: float, only_differences: 
     Args:
         constraint: where the parameter lives.
         estimate: the point.
-        edge: how close to a bound counts as being on it: for probabilities in absolute terms, for intervals
-            relative to their length. Next to a bound that stands alone it is 1e-12, whatever the units.
+        edge: how close to its bound a probability counts as being on it. Other numbers are on a bound within 1e-12 of
+            the interval's length, or within 1e-12 if there is but one bound, whatever the units.
         only_differences: only differences along the last axis matter; the last entry is held.
 
     Returns:
@@ -114,7 +115,8 @@ def chart(constraint: Any, estimate: np.ndarray, edge: float, only_differences: 
         return _matrix_chart(estimate, nowhere, symmetric=name == "positive_definite")
     lower, upper = bounds(constraint)
     if lower is not None or upper is not None:
-        return _linear_chart(_away_from_bounds(estimate, lower, upper), _on_bounds(estimate, lower, upper, edge))
+        margin = edge if name in ("unit_interval", "open_interval") else _ZERO
+        return _linear_chart(_away_from_bounds(estimate, lower, upper), _on_bounds(estimate, lower, upper, margin))
     if name in ("real", "real_vector", "real_matrix"):
         return _linear_chart(estimate, nowhere)
     start = np.asarray(unconstrain(constraint, jnp.asarray(estimate)))
@@ -132,17 +134,52 @@ def bounds(constraint: Any) -> tuple[Any, Any]:
     return (None if b is None else np.asarray(b) for b in (lower, upper))  # type: ignore[return-value]
 
 
-def _on_bounds(estimate, lower, upper, edge) -> np.ndarray:
-    def margin(bound):
-        if lower is not None and upper is not None:
-            return edge * (upper - lower)
-        return np.maximum(_ZERO, 4 * np.finfo(estimate.dtype).eps * np.abs(bound))
+def has_bounds(constraint: Any) -> bool:
+    """Does an elementwise constraint bound a number from below or above?"""
+    if constraint_name(constraint) == "simplex":
+        return False
+    return any(bound is not None for bound in bounds(constraint))
+
+
+def pressed(constraint: Any, chart: Chart, score: np.ndarray, curvature: np.ndarray) -> np.ndarray:
+    """Coordinates whose bound keeps them from their maximum, though a numerical optimiser only came close to it.
+
+    The best point of the local parabola lies beyond the bound, and going to the bound would gain next to nothing.
+
+    Args:
+        constraint: where the parameter lives.
+        chart: its chart.
+        score: ``(coordinates,)``, gradient of the objective; NaN where held.
+        curvature: ``(coordinates,)``, minus its second derivative.
+
+    Returns:
+        Boolean ``(coordinates,)``.
+    """
+    lower, upper = bounds(constraint)
+    if chart.frame.curved or (lower is None and upper is None):
+        return np.zeros(chart.frame.size, bool)
+    value = chart.frame.base
+    towards = score.reshape(value.shape)
+    room = np.full(value.shape, np.inf)
+    if upper is not None:
+        room = np.where(towards > 0, upper - value, room)
+    if lower is not None:
+        room = np.where(towards < 0, value - lower, room)
+    beyond = np.abs(towards) > curvature.reshape(value.shape) * room
+    return (beyond & (np.abs(towards) * room < _NO_GAIN)).ravel()
+
+
+def _on_bounds(estimate, lower, upper, margin) -> np.ndarray:
+    length = upper - lower if lower is not None and upper is not None else 1.0
+
+    def near(bound, distance):
+        return distance < np.maximum(margin * length, 4 * np.finfo(estimate.dtype).eps * np.abs(bound))
 
     on = np.zeros(estimate.shape, bool)
     if lower is not None:
-        on |= estimate - lower < margin(lower)
+        on |= near(lower, estimate - lower)
     if upper is not None:
-        on |= upper - estimate < margin(upper)
+        on |= near(upper, upper - estimate)
     return on
 
 

@@ -67,7 +67,8 @@ def _value_report(factor, mine) -> dict[str, jax.Array]:
                 inside = jnp.asarray(mine.distribution.support(value))
         except (NotImplementedError, TypeError, AttributeError):
             pass
-    inside = jnp.broadcast_to(inside, jnp.broadcast_shapes(inside.shape, finite.shape)) | ~finite
+    inside, finite = _same_rank(inside, finite)
+    inside = inside | ~finite
     seen = jnp.ones((), bool) if mine.mask is None else mine.mask
     if mine.label_mask is not None:
         seen = mine.label_mask

@@ -78,11 +78,17 @@ def symmetric_latent(program: Program, params: Mapping[str, np.ndarray]) -> str 
             continue
         own = program.factors[latent].all_parameters
         others = {name: where for name, where in axes.items() if name not in own}
-        if others.keys() & set(program.free) and all(_constant_along(params[n], where) for n, where in others.items()):
+        equal = all(_constant_along(params[n], where, _rounding(program, n)) for n, where in others.items())
+        if equal and others.keys() & set(program.free):
             return latent
     return None
 
 
-def _constant_along(value: np.ndarray, axes: tuple[int, ...]) -> bool:
+def _rounding(program: Program, name: str) -> float:
+    """How much equal components may differ, relatively: numerical optimisers treat them alike only to their tolerance."""
+    return 1e-12 if program.rules[name].kind in ("closed form", "fixed") else 1e-8
+
+
+def _constant_along(value: np.ndarray, axes: tuple[int, ...], rounding: float) -> bool:
     spread = max(np.ptp(value, axis=axis).max(initial=0.0) for axis in axes)
-    return bool(spread <= 1e-12 * (1e-300 + np.abs(value).max(initial=0.0)))
+    return bool(spread <= rounding * (1e-300 + np.abs(value).max(initial=0.0)))

@@ -22,7 +22,16 @@ from emppl.outcome import StopReason
 from emppl.parameters import free_dimensions
 from emppl.program import Program
 from emppl.restarts import best_restart, collapsed_name
-from emppl.uncertainty import Covariance, Information, boundary_labels, charts, covariance, observed_information
+from emppl.uncertainty import (
+    Covariance,
+    Information,
+    boundary_labels,
+    charts,
+    covariance,
+    hold_pressed,
+    observed_information,
+    optimised_within_bounds,
+)
 
 if TYPE_CHECKING:
     from emppl.em import EM
@@ -127,13 +136,17 @@ class EMResult:
         return build_certificate(self)
 
     def _score_norm(self) -> float:
-        matrix, score = self._information
+        matrix, score = self._measured[1]
         scale = np.sqrt(np.maximum(np.diagonal(matrix), np.finfo(float).tiny))
         return float(np.max(np.abs(score / scale), initial=0.0))
 
     @property
     def boundary(self) -> list[str]:
-        """Entries of parameters that lie on the boundary of the parameter space, such as ``"theta[1, 3]"``."""
+        """Entries of parameters that lie on the boundary of the parameter space, such as ``"theta[1, 3]"``.
+
+        A parameter between bounds that a numerical optimiser brought close to one is on it if the likelihood would take
+        it farther; for more than 500 free dimensions this is looked at after :meth:`standard_errors` only.
+        """
         return boundary_labels(self._charts)
 
     # --------------------------------------------------------------------------------------------- posterior
@@ -273,18 +286,25 @@ class EMResult:
     @property
     def uncertainty_is_cheap(self) -> bool:
         """May a summary compute standard errors unasked? If not, call :meth:`standard_errors`, which keeps them."""
-        return self.num_parameters <= summary.LARGEST or "_information" in self.__dict__
+        return self.num_parameters <= summary.LARGEST or "_measured" in self.__dict__
 
     @functools.cached_property
     def _covariance(self) -> Covariance:
-        return covariance(self._program, self._charts, self._information, self._held_differences)
+        return covariance(self._program, *self._measured, self._held_differences)
 
     @functools.cached_property
-    def _information(self) -> Information:
-        return observed_information(self._charts, self._derived.hessian_columns, self._leaves)
+    def _measured(self) -> tuple[dict[str, Chart], Information]:
+        local = self._charts_by_position
+        information = observed_information(local, self._derived.hessian_columns, self._leaves)
+        return hold_pressed(self._program, local, information)
 
-    @functools.cached_property
+    @property
     def _charts(self) -> dict[str, Chart]:
+        wanted = self.uncertainty_is_cheap and bool(optimised_within_bounds(self._program))
+        return self._measured[0] if wanted or "_measured" in self.__dict__ else self._charts_by_position
+
+    @functools.cached_property
+    def _charts_by_position(self) -> dict[str, Chart]:
         return charts(self._program, self.params, self._held_differences)
 
     @property

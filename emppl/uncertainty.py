@@ -10,6 +10,7 @@ Reference:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -18,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl import estep
-from emppl.charts import Chart, Frame, chart, jacobian, value_at
+from emppl.charts import Chart, Frame, chart, has_bounds, jacobian, pressed, value_at
 from emppl.program import Program
 
 EDGE = 1e-5
-"""How close to its bound a probability (or, relatively, a value in an interval) counts as being on it."""
+"""How close to its bound a probability counts as being on it."""
 
 _COLUMNS = 32
 
@@ -129,6 +130,46 @@ def observed_information(local: Mapping[str, Chart], columns: Callable, leaves) 
     found = [columns(frames, leaves, jnp.asarray(which)) for which in padded.reshape(-1, width)]
     hessian = np.concatenate([np.asarray(block) for block, _ in found])[: len(active), active]
     return Information(-(hessian + hessian.T) / 2, np.asarray(found[0][1])[active])
+
+
+def hold_pressed(
+    program: Program, local: Mapping[str, Chart], information: Information
+) -> tuple[dict[str, Chart], Information]:
+    """Hold also the entries that press against a bound which their numerical optimiser came close to.
+
+    Args:
+        program: the derived algorithm.
+        local: charts by position alone.
+        information: the information in them.
+
+    Returns:
+        Charts and information without these entries.
+    """
+    held: dict[str, Chart] = {}
+    kept, position = [], 0
+    for name, one in local.items():
+        count = int(one.active.sum())
+        here = slice(position, position + count)
+        active = one.active.copy()
+        if name in optimised_within_bounds(program):
+            score, curvature = np.full((2, len(active)), np.nan)
+            score[active], curvature[active] = information.score[here], np.diagonal(information.matrix)[here]
+            active &= ~pressed(program.trace.sites[name].constraint, one, score, curvature)
+            one = dataclasses.replace(one, boundary=~active.reshape(one.boundary.shape))
+        kept.append(active[local[name].active])
+        held[name] = dataclasses.replace(one, active=active)
+        position += count
+    keep = np.concatenate(kept)
+    return held, Information(information.matrix[np.ix_(keep, keep)], information.score[keep])
+
+
+def optimised_within_bounds(program: Program) -> list[str]:
+    """Parameters with bounds that no closed form reaches exactly."""
+    return [
+        name
+        for name in program.free
+        if program.rules[name].kind in ("optax", "user") and has_bounds(program.trace.sites[name].constraint)
+    ]
 
 
 def covariance(
