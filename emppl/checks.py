@@ -23,7 +23,7 @@ def data_report(program: Program, leaves) -> dict[str, dict[str, jax.Array]]:
         For every observed site: ``"finite"`` and ``"support"``, the flat index of the first bad value or -1;
         for every latent ``"weight"``, the number of cells it has (weights counted).
     """
-    params = _placeholders(program)
+    params = program.placeholders()
     arrays = program.evaluate(params, leaves)
     report: dict[str, dict[str, jax.Array]] = {}
     for name, factor in program.factors.items():
@@ -52,11 +52,6 @@ _UNBOUNDED_BELOW_ONE = {
 }
 
 
-def _placeholders(program: Program):
-    sites = program.trace.sites
-    return {name: jnp.ones(sites[name].shape, sites[name].dtype) for name in program.trace.parameters}
-
-
 def _value_report(factor, mine) -> dict[str, jax.Array]:
     value = mine.value
     rank = value.ndim - len(mine.distribution.event_shape)
@@ -71,7 +66,7 @@ def _value_report(factor, mine) -> dict[str, jax.Array]:
         except (NotImplementedError, TypeError, AttributeError):
             pass
     inside, finite = _same_rank(inside, finite)
-    inside = jnp.broadcast_to(inside, jnp.broadcast_shapes(inside.shape, finite.shape)) | ~finite
+    inside = inside | ~finite
     seen = jnp.ones((), bool) if mine.mask is None else mine.mask
     if mine.label_mask is not None:
         seen = mine.label_mask
@@ -119,7 +114,7 @@ def check_report(program: Program, report: Mapping[str, Mapping[str, Any]]) -> N
     for name, rule in program.rules.items():
         if not isinstance(rule, ClosedForm) or not _describes_data(program, rule):
             continue
-        for latents in filter(None, program.indexed[name]):
+        for latents in filter(None, program.dependence.indexed(name)):
             if any(not program.trace.sites[latent].plates for latent in latents):
                 continue  # one choice between models for all the data at once, not one per row
             states = max(program.trace.sites[latent].states for latent in latents)

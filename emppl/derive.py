@@ -71,12 +71,11 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
         )
     shapes = [jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
     strategies = {name: options.latents.get(name, Enumerate()) for name, role in roles.items() if role.role == "latent"}
-    program = Program(trace, axes, factors, (), roles, strategies, {}, dict(options.fixed), options.prior)
+    program = Program(trace, dependence, axes, factors, (), roles, strategies, {}, dict(options.fixed), options.prior)
     parts = _parts(program)
     _check_fields(program, shapes)
     shapes_of = _shapes(program, shapes)
     program = dataclasses.replace(program, parts=parts, argument_shapes=shapes_of)
-    indexed = {name: dependence.indexed(name) for name in trace.parameters}
     context = RuleContext(
         trace,
         dependence,
@@ -87,7 +86,7 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
         functools.partial(_why_not_quadratic, program, shapes),
     )
     rules = choose_rules(context)
-    program = dataclasses.replace(program, rules=rules, indexed=indexed)
+    program = dataclasses.replace(program, rules=rules)
     check_memory(program, plan_fused(program))
     return program
 

@@ -113,11 +113,7 @@ def prepare(program: Program, fused: FusedPlan, leaves) -> dict[str, Prepared]:
     Returns:
         By site; statistics of sites in the row plate are cut into chunks ``(chunks, ..., features, rows)``.
     """
-    params = {
-        name: jnp.ones(program.trace.sites[name].shape, program.trace.sites[name].dtype)
-        for name in program.trace.parameters
-    }
-    arrays = program.evaluate(params, leaves)
+    arrays = program.evaluate(program.placeholders(), leaves)
     prepared = {}
     for name, factor in program.factors.items():
         if not factor.has_statistics:
