@@ -11,7 +11,8 @@ from numpyro.distributions import constraints
 import emppl
 from emppl.components import component_axes
 from emppl.dependence import Dependence
-from emppl.program import Options, derive
+from emppl.derive import derive
+from emppl.program import Options
 from emppl.trace import split_arguments
 
 KEY = jax.random.key(0)
