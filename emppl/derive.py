@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,19 +17,18 @@ from emppl.axes import model_axes
 from emppl.dependence import Dependence
 from emppl.elimination import Factor, plan_elimination
 from emppl.errors import ModelError
+from emppl.estep import check_memory, plan_fused
 from emppl.factors import SiteFactor, field_dependences
 from emppl.families import family_of
 from emppl.mstep import choose_rules
 from emppl.mstep.quadratic import affine_gradient
+from emppl.naming import latent_of
 from emppl.numerics import weighted
 from emppl.program import Options, Part, Program
-from emppl.roles import assign_roles
+from emppl.roles import assign_roles, without_missing_cells
 from emppl.rules import RuleContext
 from emppl.strategies import Enumerate
 from emppl.trace import Trace, trace_model
-
-MEMORY_LIMIT = 4 * 2**30
-"""Bytes that the largest table of an E-step may take before the model is refused."""
 
 
 def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Program:
@@ -50,6 +48,7 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
     """
     trace = trace_model(model, leaves, skeleton)
     dependence = Dependence(trace.jaxpr, trace.inputs)
+    trace = without_missing_cells(trace, dependence)
     roles = assign_roles(trace, dependence, options.estimate, options.latents, options.fixed)
     likelihood = [name for name, site in trace.sites.items() if site.kind in ("observed", "factor", "discrete")]
     axes = model_axes(trace, {name: trace.sites[name].batch_shape for name in likelihood})
@@ -86,17 +85,12 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
         )
     shapes = [jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
     strategies = {name: options.latents.get(name, Enumerate()) for name, role in roles.items() if role.role == "latent"}
-    program = Program(trace, axes, factors, (), roles, strategies, {}, dict(options.fixed), options.prior)
+    program = Program(trace, dependence, axes, factors, (), roles, strategies, {}, dict(options.fixed), options.prior)
     tables = _table_shapes(program, shapes)
     _check_fields(program, tables)
     parts = _parts(program, tables)
     shapes_of = _shapes(program, shapes)
     program = dataclasses.replace(program, parts=parts, argument_shapes=shapes_of)
-    _check_memory(program)
-    indexed = {
-        name: tuple(frozenset(map(trace.latent_of, latents)) for latents in dependence.indexed(name))
-        for name in trace.parameters
-    }
     context = RuleContext(
         trace,
         dependence,
@@ -107,7 +101,9 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
         functools.partial(_why_not_quadratic, program, shapes),
     )
     rules = choose_rules(context)
-    return dataclasses.replace(program, rules=rules, indexed=indexed)
+    program = dataclasses.replace(program, rules=rules)
+    check_memory(program, plan_fused(program))
+    return program
 
 
 def _categories(trace: Trace, name: str) -> int:
@@ -142,7 +138,7 @@ def _parts(program: Program, tables: Mapping[str, jax.ShapeDtypeStruct]) -> tupl
     axes, trace = program.axes, program.trace
     plates_of_latent = {}
     for name in axes.latents:
-        site = trace.sites[trace.latent_of(name)]
+        site = trace.sites[latent_of(name)]
         plates_of_latent[name] = axes.plates_of(site, site.batch_shape)
     named = {}
     for name, factor in program.factors.items():
@@ -192,7 +188,7 @@ def _check_fields(program: Program, tables: Mapping[str, jax.ShapeDtypeStruct]) 
 
 
 def _scanned(program: Program) -> frozenset[str]:
-    return frozenset(n for n in program.axes.latents if program.trace.sites[program.trace.latent_of(n)].scanned)
+    return frozenset(n for n in program.axes.latents if program.trace.sites[latent_of(n)].is_scanned)
 
 
 def _shapes(program: Program, leaves) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -210,35 +206,6 @@ def _shapes(program: Program, leaves) -> dict[str, dict[str, tuple[int, ...]]]:
 
     shaped = jax.eval_shape(arguments, params, leaves)
     return {name: {n: a.shape for n, a in found.items()} for name, found in shaped.items()}
-
-
-def _check_memory(program: Program) -> None:
-    itemsize = jnp.dtype(jnp.result_type(float)).itemsize
-    for part in program.parts:
-        cells = part.plan.largest
-        if part.by_rows:
-            cells = math.ceil(cells / program.axes.sizes[program.axes.rows])
-        if cells * itemsize > MEMORY_LIMIT:
-            step = max(part.plan.steps, key=lambda one: one.cells)
-            if step.chain is not None:
-                raise ModelError(_too_large_chain(program, step, cells * itemsize))
-            sizes = {name: program.axes.sizes[name] for name in program.latents}
-            raise ModelError(
-                f"Exact enumeration needs a table of {cells:.3g} cells ({cells * itemsize / 2**30:.3g} GiB) "
-                f"when summing out latent {step.latent!r}: too many latents meet in one factor. "
-                f"States by latent: {sizes}. Reduce the number of states, or break the dependence between these "
-                "latents."
-            )
-
-
-def _too_large_chain(program: Program, step, size: int) -> str:
-    states = {name: program.axes.sizes[name] for name in step.chain.current}
-    return (
-        f"The joint state of the chain has {math.prod(states.values()):,} values ({states}) over "
-        f"{program.axes.sizes[step.chain.time] + 1:,} steps: summing it out needs a table of {size / 2**30:.3g} GiB. "
-        "Reduce the number of states, make the transition independent of time and data, or break the dependence "
-        "between the scanned latents."
-    )
 
 
 def _why_not_quadratic(program: Program, shapes, name: str) -> str | None:

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 
 from emppl.errors import ModelError
 from emppl.markov import ChainAxes, SumOut, arrange, forward
+from emppl.naming import first, lagged
 from emppl.numerics import logsumexp, safe_divide, weighted
-from emppl.trace import Chain, first, lagged
+from emppl.trace import Chain
 
 
 @dataclasses.dataclass(frozen=True)

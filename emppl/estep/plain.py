@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from emppl.elimination import log_normalizer, log_sum
 from emppl.markov import SumOut
+from emppl.numerics import impossible_to_infinite
 from emppl.program import Part, Program
 
 
@@ -67,7 +68,7 @@ def log_evidence(program: Program, tables, scales, present) -> jax.Array:
     total = jnp.zeros((), jnp.result_type(float))
     for part in program.parts:
         total = total + part_evidence(part, tables, scales, owners, present)
-    return total
+    return impossible_to_infinite(total)
 
 
 def log_likelihood(program: Program, params, leaves) -> jax.Array:

@@ -8,7 +8,7 @@ its own, left of the plates, holding its *atoms*.
 
 from emppl.trace.distributions import as_numpyro_expects
 from emppl.trace.pruning import path_names
-from emppl.trace.record import Chain, Plate, Site, SiteArrays, Trace, first, lagged
+from emppl.trace.record import Chain, Plate, Site, SiteArrays, Trace
 from emppl.trace.tracing import trace_model
 
 __all__ = [
@@ -18,8 +18,6 @@ __all__ = [
     "SiteArrays",
     "Trace",
     "as_numpyro_expects",
-    "first",
-    "lagged",
     "path_names",
     "trace_model",
 ]

@@ -92,6 +92,10 @@ class Recorder(Messenger):
         name = msg["name"]
         if kind == "sample" and isinstance(msg["fn"], Unit):
             msg["is_observed"] = True
+        if kind == "sample" and not msg.get("is_observed") and msg["kwargs"].get("sample_shape"):
+            # An array of independent draws is the expanded distribution; its axes get implicit plates.
+            msg["fn"] = msg["fn"].expand(tuple(msg["kwargs"]["sample_shape"]) + tuple(msg["fn"].batch_shape))
+            msg["kwargs"] = {**msg["kwargs"], "sample_shape": ()}
         if not msg.get("is_observed"):
             if msg["value"] is not None:
                 raise ModelError(
@@ -101,7 +105,8 @@ class Recorder(Messenger):
             msg["value"] = self.answer(msg)
             if kind == "sample" and is_discrete(msg["fn"]):
                 self.latents[name] = name
-        self.add(name, msg)
+        # A subsampled plate cuts the value of a param later, in place; what is estimated is the whole of it.
+        self.add(name, dict(msg) if kind == "param" else msg)
 
 
 def run_model(

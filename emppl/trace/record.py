@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,9 +34,9 @@ class Plate:
 class Chain:
     """Latents of one ``scan`` that later steps refer to.
 
-    The first ``order`` steps are run one by one; their latents have names of their own (:func:`first`). All later
+    The first ``order`` steps are run one by one; their latents have names of their own (:mod:`emppl.naming`). All later
     steps share the time axis: there a latent has its own axis, and one for each earlier step that the model still
-    refers to (:func:`lagged`).
+    refers to.
 
     Attributes:
         time: name of the time axis.
@@ -56,16 +56,6 @@ class Chain:
         return tuple((name, lag) for name, depth in self.depths.items() for lag in range(depth))
 
 
-def lagged(latent: str, lag: int) -> str:
-    """Name of a scanned latent's axis, some steps back."""
-    return latent if lag == 0 else f"{latent}@previous" if lag == 1 else f"{latent}@previous{lag}"
-
-
-def first(site: str, step: int) -> str:
-    """Name of a scanned site at one of the first steps."""
-    return f"{site}@{step}"
-
-
 @dataclasses.dataclass(frozen=True)
 class Site:
     """Static facts about one site.
@@ -82,7 +72,7 @@ class Site:
         constraint: support (unobserved sites and params), else None.
         states: number of atoms of a discrete latent, else 0.
         labels: for a partly observed latent, the name of the site that carries its labels.
-        scanned: for a site inside a ``scan``, its name in the model.
+        is_scanned: is it inside a ``scan``?
     """
 
     name: str
@@ -97,7 +87,7 @@ class Site:
     constraint: Any = None
     states: int = 0
     labels: str | None = None
-    scanned: str | None = None
+    is_scanned: bool = False
 
     @property
     def time(self) -> Plate | None:
@@ -136,14 +126,25 @@ class Trace:
     chains: tuple[Chain, ...] = ()
     timed: Mapping[str, frozenset[tuple[str, ...]]] = dataclasses.field(default_factory=dict)
 
+    def without(self, names: Sequence[str]) -> Trace:
+        """The same model when some continuous sites, on which nothing depends, are left out."""
+        nothing = {name: np.zeros(self.sites[name].shape, self.sites[name].dtype) for name in names}
+
+        def evaluate(params, atoms, leaves, wanted=None):
+            arrays = self.evaluate({**params, **nothing}, atoms, leaves, wanted)
+            return {name: array for name, array in arrays.items() if name not in nothing}
+
+        def initial(rng_key, leaves):
+            drawn = self.initial(rng_key, leaves)
+            return {name: value for name, value in drawn.items() if name not in nothing}
+
+        sites = {name: site for name, site in self.sites.items() if name not in nothing}
+        return dataclasses.replace(self, sites=sites, evaluate=evaluate, initial=initial)
+
     @property
     def parameters(self) -> list[str]:
         """Names of params and unobserved continuous sites, in model order."""
         return [name for name, site in self.sites.items() if site.kind in ("param", "continuous")]
-
-    def latent_of(self, axis: str) -> str:
-        """The latent that an axis belongs to: the axis of a previous step belongs to the scanned latent."""
-        return axis.split("@previous")[0]
 
 
 @jax.tree_util.register_dataclass

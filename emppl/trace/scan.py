@@ -20,9 +20,10 @@ from jax.extend.core import jaxpr_as_fun
 
 from emppl.dependence import Dependence
 from emppl.errors import ModelError
+from emppl.naming import first, lagged, latent_of, time_axis
 from emppl.trace.messages import site_arrays, static_site
 from emppl.trace.pruning import path_names, prune
-from emppl.trace.record import Chain, Plate, first, lagged
+from emppl.trace.record import Chain, Plate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Scan:
     alone: tuple[bool, ...]
 
 
-def discover(recorder, msg) -> None:
+def discover_scan(recorder, msg) -> None:
     """Run the first step, and find out what the carry depends on."""
     step, init, xs, length = _arguments(recorder, msg)
     leaves, treedef = jax.tree.flatten(init)
@@ -52,6 +53,8 @@ def discover(recorder, msg) -> None:
             "carry in the form in which it comes in: (new_carry, outputs)."
         )
     for name, one in frame.messages.items():
+        if "@" in name:
+            raise ModelError(f"Rename site {name!r}: emppl marks the steps of a scan with '@'.")
         continuous = one["type"] == "sample" and not one.get("is_observed") and name not in frame.latents
         if continuous:
             raise ModelError(
@@ -78,7 +81,7 @@ def discover(recorder, msg) -> None:
             f"needs at least {order + 1}. Write so short a chain as a Python loop."
         )
     alone = tuple(not any(kind == "carry" for kind, _ in labels) for labels in found)
-    time = f"{next(iter(frame.messages), 'scan')}@time"
+    time = time_axis(next(iter(frame.messages), "scan"))
     recorder.scans.append(Scan(Chain(time, length - order, order, depths), free, alone))
     for name, one in frame.messages.items():
         if one["type"] == "param":
@@ -169,7 +172,7 @@ def _held(own, path) -> str:
 # --------------------------------------------------------------------------------------------------- evaluation
 
 
-def evaluate(recorder, msg, scan: Scan, plate: Plate, shapes: Mapping[str, Any], atoms: Mapping[str, Any], poison):
+def evaluate_scan(recorder, msg, scan: Scan, plate: Plate, shapes: Mapping[str, Any], atoms: Mapping[str, Any], poison):
     """Run the first steps one by one and all later steps at once; record their sites.
 
     Args:
@@ -212,7 +215,7 @@ def evaluate(recorder, msg, scan: Scan, plate: Plate, shapes: Mapping[str, Any],
         leaves, outputs, frame = run(leaves, _slice(xs, number), answer_first)
         early.append(outputs)
         _record(recorder, frame, lambda name, number=number: first(name, number), shapes, ())
-    used = {name: value for name, value in atoms.items() if name.split("@previous")[0] in chain.depths}
+    used = {name: value for name, value in atoms.items() if latent_of(name) in chain.depths}
 
     def later(window, used):
         """One later step, and before it the previous ones, which rebuild the carry."""
@@ -258,7 +261,7 @@ def _record(recorder, frame, rename, shapes, plates, arrays=None, timed=None) ->
         shape = shapes[rename(name)].shape if name in frame.latents else None
         site = static_site(name, one, frame, states, shape)
         labels = None if site.labels is None else rename(site.labels)
-        site = dataclasses.replace(site, name=rename(name), plates=plates + site.plates, labels=labels, scanned=name)
+        site = dataclasses.replace(site, name=rename(name), plates=plates + site.plates, labels=labels, is_scanned=True)
         mine = site_arrays(name, one, frame) if arrays is None else arrays[name]
         recorder.add(site.name, one)
         recorder.scanned[site.name] = mine, site

@@ -16,12 +16,13 @@ from numpyro.distributions.distribution import Unit
 
 from emppl.dependence import Dependence
 from emppl.errors import ModelError
-from emppl.trace import scan
+from emppl.naming import lagged, latent_of
 from emppl.trace.distributions import is_discrete, support_values, unwrap
 from emppl.trace.handlers import run_model
 from emppl.trace.messages import site_arrays, static_site
 from emppl.trace.pruning import path_names, prune
-from emppl.trace.record import Plate, Site, Trace, lagged
+from emppl.trace.record import Plate, Site, Trace
+from emppl.trace.scan import Scan, discover_scan, evaluate_scan
 
 
 def _start_value(msg):
@@ -58,7 +59,7 @@ def trace_model(model: Callable, leaves: list, skeleton: Any) -> Trace:
     discovered: dict[str, Any] = {}
 
     def discover(leaves):
-        recorder = run_model(model, _start_value, leaves, skeleton, jax.random.key(0), scan.discover)
+        recorder = run_model(model, _start_value, leaves, skeleton, jax.random.key(0), discover_scan)
         discovered.update(messages=recorder.messages, latents=list(recorder.latents), plate_sizes=recorder.plate_sizes)
         discovered.update(scans=recorder.scans)
         names = [n for n, m in recorder.messages.items() if m["type"] == "param" or not m.get("is_observed")]
@@ -75,12 +76,12 @@ def trace_model(model: Callable, leaves: list, skeleton: Any) -> Trace:
         for name, plate in _plates(messages).items()
     }
     nesting = _nesting(messages)
-    scans: list[scan.Scan] = discovered["scans"]
+    scans: list[Scan] = discovered["scans"]
     depths = {name: depth for one in scans for name, depth in one.chain.depths.items()}
     enumerated = [lagged(name, lag) for name in latents for lag in range(depths.get(name, 0) + 1)]
     latent_dims = {name: -(nesting + 1 + position) for position, name in enumerate(enumerated)}
     atoms = {
-        name: discovered["atoms"][name.split(lagged("", 1))[0]].reshape((-1,) + (1,) * (-latent_dims[name] - 1))
+        name: discovered["atoms"][latent_of(name)].reshape((-1,) + (1,) * (-latent_dims[name] - 1))
         for name in enumerated
     }
     times = [
@@ -102,7 +103,7 @@ def trace_model(model: Callable, leaves: list, skeleton: Any) -> Trace:
         remaining = iter(zip(scans, times, strict=True))
 
         def answer_scan(recorder, msg):
-            scan.evaluate(recorder, msg, *next(remaining), value_shapes, atoms, poison)
+            evaluate_scan(recorder, msg, *next(remaining), value_shapes, atoms, poison)
 
         answer = functools.partial(_answer, params, atoms)
         recorder = run_model(model, answer, leaves, skeleton, jax.random.key(0), answer_scan)
@@ -146,7 +147,7 @@ def trace_model(model: Callable, leaves: list, skeleton: Any) -> Trace:
         return jax.tree.unflatten(out_tree, outputs)
 
     def initial(rng_key, leaves):
-        recorder = run_model(model, _start_value, leaves, skeleton, rng_key, scan.discover)
+        recorder = run_model(model, _start_value, leaves, skeleton, rng_key, discover_scan)
         return {
             name: jnp.asarray(recorder.messages[name]["value"], dtype=shape.dtype)
             for name, shape in parameter_shapes.items()
