@@ -176,7 +176,8 @@ def plan_elimination(
             group = [factor for factor in group if factor not in touching] + [result]
             remaining.pop(latent)
         for time in leaf & times:
-            mine = [factor for factor in group if factor.latents & kept]
+            home = {name for name in kept if latents[name] == leaf}
+            mine = [factor for factor in group if factor.latents & home]
             group = [factor for factor in group if factor not in mine]
             chain = next(chain for chain in chains if chain.time == time)
             waiting += _components(chain, mine, leaf - {time}, latents, presence)
@@ -222,7 +223,8 @@ def _kept_for_chains(chains: tuple[Chain, ...]) -> frozenset[str]:
 def _components(chain: Chain, factors: list[Factor], plates, latents, presence) -> list[_Waiting]:
     """Independent chains of one scan: latents that no factor connects are summed out apart."""
     names = [name for name, depth in chain.depths.items() if depth]
-    groups = [{name} for name in names if any(_of(name, chain) & factor.latents for factor in factors)]
+    names = [name for name in names if latents[name] == plates | {chain.time}]
+    groups = [{name} for name in names]
     for factor in factors:
         linked = [group for group in groups if any(_of(name, chain) & factor.latents for name in group)]
         if len(linked) > 1:
