@@ -189,11 +189,21 @@ class SiteFactor:
         time = self.site.time
         if time is None:
             return function(read)
-        flat, treedef = jax.tree_util.tree_flatten_with_path(read)
+        return self.by_step(read, function, self.axes.names.index(time.name))
+
+    def by_step(self, mine: SiteArrays, function: Callable, position: int | None = None) -> Any:
+        """A function of the arrays of one step, for all steps.
+
+        Args:
+            mine: arrays of a site inside a scan.
+            function: from one step's arrays to anything.
+            position: where the time axis goes, in place of an axis of size one; default: a new axis in front. What does
+                not vary over time gets no time axis.
+        """
+        flat, treedef = jax.tree_util.tree_flatten_with_path(mine)
         moving = [path_names(path) in self.timed for path, _ in flat]
         if not any(moving):
-            return function(read)
-        position = self.axes.names.index(time.name)
+            return function(mine)
 
         def one(varying):
             varying = iter(varying)
@@ -201,6 +211,8 @@ class SiteFactor:
             return function(jax.tree.unflatten(treedef, leaves))
 
         varying = [leaf for moves, (_, leaf) in zip(moving, flat, strict=True) if moves]
+        if position is None:
+            return jax.vmap(one)(varying)
         return jnp.squeeze(jax.vmap(one, out_axes=position)(varying), position + 1)
 
     def _constant(self, array: jax.Array, depends: frozenset[str], trailing: int) -> jax.Array:

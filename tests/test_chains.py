@@ -214,3 +214,155 @@ def test_an_iteration_raises_the_likelihood_and_both_paths_agree(name):
     truth = BruteForce(model, params, *data)
     assert truth.log_likelihood() > BruteForce(model, start, *data).log_likelihood()
     np.testing.assert_allclose(result.log_likelihood, truth.log_likelihood(), rtol=1e-9)
+
+
+def test_known_states_and_missing_values_are_conditioned_on():
+    labels = jnp.array([0, 1, 0, 1, 0])
+    known = jnp.array([False, True, False, False, True])
+    x = X.at[3].set(jnp.nan)
+    em = emppl.EM(partly_known)
+    params = em.start(jax.random.key(0), x, labels, known)
+    truth = BruteForce(basic, params, jnp.where(jnp.isnan(x), 0.0, x), K=2)
+    paths = truth.assignments["z"]
+    log_joint = truth.log_joint() - truth.tables["x"][:, 3]  # the missing value drops out
+    log_joint = np.where(np.all((paths == np.asarray(labels)) | ~np.asarray(known), 1), log_joint, -np.inf)
+    evidence = jax.scipy.special.logsumexp(log_joint)
+    np.testing.assert_allclose(em.log_likelihood(params, x, labels, known), evidence, rtol=1e-12)
+    derived, leaves = em._derive((x, labels, known), {})
+    found = derived.marginals(params, leaves)["z_unobserved"]
+    np.testing.assert_allclose(found[:, 1], np.exp(log_joint - evidence) @ paths, atol=1e-10)
+    result = em.run(jax.random.key(0), x, labels, known)
+    assert result.decode()["z"][1] == 1 and result.posterior("z").shape == (5, 2)
+
+
+def test_steps_that_do_not_exist_must_be_at_the_end_and_without_data():
+    def model(x, exists, seen, K=2):
+        trans = numpyro.param("trans", draw((K, K), 2), constraint=simplex)
+        mu = numpyro.param("mu", jnp.arange(float(K)))
+
+        def step(z_prev, data):
+            x_t, exists_t, seen_t = data
+            z = numpyro.sample("z", dist.Categorical(trans[z_prev]).mask(exists_t))
+            numpyro.sample("x", dist.Normal(mu[z], 1).mask(seen_t), obs=x_t)
+            return z, None
+
+        scan(step, 0, (x, exists, seen))
+
+    em = emppl.EM(model)
+    good = jnp.array([True, True, True, False, False])
+    params = em.start(jax.random.key(0), X, good, good)
+    truth = BruteForce(model, params, X, good, good)
+    np.testing.assert_allclose(em.log_likelihood(params, X, good, good), truth.log_likelihood(), rtol=1e-12)
+    gap = good.at[4].set(True)
+    assert np.isnan(em.log_likelihood(params, X, gap, gap))
+    with pytest.raises(emppl.DataError, match="'z'.*exists again"):
+        em.run(jax.random.key(0), X, gap, gap)
+    with pytest.raises(emppl.DataError, match="'z'.*data"):
+        em.run(jax.random.key(0), X, good, jnp.ones(5, bool))
+
+
+def test_draws_follow_the_posterior_of_whole_paths():
+    em = emppl.EM(basic, max_iterations=0)
+    result = em.run(jax.random.key(0), X, K=2)
+    truth = BruteForce(basic, result.params, X, K=2)
+    draws = result.sample_posterior(jax.random.key(1), 20_000)["z"]
+    codes = draws @ (2 ** np.arange(5))
+    wanted = truth.posterior()
+    counts = np.bincount(codes, minlength=32)[truth.assignments["z"] @ (2 ** np.arange(5))]
+    assert np.sum((counts - 20_000 * wanted) ** 2 / (20_000 * wanted)) < 31 + 5 * np.sqrt(2 * 31)
+
+
+def accumulating(x):
+    mu = numpyro.param("mu", jnp.arange(2.0))
+
+    def step(total, x_t):
+        z = numpyro.sample("z", dist.Bernoulli(0.5))
+        numpyro.sample("x", dist.Normal(mu[z] + 0.1 * total, 1), obs=x_t)
+        return total + z, None
+
+    scan(step, 0, x)
+
+
+def outputs_read(x):
+    mu = numpyro.param("mu", jnp.arange(2.0))
+    trans = numpyro.param("trans", draw((2, 2), 2), constraint=simplex)
+
+    def step(z_prev, _):
+        z = numpyro.sample("z", dist.Categorical(trans[z_prev]))
+        return z, z
+
+    _, z = scan(step, 0, None, length=len(x))
+    with numpyro.plate("time", len(x)):
+        numpyro.sample("x", dist.Normal(mu[z], 1), obs=x)
+
+
+def continuous(x):
+    sigma = numpyro.param("sigma", 1.0, constraint=positive)
+
+    def step(level, x_t):
+        level = numpyro.sample("level", dist.Normal(level, sigma))
+        numpyro.sample("x", dist.Normal(level, 1), obs=x_t)
+        return level, None
+
+    scan(step, 0.0, x)
+
+
+def chain_inside_chain(x):
+    trans = numpyro.param("trans", draw((2, 2), 2), constraint=simplex)
+    mu = numpyro.param("mu", jnp.arange(2.0))
+
+    def step(carry, x_t):
+        z_prev, w_prev = carry
+        z = numpyro.sample("z", dist.Categorical(trans[z_prev]))
+        with numpyro.plate("many", 4):
+            w = numpyro.sample("w", dist.Categorical(0.5 * trans[w_prev] + 0.5 * trans[z][None]))
+            numpyro.sample("x", dist.Normal(mu[w], 1), obs=x_t)
+        return (z, w), None
+
+    scan(step, (0, jnp.zeros(4, int)), jnp.tile(x[:, None], (1, 4)))
+
+
+def timed_weight(x):
+    trans = numpyro.param("trans", draw((2, 2), 2), constraint=simplex)
+    mu = numpyro.param("mu", jnp.arange(2.0))
+
+    def step(z_prev, x_t):
+        with numpyro.handlers.scale(scale=jnp.abs(x_t)):
+            z = numpyro.sample("z", dist.Categorical(trans[z_prev]))
+            numpyro.sample("x", dist.Normal(mu[z], 1), obs=x_t)
+        return z, None
+
+    scan(step, 0, x)
+
+
+def backwards(x):
+    trans = numpyro.param("trans", draw((2, 2), 2), constraint=simplex)
+
+    def step(z_prev, x_t):
+        z = numpyro.sample("z", dist.Categorical(trans[z_prev]))
+        numpyro.sample("x", dist.Normal(1.0 * z, 1), obs=x_t)
+        return z, None
+
+    scan(step, 0, x, reverse=True)
+
+
+def around_a_plate(x):
+    with numpyro.plate("rows", 3):
+        basic(x)
+
+
+@pytest.mark.parametrize(
+    "model, says",
+    [
+        (accumulating, "accumulates latents.*'z'"),
+        (outputs_read, "'x'.*what the scan returns"),
+        (continuous, "'level'.*continuous latent inside a scan"),
+        (chain_inside_chain, "different plates depend on each other"),
+        (timed_weight, "varies over the steps"),
+        (backwards, "in reverse"),
+        (around_a_plate, "plate"),
+    ],
+)
+def test_what_is_not_supported_is_refused_with_the_reason(model, says):
+    with pytest.raises(emppl.ModelError, match=f"(?s){says}"):
+        emppl.EM(model).plan(X)
