@@ -137,7 +137,8 @@ def trace_model(model: Callable, leaves: list, skeleton: Any) -> Trace:
     settled = _settled(jaxpr, inputs, conditions)
     if any(settled):
         scans[:] = [dataclasses.replace(one, settled=values) for one, values in zip(scans, settled, strict=True)]
-        jaxpr, (out_shape, _) = jax.make_jaxpr(evaluate, return_shape=True)(*arguments)
+        again = functools.partial(evaluate)  # a function that JAX has not traced yet
+        jaxpr, (out_shape, _) = jax.make_jaxpr(again, return_shape=True)(*arguments)
     jaxpr = prune(jaxpr, list(range(len(jax.tree.leaves(out_shape)))))
     output_paths = [path_names(path) for path, _ in jax.tree_util.tree_flatten_with_path(out_shape)[0]]
     out_tree = jax.tree.structure(out_shape)
