@@ -1,8 +1,8 @@
 """Major earthquakes in the world, 1900 to 2006: a hidden Markov model of Poisson counts.
 
 Seismic activity switches between two to four levels, each with its own yearly rate. The first year follows either the
-stationary law of the chain, a function of the transitions (so that these have no closed form), or a law of its own, as in
-Baum and Welch.
+stationary law of the chain, a function of the transitions (so that these have no closed form), or a law of its own, as
+in Baum and Welch.
 
 Reference:
     Zucchini and MacDonald (2009), Hidden Markov Models for Time Series, table 1.1 and sections 3.4, 4.3 and 5.3: two

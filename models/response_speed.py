@@ -1,7 +1,7 @@
 """Speed against accuracy: response times and correctness of one person, who switches between guessing and thinking.
 
-Three series of unequal length, padded. The pay-off for accuracy, which the experimenter varied, drives the switching: the
-transitions are a logistic regression on it (an input-output hidden Markov model).
+Three series of unequal length, padded. The pay-off for accuracy, which the experimenter varied, drives the switching:
+the transitions are a logistic regression on it (an input-output hidden Markov model).
 
 Reference:
     Dutilh, Wagenmakers, Visser and van der Maas (2011), A phase transition model for the speed-accuracy trade-off in
