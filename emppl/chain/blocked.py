@@ -1,8 +1,8 @@
 """Two-level blocked recursion: a long chain cut into blocks that run side by side as lanes.
 
-With constant transitions, block g maps the predicted probabilities at its first step to those at the next block's::
+With constant transitions, block g maps u at the step before its first to u at its last step, and values back::
 
-    P_g = diag(b_0) A diag(b_1) A ... diag(b_{L-1}) A        q_{g+1} = q_g P_g / c_g,    v_g = P_g v_{g+1}
+    P_g = A diag(b_1) A diag(b_2) ... A diag(b_L)        u_{g+1} = u_g P_g / c_g        w_g = P_g w_{g+1} / c_g
 
 Three passes: the products of all blocks (K filters a block, one from each start state), a short scan over blocks,
 and, when gradients are wanted, forward and backward inside all blocks at once from their known ends. Groups of
@@ -20,196 +20,176 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from emppl.chain import recursion
 from emppl.chain.problem import (
     Chain,
     Layout,
+    Tiles,
+    as_table,
+    blocks_first,
+    initial_joint,
+    initial_marginals,
+    join_time,
+    mask_table,
     scaled_emissions,
     slice_time,
     tile_table,
-    tile_untable,
+    transition_peaks,
 )
-from emppl.chain.recursion import Tile, inverse, propagate
-from emppl.chain.scaled import Tiles, split_initial, transition_peaks
+from emppl.chain.recursion import Tile, filter_tile, inverse, pair_counts, propagate, smooth_tile
 
 
 class Groups(Tiles):
-    """Cuts a chain into groups of blocks; a tail of at least one step stays over."""
+    """Cuts all steps but the first into groups of blocks; what does not fill a group is one sequential tile."""
 
     def __init__(self, layout: Layout, chain: Chain):
         super().__init__(layout, chain)
-        self.blocks, self.steps = layout.kernel.blocks, layout.kernel.chunk
-        self.group = self.blocks * self.steps
-        self.count = (layout.num_steps - 1) // self.group
-        self.tail = layout.num_steps - self.count * self.group
-        self.wide = self.transition
-        if self.transition.shape[3] > 1:
-            self.wide = jnp.tile(self.transition, (1, 1, 1, self.blocks))
+        self.blocks = layout.kernel.blocks
+        self.steps = layout.kernel.chunk
+        self.size = self.blocks * self.steps
+        self.full = (layout.num_steps - 1) // self.size
+        self.rest = layout.num_steps - 1 - self.full * self.size
+        self.starts = jnp.arange(self.full) * self.size
+        self.wide = self.transition if self.transition.shape[3] == 1 else jnp.repeat(self.transition, self.blocks, 3)
 
     def lanes(self, array: jax.Array) -> jax.Array:
-        """(blocks * C, N or 1) to (C, blocks * N)."""
+        """(blocks * C, N or 1) to (C, N * blocks)."""
         wide = jnp.broadcast_to(array, (array.shape[0], self.layout.lanes))
-        cut = jnp.reshape(wide, (self.blocks, self.steps, self.layout.lanes))
-        return jnp.reshape(jnp.swapaxes(cut, 0, 1), (self.steps, self.blocks * self.layout.lanes))
+        cut = jnp.moveaxis(jnp.reshape(wide, (self.blocks, self.steps, self.layout.lanes)), 0, -1)
+        return jnp.reshape(cut, (self.steps, self.layout.lanes * self.blocks))
+
+    def group_present(self, start) -> jax.Array | None:
+        """(C, N * blocks), or None."""
+        present = self.present(start, self.size)
+        return None if present is None else self.lanes(present)
 
     def group_table(self, start, emission_params) -> jax.Array:
-        """(C, K, blocks * N) log emissions."""
-        table = tile_table(self.layout, emission_params, slice_time(self.chain.slices, start, self.group), self.blocks)
-        if self.chain.present is not None:
-            table = jnp.where(self.lanes(slice_time(self.chain.present, start, self.group))[:, None], table, 0)
-        return table
+        """(C, K, N * blocks) log emissions."""
+        slices = slice_time(self.chain.slices, start + 1, self.size)
+        table = tile_table(self.layout, emission_params, slices, self.blocks)
+        return mask_table(table, self.group_present(start), False)
 
-    def group_tile(self, start, emission) -> Tile:
-        """Everything else; the move before a block's first step is never used."""
-        moved = moved_before = None
-        if self.moved is not None:
-            moved = self.lanes(slice_time(self.moved, start, self.group))
-            moved_before = jnp.concatenate([moved[:1], moved[:-1]])
-        return Tile(emission, self.wide, self.wide, moved, moved_before)
+    def side_by_side(self, array: jax.Array) -> jax.Array:
+        """(groups * blocks, K, N) to (groups, K, N * blocks)."""
+        states, lanes = self.layout.num_states, self.layout.lanes
+        cut = jnp.reshape(array, (self.full, self.blocks, states, lanes))
+        return jnp.reshape(jnp.moveaxis(cut, 1, -1), (self.full, states, lanes * self.blocks))
 
 
-def block_products(tile: Tile) -> tuple[jax.Array, jax.Array, jax.Array]:
+def block_products(tile: Tile) -> tuple[jax.Array, jax.Array]:
     """Products of all blocks of a group.
 
     Args:
         tile: the group's tile, M lanes.
 
     Returns:
-        (K, K, M) scaled products [to, from, lane], (C, 1, 1, M) scales, and the smallest scale.
+        (K, K, M) scaled products [to, from, lane], and (M,) the logs of what they were divided by.
     """
     num_states, lanes = tile.emission.shape[1:]
-    start = jnp.broadcast_to(jnp.eye(num_states, dtype=tile.emission.dtype)[:, :, None], (num_states, num_states, lanes))
-    moves = tile.moved
+    identity = jnp.eye(num_states, dtype=tile.emission.dtype)[:, :, None]
 
     def step(product, inputs):
-        emission, moved = inputs
-        joint = product * emission[:, None]
-        onwards = _propagate_all(tile.transition[0], joint)
-        if moved is not None:
-            onwards = jnp.where(moved[None, None], onwards, joint)
-        scale = jnp.sum(joint, (0, 1), keepdims=True)
-        return onwards * inverse(scale), scale
+        emission, present = inputs
+        scale = jnp.sum(product, (0, 1))
+        if present is None:
+            factor = emission * inverse(scale)[None]
+            return propagate(tile.transition[0], product) * factor[:, None], scale
+        onwards = propagate(tile.transition[0], product) * emission[:, None]
+        return jnp.where(present[None, None], onwards, product) * inverse(scale)[None, None], scale
 
-    product, scales = jax.lax.scan(step, start, (tile.emission, moves))
-    return product, scales, jnp.min(scales)
-
-
-def _propagate_all(transition, weights):
-    """``sum_i transition[i, j, n] weights[i, s, n]`` for every start state s."""
-    num_states, starts, lanes = weights.shape
-    if num_states > 12 and transition.shape[2] == 1:
-        flat = transition[:, :, 0].T @ jnp.reshape(weights, (num_states, starts * lanes))
-        return jnp.reshape(flat, weights.shape)
-    total = transition[0][:, None] * weights[:1]
-    for state in range(1, num_states):
-        total = total + transition[state][:, None] * weights[state : state + 1]
-    return total
+    start = jnp.broadcast_to(identity, (num_states, num_states, lanes))
+    product, scales = jax.lax.scan(step, start, (tile.emission, tile.present))
+    scale = jnp.sum(product, (0, 1))
+    return product * inverse(scale)[None, None], jnp.sum(jnp.log(scales), 0) + jnp.log(scale)
 
 
 def forward(layout: Layout, chain: Chain) -> tuple[jax.Array, jax.Array, Any]:
     """Log evidence; see :func:`emppl.chain.scaled.forward`."""
     groups = Groups(layout, chain)
-    num_states, lanes = layout.num_states, layout.lanes
-    initial, peak = split_initial(chain.log_initial)
+    states, lanes = layout.num_states, layout.lanes
+    joint, evidence = initial_joint(layout, chain)
 
     def products(_, start):
-        emission, peaks = scaled_emissions(groups.group_table(start, chain.emission_params))
-        product, scales, _ = block_products(groups.group_tile(start, emission))
-        logs = jnp.sum(jnp.log(scales[:, 0, 0]) + peaks, 0)
-        cut = jnp.reshape(product, (num_states, num_states, groups.blocks, lanes))
-        return None, (jnp.transpose(cut, (2, 0, 1, 3)), jnp.reshape(logs, (groups.blocks, lanes)))
+        emission, peaks = scaled_emissions(groups.group_table(start, chain.emission_params), False)
+        product, logs = block_products(Tile(emission, groups.wide, groups.group_present(start)))
+        logs = jnp.reshape(logs + jnp.sum(peaks, 0), (lanes, groups.blocks))
+        return None, (jnp.moveaxis(jnp.reshape(product, (states, states, lanes, groups.blocks)), -1, 0), logs)
 
-    starts = jnp.arange(groups.count) * groups.group
-    _, (matrices, logs) = jax.lax.scan(products, None, starts)
-    matrices = jnp.reshape(matrices, (groups.count * groups.blocks, num_states, num_states, lanes))
-
-    def over_blocks(predicted, matrix):
-        after = jnp.sum(matrix * predicted[None], 1)
+    def over_blocks(joint, matrix):
+        after = jnp.sum(matrix * joint[None], 1)
         scale = jnp.sum(after, 0, keepdims=True)
-        return after * inverse(scale), (predicted, scale[0])
+        return after * inverse(scale), (joint, scale[0])
 
-    predicted, (entries, scales) = jax.lax.scan(over_blocks, initial, matrices)
-    evidence = jnp.sum(logs, (0, 1)) + jnp.sum(jnp.log(scales), 0)
+    _, (matrices, logs) = jax.lax.scan(products, None, groups.starts)
+    matrices = jnp.reshape(matrices, (groups.full * groups.blocks, states, states, lanes))
+    total = jnp.sum(joint, 0, keepdims=True)
+    joint, (entries, scales) = jax.lax.scan(over_blocks, joint * inverse(total), matrices)
+    evidence = evidence + jnp.log(total[0]) + jnp.sum(logs, (0, 2)) + jnp.sum(jnp.log(scales), 0)
+    worst = jnp.minimum(total[0], jnp.min(scales, 0))
 
-    start = groups.count * groups.group
-    emission, peaks = scaled_emissions(groups.table(start, groups.tail, chain.emission_params))
-    tail = groups.tile(start, groups.tail, emission)
-    stack, tail_scales, _ = recursion.filter_tile(tail, predicted)
-    evidence = evidence + jnp.sum(jnp.log(tail_scales[:, 0]) + peaks, 0)
-    worst = jnp.minimum(jnp.min(scales, 0), jnp.min(tail_scales[:, 0], 0))
-    evidence = evidence + peak + transition_peaks(chain, layout.num_steps)
-    return evidence, worst, (matrices, entries, stack, tail_scales)
+    tail = None
+    if groups.rest:
+        start = groups.full * groups.size
+        emission, peaks = scaled_emissions(groups.table(start, groups.rest, chain.emission_params), groups.few)
+        stack, tail_scales, last = filter_tile(groups.tile(start, groups.rest, emission), joint)
+        tail = (joint, stack, tail_scales)
+        # joint is normalised already, so the first scale is 1.
+        evidence = evidence + jnp.sum(jnp.log(tail_scales[:, 0]) + peaks, 0) + jnp.log(jnp.sum(last, 0))
+        worst = jnp.minimum(worst, jnp.minimum(jnp.min(tail_scales[:, 0], 0), jnp.sum(last, 0)))
+        joint = last
+    return evidence + transition_peaks(layout, chain), worst, (matrices, entries, joint, tail)
 
 
 def backward(layout: Layout, chain: Chain, residual, weight: jax.Array):
     """Expected counts; see :func:`emppl.chain.scaled.backward`."""
     groups = Groups(layout, chain)
-    matrices, entries, stack, tail_scales = residual
-    num_states, lanes = layout.num_states, layout.lanes
-    fused = layout.emission is not None
+    matrices, entries, last, tail = residual
+    states, lanes = layout.num_states, layout.lanes
     shape = chain.log_transition.shape
+    beta = jnp.broadcast_to(weight, (states, lanes))
+    counts = jnp.zeros(shape, beta.dtype)
+    gradient = jax.tree.map(jnp.zeros_like, chain.emission_params)
 
-    # The tail, sequentially.
-    start = groups.count * groups.group
-    table, pull = jax.vjp(lambda params: groups.table(start, groups.tail, params), chain.emission_params)
-    tile = groups.tile(start, groups.tail, scaled_emissions(table)[0])
-    filtered, factor = recursion.filtered_and_factor(tile, stack, tail_scales)
-    v, _ = recursion.backward_tile(tile, factor, jnp.broadcast_to(weight, (num_states, lanes)))
-    counts = recursion.pair_counts(
-        tile, filtered, jnp.concatenate([v[1:], jnp.zeros_like(v[:1])]), (1, *shape[1:])
-    )
-    tail_marginals = stack * v
-    gradient = pull(tail_marginals)[0]
-    tail_marginals = groups.masked(tail_marginals, start, groups.tail)
+    late = None
+    if groups.rest:
+        start = groups.full * groups.size
+        table, pull = jax.vjp(lambda params: groups.table(start, groups.rest, params), chain.emission_params)
+        tile = groups.tile(start, groups.rest, scaled_emissions(table, groups.few)[0])
+        marginals, filtered, v, beta = smooth_tile(tile, *tail, beta)
+        counts = counts + pair_counts(tile, filtered, v, shape)
+        gradient = pull(as_table(marginals))[0]
+        late = groups.table_gradient(marginals, start, groups.rest)
+        last = tail[0]
 
-    # Values at the first step of every block.
-    def over_blocks(v_after, inputs):
-        matrix, predicted = inputs
-        v = jnp.where(predicted > 0, jnp.sum(matrix * v_after[:, None], 0), 0)
-        scale = jnp.sum(v * predicted, 0, keepdims=True)
-        return v * inverse(scale), v_after
+    def over_blocks(value, inputs):
+        matrix, joint = inputs
+        before = jnp.where(joint > 0, jnp.sum(matrix * value[:, None], 0), 0)
+        return before * inverse(jnp.sum(before * joint, 0, keepdims=True)), value
 
-    _, exits = jax.lax.scan(over_blocks, v[0] * (jnp.sign(weight) * inverse(jnp.abs(weight)))[None], (matrices, entries), reverse=True)
-
-    def side_by_side(array):
-        cut = jnp.reshape(array, (groups.count, groups.blocks, num_states, lanes))
-        return jnp.reshape(jnp.transpose(cut, (0, 2, 1, 3)), (groups.count, num_states, groups.blocks * lanes))
-
-    wide_weight = jnp.reshape(
-        jnp.broadcast_to(weight, (groups.blocks, lanes)), (1, groups.blocks * lanes)
-    )
-    back = jnp.swapaxes(groups.wide[0], 0, 1)
+    # Values are known up to a positive factor here; inside the blocks the filter fixes it.
+    direction = beta * (jnp.sign(weight) * inverse(jnp.abs(weight)))[None]
+    direction = jnp.where(last > 0, direction, 0)
+    value, exits = jax.lax.scan(over_blocks, direction, (matrices, entries), reverse=True)
+    wide_weight = jnp.repeat(weight, groups.blocks)[None]
 
     def one(carry, inputs):
         counts, gradient = carry
-        start, predicted, v_after = inputs
+        start, joint, beta = inputs
         table, pull = jax.vjp(lambda params: groups.group_table(start, params), chain.emission_params)
-        tile = groups.group_tile(start, scaled_emissions(table)[0])
-        stack, scales, _ = recursion.filter_tile(tile, predicted)
-        filtered, factor = recursion.filtered_and_factor(tile, stack, scales)
-        beta = propagate(back, v_after)
-        if tile.moved is not None:
-            beta = jnp.where(tile.moved[-1:], beta, v_after)
-        rescale = wide_weight * inverse(jnp.sum(filtered[-1] * beta, 0, keepdims=True))
-        v, _ = recursion.backward_tile(tile, factor, beta * rescale)
-        v_next = jnp.concatenate([v[1:], (v_after * rescale)[None]])
-        pairs = recursion.pair_counts(tile, filtered, v_next, (1, num_states, num_states, tile.transition.shape[3]))
+        tile = Tile(scaled_emissions(table, False)[0], groups.wide, groups.group_present(start))
+        stack, scales, last = filter_tile(tile, joint)
+        mass = jnp.sum(last * beta, 0, keepdims=True)
+        beta = beta * (wide_weight * jnp.sum(last, 0, keepdims=True) * inverse(mass))
+        marginals, filtered, v, _ = smooth_tile(tile, joint, stack, scales, beta)
+        pairs = pair_counts(tile, filtered, v, groups.wide.shape)
         if pairs.shape[3] > 1:
-            pairs = jnp.sum(jnp.reshape(pairs, (1, num_states, num_states, groups.blocks, lanes)), 3)
-        marginals = stack * v
-        first = marginals[0, :, :lanes]
-        if fused:
-            gradient = jax.tree.map(jnp.add, gradient, pull(marginals)[0])
-            marginals = None
-        else:
-            marginals = groups.masked(tile_untable(layout, marginals, groups.blocks), start, groups.group)
-        return (counts + pairs, gradient), (marginals, first)
+            pairs = jnp.sum(jnp.reshape(pairs, (1, states, states, lanes, groups.blocks)), 4)
+        gradient = jax.tree.map(jnp.add, gradient, pull(marginals)[0])
+        marginals = blocks_first(marginals, groups.blocks)
+        return (counts + pairs, gradient), groups.table_gradient(marginals, start, groups.size)
 
-    starts = jnp.arange(groups.count) * groups.group
-    (counts, gradient), (marginals, firsts) = jax.lax.scan(
-        one, (counts, gradient), (starts, side_by_side(entries), side_by_side(exits))
-    )
-    if fused:
-        return firsts[0], counts, gradient, None
-    head = jnp.reshape(marginals, (groups.count * groups.group, num_states, lanes))
-    return firsts[0], counts, None, jnp.concatenate([head, tail_marginals])
+    inputs = (groups.starts, groups.side_by_side(entries), groups.side_by_side(exits))
+    (counts, gradient), early = jax.lax.scan(one, (counts, gradient), inputs)
+    first = jnp.sum(entries[0] * value, 0, keepdims=True)
+    beta = value * (weight[None] * jnp.sum(entries[0], 0, keepdims=True) * inverse(first))
+    first, gradient, first_table = initial_marginals(layout, chain, beta, gradient)
+    return first, counts, gradient, join_time(first_table, early, late)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from emppl.chain.problem import Chain, Layout, tile_table
+from emppl.chain.problem import Chain, Layout, few_lanes, tile_table
 from emppl.numerics import logsumexp
 
 
@@ -26,6 +26,8 @@ def plain_log_evidence(layout: Layout, chain: Chain) -> jax.Array:
         (N,), natural log.
     """
     table = tile_table(layout, chain.emission_params, chain.slices)
+    if few_lanes(layout.lanes):
+        table = jnp.transpose(table, (2, 0, 1))
     if chain.present is not None:
         table = jnp.where(chain.present[:, None], table, 0)
     transitions = chain.log_transition if chain.varies else None

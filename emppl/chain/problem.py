@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from emppl.chain.choose import Kernel
+from emppl.chain.recursion import Tile
 
 Emission = Callable[[Any, Any], jax.Array]
 
@@ -66,13 +67,6 @@ class Chain:
         """Does the transition vary over time?"""
         return self.log_transition.shape[0] > 1
 
-    @property
-    def moved(self) -> jax.Array | None:
-        """(T, N or 1) boolean, whether a transition follows each step."""
-        if self.present is None:
-            return None
-        return jnp.concatenate([self.present[1:], jnp.zeros_like(self.present[:1])])
-
 
 def canonical(log_initial, log_transition, present, batch_shape) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Fold the batch axes into one lane axis; an array that varies over no batch axis keeps size 1 there."""
@@ -116,7 +110,7 @@ def slice_time(tree: Any, start, size: int) -> Any:
 
 
 def tile_table(layout: Layout, emission_params, slices, blocks: int = 1) -> jax.Array:
-    """Log emissions of one tile.
+    """Log emissions of one tile, the long axis last, because loops vectorise over the last axis only.
 
     Args:
         layout: static facts.
@@ -125,26 +119,54 @@ def tile_table(layout: Layout, emission_params, slices, blocks: int = 1) -> jax.
         blocks: number of blocks that the steps are cut into, each a set of lanes.
 
     Returns:
-        (C, K, blocks * N).
+        (C, K, N * blocks), or (K, N, C) when there are few lanes (see :func:`few_lanes`).
     """
-    if layout.emission is None:
+    states, lanes = layout.num_states, layout.lanes
+    if blocks > 1:
+        slices = jax.tree.map(lambda array: _blocks_last(array, blocks), slices)
         table = slices
-    else:
+        if layout.emission is not None:
+            table = jax.vmap(jax.vmap(layout.emission, (None, -1), -1), (None, 0))(emission_params, slices)
+        return jnp.reshape(table, (table.shape[0], states, lanes * blocks))
+    if few_lanes(lanes):
+        slices = jax.tree.map(lambda array: jnp.moveaxis(array, 0, -1), slices)
+        table = slices
+        if layout.emission is not None:
+            table = jax.vmap(layout.emission, (None, -1), -1)(emission_params, slices)
+        return jnp.reshape(table, (states, lanes, table.shape[-1]))
+    table = slices
+    if layout.emission is not None:
         table = jax.vmap(layout.emission, (None, 0))(emission_params, slices)
-    steps = table.shape[0] // blocks
-    if blocks == 1:
-        return jnp.reshape(table, (steps, layout.num_states, layout.lanes))
-    table = jnp.reshape(table, (blocks, steps, layout.num_states, layout.lanes))
-    return jnp.reshape(jnp.transpose(table, (1, 2, 0, 3)), (steps, layout.num_states, blocks * layout.lanes))
+    return jnp.reshape(table, (table.shape[0], states, lanes))
 
 
-def tile_untable(layout: Layout, marginals: jax.Array, blocks: int) -> jax.Array:
-    """The transpose of a table's layout: (C, K, blocks * N) to (blocks * C, K, N)."""
-    steps = marginals.shape[0]
-    if blocks == 1:
-        return marginals
-    cut = jnp.reshape(marginals, (steps, layout.num_states, blocks, layout.lanes))
-    return jnp.reshape(jnp.transpose(cut, (2, 0, 1, 3)), (blocks * steps, layout.num_states, layout.lanes))
+def few_lanes(lanes: int) -> bool:
+    """Too few lanes for a vector register: time is then the last axis of tables."""
+    return lanes < 8
+
+
+def as_table(marginals: jax.Array) -> jax.Array:
+    """State marginals (C, K, N) in the layout of :func:`tile_table`."""
+    return jnp.transpose(marginals, (1, 2, 0)) if few_lanes(marginals.shape[2]) else marginals
+
+
+def mask_table(table: jax.Array, present: jax.Array | None, few: bool) -> jax.Array:
+    """Zero the log emissions of steps that do not exist; ``present`` is (C, N or 1)."""
+    if present is None:
+        return table
+    return jnp.where(present.T[None] if few else present[:, None], table, 0)
+
+
+def _blocks_last(array: jax.Array, blocks: int) -> jax.Array:
+    cut = jnp.reshape(array, (blocks, array.shape[0] // blocks, *array.shape[1:]))
+    return jnp.moveaxis(cut, 0, -1)
+
+
+def blocks_first(marginals: jax.Array, blocks: int) -> jax.Array:
+    """(C, K, N * blocks) back to (blocks * C, K, N)."""
+    steps, states, lanes = marginals.shape
+    cut = jnp.moveaxis(jnp.reshape(marginals, (steps, states, lanes // blocks, blocks)), -1, 0)
+    return jnp.reshape(cut, (blocks * steps, states, lanes // blocks))
 
 
 def split_peak(table: jax.Array, axis: int | tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
@@ -154,28 +176,116 @@ def split_peak(table: jax.Array, axis: int | tuple[int, ...]) -> tuple[jax.Array
     return jnp.exp(table - peak), peak
 
 
-def scaled_emissions(table: jax.Array) -> tuple[jax.Array, jax.Array]:
+def scaled_emissions(table: jax.Array, few: bool) -> tuple[jax.Array, jax.Array]:
     """Emission densities of a tile, scaled so that the largest of each step is 1.
 
     Args:
-        table: (C, K, N), log densities.
+        table: log densities, from :func:`tile_table`.
+        few: which of its layouts.
 
     Returns:
-        (C, K, N) scaled densities and their log scales, of any shape with C * N entries... (N, C) or (C, N).
+        (C, K, N) scaled densities, and (C, N) the logs of what they were divided by.
     """
-    if table.shape[2] >= _WIDE:
-        peak = table[:, :1]
-        for state in range(1, table.shape[1]):
-            peak = jnp.maximum(peak, table[:, state : state + 1])
-        peak = jnp.where(peak == -jnp.inf, 0, peak)
-        return jnp.exp(table - peak), peak[:, 0]
-    # Few lanes: time is the long axis, and loops vectorise over the last axis only.
-    wide = jnp.transpose(table, (1, 2, 0))
-    peak = wide[0]
-    for state in range(1, wide.shape[0]):
-        peak = jnp.maximum(peak, wide[state])
+    # The maximum over states is written out: XLA:CPU does not vectorise a reduction over an axis this short.
+    states = table if few else jnp.swapaxes(table, 0, 1)
+    peak = states[0]
+    for state in range(1, states.shape[0]):
+        peak = jnp.maximum(peak, states[state])
     peak = jnp.where(peak == -jnp.inf, 0, peak)
-    return jnp.transpose(jnp.exp(wide - peak[None]), (2, 0, 1)), peak.T
+    scaled = jnp.exp(states - peak[None])
+    return (jnp.transpose(scaled, (2, 0, 1)), peak.T) if few else (jnp.swapaxes(scaled, 0, 1), peak)
 
 
-_WIDE = 8
+def transition_peaks(layout: Layout, chain: Chain) -> jax.Array:
+    """(N or 1,): sum over counted transitions of the peaks that the kernels leave out."""
+    _, peak = split_peak(chain.log_transition, (1, 2))
+    peak = peak[:, 0, 0]
+    if chain.present is None:
+        return jnp.sum(peak, 0) * (1 if chain.varies else layout.num_steps - 1)
+    return jnp.sum(jnp.where(chain.present[1:], peak, 0), 0)
+
+
+def initial_joint(layout: Layout, chain: Chain) -> tuple[jax.Array, jax.Array]:
+    """(K, N) u of the first step, and (N,) the log of what it was divided by."""
+    table = _first_table(layout, chain, chain.emission_params)
+    emission, peaks = scaled_emissions(table, few_lanes(layout.lanes))
+    initial, peak = split_peak(chain.log_initial, 0)
+    return initial * emission[0], peak[0] + peaks[0]
+
+
+def initial_marginals(layout: Layout, chain: Chain, beta, gradient):
+    """Marginals of the first step.
+
+    Args:
+        layout: static facts.
+        chain: the arrays.
+        beta: (K, N), of the first step.
+        gradient: of the emission's parameters, from all later steps.
+
+    Returns:
+        (K, N) marginals, the whole gradient of the emission's parameters, and (1, K, N) that of the table or None.
+    """
+    joint, _ = initial_joint(layout, chain)
+    marginals = joint * (1 / jnp.maximum(jnp.sum(joint, 0, keepdims=True), jnp.finfo(joint.dtype).tiny))
+    marginals = jnp.where(marginals > 0, marginals * beta, 0)
+    _, pull = jax.vjp(lambda params: _first_table(layout, chain, params), chain.emission_params)
+    gradient = jax.tree.map(jnp.add, gradient, pull(as_table(marginals[None]))[0])
+    table = None
+    if layout.emission is None:
+        table = marginals[None]
+        if chain.present is not None:
+            table = jnp.where(chain.present[:1, None], table, 0)
+    return marginals, (None if layout.emission is None else gradient), table
+
+
+def _first_table(layout: Layout, chain: Chain, emission_params):
+    table = tile_table(layout, emission_params, slice_time(chain.slices, 0, 1))
+    return mask_table(table, None if chain.present is None else chain.present[:1], few_lanes(layout.lanes))
+
+
+class Tiles:
+    """Cuts all steps but the first into tiles of consecutive steps; the tile at ``start`` begins with step start + 1."""
+
+    def __init__(self, layout: Layout, chain: Chain):
+        self.layout, self.chain = layout, chain
+        self.few = few_lanes(layout.lanes)
+        later = layout.num_steps - 1
+        self.size = min(layout.kernel.chunk, later)
+        self.full = later // self.size if later else 0
+        self.rest = later - self.full * self.size
+        self.starts = jnp.arange(self.full) * self.size
+        self.transition = None if chain.varies else split_peak(chain.log_transition, (1, 2))[0]
+
+    def present(self, start, size) -> jax.Array | None:
+        """(C, N or 1), or None."""
+        return None if self.chain.present is None else slice_time(self.chain.present, start + 1, size)
+
+    def table(self, start, size, emission_params) -> jax.Array:
+        """Log emissions of a tile, laid out as :func:`tile_table` does; zero where a step does not exist."""
+        table = tile_table(self.layout, emission_params, slice_time(self.chain.slices, start + 1, size))
+        return mask_table(table, self.present(start, size), self.few)
+
+    def table_gradient(self, marginals, start, size) -> jax.Array | None:
+        """Gradient of a table: the marginals of steps that exist. None for a fused emission."""
+        if self.layout.emission is not None:
+            return None
+        present = self.present(start, size)
+        return marginals if present is None else jnp.where(present[:, None], marginals, 0)
+
+    def tile(self, start, size, emission) -> Tile:
+        """Everything else about a tile."""
+        transition = self.transition
+        if transition is None:
+            transition, _ = split_peak(slice_time(self.chain.log_transition, start, size), (1, 2))
+        return Tile(emission, transition, self.present(start, size))
+
+
+def join_time(*parts: jax.Array | None) -> jax.Array | None:
+    """Concatenate over time; the second part comes as (tiles, C, ...). None where all parts are."""
+    first, tiled, last = parts
+    if tiled is not None:
+        tiled = jnp.reshape(tiled, (-1, *tiled.shape[2:]))
+    present = [part for part in (first, tiled, last) if part is not None]
+    if len(present) < 2:
+        return present[0] if present else None
+    return jnp.concatenate(present)
