@@ -50,7 +50,7 @@ def discover_scan(recorder, msg) -> None:
     leaves, treedef = jax.tree.flatten(init)
     with recorder.frame(recorder.answer) as frame:
         carry, outputs = _run(step, init, _slice(xs, 0))
-    if jax.tree.structure(carry) != treedef:
+    if str(jax.tree.structure(carry)) != str(treedef):
         raise ModelError(
             f"The scan's step takes a carry of structure {treedef} and returns {jax.tree.structure(carry)}. Return the "
             "carry in the form in which it comes in: (new_carry, outputs)."
