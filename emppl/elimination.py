@@ -16,14 +16,14 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from emppl.errors import ModelError
-from emppl.markov import ChainAxes, Emission, SumOut, arrange, forward, kernel_evidence
+from emppl.markov import ChainAxes, ChainTables, Emission, SumOut, arrange, forward, kernel_evidence
 from emppl.naming import first, lagged
 from emppl.numerics import logsumexp, safe_divide, weighted
 from emppl.trace import Chain
@@ -297,6 +297,7 @@ def log_normalizer(
     sum_out: SumOut = log_sum,
     present: Mapping[str, jax.Array] | None = None,
     fast: bool = False,
+    watch: Callable[[ChainAxes, ChainTables], None] | None = None,
 ) -> jax.Array:
     """Log of the sum over all latents of the product of all factors (natural log).
 
@@ -314,6 +315,7 @@ def log_normalizer(
             step of a chain, else None.
         present: by scanned latent, which steps exist.
         fast: run chains by the kernels, which can be differentiated once, instead of their twin.
+        watch: is shown the factors of every chain.
 
     Returns:
         A scalar.
@@ -328,7 +330,7 @@ def log_normalizer(
                 [_rescale(*pending.pop(name), reference) for name in names] for names in (step.inputs, step.later)
             )
             later += [pending.pop(probe)[0] for probe in map(probe_name, step.chain.current) if probe in pending]
-            table = _run_chain(plan, step.chain, initial, later, present or {}, None if fast else sum_out)
+            table = _run_chain(plan, step.chain, initial, later, present or {}, None if fast else sum_out, watch)
         else:
             table = functools.reduce(operator.add, (_rescale(*pending.pop(name), reference) for name in step.inputs))
         if step.latent is not None:
@@ -349,13 +351,15 @@ def probe_name(latent: str) -> str:
     return f"{latent}@probe"
 
 
-def _run_chain(plan: EliminationPlan, chain: ChainAxes, initial, later, present, sum_out: SumOut | None) -> jax.Array:
+def _run_chain(plan: EliminationPlan, chain: ChainAxes, initial, later, present, sum_out, watch) -> jax.Array:
     exists = None
     for latent in chain.presence:
         exists = present[latent] if exists is None else jnp.logical_or(exists, present[latent])
     if sum_out is None:
         return kernel_evidence(plan.axes, plan.sizes, chain, initial, later, exists)
     tables = arrange(plan.axes, plan.sizes, chain, initial, later, exists)
+    if watch is not None:
+        watch(chain, tables)
     return jnp.reshape(forward(tables, sum_out), tables.shape)
 
 

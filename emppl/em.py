@@ -170,6 +170,23 @@ class EM:
         derived, leaves = self._derive(args, kwargs)
         return derived.log_likelihood(derived.parameters(params), leaves)
 
+    def filter(self, params: Mapping[str, Any], *args, **kwargs) -> estep.Filtered:
+        """Filtered states and one-step-ahead predictions of the chains in a model with ``scan``.
+
+        Args:
+            params: constrained parameter values by name, of this fit or any other.
+            *args: model arguments: the data of the fit, or new sequences.
+            **kwargs: model keyword arguments.
+
+        Returns:
+            ``.states``, ``.predicted`` and ``.log_likelihood`` by latent, time first.
+
+        Raises:
+            ModelError: the model has no chain that can be filtered.
+        """
+        derived, leaves = self._derive(args, kwargs)
+        return derived.filtered(derived.parameters(params), leaves)
+
     def log_prior(self, params: Mapping[str, Any], *args, **kwargs) -> jax.Array:
         """Log prior density of the estimated parameters, in constrained space; zero with ``prior=False``."""
         derived, leaves = self._derive(args, kwargs)
@@ -283,6 +300,7 @@ class _Derived:
         self.log_likelihood = jax.jit(functools.partial(estep.log_likelihood, program))
         self.log_prior = jax.jit(program.log_prior)
         self.marginals = jax.jit(functools.partial(estep.marginals, program))
+        self.filtered = jax.jit(functools.partial(estep.filtered, program))
         self.decode = jax.jit(functools.partial(estep.decode, program))
         self.sample = jax.jit(
             lambda params, leaves, keys: jax.vmap(lambda key: estep.sample(program, params, leaves, key))(keys)

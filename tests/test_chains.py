@@ -10,6 +10,7 @@ from numpyro.contrib.control_flow import scan
 
 import emppl
 from tests.brute_force import BruteForce
+from tests.test_models import quick_compilation  # noqa: F401  a fixture of the module
 
 simplex = dist.constraints.simplex
 positive = dist.constraints.positive
@@ -366,3 +367,41 @@ def around_a_plate(x):
 def test_what_is_not_supported_is_refused_with_the_reason(model, says):
     with pytest.raises(emppl.ModelError, match=f"(?s){says}"):
         emppl.EM(model).plan(X)
+
+
+@pytest.mark.parametrize("name", ["basic", "fixed_start", "covariates", "sequences"])
+def test_the_filter_is_the_posterior_of_the_last_step_of_shorter_data(name):
+    model, data = CASES[name]
+    em = emppl.EM(model)
+    params = em.start(jax.random.key(0), *data)
+    found = em.filter(params, *data)
+    derived, leaves = em._derive(data, {})
+    np.testing.assert_allclose(
+        found.states["z"][-1], derived.marginals(params, leaves)["z"][-1], atol=1e-12
+    ) if name != "sequences" else None
+    np.testing.assert_allclose(jnp.sum(found.log_likelihood["z"]), em.log_likelihood(params, *data), rtol=1e-12)
+    cut = (
+        data[0][:-1],
+        *(one[:-1] if one.shape[:1] == data[0].shape[:1] and name != "sequences" else one for one in data[1:]),
+    )
+    if name == "sequences":
+        cut = (data[0][:3], jnp.minimum(data[1], 3))
+    truth = BruteForce(model, params, *cut)
+    wanted = truth.marginals()["z"]
+    last = wanted[-1]
+    seen = ~np.isnan(last)
+    np.testing.assert_allclose(np.asarray(found.states["z"][len(wanted) - 1])[seen], last[seen], atol=1e-10)
+    gained = em.log_likelihood(params, *data) - truth.log_likelihood()
+    np.testing.assert_allclose(jnp.sum(found.log_likelihood["z"][-1]), gained, rtol=1e-9)
+    np.testing.assert_allclose(jnp.sum(found.predicted["z"], -1), 1, rtol=1e-12)
+
+
+def test_a_model_without_a_chain_has_no_filter():
+    def mixture(x):
+        mu = numpyro.param("mu", jnp.arange(2.0))
+        with numpyro.plate("rows", len(x)):
+            z = numpyro.sample("z", dist.Bernoulli(0.5))
+            numpyro.sample("x", dist.Normal(mu[z], 1), obs=x)
+
+    with pytest.raises(emppl.ModelError, match="no chain"):
+        emppl.EM(mixture).filter({"mu": np.arange(2.0)}, X)
