@@ -48,7 +48,8 @@ class Step:
 
     ``owner`` is the latent whose weight (``handlers.scale``) the inputs are measured against. With ``chain``, the step
     sums out all latents of a chain: ``inputs`` are the tables of its first steps, ``later`` those of the others.
-    ``cells`` is the size of the largest table, ``work`` the number of cells visited.
+    ``cells`` is the size of the largest table, ``work`` the number of cells visited; ``varies`` says whether the
+    transitions of a chain vary over time.
     """
 
     inputs: tuple[str, ...]
@@ -60,6 +61,7 @@ class Step:
     chain: ChainAxes | None = None
     later: tuple[str, ...] = ()
     work: int = 0
+    varies: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,13 +137,16 @@ def plan_elimination(
         output = Factor(f"*{counter}", frozenset(result_latents), frozenset(result_plates), is_timed)
         names = tuple(factor.name for factor in inputs)
         chain = None if run is None else run.axes
+        varies = chain is not None and any(f.is_timed for f in later if f.latents & chain.before)
         if chain is None:
             involved = frozenset().union(*(f.latents | f.plates for f in inputs))
             cells = work = math.prod(sizes[axis] for axis in involved)
         else:
             cells, work = _chain_cells(chain, inputs, later, sizes)
         later_names = tuple(factor.name for factor in later)
-        steps.append(Step(names, output.name, latent, tuple(sorted(plates)), owner, cells, chain, later_names, work))
+        steps.append(
+            Step(names, output.name, latent, tuple(sorted(plates)), owner, cells, chain, later_names, work, varies)
+        )
         return output
 
     while pending:
