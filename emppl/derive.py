@@ -19,7 +19,7 @@ from emppl.dependence import Dependence
 from emppl.elimination import Factor, plan_elimination
 from emppl.errors import ModelError
 from emppl.factors import SiteFactor, field_dependences
-from emppl.families import family_of
+from emppl.families import Family, family_of
 from emppl.mstep import choose_rules
 from emppl.mstep.quadratic import affine_gradient
 from emppl.numerics import weighted
@@ -60,7 +60,8 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
         site = trace.sites[name]
         if site.kind == "discrete":
             in_latents["value"] = frozenset([name])
-        family = family_of(trace.distributions[name])
+        rank = len(site.event_shape) - site.reinterpreted
+        family: Family | None = family_of(trace.distributions[name], rank, trace.argument_ranks[name])
         if name in labels:
             # Labels only say which states are possible: their distribution belongs to the latent.
             family = None
@@ -161,7 +162,7 @@ def _shapes(program: Program, leaves) -> dict[str, dict[str, tuple[int, ...]]]:
         return {
             name: factor.arguments(arrays)
             for name, factor in program.factors.items()
-            if factor.family is not None and factor.site.kind != "factor" and factor.labels_of is None
+            if factor.family is not None and factor.family.is_exponential and factor.site.kind != "factor"
         }
 
     shaped = jax.eval_shape(arguments, params, leaves)

@@ -85,21 +85,28 @@ class SiteFactor:
         return frozenset().union(*self.parameters.values())
 
     @property
+    def is_exponential(self) -> bool:
+        """Is its family registered with sufficient statistics?"""
+        return self.family is not None and self.family.is_exponential
+
+    @property
     def has_natural_form(self) -> bool:
         """Can its table be a product of statistics computed once with natural parameters?"""
-        return self.family is not None and self.site.kind == "observed" and self.why_not_natural() is None
+        return self.has_statistics and self.site.kind == "observed" and self.why_not_natural() is None
 
     @property
     def has_statistics(self) -> bool:
         """Do its sufficient statistics exist, independent of every parameter?"""
-        if self.family is None or self.labels_of is not None or self.site.kind == "factor":
+        if not self.is_exponential:
+            return False
+        if self.labels_of is not None or self.site.kind == "factor":
             return False
         return not any(self.parameters.get(field) for field in ("value", "mask", *self.family.fixed))
 
     def why_not_natural(self) -> str | None:
         """The reason why there is no natural form, or None."""
-        if self.family is None:
-            return f"{self.site.distribution} is not registered"
+        if not self.is_exponential:
+            return f"{self.site.distribution} has no registered sufficient statistics"
         for field in ("value", "mask", *self.family.fixed):
             if self.latents.get(field) or self.parameters.get(field):
                 return f"its {field} depends on a latent or a parameter"
@@ -109,15 +116,25 @@ class SiteFactor:
 
     def table(self, arrays: Mapping[str, SiteArrays]) -> jax.Array:
         """Log-probability of every cell, with the common axes (natural log)."""
-        mine = arrays[self.name]
         if self.labels_of is not None:
-            atoms = self._constant(arrays[self.labels_of].value, frozenset([self.labels_of]), 0)
-            value, known = (self._constant(part, frozenset(), 0) for part in _padded(mine.value, mine.label_mask))
-            if mine.mask is not None:
-                present = self._constant(jnp.asarray(mine.mask), frozenset(), 0)
-                known = known & present
-            matches = jnp.where(atoms == value, 0.0, -jnp.inf)
-            return jnp.where(known, matches, 0.0)
+            return self._label_table(arrays, self.labels_of)
+        events = self.site.reinterpreted
+        elements = self.elements(arrays)
+        return jnp.sum(elements, tuple(range(-events, 0))) if events else elements
+
+    def _label_table(self, arrays: Mapping[str, SiteArrays], latent: str) -> jax.Array:
+        mine = arrays[self.name]
+        atoms = self._constant(arrays[latent].value, frozenset([latent]), 0)
+        value, known = (self._constant(part, frozenset(), 0) for part in _padded(mine.value, mine.label_mask))
+        if mine.mask is not None:
+            present = self._constant(jnp.asarray(mine.mask), frozenset(), 0)
+            known = known & present
+        matches = jnp.where(atoms == value, 0.0, -jnp.inf)
+        return jnp.where(known, matches, 0.0)
+
+    def elements(self, arrays: Mapping[str, SiteArrays]) -> jax.Array:
+        """Log-probability of every element: common axes, then the axes that ``to_event`` sums."""
+        mine = arrays[self.name]
         if self.site.kind == "factor":
             table = mine.arguments["log_factor"]
         else:
@@ -128,7 +145,7 @@ class SiteFactor:
                     batch = jnp.broadcast_shapes(value.shape[: value.ndim - rank], mine.distribution.batch_shape)
                     value = jnp.broadcast_to(value, batch + value.shape[value.ndim - rank :])
                 table = mine.distribution.log_prob(value)
-                if self.site.kind == "observed" and (self.family is None or self.latents.get("value")):
+                if self.site.kind == "observed" and (not self.is_exponential or self.latents.get("value")):
                     # Outside its support a density is zero, which NumPyro's log_prob leaves to the caller.
                     table = _zero_outside(mine.distribution, value, table)
         events = self.site.reinterpreted
@@ -138,9 +155,7 @@ class SiteFactor:
             table, mask = _padded(table, mine.mask)
             absent = -math.log(self.site.states) if self.site.kind == "discrete" else 0.0
             table = jnp.where(mask, table, absent)
-        if events:
-            table = jnp.sum(table, tuple(range(-events, 0)))
-        return self._constant(table, self.all_latents, 0)
+        return self._constant(table, self.all_latents, events)
 
     def _unmasked(self, mine: SiteArrays, rank: int) -> jax.Array:
         """The value, with masked cells replaced by something inside the support (they may be NaN)."""
@@ -173,10 +188,19 @@ class SiteFactor:
     def argument(self, arrays: Mapping[str, SiteArrays], name: str) -> jax.Array:
         """One argument of the distribution: common axes, ``to_event`` axes, its own event axes."""
         assert self.family is not None
-        trailing = self.site.reinterpreted + self.family.argument_ranks[name]
-        raw = arrays[self.name].arguments[name]
+        return self.aligned(arrays[self.name].arguments[name], self.latents[name], self.family.argument_ranks[name])
+
+    def aligned(self, raw: jax.Array, depends: frozenset[str], event_rank: int) -> jax.Array:
+        """An array of the distribution: common axes, ``to_event`` axes, its own event axes.
+
+        Args:
+            raw: as NumPyro lays it out.
+            depends: the latents it depends on.
+            event_rank: number of its own event axes.
+        """
+        trailing = self.site.reinterpreted + event_rank
         raw = jnp.reshape(raw, (1,) * max(0, trailing - raw.ndim) + raw.shape)
-        return self._constant(raw, self.latents[name], trailing)
+        return self._constant(raw, depends, trailing)
 
     def arguments(self, arrays: Mapping[str, SiteArrays]) -> dict[str, jax.Array]:
         """Every argument that can hold parameters."""
@@ -224,7 +248,7 @@ class SiteFactor:
             local: centre at every component's own location instead of the overall mean, which keeps all
                 digits when components are far narrower than the data, at the price of a statistic per component.
         """
-        assert self.family is not None
+        assert self.family is not None and self.family.statistics is not None
         family, axes = self.family, self.axes
         value, mask = self.value(arrays), self.mask(arrays)
         arguments = self.arguments(arrays)
@@ -236,7 +260,7 @@ class SiteFactor:
         fixed = self.fixed(arrays)
         if self.looks_up:
             return Prepared(self._codes(value, mask), reference, jnp.zeros(()), jnp.zeros(()))
-        statistics = family.statistics(value, fixed, reference)
+        statistics = self.family.statistics(value, fixed, reference)
         base = family.base_measure(value, fixed)
         ones = jnp.ones(statistics.shape[:-1] + (1,), statistics.dtype)
         full = statistics.shape[: axes.rank] + self.event_sizes
@@ -314,7 +338,7 @@ class SiteFactor:
     def natural(self, arguments: Mapping[str, jax.Array], reference) -> jax.Array:
         """Natural parameters with the offset as coefficient of the count: ``(*axes, features)``."""
         assert self.family is not None
-        eta, offset = self.family.natural(arguments, reference)
+        eta, offset = self._eta(arguments, reference)
         rank = self.axes.rank
         cells = jnp.broadcast_shapes(eta.shape[:-1], offset.shape)
         full = cells[:rank] + self.event_sizes
@@ -326,6 +350,25 @@ class SiteFactor:
         total = jnp.sum(offset, tuple(range(rank, offset.ndim)))[..., None]
         return jnp.concatenate([flat, total], -1)
 
+    def _eta(self, arguments, reference) -> tuple[jax.Array, jax.Array]:
+        assert self.family is not None and self.family.natural is not None
+        return self.family.natural(arguments, reference)
+
+    def expected_elements(self, arguments: Mapping[str, jax.Array], sums: jax.Array, reference) -> jax.Array:
+        """Expected log-probability in every cell, without the base measure: sums of statistics times natural parameters.
+
+        Args:
+            arguments: of the distribution, aligned.
+            sums: expected statistics, the gradient with respect to the natural parameters.
+            reference: of the statistics.
+
+        Returns:
+            Common axes, then the axes that ``to_event`` sums.
+        """
+        eta, offset = self._eta(arguments, reference)
+        split, count = self._split(sums)
+        return jnp.sum(split * eta, -1) + count * offset
+
     def expected_statistics(self, weights: jax.Array, natural_shape, prepared: Prepared) -> jax.Array:
         """Transpose of the matrix product: weighted sums of the statistics in every cell."""
         shape = jax.ShapeDtypeStruct(natural_shape, weights.dtype)
@@ -334,13 +377,18 @@ class SiteFactor:
     def moments(self, sums: jax.Array, reference) -> Mapping[str, jax.Array]:
         """Quantities for the closed forms, from the gradient with respect to the natural parameters."""
         assert self.family is not None
+        split, count = self._split(sums)
+        return self.family.moments(split, count, reference)
+
+    def _split(self, sums: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Statistics ``(*axes, *events, F)`` and counts ``(*axes, *events)``."""
         rank, events = self.axes.rank, self.event_sizes
         if self.counts_by_element:
             split = jnp.reshape(sums, sums.shape[:rank] + events + (-1,))
-            return self.family.moments(split[..., :-1], split[..., -1], reference)
+            return split[..., :-1], split[..., -1]
         split = jnp.reshape(sums[..., :-1], sums.shape[:rank] + events + (-1,))
         count = jnp.reshape(sums[..., -1], sums.shape[:rank] + (1,) * len(events))
-        return self.family.moments(split, jnp.broadcast_to(count, split.shape[:-1]), reference)
+        return split, jnp.broadcast_to(count, split.shape[:-1])
 
 
 def _zero_outside(distribution, value, table):

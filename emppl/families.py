@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 Arrays = Mapping[str, jax.Array]
 
@@ -46,25 +47,49 @@ class Update:
     order: int = 0
 
 
+def no_reference(value, mean) -> Arrays:
+    """For families whose statistics need no centring."""
+    del value, mean
+    return {}
+
+
+def zero_base_measure(value, fixed) -> jax.Array:
+    """For families whose log-probability has no term in the value alone."""
+    del fixed
+    return jnp.zeros_like(value, jnp.result_type(float))
+
+
+def no_moments(sums, count, reference) -> Arrays:
+    """For families without updates of their own."""
+    del sums, count, reference
+    return {}
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One exponential family, in every parameterisation that NumPyro offers.
+    """One family of distributions, in every parameterisation that NumPyro offers.
 
-    All functions are written for arrays whose leading axes broadcast; only trailing axes are the family's own.
+    With ``statistics`` and ``natural`` it is an exponential family, whose E-step is a matrix product and whose M-step
+    needs sums of statistics only; without them it is known by NumPyro's ``log_prob``. All functions are written for
+    arrays whose leading axes broadcast; only trailing axes are the family's own.
 
     Attributes:
         name: for the plan.
         distributions: the NumPyro classes.
         value_rank: number of event axes of a value.
         argument_ranks: number of event axes by argument.
-        fixed: arguments that belong to the statistics and may not depend on a parameter (``total_count``).
+        statistics: ``(value, fixed arguments, reference) -> (..., F)``, or None.
+        natural: ``(arguments, reference) -> ((..., F), offset (...))``, or None.
+        base_measure: ``(value, fixed arguments) -> (...)``, what depends on the value alone.
         reference: ``(value, mean) -> reference``: centre and unit for the statistics, from a function that
             averages over rows; anything that makes the statistics well conditioned.
-        statistics: ``(value, fixed arguments, reference) -> (..., F)``.
-        natural: ``(arguments, reference) -> ((..., F), offset (...))``.
-        base_measure: ``(value, fixed arguments) -> (...)``, what depends on the value alone.
         moments: ``(sums (..., F), count (...), reference) -> quantities`` for the updates.
-        updates: by argument.
+        updates: by argument; the others are maximised by Newton steps.
+        joint: arguments that depend on each other so strongly that they are maximised together, by Newton steps,
+            whenever the model lets them (each has a parameter of its own with the same cells).
+        has_all_arguments: does the log-probability depend on parameters through these arguments alone?
+        kinks: arguments in which ``log_prob`` is not smooth, so that Newton steps do not apply.
+        fixed: arguments that belong to the statistics and may not depend on a parameter (``total_count``).
         indicator: the statistics are one-hot vectors of the value, so that with many categories the matrix product
             can be a look-up.
         local_reference: ``arguments -> reference`` centred at every component's own location, or None.
@@ -77,17 +102,25 @@ class Family:
     distributions: tuple[type, ...]
     value_rank: int
     argument_ranks: Mapping[str, int]
-    reference: Callable[[jax.Array, Callable], Arrays]
-    statistics: Callable[[jax.Array, Arrays, Arrays], jax.Array]
-    natural: Callable[[Arrays, Arrays], tuple[jax.Array, jax.Array]]
-    base_measure: Callable[[jax.Array, Arrays], jax.Array]
-    moments: Callable[[jax.Array, jax.Array, Arrays], Arrays]
-    updates: Mapping[str, Update]
+    statistics: Callable[[jax.Array, Arrays, Arrays], jax.Array] | None = None
+    natural: Callable[[Arrays, Arrays], tuple[jax.Array, jax.Array]] | None = None
+    base_measure: Callable[[jax.Array, Arrays], jax.Array] = zero_base_measure
+    reference: Callable[[jax.Array, Callable], Arrays] = no_reference
+    moments: Callable[[jax.Array, jax.Array, Arrays], Arrays] = no_moments
+    updates: Mapping[str, Update] = dataclasses.field(default_factory=dict)
+    joint: tuple[str, ...] = ()
+    has_all_arguments: bool = True
+    kinks: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
     local_reference: Callable[[Arrays], Arrays] | None = None
     indicator: bool = False
     scale_floor: Callable[[Arrays, Arrays], jax.Array] | None = None
     start: Callable[[str, jax.Array, jax.Array, jax.Array], jax.Array | None] | None = None
+
+    @property
+    def is_exponential(self) -> bool:
+        """Are sums of statistics all that an M-step needs?"""
+        return self.statistics is not None and self.natural is not None
 
 
 _REGISTRY: dict[type, Family] = {}
@@ -112,9 +145,21 @@ def register(family: Family) -> Family:
     return family
 
 
-def family_of(distribution: type) -> Family | None:
-    """The registered family of a NumPyro distribution class, or None."""
-    return _REGISTRY.get(distribution)
+def family_of(distribution: type, value_rank: int, argument_ranks: Mapping[str, int]) -> Family:
+    """The registered family of a NumPyro distribution class, or one that is known by its ``log_prob`` alone.
+
+    Args:
+        distribution: the class.
+        value_rank: number of event axes of a value.
+        argument_ranks: number of event axes by argument, from NumPyro's ``arg_constraints``.
+
+    Returns:
+        The family.
+    """
+    known = _REGISTRY.get(distribution)
+    if known is not None:
+        return known
+    return Family(distribution.__name__, (distribution,), value_rank, argument_ranks, has_all_arguments=False)
 
 
 def registered_families() -> list[Family]:

@@ -13,18 +13,6 @@ from emppl.numerics import finite_log, safe_divide
 _PROBABILITY_SUPPORT = ("unit_interval", "real")
 
 
-def no_reference(value, mean):
-    """For families whose statistics need no centring."""
-    del value, mean
-    return {}
-
-
-def zero_base_measure(value, fixed):
-    """For families whose log-probability has no term in the value alone."""
-    del fixed
-    return jnp.zeros_like(value)
-
-
 # --------------------------------------------------------------------- success probability (binary outcomes)
 
 
@@ -100,12 +88,10 @@ BERNOULLI = register(
         (dist.BernoulliProbs, dist.BernoulliLogits),
         0,
         {"probs": 0, "logits": 0},
-        no_reference,
-        _bernoulli_statistics,
-        _bernoulli_natural,
-        zero_base_measure,
-        _bernoulli_moments,
-        {"probs": PROBABILITY, "logits": LOG_ODDS},
+        statistics=_bernoulli_statistics,
+        natural=_bernoulli_natural,
+        moments=_bernoulli_moments,
+        updates={"probs": PROBABILITY, "logits": LOG_ODDS},
     )
 )
 
@@ -138,12 +124,11 @@ BINOMIAL = register(
         (dist.BinomialProbs, dist.BinomialLogits),
         0,
         {"probs": 0, "logits": 0, "total_count": 0},
-        no_reference,
-        _binomial_statistics,
-        _binomial_natural,
-        _binomial_base_measure,
-        _binomial_moments,
-        {"probs": PROBABILITY, "logits": LOG_ODDS},
+        statistics=_binomial_statistics,
+        natural=_binomial_natural,
+        base_measure=_binomial_base_measure,
+        moments=_binomial_moments,
+        updates={"probs": PROBABILITY, "logits": LOG_ODDS},
         fixed=("total_count",),
     )
 )
@@ -202,12 +187,10 @@ CATEGORICAL = register(
         (dist.CategoricalProbs, dist.CategoricalLogits),
         0,
         {"probs": 1, "logits": 1},
-        no_reference,
-        _categorical_statistics,
-        _category_natural,
-        zero_base_measure,
-        _category_moments,
-        {"probs": SIMPLEX, "logits": CATEGORY_LOGITS},
+        statistics=_categorical_statistics,
+        natural=_category_natural,
+        moments=_category_moments,
+        updates={"probs": SIMPLEX, "logits": CATEGORY_LOGITS},
         indicator=True,
     )
 )
@@ -229,12 +212,11 @@ MULTINOMIAL = register(
         (dist.MultinomialProbs, dist.MultinomialLogits),
         1,
         {"probs": 1, "logits": 1, "total_count": 0},
-        no_reference,
-        _multinomial_statistics,
-        _category_natural,
-        _multinomial_base_measure,
-        _category_moments,
-        {"probs": SIMPLEX, "logits": CATEGORY_LOGITS},
+        statistics=_multinomial_statistics,
+        natural=_category_natural,
+        base_measure=_multinomial_base_measure,
+        moments=_category_moments,
+        updates={"probs": SIMPLEX, "logits": CATEGORY_LOGITS},
         fixed=("total_count",),
     )
 )

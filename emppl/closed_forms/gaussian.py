@@ -10,7 +10,6 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.linalg import cho_solve, solve_triangular
 
-from emppl.closed_forms.discrete import zero_base_measure
 from emppl.families import Family, Update, register
 from emppl.numerics import matrix_transpose, safe_divide, symmetrize
 
@@ -159,12 +158,11 @@ NORMAL = register(
         (dist.Normal,),
         0,
         {"loc": 0, "scale": 0},
-        _centre_and_unit,
-        _normal_statistics,
-        _normal_natural,
-        zero_base_measure,
-        _normal_moments,
-        {"loc": LOCATION, "scale": SCALE},
+        reference=_centre_and_unit,
+        statistics=_normal_statistics,
+        natural=_normal_natural,
+        moments=_normal_moments,
+        updates={"loc": LOCATION, "scale": SCALE},
         local_reference=lambda arguments: {"centre": arguments["loc"], "unit": arguments["scale"]},
         scale_floor=_normal_floor,
         start=_normal_start,
@@ -405,12 +403,12 @@ MULTIVARIATE_NORMAL = register(
         (dist.MultivariateNormal,),
         1,
         {"loc": 1, "covariance_matrix": 2, "scale_tril": 2, "precision_matrix": 2},
-        _centre_and_unit,
-        _vector_statistics,
-        _vector_natural,
-        lambda value, fixed: jnp.zeros_like(value[..., 0]),
-        _vector_moments,
-        {
+        reference=_centre_and_unit,
+        statistics=_vector_statistics,
+        natural=_vector_natural,
+        base_measure=lambda value, fixed: jnp.zeros_like(value[..., 0]),
+        moments=_vector_moments,
+        updates={
             "loc": VECTOR_LOCATION,
             "covariance_matrix": COVARIANCE,
             "scale_tril": SCALE_TRIL,

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from emppl.closed_forms.counts import gamma_on_rate
-from emppl.closed_forms.discrete import zero_base_measure
 from emppl.families import Family, Update, register
 from emppl.numerics import safe_divide
 
@@ -60,12 +59,11 @@ EXPONENTIAL = register(
         (dist.Exponential,),
         0,
         {"rate": 0},
-        _reference,
-        _statistics,
-        _natural,
-        zero_base_measure,
-        _moments,
-        {"rate": EXPONENTIAL_RATE},
+        reference=_reference,
+        statistics=_statistics,
+        natural=_natural,
+        moments=_moments,
+        updates={"rate": EXPONENTIAL_RATE},
         start=_start,
     )
 )

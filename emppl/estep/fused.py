@@ -72,7 +72,7 @@ _CHUNK_CELLS = 16384
 
 def _has_small_arguments(program: Program, name: str, factor) -> bool:
     site = factor.site
-    if factor.family is None or factor.labels_of is not None or site.kind == "factor":
+    if not factor.has_statistics:
         return False
     if site.kind == "discrete":
         return "mask" not in factor.latents and not _rows_in_arguments(program, factor)

@@ -6,7 +6,8 @@ not apply:
 1. given: the value stays, or the user's own update.
 2. closed form: a registered update on additive sufficient statistics.
 3. quadratic: the expected log-likelihood is quadratic in the parameter, so one linear solve is exact.
-4. numeric: optax, on the unconstrained block, never accepting a step that lowers Q.
+4. Newton by cell: Q falls apart into small smooth problems, one per component, solved to full precision.
+5. numeric: optax, on the unconstrained block, never accepting a step that lowers Q.
 
 Each block maximises Q plus the log prior with the others held at their newest values, so the objective never
 falls.
@@ -22,7 +23,8 @@ from collections.abc import Mapping
 
 from emppl.estep import Expectations
 from emppl.factors import Prepared
-from emppl.mstep import closed_form, given, numeric, quadratic
+from emppl.mstep import cell_newton, closed_form, given, numeric, quadratic
+from emppl.mstep.cell_newton import CellNewton
 from emppl.mstep.closed_form import ClosedForm
 from emppl.mstep.given import UserUpdate
 from emppl.mstep.maximisation import Maximisation
@@ -30,7 +32,7 @@ from emppl.mstep.numeric import Numeric
 from emppl.program import Program
 from emppl.rules import Rule, RuleContext
 
-_RULES = (given, closed_form, quadratic, numeric)
+_RULES = (given, closed_form, quadratic, cell_newton, numeric)
 
 
 def choose_rules(context: RuleContext) -> dict[str, Rule]:
@@ -42,7 +44,7 @@ def choose_rules(context: RuleContext) -> dict[str, Rule]:
     Returns:
         Rules by parameter name, in model order; parameters that are updated together share one rule.
     """
-    rules = {name: _choose(context, name) for name in context.trace.parameters}
+    rules = cell_newton.merge({name: _choose(context, name) for name in context.trace.parameters})
     together = [rule for rule in rules.values() if isinstance(rule, Numeric)]
     if together:
         block = Numeric(
@@ -65,7 +67,11 @@ def _choose(context: RuleContext, name: str) -> Rule:
     raise AssertionError("the numeric rule always applies")
 
 
-_TITLES = {closed_form.__name__: ClosedForm.kind, quadratic.__name__: quadratic.Quadratic.kind}
+_TITLES = {
+    closed_form.__name__: ClosedForm.kind,
+    quadratic.__name__: quadratic.Quadratic.kind,
+    cell_newton.__name__: CellNewton.kind,
+}
 
 
 def m_step(program: Program, params, expectations: Expectations, leaves, prepared: Mapping[str, Prepared]) -> dict:
@@ -87,4 +93,4 @@ def m_step(program: Program, params, expectations: Expectations, leaves, prepare
     return step.params
 
 
-__all__ = ["ClosedForm", "Maximisation", "UserUpdate", "choose_rules", "m_step"]
+__all__ = ["CellNewton", "ClosedForm", "Maximisation", "UserUpdate", "choose_rules", "m_step"]

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 
 from emppl.axes import reduce_to
 from emppl.dependence import Selection
+from emppl.factors import SiteFactor
 from emppl.families import Update
 from emppl.mstep.maximisation import Maximisation
 from emppl.parameters import constraint_name
 from emppl.rules import Rule, RuleContext
+from emppl.separation import MIXED, Separation
 from emppl.trace import Trace
 
 
@@ -76,7 +78,7 @@ def propose(context: RuleContext, name: str) -> ClosedForm | str:
     for factor, field, position in found:
         if field in ("value", "mask", "cell_weight") or factor.labels_of or factor.site.kind == "factor":
             return f"it enters the {'log factor' if factor.site.kind == 'factor' else field} of site {factor.name!r}"
-        if factor.family is None:
+        if not factor.family.updates:
             return f"site {factor.name!r} is {factor.site.distribution}, which has no registered closed form"
         if any(factor.parameters.get(other) for other in ("value", "mask", *factor.family.fixed)):
             return f"the value of site {factor.name!r} depends on a parameter"
@@ -85,6 +87,9 @@ def propose(context: RuleContext, name: str) -> ClosedForm | str:
             return f"{factor.family.name}.{field} of site {factor.name!r} has no closed-form update"
         if update is not None and candidate is not update:
             return f"it enters as {update.title!r} and as {candidate.title!r}, which have no common closed form"
+        partner = _solved_jointly(context, name, factor, field, position)
+        if partner is not None:
+            return f"{field} of site {factor.name!r} is solved together with {partner!r}"
         update = candidate
         if any(
             factor.parameters.get(other, frozenset()) & {name}
@@ -95,12 +100,12 @@ def propose(context: RuleContext, name: str) -> ClosedForm | str:
         selection = context.dependence.selection(name, position)
         if isinstance(selection, str):
             return f"{field} of site {factor.name!r} is not a plain selection of it: {selection}"
-        if not _keeps_cells_whole(context, selection, rank, update.event_rank, position):
+        if not keeps_cells_whole(context, selection, rank, update.event_rank, position):
             return f"{field} of site {factor.name!r} cuts through its last {update.event_rank} axes"
         targets.append(Target(factor.name, field))
     assert update is not None
     for other in context.trace.parameters:
-        if context.use_prior and other != name and _prior_depends_on(context, other, name):
+        if context.use_prior and other != name and prior_depends_on(context, other, name):
             return f"the prior of {other!r} depends on it"
     refusal = _constraint_binds(context, name, update)
     if refusal is not None:
@@ -121,21 +126,40 @@ def entries_of(context: RuleContext, name: str):
         if factor.labels_of is not None and path[1] not in ("value", "mask", "label_mask"):
             continue
         if path[1] == "distribution":
-            if factor.family is None or factor.site.kind == "factor":
+            if factor.family is None or not factor.family.has_all_arguments or factor.site.kind == "factor":
                 found.append((factor, "distribution", position))
             continue
         found.append((factor, path[2] if path[1] == "arguments" else path[1], position))
     return found
 
 
-def _prior_depends_on(context: RuleContext, other: str, name: str) -> bool:
+def _solved_jointly(context: RuleContext, name: str, factor: SiteFactor, field: str, position: int) -> str | None:
+    """Another free parameter, with the same cells, in an argument of the site that is maximised together with this."""
+    if factor.family is None or field not in factor.family.joint:
+        return None
+    separation = Separation(context.dependence)
+    for argument in factor.family.joint:
+        other_position = context.trace.outputs.get((factor.name, "arguments", argument))
+        if argument == field or other_position is None:
+            continue
+        for other in sorted(factor.parameters.get(argument, frozenset()) - {name}):
+            free = other not in context.fixed and other not in context.user_rules
+            maps = {separation.map_of(name, position), separation.map_of(other, other_position)}
+            if free and len(maps) == 1 and MIXED not in maps:
+                return other
+    return None
+
+
+def prior_depends_on(context: RuleContext, other: str, name: str) -> bool:
+    """Does the prior of another parameter depend on this one?"""
     return any(
         path[0] == other and path[1] != "value" and ("parameter", name) in context.dependence.of_output(position)
         for path, position in context.trace.outputs.items()
     )
 
 
-def _keeps_cells_whole(context, selection: Selection, rank: int, event_rank: int, position: int) -> bool:
+def keeps_cells_whole(context, selection: Selection, rank: int, event_rank: int, position: int) -> bool:
+    """Are the last ``event_rank`` axes of the parameter the last axes of the array that selects from it?"""
     out_rank = len(context.dependence.jaxpr.outvars[position].aval.shape)
     return rank >= event_rank and all(
         selection.position[rank - back] == out_rank - back for back in range(1, event_rank + 1)

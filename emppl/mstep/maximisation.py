@@ -35,10 +35,11 @@ class Maximisation:
     def moments(self, site: str) -> Mapping[str, jax.Array]:
         """Named expected statistics of a site with a registered family."""
         if site not in self._moments:
-            self._moments[site] = self.program.factors[site].moments(self._sums(site), self.prepared[site].reference)
+            self._moments[site] = self.program.factors[site].moments(self.sums(site), self.prepared[site].reference)
         return self._moments[site]
 
-    def _sums(self, name: str) -> jax.Array:
+    def sums(self, name: str) -> jax.Array:
+        """Expected statistics of a site: the gradient of Q with respect to its natural parameters."""
         if name in self.expectations.sums:
             return self.expectations.sums[name]
         factor, prepared = self.program.factors[name], self.prepared[name]

@@ -63,6 +63,7 @@ class Trace:
         latent_dims: the (negative) batch dimension of every latent's axis.
         plates: every plate by name.
         distributions: class of every sample site's innermost distribution.
+        argument_ranks: number of event axes of its arguments.
         jaxpr: the traced computation; its inputs and outputs are named by ``inputs`` and ``outputs``.
         evaluate: ``evaluate(params, atoms, leaves, wanted=None) -> {site: SiteArrays}``, pure; ``wanted`` restricts it
             to some ``(site, field)`` pairs, the other fields are None.
@@ -77,6 +78,7 @@ class Trace:
     inputs: tuple[tuple[str, str], ...]
     outputs: dict[tuple[str, ...], int]
     distributions: dict[str, type]
+    argument_ranks: dict[str, dict[str, int]]
     evaluate: Callable[..., dict[str, Any]]
     initial: Callable[[jax.Array, list], dict[str, jax.Array]]
 
