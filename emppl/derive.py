@@ -26,6 +26,7 @@ from emppl.numerics import weighted
 from emppl.program import Options, Part, Program
 from emppl.roles import assign_roles
 from emppl.rules import RuleContext
+from emppl.separation import Separation
 from emppl.strategies import Enumerate
 from emppl.trace import Trace, trace_model
 
@@ -84,6 +85,7 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
     context = RuleContext(
         trace,
         dependence,
+        Separation(dependence),
         factors,
         options.prior,
         options.fixed,

@@ -11,6 +11,7 @@ import jax
 
 from emppl.dependence import Dependence
 from emppl.factors import SiteFactor
+from emppl.separation import Separation
 from emppl.trace import Trace
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class RuleContext:
     Attributes:
         trace: the model.
         dependence: what depends on what.
+        separation: which arrays depend on a parameter cell by cell.
         factors: likelihood sites.
         use_prior: are priors part of the objective?
         fixed: frozen values.
@@ -77,6 +79,7 @@ class RuleContext:
 
     trace: Trace
     dependence: Dependence
+    separation: Separation
     factors: Mapping[str, SiteFactor]
     use_prior: bool
     fixed: Mapping[str, Any]

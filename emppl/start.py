@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from emppl.factors import SiteFactor
-from emppl.mstep import ClosedForm
+from emppl.mstep import CellNewton, ClosedForm
 from emppl.parameters import constrain, unconstrain
 from emppl.program import Program
 
@@ -76,14 +76,15 @@ def _seeds(program: Program, key, params, leaves) -> dict[str, jax.Array]:
     groups: dict[tuple[str, ...], list[SiteFactor]] = {}
     wanted = {}
     for name, rule in program.rules.items():
-        if not isinstance(rule, ClosedForm):
+        target = _first_target(rule, name)
+        if target is None:
             continue
-        factor = program.factors[rule.targets[0].site]
+        factor = program.factors[target.site]
         if factor.family is None or factor.family.start is None or factor.site.kind != "observed":
             continue
         if factor.latents.get("value"):
             continue
-        wanted[name] = (factor, rule.targets[0].argument)
+        wanted[name] = (factor, target.argument)
         latents = tuple(n for n in program.axes.names if n in factor.all_latents)
         groups.setdefault(latents, [])
         if factor not in groups[latents]:
@@ -97,6 +98,15 @@ def _seeds(program: Program, key, params, leaves) -> dict[str, jax.Array]:
                 if value is not None:
                     found[name] = value
     return found
+
+
+def _first_target(rule, name):
+    """An argument that a parameter is plainly selected into, or None."""
+    if isinstance(rule, ClosedForm):
+        return rule.targets[0]
+    if isinstance(rule, CellNewton) and name not in rule.transformed:
+        return next((anchor for anchor in rule.anchors[name].values() if anchor.argument is not None), None)
+    return None
 
 
 def _summary(factor: SiteFactor, arrays):

@@ -1,4 +1,4 @@
-"""Families of counts: Poisson."""
+"""Families of counts: Poisson, BetaBinomial."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.scipy.special import gammaln
 
-from emppl.families import Family, Update, register
+from emppl.families import Family, Update, add
 from emppl.numerics import finite_log, safe_divide
 
 
@@ -65,7 +65,7 @@ def _start(argument, seed, mean, spread):
     return (seed + mean + 0.5) / 2
 
 
-POISSON = register(
+POISSON = add(
     Family(
         "Poisson",
         (dist.Poisson,),
@@ -77,5 +77,17 @@ POISSON = register(
         moments=_moments,
         updates={"rate": POISSON_RATE},
         start=_start,
+    )
+)
+
+
+# BetaBinomial's log-probability is known through these arguments, which NumPyro also stacks inside it.
+BETA_BINOMIAL = add(
+    Family(
+        "BetaBinomial",
+        (dist.BetaBinomial,),
+        0,
+        {"concentration1": 0, "concentration0": 0, "total_count": 0},
+        fixed=("total_count",),
     )
 )

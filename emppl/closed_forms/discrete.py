@@ -1,4 +1,4 @@
-"""Families on finite sets: Bernoulli, Binomial, Categorical, Multinomial."""
+"""Families of successes and categories: Bernoulli, Geometric, Binomial, Categorical, Multinomial."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.scipy.special import gammaln
 
-from emppl.families import Family, Update, register
+from emppl.families import Family, Update, add
 from emppl.numerics import finite_log, safe_divide
 
 _PROBABILITY_SUPPORT = ("unit_interval", "real")
@@ -82,7 +82,7 @@ def _bernoulli_moments(sums, count, reference):
     return {"successes": sums[..., 0], "failures": count - sums[..., 0]}
 
 
-BERNOULLI = register(
+BERNOULLI = add(
     Family(
         "Bernoulli",
         (dist.BernoulliProbs, dist.BernoulliLogits),
@@ -91,6 +91,31 @@ BERNOULLI = register(
         statistics=_bernoulli_statistics,
         natural=_bernoulli_natural,
         moments=_bernoulli_moments,
+        updates={"probs": PROBABILITY, "logits": LOG_ODDS},
+    )
+)
+
+
+def _geometric_natural(arguments, reference):
+    del reference
+    success, failure = _log_probabilities(arguments)
+    return failure[..., None], success
+
+
+def _geometric_moments(sums, count, reference):
+    del reference
+    return {"successes": count, "failures": sums[..., 0]}
+
+
+GEOMETRIC = add(
+    Family(
+        "Geometric",
+        (dist.GeometricProbs, dist.GeometricLogits),
+        0,
+        {"probs": 0, "logits": 0},
+        statistics=_bernoulli_statistics,
+        natural=_geometric_natural,
+        moments=_geometric_moments,
         updates={"probs": PROBABILITY, "logits": LOG_ODDS},
     )
 )
@@ -118,7 +143,7 @@ def _binomial_moments(sums, count, reference):
     return {"successes": sums[..., 0], "failures": sums[..., 1]}
 
 
-BINOMIAL = register(
+BINOMIAL = add(
     Family(
         "Binomial",
         (dist.BinomialProbs, dist.BinomialLogits),
@@ -181,7 +206,7 @@ def _categorical_statistics(value, fixed, reference):
     return jax.nn.one_hot(value, fixed["categories"], dtype=jnp.result_type(float))
 
 
-CATEGORICAL = register(
+CATEGORICAL = add(
     Family(
         "Categorical",
         (dist.CategoricalProbs, dist.CategoricalLogits),
@@ -206,7 +231,7 @@ def _multinomial_base_measure(value, fixed):
     return gammaln(jnp.sum(value, -1) + 1.0) - jnp.sum(gammaln(value + 1.0), -1)
 
 
-MULTINOMIAL = register(
+MULTINOMIAL = add(
     Family(
         "Multinomial",
         (dist.MultinomialProbs, dist.MultinomialLogits),

@@ -10,7 +10,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.linalg import cho_solve, solve_triangular
 
-from emppl.families import Family, Update, register
+from emppl.families import Family, Update, add
 from emppl.numerics import matrix_transpose, safe_divide, symmetrize
 
 _LOG_TWO_PI = float(np.log(2 * np.pi))
@@ -152,7 +152,7 @@ def _normal_start(argument, seed, mean, spread):
     return seed if argument == "loc" else spread
 
 
-NORMAL = register(
+NORMAL = add(
     Family(
         "Normal",
         (dist.Normal,),
@@ -397,7 +397,7 @@ def _vector_start(argument, seed, mean, spread):
     return _identity(spread.shape, spread.dtype) * _as_row(spread) ** power
 
 
-MULTIVARIATE_NORMAL = register(
+MULTIVARIATE_NORMAL = add(
     Family(
         "MultivariateNormal",
         (dist.MultivariateNormal,),

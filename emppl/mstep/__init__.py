@@ -5,9 +5,10 @@ not apply:
 
 1. given: the value stays, or the user's own update.
 2. closed form: a registered update on additive sufficient statistics.
-3. quadratic: the expected log-likelihood is quadratic in the parameter, so one linear solve is exact.
-4. Newton by cell: Q falls apart into small smooth problems, one per component, solved to full precision.
-5. numeric: optax, on the unconstrained block, never accepting a step that lowers Q.
+3. weighted median: Q is piecewise linear in the parameter.
+4. quadratic: the expected log-likelihood is quadratic in the parameter, so one linear solve is exact.
+5. Newton by cell: Q falls apart into small smooth problems, one per component, solved to full precision.
+6. numeric: optax, on the unconstrained block, never accepting a step that lowers Q.
 
 Each block maximises Q plus the log prior with the others held at their newest values, so the objective never
 falls.
@@ -23,7 +24,7 @@ from collections.abc import Mapping
 
 from emppl.estep import Expectations
 from emppl.factors import Prepared
-from emppl.mstep import cell_newton, closed_form, given, numeric, quadratic
+from emppl.mstep import cell_newton, closed_form, given, median, numeric, quadratic
 from emppl.mstep.cell_newton import CellNewton
 from emppl.mstep.closed_form import ClosedForm
 from emppl.mstep.given import UserUpdate
@@ -32,7 +33,7 @@ from emppl.mstep.numeric import Numeric
 from emppl.program import Program
 from emppl.rules import Rule, RuleContext
 
-_RULES = (given, closed_form, quadratic, cell_newton, numeric)
+_RULES = (given, closed_form, median, quadratic, cell_newton, numeric)
 
 
 def choose_rules(context: RuleContext) -> dict[str, Rule]:
@@ -63,13 +64,15 @@ def _choose(context: RuleContext, name: str) -> Rule:
         if isinstance(found, Rule):
             return dataclasses.replace(found, rejected={name: rejected})
         if found is not None:
-            rejected += ((_TITLES[module.__name__], found),)
+            if module is not median or found != median.SMOOTH:
+                rejected += ((_TITLES[module.__name__], found),)
     raise AssertionError("the numeric rule always applies")
 
 
 _TITLES = {
     closed_form.__name__: ClosedForm.kind,
     quadratic.__name__: quadratic.Quadratic.kind,
+    median.__name__: median.Median.kind,
     cell_newton.__name__: CellNewton.kind,
 }
 

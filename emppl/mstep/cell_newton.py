@@ -29,7 +29,7 @@ from emppl.mstep.maximisation import Maximisation
 from emppl.numerics import weighted
 from emppl.parameters import constrain, constraint_name, free_dimensions, innermost, unconstrain
 from emppl.rules import Rule, RuleContext
-from emppl.separation import MIXED, Separation
+from emppl.separation import MIXED
 from emppl.trace import as_numpyro_expects
 
 LARGEST_BLOCK = 16
@@ -65,6 +65,7 @@ class CellNewton(Rule):
         event_ranks: for every parameter, its trailing axes that belong to one cell.
         sizes: for every parameter, the unconstrained dimensions of one cell.
         by_rows: sites whose log-probabilities have to be evaluated row by row.
+        transformed: parameters of which an argument is a function, not a plain selection.
     """
 
     anchors: Mapping[str, Mapping[str, Anchor]]
@@ -72,6 +73,7 @@ class CellNewton(Rule):
     event_ranks: Mapping[str, int]
     sizes: Mapping[str, int]
     by_rows: frozenset[str]
+    transformed: frozenset[str] = frozenset()
 
     kind: ClassVar[str] = "Newton by cell"
 
@@ -95,6 +97,7 @@ class CellNewton(Rule):
             {**self.event_ranks, **other.event_ranks},
             {**self.sizes, **other.sizes},
             self.by_rows | other.by_rows,
+            self.transformed | other.transformed,
             rejected={**self.rejected, **other.rejected},
             prior=" and ".join(dict.fromkeys(filter(None, (self.prior, other.prior)))) or None,
         )
@@ -106,19 +109,19 @@ class CellNewton(Rule):
 
     def update(self, step: Maximisation) -> dict[str, jax.Array]:
         """Maximise every cell."""
-        return _Cells(self, step).maximise()
+        return Cells(self, step).maximise()
 
 
 # ------------------------------------------------------------------------------------- does it apply, and why not
 
 
-def propose(context: RuleContext, name: str) -> CellNewton | str:
-    """The rule for one parameter, or the reason why it does not apply."""
+def propose(context: RuleContext, name: str, kinks: bool = False) -> CellNewton | str:
+    """The rule for one parameter, or the reason why it does not apply; ``kinks`` says that they do not matter."""
     site = context.trace.sites[name]
     found = entries_of(context, name)
     if not found:
         return "no likelihood site depends on it"
-    separation = Separation(context.dependence)
+    separation = context.separation
     anchors: dict[str, Anchor] = {}
     maps: dict[str, int] = {}
     for factor, field, position in found:
@@ -126,7 +129,7 @@ def propose(context: RuleContext, name: str) -> CellNewton | str:
             return f"it enters the {'log factor' if factor.site.kind == 'factor' else field} of site {factor.name!r}"
         if factor.parameters.get("value") or factor.latents.get("mask"):
             return f"value or mask of site {factor.name!r} are not data"
-        if field in factor.family.kinks:
+        if field in factor.family.kinks and not kinks:
             return f"the log-probability of site {factor.name!r} is not smooth in {field}"
         number = separation.map_of(name, position)
         if number == MIXED:
@@ -163,7 +166,10 @@ def propose(context: RuleContext, name: str) -> CellNewton | str:
     if size > LARGEST_BLOCK:
         return f"one cell has {size} dimensions (at most {LARGEST_BLOCK})"
     by_rows = frozenset(n for n in anchors if not context.factors[n].is_exponential)
-    return CellNewton((name,), "", {name: anchors}, {name: maps}, {name: event_rank}, {name: size}, by_rows, prior=prior)
+    plain = all(not isinstance(context.dependence.selection(name, position), str) for *_, position in found)
+    transformed = frozenset() if plain else frozenset([name])
+    block = {name: anchors}, {name: maps}, {name: event_rank}, {name: size}
+    return CellNewton((name,), "", *block, by_rows, transformed, prior=prior)
 
 
 def merge(rules: Mapping[str, Rule]) -> dict[str, Rule]:
@@ -178,7 +184,7 @@ def merge(rules: Mapping[str, Rule]) -> dict[str, Rule]:
     merged = dict(rules)
     blocks: list[CellNewton] = []
     for rule in rules.values():
-        if not isinstance(rule, CellNewton):
+        if type(rule) is not CellNewton:
             continue
         for block in blocks:
             if _share_cells(block, rule) and sum((block | rule).sizes.values()) <= LARGEST_BLOCK:
@@ -227,7 +233,7 @@ class _State(NamedTuple):
     done: jax.Array
 
 
-class _Cells:
+class Cells:
     """Q plus the log prior as one function per cell, of the unconstrained parameters of the block."""
 
     def __init__(self, rule: CellNewton, step: Maximisation):
@@ -244,9 +250,11 @@ class _Cells:
 
     def maximise(self) -> dict[str, jax.Array]:
         """New constrained values."""
-        start = self._vector({name: self.step.params[name] for name in self.rule.parameters})
-        value, gradient, hessian = self._derivatives(start)
-        state = _State(start, value, gradient, hessian, jnp.zeros_like(value), jnp.zeros(value.shape, bool))
+        start = self.vector({name: self.step.params[name] for name in self.rule.parameters})
+        nothing = jnp.zeros(self.shape, start.dtype)
+        # The first step goes nowhere: it evaluates the start, in the one place where derivatives are compiled.
+        hessian = jnp.zeros((*start.shape, start.shape[-1]), start.dtype)
+        state = _State(start, nothing - jnp.inf, 0 * start, hessian, nothing, jnp.zeros(self.shape, bool))
 
         def keep_going(carry):
             state, number = carry
@@ -257,18 +265,18 @@ class _Cells:
             return self._advance(state), number + 1
 
         state, _ = jax.lax.while_loop(keep_going, advance, (state, 0))
-        return self._params(state.point)
+        return self.params(state.point)
 
     def _advance(self, state: _State) -> _State:
         move, gain = _damped_step(state.gradient, state.hessian, state.damping)
         trial = state.point + move
-        value, gradient, hessian = self._derivatives(trial)
+        value, gradient, hessian = self.derivatives(trial, 2)
         eps = jnp.finfo(value.dtype).eps
         rounding = eps * (jnp.abs(state.value) + 1)
         finite = jnp.all(jnp.isfinite(gradient), -1) & jnp.all(jnp.isfinite(hessian), (-2, -1))
         accepted = (value >= state.value - 16 * rounding) & finite & ~state.done
         # Convergence is quadratic: after an undamped step that gains less than rounding nothing is left to gain.
-        undamped = state.damping <= 0
+        undamped = (state.damping <= 0) & jnp.isfinite(state.value)
         done = state.done | (accepted & undamped & (gain <= rounding)) | (state.damping > 1e12)
         calmer = jnp.where(state.damping > 1e-3, state.damping / 8, 0)
         damping = jnp.where(accepted, calmer, jnp.maximum(8 * state.damping, 1e-2))
@@ -284,12 +292,12 @@ class _Cells:
             done,
         )
 
-    def _vector(self, params: Mapping[str, jax.Array]) -> jax.Array:
+    def vector(self, params: Mapping[str, jax.Array]) -> jax.Array:
         """Unconstrained parameters, ``(*cells, dimensions)``."""
         parts = [unconstrain(self.constraints[name], params[name]) for name in self.rule.parameters]
         return jnp.concatenate([jnp.reshape(part, (*self.shape, -1)) for part in parts], -1)
 
-    def _params(self, point: jax.Array) -> dict[str, jax.Array]:
+    def params(self, point: jax.Array) -> dict[str, jax.Array]:
         """Constrained parameters from their vector."""
         params, begin = {}, 0
         for name in self.rule.parameters:
@@ -302,26 +310,26 @@ class _Cells:
             params[name] = constrain(self.constraints[name], jnp.reshape(part, (*self.shape, *event)))
         return params
 
-    def _derivatives(self, point: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Q of every cell with its gradient and Hessian.
+    def derivatives(self, point: jax.Array, orders: int) -> list[jax.Array]:
+        """Q of every cell with its gradient and Hessian, up to ``orders``.
 
         All cells move along one direction at once; as no term depends on two cells, a derivative along that common
         direction is the derivative in each of them.
         """
 
         def terms(move):
-            return self._terms(self._params(point + jnp.reshape(move, (1,) * len(self.shape) + (-1,))))
+            return self._terms(self.params(point + jnp.reshape(move, (1,) * len(self.shape) + (-1,))))
 
         zero = jnp.zeros(point.shape[-1], point.dtype)
-        gradients = jax.jacfwd(terms)
-        both = [terms(zero), gradients(zero), jax.jacfwd(gradients)(zero)]
         pooled = []
-        for order, (sites, prior) in enumerate(both):
+        for order in range(orders + 1):
+            sites, prior = terms(zero)
+            terms = jax.jacfwd(terms)
             last = lambda array: tuple(range(array.ndim - order, array.ndim))  # noqa: B023, E731
             fronted = {s: jnp.moveaxis(a, last(a), tuple(range(order))) for s, a in sites.items()}
             total = jnp.moveaxis(self._pool(fronted, order), tuple(range(order)), tuple(range(-order, 0)))
             pooled.append(total + prior)
-        return pooled[0], pooled[1], pooled[2]
+        return pooled
 
     def _terms(self, block: Mapping[str, jax.Array]) -> tuple[dict[str, jax.Array], jax.Array]:
         """Expected log-probability of every cell of every site, and the log prior of the block's own cells."""

@@ -16,7 +16,7 @@ from emppl.families import Update
 from emppl.mstep.maximisation import Maximisation
 from emppl.parameters import constraint_name
 from emppl.rules import Rule, RuleContext
-from emppl.separation import MIXED, Separation
+from emppl.separation import MIXED
 from emppl.trace import Trace
 
 
@@ -137,7 +137,7 @@ def _solved_jointly(context: RuleContext, name: str, factor: SiteFactor, field: 
     """Another free parameter, with the same cells, in an argument of the site that is maximised together with this."""
     if factor.family is None or field not in factor.family.joint:
         return None
-    separation = Separation(context.dependence)
+    separation = context.separation
     for argument in factor.family.joint:
         other_position = context.trace.outputs.get((factor.name, "arguments", argument))
         if argument == field or other_position is None:
