@@ -85,7 +85,7 @@ def symmetric_latent(program: Program, params: Mapping[str, np.ndarray]) -> str 
 
 
 def _rounding(program: Program, name: str) -> float:
-    """How much equal components may differ, relatively: numerical optimisers treat them alike only to their tolerance."""
+    """How much equal components may differ, relatively: a numerical optimiser treats them alike to its tolerance."""
     return 1e-12 if program.rules[name].kind in ("closed form", "fixed") else 1e-8
 
 
