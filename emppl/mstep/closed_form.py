@@ -39,6 +39,7 @@ class ClosedForm(Rule):
     closed: Update
 
     kind: ClassVar[str] = "closed form"
+    exact: ClassVar[bool] = True
     reads_weights: ClassVar[bool] = False
 
     @property

@@ -19,6 +19,7 @@ class Quadratic(Rule):
     """One Newton step, exact because Q is quadratic."""
 
     kind: ClassVar[str] = "quadratic"
+    exact: ClassVar[bool] = True
 
     @property
     def order(self) -> int:
