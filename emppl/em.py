@@ -207,9 +207,12 @@ class EM:
         prepared, report = derived.prepare(leaves)
         checks.check_report(program, jax.device_get(report))
         _say_float32()
-        params = {name: np.array(value) for name, value in derived.start(rng_key, leaves, self.restarts).items()}
-        for name, value in given.items():
-            params[name][0] = value
+        if self.restarts == 1 and given.keys() == set(program.free):
+            params = {name: value[None] for name, value in given.items()}
+        else:
+            params = {name: np.array(value) for name, value in derived.start(rng_key, leaves, self.restarts).items()}
+            for name, value in given.items():
+                params[name][0] = value
         states = loop.initial_states(params, self.restarts, jnp.result_type(float))
         tolerance = _TOLERANCE if self.tolerance is None else self.tolerance
         progress = Progress(self.progress_bar, self.max_iterations)
