@@ -151,8 +151,7 @@ def m_step_is_stationary(spec, priors):
 
     solution = jax.jit(solve, compiler_options=QUICK_COMPILE)(params, leaves)
     objective = lambda values: oracle.q(values) + oracle.log_prior(values)  # noqa: E731
-    # NumPyro's Bernoulli(logits=...) has a kink at exactly 0, where automatic differentiation gives a one-sided slope.
-    solution = {name: jnp.where(value == 0, 1e-12, value) for name, value in solution.items()}
+    solution = off_the_kink(solution)
     interior = inside(solution, oracle.constraints)
     held = {name: value for name, value in solution.items() if name not in interior}
     partly = lambda values: objective({**held, **values})  # noqa: E731
@@ -160,6 +159,11 @@ def m_step_is_stationary(spec, priors):
         lambda values: unconstrained_gradient(partly, values, oracle.constraints), compiler_options=QUICK_COMPILE
     )
     no_gradient(gradient(interior), 1e-8 * (1 + abs(float(objective(solution)))))
+
+
+def off_the_kink(params):
+    """NumPyro's Bernoulli(logits=...) has a kink at exactly 0, where automatic differentiation gives a one-sided slope."""
+    return {name: jnp.where(value == 0, 1e-12, value) for name, value in params.items()}
 
 
 def inside(solution, supports):
@@ -200,6 +204,7 @@ def fixed_point_is_stationary(spec):
 
     last, moved, _ = jax.jit(run)(params, leaves)
     assume(float(moved) <= 1e-13)  # EM may crawl towards a boundary for ever
+    last = off_the_kink(last)
     interior = inside(last, oracle.constraints)
     held = {name: value for name, value in last.items() if name not in interior}
 
