@@ -14,6 +14,7 @@ from emppl.factors import SiteFactor
 from emppl.trace import Trace
 
 if TYPE_CHECKING:
+    from emppl.mstep.analysis import Analysis
     from emppl.mstep.maximisation import Maximisation
 
 
@@ -72,7 +73,7 @@ class RuleContext:
         use_prior: are priors part of the objective?
         fixed: frozen values.
         user_rules: the user's own updates.
-        why_not_quadratic: the reason why Q is not quadratic in a parameter, or None if it is.
+        analysis: how Q depends on a block: quadratic, smooth, separable?
     """
 
     trace: Trace
@@ -81,4 +82,4 @@ class RuleContext:
     use_prior: bool
     fixed: Mapping[str, Any]
     user_rules: Mapping[str, Callable]
-    why_not_quadratic: Callable[[str], str | None]
+    analysis: Analysis

@@ -6,10 +6,11 @@ not apply:
 1. given: the value stays, or the user's own update.
 2. closed form: a registered update on additive sufficient statistics.
 3. quadratic: the expected log-likelihood is quadratic in the parameter, so one linear solve is exact.
-4. numeric: optax, on the unconstrained block, never accepting a step that lowers Q.
+4. Newton: it has second derivatives and the block is of moderate size.
+5. numeric: optax, on the unconstrained block, never accepting a step that lowers Q.
 
-Each block maximises Q plus the log prior with the others held at their newest values, so the objective never
-falls.
+Parameters under rules 3 to 5 that meet in a site are then put together into blocks. Each block maximises Q plus the
+log prior with the others held at their newest values, so the objective never falls.
 
 Reference:
     Meng and Rubin (1993), Maximum likelihood estimation via the ECM algorithm.
@@ -22,15 +23,23 @@ from collections.abc import Mapping
 
 from emppl.estep import Expectations
 from emppl.factors import Prepared
-from emppl.mstep import closed_form, given, numeric, quadratic
+from emppl.mstep import closed_form, given, newton, numeric, quadratic
 from emppl.mstep.closed_form import ClosedForm
 from emppl.mstep.given import UserUpdate
 from emppl.mstep.maximisation import Maximisation
+from emppl.mstep.newton import Newton
 from emppl.mstep.numeric import Numeric
+from emppl.mstep.quadratic import Quadratic
 from emppl.program import Program
 from emppl.rules import Rule, RuleContext
 
-_RULES = (given, closed_form, quadratic, numeric)
+_RULES = (given, closed_form, quadratic, newton, numeric)
+_JOINED = {Quadratic: quadratic, Newton: newton, Numeric: numeric}
+_TITLES = {
+    closed_form.__name__: ClosedForm.kind,
+    quadratic.__name__: Quadratic.kind,
+    newton.__name__: Newton.kind,
+}
 
 
 def choose_rules(context: RuleContext) -> dict[str, Rule]:
@@ -43,14 +52,11 @@ def choose_rules(context: RuleContext) -> dict[str, Rule]:
         Rules by parameter name, in model order; parameters that are updated together share one rule.
     """
     rules = {name: _choose(context, name) for name in context.trace.parameters}
-    together = [rule for rule in rules.values() if isinstance(rule, Numeric)]
-    if together:
-        block = Numeric(
-            tuple(name for rule in together for name in rule.parameters),
-            together[0].detail,
-            rejected={name: reasons for rule in together for name, reasons in rule.rejected.items()},
-        )
-        rules.update(dict.fromkeys(block.parameters, block))
+    for kind, module in _JOINED.items():
+        alone = [rule for rule in rules.values() if type(rule) is kind]
+        for block in module.join(context, alone) if alone else ():
+            rejected = {name: rules[name].rejected[name] for name in block.parameters}
+            rules.update(dict.fromkeys(block.parameters, dataclasses.replace(block, rejected=rejected)))
     return rules
 
 
@@ -63,9 +69,6 @@ def _choose(context: RuleContext, name: str) -> Rule:
         if found is not None:
             rejected += ((_TITLES[module.__name__], found),)
     raise AssertionError("the numeric rule always applies")
-
-
-_TITLES = {closed_form.__name__: ClosedForm.kind, quadratic.__name__: quadratic.Quadratic.kind}
 
 
 def m_step(program: Program, params, expectations: Expectations, leaves, prepared: Mapping[str, Prepared]) -> dict:
@@ -87,4 +90,4 @@ def m_step(program: Program, params, expectations: Expectations, leaves, prepare
     return step.params
 
 
-__all__ = ["ClosedForm", "Maximisation", "UserUpdate", "choose_rules", "m_step"]
+__all__ = ["ClosedForm", "Maximisation", "Newton", "Quadratic", "UserUpdate", "choose_rules", "m_step"]

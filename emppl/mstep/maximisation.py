@@ -11,6 +11,7 @@ from emppl.estep import Expectations
 from emppl.factors import Prepared
 from emppl.numerics import weighted
 from emppl.program import Program
+from emppl.rules import Rule
 
 
 class Maximisation:
@@ -30,6 +31,7 @@ class Maximisation:
         self.expectations = expectations
         self.leaves = leaves
         self.prepared = prepared
+        self.unfinished = jnp.asarray(False)
         self._moments: dict[str, Mapping[str, jax.Array]] = {}
 
     def moments(self, site: str) -> Mapping[str, jax.Array]:
@@ -59,6 +61,17 @@ class Maximisation:
         arrays = program.evaluate({**self.params, **block}, self.leaves)
         total = jnp.zeros((), jnp.result_type(float)) + program.log_prior_from(arrays)
         for name, factor in program.factors.items():
-            if factor.all_parameters & set(block):
+            if not factor.all_parameters & set(block):
+                continue
+            if name in self.expectations.sums:
+                # Expected statistics are known: their product with the natural parameters needs no pass over rows.
+                natural = factor.natural(factor.arguments(arrays), self.prepared[name].reference)
+                total = total + jnp.sum(self.expectations.sums[name] * natural)
+            else:
                 total = total + jnp.sum(weighted(self.expectations.weights[name], factor.table(arrays)))
         return total
+
+    def report(self, rule: Rule, finished: jax.Array) -> None:
+        """Say whether an inner iteration came to its end."""
+        del rule
+        self.unfinished = self.unfinished | ~finished

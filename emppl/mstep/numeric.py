@@ -64,3 +64,9 @@ def propose(context: RuleContext, name: str) -> Numeric:
     """The rule of last resort always applies."""
     del context
     return Numeric((name,), "L-BFGS on the unconstrained value, accepted only if Q does not fall")
+
+
+def join(context: RuleContext, rules: list[Numeric]) -> list[Numeric]:
+    """All such parameters in one block."""
+    del context
+    return [Numeric(tuple(name for rule in rules for name in rule.parameters), rules[0].detail)]
