@@ -6,7 +6,6 @@ Trace, roles, axes, factors, order of elimination, M-step rules: one call each, 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,18 +16,16 @@ from emppl.axes import model_axes
 from emppl.dependence import Dependence
 from emppl.elimination import Factor, plan_elimination
 from emppl.errors import ModelError
+from emppl.estep import check_memory, plan_fused
 from emppl.factors import SiteFactor, field_dependences
 from emppl.families import family_of
 from emppl.mstep import choose_rules
 from emppl.mstep.analysis import Analysis
 from emppl.program import Options, Part, Program
-from emppl.roles import assign_roles
+from emppl.roles import assign_roles, without_missing_cells
 from emppl.rules import RuleContext
 from emppl.strategies import Enumerate
 from emppl.trace import Trace, trace_model
-
-MEMORY_LIMIT = 4 * 2**30
-"""Bytes that the largest table of an E-step may take before the model is refused."""
 
 
 def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Program:
@@ -48,6 +45,7 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
     """
     trace = trace_model(model, leaves, skeleton)
     dependence = Dependence(trace.jaxpr, trace.inputs)
+    trace = without_missing_cells(trace, dependence)
     roles = assign_roles(trace, dependence, options.estimate, options.latents, options.fixed)
     likelihood = [name for name, site in trace.sites.items() if site.kind in ("observed", "factor", "discrete")]
     axes = model_axes(trace, {name: trace.sites[name].batch_shape for name in likelihood})
@@ -71,13 +69,11 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
         )
     shapes = [jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
     strategies = {name: options.latents.get(name, Enumerate()) for name, role in roles.items() if role.role == "latent"}
-    program = Program(trace, axes, factors, (), roles, strategies, {}, dict(options.fixed), options.prior)
+    program = Program(trace, dependence, axes, factors, (), roles, strategies, {}, dict(options.fixed), options.prior)
     parts = _parts(program)
     _check_fields(program, shapes)
     shapes_of = _shapes(program, shapes)
     program = dataclasses.replace(program, parts=parts, argument_shapes=shapes_of)
-    _check_memory(program)
-    indexed = {name: dependence.indexed(name) for name in trace.parameters}
     context = RuleContext(
         trace,
         dependence,
@@ -88,7 +84,9 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
         Analysis(program, shapes),
     )
     rules = choose_rules(context)
-    return dataclasses.replace(program, rules=rules, indexed=indexed)
+    program = dataclasses.replace(program, rules=rules)
+    check_memory(program, plan_fused(program))
+    return program
 
 
 def _categories(trace: Trace, name: str) -> int:
@@ -164,20 +162,3 @@ def _shapes(program: Program, leaves) -> dict[str, dict[str, tuple[int, ...]]]:
 
     shaped = jax.eval_shape(arguments, params, leaves)
     return {name: {n: a.shape for n, a in found.items()} for name, found in shaped.items()}
-
-
-def _check_memory(program: Program) -> None:
-    itemsize = jnp.dtype(jnp.result_type(float)).itemsize
-    for part in program.parts:
-        cells = part.plan.largest
-        if part.by_rows:
-            cells = math.ceil(cells / program.axes.sizes[program.axes.rows])
-        if cells * itemsize > MEMORY_LIMIT:
-            step = max(part.plan.steps, key=lambda one: one.cells)
-            sizes = {name: program.axes.sizes[name] for name in program.latents}
-            raise ModelError(
-                f"Exact enumeration needs a table of {cells:.3g} cells ({cells * itemsize / 2**30:.3g} GiB) "
-                f"when summing out latent {step.latent!r}: too many latents meet in one factor. "
-                f"States by latent: {sizes}. Reduce the number of states, or break the dependence between these "
-                "latents."
-            )

@@ -15,8 +15,10 @@ import numpy as np
 import emppl.closed_forms  # noqa: F401  registers the families
 from emppl import checks, estep, loop, mstep
 from emppl.arguments import split_arguments
+from emppl.criteria import cell_weights
 from emppl.derive import derive
 from emppl.errors import DataError, ParameterError, unknown_name
+from emppl.identification import shift_effects
 from emppl.numerics import weighted
 from emppl.parameters import check
 from emppl.plan import Plan, build_plan
@@ -24,6 +26,7 @@ from emppl.program import Options, Program
 from emppl.progress import Progress
 from emppl.result import EMResult
 from emppl.start import starting_values
+from emppl.uncertainty import hessian_columns
 
 _TOLERANCE = 1e-9
 
@@ -221,7 +224,7 @@ class EM:
         )
         progress.close()
         states = jax.device_get(states)
-        if not np.any(np.isfinite(states.objective)) and not interrupted:
+        if not np.any(np.isfinite(states.progress.objective)) and not interrupted:
             self._explain_impossible(derived, {n: v[0] for n, v in params.items()}, leaves)
         return EMResult.from_states(
             self, args, kwargs, program, states, history, interrupted=interrupted, accurate=accurate
@@ -284,6 +287,10 @@ class _Derived:
         self.sample = jax.jit(
             lambda params, leaves, keys: jax.vmap(lambda key: estep.sample(program, params, leaves, key))(keys)
         )
+        # Estimates are arguments of these, so that no result compiles them anew.
+        self.hessian_columns = jax.jit(functools.partial(hessian_columns, program))
+        self.shift_effects = jax.jit(functools.partial(shift_effects, program))
+        self.cell_weights = jax.jit(functools.partial(cell_weights, program))
         self._blocks: dict[tuple[int, bool], Any] = {}
 
     def parameters(self, params: Mapping[str, Any]) -> dict[str, jax.Array]:

@@ -128,7 +128,7 @@ class SiteFactor:
                     batch = jnp.broadcast_shapes(value.shape[: value.ndim - rank], mine.distribution.batch_shape)
                     value = jnp.broadcast_to(value, batch + value.shape[value.ndim - rank :])
                 table = mine.distribution.log_prob(value)
-                if self.site.kind == "observed" and (self.family is None or self.latents.get("value")):
+                if self.site.kind == "observed":
                     # Outside its support a density is zero, which NumPyro's log_prob leaves to the caller.
                     table = _zero_outside(mine.distribution, value, table)
         events = self.site.reinterpreted

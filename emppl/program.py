@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from emppl.axes import Axes
+from emppl.dependence import Dependence
 from emppl.elimination import EliminationPlan
 from emppl.factors import SiteFactor
 from emppl.roles import Role
@@ -54,19 +55,20 @@ class Program:
 
     Attributes:
         trace: the traced model.
+        dependence: what every traced quantity depends on.
         axes: the common axes.
         factors: likelihood sites.
         parts: independent groups of factors; at most one is by rows.
         roles: role of every site.
         strategies: how the E-step treats every latent.
         rules: M-step rule of every parameter; parameters that are updated together share one.
-        indexed: for every parameter the latents that index each of its axes.
         fixed: frozen values.
         use_prior: are priors part of the objective?
         argument_shapes: by site with a registered family, the aligned shape of every argument.
     """
 
     trace: Trace
+    dependence: Dependence
     axes: Axes
     factors: Mapping[str, SiteFactor]
     parts: tuple[Part, ...]
@@ -76,11 +78,15 @@ class Program:
     fixed: Mapping[str, Any]
     use_prior: bool
     argument_shapes: Mapping[str, Mapping[str, tuple[int, ...]]] = dataclasses.field(default_factory=dict)
-    indexed: Mapping[str, tuple[frozenset[str], ...]] = dataclasses.field(default_factory=dict)
 
     def complete(self, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Add the frozen parameters."""
         return {**params, **{name: jnp.asarray(value) for name, value in self.fixed.items()}}
+
+    def placeholders(self) -> dict[str, jax.Array]:
+        """Some value for every parameter, for quantities that depend on none."""
+        sites = self.trace.sites
+        return {name: jnp.ones(sites[name].shape, sites[name].dtype) for name in self.trace.parameters}
 
     def evaluate(self, params, leaves, wanted: frozenset[tuple[str, str]] | None = None) -> dict[str, Any]:
         """Arrays of every site at these parameters, or only those of some ``(site, field)`` pairs."""

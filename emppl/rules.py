@@ -33,6 +33,7 @@ class Rule(abc.ABC):
         kind: how the plan calls the rule.
         free: are the parameters estimated?
         reads_weights: does it need the posterior weight of every cell, not only sums of statistics?
+        reads_every_site: does it need them for sites that do not depend on its parameters, too?
         order: rules with a lower number come first in one M-step.
     """
 
@@ -44,6 +45,7 @@ class Rule(abc.ABC):
     kind: ClassVar[str]
     free: ClassVar[bool] = True
     reads_weights: ClassVar[bool] = True
+    reads_every_site: ClassVar[bool] = False
 
     @property
     def order(self) -> int:

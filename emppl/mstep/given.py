@@ -39,6 +39,7 @@ class UserUpdate(Rule):
     function: Callable
 
     kind: ClassVar[str] = "user"
+    reads_every_site: ClassVar[bool] = True
 
     @property
     def order(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -79,6 +79,21 @@ class Trace:
     distributions: dict[str, type]
     evaluate: Callable[..., dict[str, Any]]
     initial: Callable[[jax.Array, list], dict[str, jax.Array]]
+
+    def without(self, names: Sequence[str]) -> Trace:
+        """The same model when some continuous sites, on which nothing depends, are left out."""
+        nothing = {name: np.zeros(self.sites[name].shape, self.sites[name].dtype) for name in names}
+
+        def evaluate(params, atoms, leaves, wanted=None):
+            arrays = self.evaluate({**params, **nothing}, atoms, leaves, wanted)
+            return {name: array for name, array in arrays.items() if name not in nothing}
+
+        def initial(rng_key, leaves):
+            drawn = self.initial(rng_key, leaves)
+            return {name: value for name, value in drawn.items() if name not in nothing}
+
+        sites = {name: site for name, site in self.sites.items() if name not in nothing}
+        return dataclasses.replace(self, sites=sites, evaluate=evaluate, initial=initial)
 
     @property
     def parameters(self) -> list[str]:
