@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from emppl.axes import model_axes
 from emppl.dependence import Dependence
