@@ -80,6 +80,7 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
         options.prior,
         options.fixed,
         options.m_step,
+        options.optimizer,
         Analysis(program, shapes),
     )
     rules = choose_rules(context)

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -30,7 +30,8 @@ class Options:
     estimate: tuple[str, ...] = ()
     latents: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    m_step: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
+    m_step: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    optimizer: Any = None
     prior: bool = True
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from emppl.estep import Expectations
 from emppl.factors import Prepared
@@ -28,7 +29,7 @@ from emppl.mstep.closed_form import ClosedForm
 from emppl.mstep.given import UserUpdate
 from emppl.mstep.maximisation import Maximisation
 from emppl.mstep.newton import Newton
-from emppl.mstep.numeric import Numeric
+from emppl.mstep.numeric import Numeric, is_optimizer
 from emppl.mstep.quadratic import Quadratic
 from emppl.program import Program
 from emppl.rules import Rule, RuleContext
@@ -71,8 +72,10 @@ def _choose(context: RuleContext, name: str) -> Rule:
     raise AssertionError("the numeric rule always applies")
 
 
-def m_step(program: Program, params, expectations: Expectations, leaves, prepared: Mapping[str, Prepared]) -> dict:
-    """New parameters from expectations.
+def maximise(
+    program: Program, params, expectations: Expectations, leaves, prepared: Mapping[str, Prepared], memory=None
+) -> Maximisation:
+    """Carry out every rule, blocks in turn.
 
     Args:
         program: the derived algorithm.
@@ -80,14 +83,39 @@ def m_step(program: Program, params, expectations: Expectations, leaves, prepare
         expectations: from the E-step.
         leaves: the data.
         prepared: statistics and their references, by site.
+        memory: what rules kept from the M-step before; None for the first.
 
     Returns:
-        New constrained values of the free parameters.
+        The finished M-step: ``.params`` are the new constrained values, ``.memory`` is for the next one,
+        ``.unfinished`` tells whether an inner iteration stopped short.
     """
-    step = Maximisation(program, params, expectations, leaves, prepared)
+    step = Maximisation(program, params, expectations, leaves, prepared, memory or {})
     for rule in sorted(program.blocks, key=lambda rule: rule.order):
         step.params.update(rule.update(step))
-    return step.params
+    return step
 
 
-__all__ = ["ClosedForm", "Maximisation", "Newton", "Quadratic", "UserUpdate", "choose_rules", "m_step"]
+def m_step(program: Program, params, expectations: Expectations, leaves, prepared: Mapping[str, Prepared]) -> dict:
+    """New constrained values of the free parameters from expectations; see :func:`maximise`."""
+    return maximise(program, params, expectations, leaves, prepared).params
+
+
+def begin(program: Program, params) -> dict[str, Any]:
+    """What every rule remembers before the first M-step."""
+    memories = {rule.name: rule.begin(program, params) for rule in program.blocks}
+    return {name: memory for name, memory in memories.items() if memory is not None}
+
+
+__all__ = [
+    "ClosedForm",
+    "Maximisation",
+    "Newton",
+    "Numeric",
+    "Quadratic",
+    "UserUpdate",
+    "begin",
+    "choose_rules",
+    "is_optimizer",
+    "m_step",
+    "maximise",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +24,24 @@ class Maximisation:
         expectations: outcome of the E-step.
         leaves: the data.
         prepared: statistics and their references, by site.
+        memory: what rules kept from the M-step before, by rule.
     """
 
-    def __init__(self, program: Program, params, expectations: Expectations, leaves, prepared: Mapping[str, Prepared]):
+    def __init__(
+        self,
+        program: Program,
+        params,
+        expectations: Expectations,
+        leaves,
+        prepared: Mapping[str, Prepared],
+        memory: Mapping[str, Any],
+    ):
         self.program = program
         self.params: dict[str, jax.Array] = dict(params)
         self.expectations = expectations
         self.leaves = leaves
         self.prepared = prepared
+        self.memory = dict(memory)
         self.unfinished = jnp.asarray(False)
         self._moments: dict[str, Mapping[str, jax.Array]] = {}
 
@@ -71,7 +82,14 @@ class Maximisation:
                 total = total + jnp.sum(weighted(self.expectations.weights[name], factor.table(arrays)))
         return total
 
-    def report(self, rule: Rule, finished: jax.Array) -> None:
+    def report(self, finished: jax.Array) -> None:
         """Say whether an inner iteration came to its end."""
-        del rule
         self.unfinished = self.unfinished | ~finished
+
+    def recall(self, rule: Rule) -> Any:
+        """What a rule remembered in the M-step before this one."""
+        return self.memory[rule.name] if rule.name in self.memory else rule.begin(self.program, self.params)
+
+    def remember(self, rule: Rule, memory: Any) -> None:
+        """Keep something for the next M-step."""
+        self.memory[rule.name] = memory

@@ -58,13 +58,15 @@ class Newton(Rule):
             return {name: constrain(constraints[name], value) for name, value in free.items()}
 
         found, gain, finished = climb(lambda free: step.q(constrained(free)), self.layout, start)
-        step.report(self, finished)
+        step.report(finished)
         after = constrained(found)
         return {name: jnp.where(gain > 0, after[name], value) for name, value in before.items()}
 
 
 def propose(context: RuleContext, name: str) -> Newton | str:
     """Newton's method, or the reason why it does not apply."""
+    if context.optimizer is not None:
+        return "an optimizer is given"
     reason = context.analysis.why_not_smooth((name,))
     if reason is not None:
         return reason
