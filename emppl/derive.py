@@ -6,12 +6,10 @@ Trace, roles, axes, factors, order of elimination, M-step rules: one call each, 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from emppl.axes import model_axes
 from emppl.dependence import Dependence
@@ -21,8 +19,7 @@ from emppl.estep import check_memory, plan_fused
 from emppl.factors import SiteFactor, field_dependences
 from emppl.families import family_of
 from emppl.mstep import choose_rules
-from emppl.mstep.quadratic import affine_gradient
-from emppl.numerics import weighted
+from emppl.mstep.analysis import Analysis
 from emppl.program import Options, Part, Program
 from emppl.roles import assign_roles, without_missing_cells
 from emppl.rules import RuleContext
@@ -83,7 +80,8 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
         options.prior,
         options.fixed,
         options.m_step,
-        functools.partial(_why_not_quadratic, program, shapes),
+        options.optimizer,
+        Analysis(program, shapes),
     )
     rules = choose_rules(context)
     program = dataclasses.replace(program, rules=rules)
@@ -164,31 +162,3 @@ def _shapes(program: Program, leaves) -> dict[str, dict[str, tuple[int, ...]]]:
 
     shaped = jax.eval_shape(arguments, params, leaves)
     return {name: {n: a.shape for n, a in found.items()} for name, found in shaped.items()}
-
-
-def _why_not_quadratic(program: Program, shapes, name: str) -> str | None:
-    site = program.trace.sites[name]
-    others = {
-        n: jnp.zeros(program.trace.sites[n].shape, program.trace.sites[n].dtype) for n in program.trace.parameters
-    }
-
-    def gradient(value, leaves, weights):
-        def objective(value):
-            arrays = program.evaluate({**others, name: value}, leaves)
-            total = program.log_prior_from(arrays)
-            for factor_name, factor in program.factors.items():
-                if name in factor.all_parameters:
-                    total = total + jnp.sum(weighted(weights[factor_name], factor.table(arrays)))
-            return total
-
-        return jax.grad(objective)(value)
-
-    tables = jax.eval_shape(lambda leaves: program.tables(program.evaluate(others, leaves)), shapes)
-    found: list[str | None] = []
-
-    def probe(leaves, weights):
-        found.append(affine_gradient(lambda value: gradient(value, leaves, weights), site.shape, site.dtype))
-        return 0
-
-    jax.eval_shape(probe, shapes, tables)
-    return found[0]

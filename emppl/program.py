@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -30,7 +30,8 @@ class Options:
     estimate: tuple[str, ...] = ()
     latents: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    m_step: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
+    m_step: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    optimizer: Any = None
     prior: bool = True
 
 
@@ -135,12 +136,12 @@ class Program:
             return total
         for name in self.free:
             if self.trace.sites[name].kind == "continuous":
-                total = total + prior_log_prob(arrays[name])
+                total = total + jnp.sum(prior_cells(arrays[name]))
         return total
 
 
-def prior_log_prob(mine) -> jax.Array:
-    """Log density of one prior at the parameter's value, summed over its cells."""
+def prior_cells(mine) -> jax.Array:
+    """Log density of one prior at the parameter's value, cell by cell."""
     with as_numpyro_expects():
         log_prob = mine.distribution.log_prob(mine.value)
     if mine.mask is not None:
@@ -150,4 +151,4 @@ def prior_log_prob(mine) -> jax.Array:
         log_prob = log_prob * jnp.reshape(
             mine.cell_weight, (1,) * (log_prob.ndim - mine.cell_weight.ndim) + mine.cell_weight.shape
         )
-    return jnp.sum(log_prob)
+    return log_prob

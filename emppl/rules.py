@@ -14,7 +14,9 @@ from emppl.factors import SiteFactor
 from emppl.trace import Trace
 
 if TYPE_CHECKING:
+    from emppl.mstep.analysis import Analysis
     from emppl.mstep.maximisation import Maximisation
+    from emppl.program import Program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +55,24 @@ class Rule(abc.ABC):
         """Rules with a lower number come first in one M-step."""
         return 0
 
+    @property
+    def name(self) -> str:
+        """Names the block."""
+        return ", ".join(self.parameters)
+
+    def begin(self, program: Program, params) -> Any:
+        """What the rule remembers before its first M-step; None if it remembers nothing.
+
+        Args:
+            program: the derived algorithm.
+            params: constrained starting values.
+
+        Returns:
+            Arrays, kept by :meth:`~emppl.mstep.maximisation.Maximisation.remember`.
+        """
+        del program, params
+        return None
+
     @abc.abstractmethod
     def update(self, step: Maximisation) -> dict[str, jax.Array]:
         """New values of the block.
@@ -76,7 +96,8 @@ class RuleContext:
         use_prior: are priors part of the objective?
         fixed: frozen values.
         user_rules: the user's own updates.
-        why_not_quadratic: the reason why Q is not quadratic in a parameter, or None if it is.
+        optimizer: the user's optimiser for whatever has no exact update, or None.
+        analysis: how Q depends on a block: quadratic, smooth, separable?
     """
 
     trace: Trace
@@ -85,4 +106,5 @@ class RuleContext:
     use_prior: bool
     fixed: Mapping[str, Any]
     user_rules: Mapping[str, Callable]
-    why_not_quadratic: Callable[[str], str | None]
+    optimizer: Any
+    analysis: Analysis

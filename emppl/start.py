@@ -94,8 +94,9 @@ def _seeds(program: Program, key, params, leaves) -> dict[str, jax.Array]:
         for name, (factor, argument) in wanted.items():
             if factor in factors:
                 value = _seeded_argument(program, factor, argument, latents, rows, arrays, params, name, leaves)
-                if value is not None:
-                    found[name] = value
+                rule = program.rules[name]
+                if value is not None and isinstance(rule, ClosedForm):
+                    found[name] = rule.map.inverse(value)
     return found
 
 
@@ -174,4 +175,8 @@ def _seeded_argument(program, factor, argument, latents, rows, arrays, params, n
 
     _, pull_back = jax.vjp(selected, params[name])
     total, count = pull_back(suggestion)[0], pull_back(jnp.ones_like(suggestion))[0]
-    return jnp.where(count > 0, total / jnp.maximum(count, 1), params[name])
+    # A map between parameter and argument multiplies both by its derivative, which may be negative.
+    rule = program.rules[name]
+    assert isinstance(rule, ClosedForm)
+    used = count != 0
+    return jnp.where(used, total / jnp.where(used, count, 1), rule.map.forward(params[name]))

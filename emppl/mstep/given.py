@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from emppl.estep import Posterior
 from emppl.mstep.maximisation import Maximisation
+from emppl.mstep.numeric import Numeric, is_optimizer
 from emppl.rules import Rule, RuleContext
 
 
@@ -59,6 +60,9 @@ def propose(context: RuleContext, name: str) -> Rule | None:
     """The user's decision, or None."""
     if name in context.fixed:
         return Fixed((name,), "held at the given value")
+    if is_optimizer(context.user_rules.get(name)):
+        what = "the optimizer given in m_step=, on the unconstrained value; kept only if Q rises"
+        return Numeric((name,), what, context.user_rules[name])
     if name in context.user_rules:
         return UserUpdate((name,), "the update given in m_step=", context.user_rules[name])
     return None
