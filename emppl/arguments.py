@@ -30,24 +30,41 @@ def split_arguments(args: tuple, kwargs: dict) -> tuple[list, Any]:
     leaves, static = [], []
     for leaf in flat:
         if isinstance(leaf, (np.ndarray, jax.Array)):
+            if isinstance(leaf, np.ndarray) and leaf.dtype.kind not in "biufc":
+                raise DataError(
+                    f"A model argument is an array of {leaf.dtype}, which JAX cannot use. Code it as numbers first, "
+                    "for example codes = numpy.unique(labels, return_inverse=True)[1]."
+                )
             static.append(_ARRAY)
             leaves.append(leaf)
         else:
-            try:
-                hash(leaf)
-            except TypeError:
-                kind = type(leaf).__name__
-                raise DataError(
-                    f"A model argument is a {kind}, which JAX cannot trace. Pass arrays instead, "
-                    f"for example frame[['a', 'b']].to_numpy()."
-                ) from None
+            _check_static(leaf)
             static.append(leaf)
-    return leaves, (treedef, tuple(static))
+    # True == 1 == 1.0, but a model may tell them apart.
+    return leaves, (treedef, tuple(static), tuple(map(type, static)))
+
+
+def _check_static(leaf: Any) -> None:
+    """Refuse what could hold data without JAX seeing it: a changed value would silently reuse an old derivation."""
+    kind = type(leaf).__name__
+    try:
+        hash(leaf)
+    except TypeError:
+        raise DataError(
+            f"A model argument is a {kind}, which JAX cannot trace. Pass arrays instead, "
+            f"for example frame[['a', 'b']].to_numpy()."
+        ) from None
+    same = getattr(type(leaf), "__eq__", None)
+    if leaf is not None and not callable(leaf) and same is object.__eq__:
+        raise DataError(
+            f"A model argument is a {kind} object, whose contents emppl cannot see. Pass its arrays as arguments of "
+            f"their own, or make {kind} a pytree (jax.tree_util.register_dataclass)."
+        )
 
 
 def join_arguments(leaves: list, skeleton: Any) -> tuple[tuple, dict]:
     """Inverse of :func:`split_arguments`."""
-    treedef, static = skeleton
+    treedef, static, _ = skeleton
     remaining = iter(leaves)
     flat = [next(remaining) if leaf is _ARRAY else leaf for leaf in static]
     return jax.tree.unflatten(treedef, flat)

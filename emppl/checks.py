@@ -11,6 +11,7 @@ import numpy as np
 
 from emppl.errors import DataError, ModelError
 from emppl.mstep import ClosedForm
+from emppl.numerics import IMPOSSIBLE_SUM
 from emppl.program import Program
 from emppl.trace import as_numpyro_expects
 
@@ -22,7 +23,7 @@ def data_report(program: Program, leaves) -> dict[str, dict[str, jax.Array]]:
         For every observed site: ``"finite"`` and ``"support"``, the flat index of the first bad value or -1;
         for every latent ``"weight"``, the number of cells it has (weights counted).
     """
-    params = _placeholders(program)
+    params = program.placeholders()
     arrays = program.evaluate(params, leaves)
     report: dict[str, dict[str, jax.Array]] = {}
     for name, factor in program.factors.items():
@@ -47,12 +48,8 @@ def data_report(program: Program, leaves) -> dict[str, dict[str, jax.Array]]:
 _UNBOUNDED_BELOW_ONE = {
     "Dirichlet": ("concentration",),
     "Beta": ("concentration0", "concentration1"),
+    "Gamma": ("concentration",),
 }
-
-
-def _placeholders(program: Program):
-    sites = program.trace.sites
-    return {name: jnp.ones(sites[name].shape, sites[name].dtype) for name in program.trace.parameters}
 
 
 def _value_report(factor, mine) -> dict[str, jax.Array]:
@@ -68,7 +65,8 @@ def _value_report(factor, mine) -> dict[str, jax.Array]:
                 inside = jnp.asarray(mine.distribution.support(value))
         except (NotImplementedError, TypeError, AttributeError):
             pass
-    inside = jnp.broadcast_to(inside, jnp.broadcast_shapes(inside.shape, finite.shape)) | ~finite
+    inside, finite = _same_rank(inside, finite)
+    inside = inside | ~finite
     seen = jnp.ones((), bool) if mine.mask is None else mine.mask
     if mine.label_mask is not None:
         seen = mine.label_mask
@@ -114,9 +112,9 @@ def check_report(program: Program, report: Mapping[str, Mapping[str, Any]]) -> N
                 "EM(model, prior=False)."
             )
     for name, rule in program.rules.items():
-        if not isinstance(rule, ClosedForm) or not _needs_data(program, rule):
+        if not isinstance(rule, ClosedForm) or not _describes_data(program, rule):
             continue
-        for latents in filter(None, program.indexed[name]):
+        for latents in filter(None, program.dependence.indexed(name)):
             if any(not program.trace.sites[latent].plates for latent in latents):
                 continue  # one choice between models for all the data at once, not one per row
             states = max(program.trace.sites[latent].states for latent in latents)
@@ -128,9 +126,9 @@ def check_report(program: Program, report: Mapping[str, Mapping[str, Any]]) -> N
                 )
 
 
-def _needs_data(program: Program, rule) -> bool:
-    families = [program.factors[target.site].family for target in rule.targets]
-    return any(family is not None and family.scale_floor is not None for family in families)
+def _describes_data(program: Program, rule: ClosedForm) -> bool:
+    """Is it a parameter of an observed site, such as a component's mean?"""
+    return any(program.factors[target.site].site.kind == "observed" for target in rule.targets)
 
 
 def _where(program: Program, name: str, flat: int) -> str:
@@ -169,7 +167,7 @@ def impossible_rows(program: Program, tables) -> str | None:
     """Describe the first row that has probability zero under every state, from log-probability tables."""
     for name, table in tables.items():
         axes = tuple(a for a, n in enumerate(program.axes.names) if n in program.axes.latents)
-        dead = ~np.any(np.asarray(table) > -np.inf, axis=axes)
+        dead = ~np.any(np.asarray(table) > IMPOSSIBLE_SUM, axis=axes)
         if np.any(dead):
             index = np.argwhere(dead)[0]
             return f"site {name!r}, row {int(index[-1])}"

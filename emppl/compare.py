@@ -84,7 +84,8 @@ def compare(result: EMResult, mcmc: Any) -> Comparison:
             ``(draws, *site shape)``.
 
     Returns:
-        The comparison; print it, or take ``.to_dataframe()``.
+        The comparison; print it, or take ``.to_dataframe()``. Standard errors are left out (NaN) for models of more
+        than 500 free dimensions, unless ``result.standard_errors()`` was called before.
 
     Raises:
         ParameterError: no parameter of the fit is among the samples, or shapes differ.
@@ -108,7 +109,7 @@ def compare(result: EMResult, mcmc: Any) -> Comparison:
         if here:
             relabelled[latent] = _align(draws, {n: result.params[n] for n in names}, here)
     try:
-        errors = result.standard_errors()
+        errors = result.standard_errors() if result.uncertainty_is_cheap else {}
     except ValueError:
         errors = {}
     blank = {name: np.full(result.params[name].shape, math.nan) for name in names}

@@ -3,12 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from emppl.strategies import Evidence
+
+
+class Progress(NamedTuple):
+    """What one test leaves for the next.
+
+    Attributes:
+        objective: log-likelihood plus log prior of the last good iteration, in nats.
+        gain: its rise, in nats.
+        ratio: the gain divided by the one before.
+        near: was the gain that is left below the tolerance?
+        stalls: number of successive gains that are only rounding.
+    """
+
+    objective: Any
+    gain: Any
+    ratio: Any
+    near: Any
+    stalls: Any
+
+    @classmethod
+    def beginning(cls, lanes: int, dtype) -> Progress:
+        """Before the first E-step of every restart, on the host."""
+        zero = np.zeros(lanes, dtype)
+        return cls(zero - np.inf, zero + np.inf, zero, np.zeros(lanes, bool), np.zeros(lanes, np.int32))
 
 
 class Judgement(NamedTuple):
@@ -17,14 +42,12 @@ class Judgement(NamedTuple):
     Attributes:
         converged: nothing worth having is left to gain.
         decreased: the objective fell by more than rounding.
-        gain: rise of the objective, in nats.
-        stalls: number of successive gains that are only rounding.
+        progress: what the next test needs to know.
     """
 
     converged: jax.Array
     decreased: jax.Array
-    gain: jax.Array
-    stalls: jax.Array
+    progress: Progress
 
 
 def convergence_test(evidence: Evidence) -> Callable[..., Judgement]:
@@ -34,19 +57,20 @@ def convergence_test(evidence: Evidence) -> Callable[..., Judgement]:
         evidence: what the objective is.
 
     Returns:
-        ``test(objective, before, gain_before, stalls, iteration, amplification, tolerance) -> Judgement``.
+        ``test(objective, progress, iteration, amplification, tolerance) -> Judgement``.
     """
     return _TESTS[evidence]
 
 
-def _exact(objective, before, gain_before, stalls, iteration, amplification, tolerance) -> Judgement:
+def _exact(objective, progress: Progress, iteration, amplification, tolerance) -> Judgement:
     """Aitken: gains that shrink by the factor ``ratio`` leave ``gain * ratio / (1 - ratio)`` to come.
+
+    That holds once the ratio has settled. Before, while a first fast change dies away, it says nothing about slower
+    changes that have not shown yet (leaving a nearly symmetric start), so it must hold twice, with nearly one ratio.
 
     Args:
         objective: log-likelihood plus log prior, in nats.
-        before: the same one iteration earlier.
-        gain_before: the gain one iteration earlier.
-        stalls: how many gains in a row were only rounding.
+        progress: what the test before this one left.
         iteration: number of M-steps made.
         amplification: how much larger than the log-probabilities the terms are that were added up.
         tolerance: in nats, on the gain that is left.
@@ -56,14 +80,19 @@ def _exact(objective, before, gain_before, stalls, iteration, amplification, tol
     """
     eps = jnp.finfo(objective.dtype).eps
     size = 1 + jnp.abs(objective)
-    finite = jnp.isfinite(objective)
-    gain = objective - before
-    decreased = finite & (gain < -(256 * eps * size + eps * amplification))
-    stalls = jnp.where(jnp.abs(gain) <= 8 * eps * size, stalls + 1, jnp.zeros_like(stalls))
-    ratio = gain / gain_before
+    gain = objective - progress.objective
+    decreased = jnp.isfinite(objective) & (gain < -(256 * eps * size + eps * amplification))
+    stalls = jnp.where(jnp.abs(gain) <= 8 * eps * size, progress.stalls + 1, jnp.zeros_like(progress.stalls))
+    ratio = gain / progress.gain
     shrinking = (ratio > 0) & (ratio < 1) & (iteration >= 2)
     remaining = jnp.where(shrinking, gain * ratio / jnp.where(shrinking, 1 - ratio, 1), jnp.inf)
-    return Judgement(finite & ((remaining <= tolerance) | (stalls >= 3)), decreased, gain, stalls)
+    near = remaining <= tolerance
+    settled = near & progress.near & (jnp.abs(ratio - progress.ratio) <= _SETTLED)
+    converged = jnp.isfinite(objective) & (settled | (stalls >= 3))
+    return Judgement(converged, decreased, Progress(objective, gain, ratio, near, stalls))
 
+
+_SETTLED = 0.1
+"""Largest difference of two successive ratios of gains that counts as one ratio."""
 
 _TESTS = {Evidence.EXACT: _exact}

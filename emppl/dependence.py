@@ -12,9 +12,10 @@ from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Literal
 
-Label = tuple[str, str]
+from emppl.axis_walk import AxisPositions, AxisWalk
+from emppl.jaxpr_walk import Label, Walk, gather_axes, labels_of, propagate, reshaped_axis
+from emppl.maps import ElementMap, step_of
 
-_INLINE = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call")
 _ELEMENTWISE_IDENTITY = ("convert_element_type", "copy", "copy_p", "reduce_precision", "optimization_barrier")
 
 
@@ -30,16 +31,14 @@ class Dependence:
         self.jaxpr = jaxpr.jaxpr
         self.inputs = inputs
         self.labels: dict[Any, frozenset[Label]] = {}
+        self._axis_walks: dict[str, Any] = {}
         for variable, label in zip(self.jaxpr.invars, inputs, strict=True):
             self.labels[variable] = frozenset([label])
-        for equation in self.jaxpr.eqns:
-            found = frozenset().union(*(self.of_atom(atom) for atom in equation.invars))
-            for variable in equation.outvars:
-                self.labels[variable] = found
+        propagate(self.jaxpr, self.labels)
 
     def of_atom(self, atom) -> frozenset[Label]:
         """Labels of one jaxpr variable or literal."""
-        return frozenset() if isinstance(atom, Literal) else self.labels.get(atom, frozenset())
+        return labels_of(self.labels, atom)
 
     def of_output(self, position: int) -> frozenset[Label]:
         """Labels of one output."""
@@ -51,19 +50,44 @@ class Dependence:
         return frozenset(name for kind, name in tracker.indexing if kind == "latent")
 
     def indexed(self, parameter: str) -> tuple[frozenset[str], ...]:
-        """For every axis of a parameter, the latents that index it anywhere in the model."""
-        source = self.jaxpr.invars[self.inputs.index(("parameter", parameter))]
-        found: list[frozenset[str]] = [frozenset()] * len(source.aval.shape)
-        for position in range(len(self.jaxpr.outvars)):
-            selection = self.selection(parameter, position)
-            if isinstance(selection, Selection):
-                latents = [frozenset(name for kind, name in labels if kind == "latent") for labels in selection.indexed]
-                found = [known | new for known, new in zip(found, latents, strict=True)]
-        return tuple(found)
+        """For every axis of a parameter, the latents that index it anywhere in the model.
+
+        Unlike :meth:`selection` this looks through elementwise operations, and through sums and matrix products
+        along other axes: the first axis of ``beta`` is indexed by ``z`` in ``X @ jnp.exp(beta)[z]``.
+
+        Args:
+            parameter: name of the parameter.
+
+        Returns:
+            One set of latents per axis.
+        """
+        walk, _ = self._axes(parameter)
+        return tuple(frozenset(name for kind, name in labels if kind == "latent") for labels in walk.indexed)
+
+    def axis_positions(self, parameter: str, position: int) -> tuple[frozenset[int], ...]:
+        """For every axis of a parameter, the axes of an output that run along it (looking through as `indexed`)."""
+        _, environment = self._axes(parameter)
+        target = self.jaxpr.outvars[position]
+        if isinstance(target, Literal) or target not in environment:
+            return (frozenset(),) * len(self._source(parameter).aval.shape)
+        return environment[target]
+
+    def _axes(self, parameter: str):
+        if parameter not in self._axis_walks:
+            source = self._source(parameter)
+            rank = len(source.aval.shape)
+            walk = AxisWalk(self.labels, rank)
+            environment: dict[Any, AxisPositions] = {source: tuple(frozenset([axis]) for axis in range(rank))}
+            walk.run(self.jaxpr, environment)
+            self._axis_walks[parameter] = walk, environment
+        return self._axis_walks[parameter]
+
+    def _source(self, parameter: str):
+        return self.jaxpr.invars[self.inputs.index(("parameter", parameter))]
 
     def _follow(self, parameter: str):
-        source = self.jaxpr.invars[self.inputs.index(("parameter", parameter))]
-        tracker = _Tracker(self.labels)
+        source = self._source(parameter)
+        tracker = _SelectionWalk(self.labels)
         rank = len(source.aval.shape)
         environment: dict[Any, Selection | _Mixed] = {source: Selection(tuple(range(rank)), (frozenset(),) * rank)}
         tracker.run(self.jaxpr, environment)
@@ -71,6 +95,8 @@ class Dependence:
 
     def selection(self, parameter: str, position: int) -> Selection | str:
         """Is an output a pure selection of a parameter's entries (``mu[z]``, broadcast, reshape)?
+
+        An elementwise invertible map of the entries commutes with the selection and is recorded beside it.
 
         Args:
             parameter: name of the parameter.
@@ -94,10 +120,12 @@ class Selection:
     Attributes:
         position: for every parameter axis, the axis of the array that holds it whole, or None.
         indexed: for every parameter axis, the labels of what indexes it.
+        map: what was done to every entry (``exp`` in ``exp(log_sigma)[z]``).
     """
 
     position: tuple[int | None, ...]
     indexed: tuple[frozenset[Label], ...]
+    map: ElementMap = ElementMap()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,72 +133,40 @@ class _Mixed:
     reason: str
 
 
-class _Tracker:
-    """Follows one parameter through a jaxpr, recording where its axes end up."""
+class _SelectionWalk(Walk):
+    """Records where a parameter's axes end up while its entries are only selected."""
 
     def __init__(self, labels: Mapping[Any, frozenset[Label]]):
-        self.labels = dict(labels)
-        self.producers: dict[Any, Any] = {}
+        super().__init__(labels)
         self.indexing: set[Label] = set()
 
-    def run(self, jaxpr, environment) -> None:
-        for equation in jaxpr.eqns:
-            for variable in equation.outvars:
-                self.producers[variable] = equation
-            tracked = [None if isinstance(atom, Literal) else environment.get(atom) for atom in equation.invars]
-            if all(entry is None for entry in tracked):
-                continue
-            mixed = next((entry for entry in tracked if isinstance(entry, _Mixed)), None)
-            name = equation.primitive.name
-            if name in _INLINE:
-                self._inline(equation, tracked, environment)
-                continue
-            if name in ("gather", "dynamic_slice") and tracked[0] is not None:
-                self.indexing.update(*(self.labels_of(atom) for atom in equation.invars[1:]))
-            if mixed is not None:
-                result = mixed
-            else:
-                rule = _RULES.get(name)
-                result = _Mixed(f"it goes through `{name}`") if rule is None else rule(self, equation, tracked)
-            for variable in equation.outvars:
-                environment[variable] = result
+    def apply(self, equation, tracked):
+        name = equation.primitive.name
+        if name in ("gather", "dynamic_slice") and tracked[0] is not None:
+            self.indexing.update(*(self.labels_of(atom) for atom in equation.invars[1:]))
+        mixed = next((entry for entry in tracked if isinstance(entry, _Mixed)), None)
+        if mixed is not None:
+            return mixed
+        mapped = self._mapped(equation, tracked)
+        if mapped is not None:
+            return mapped
+        rule = _RULES.get(name)
+        return _Mixed(f"it goes through `{name}`") if rule is None else rule(self, equation, tracked)
 
-    def _inline(self, equation, tracked, environment) -> None:
-        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-        if inner is None:
-            for variable in equation.outvars:
-                environment[variable] = _Mixed(f"it goes through `{equation.primitive.name}`")
-            return
-        inner = getattr(inner, "jaxpr", inner)
-        nested = {}
-        for variable, atom, entry in zip(inner.invars, equation.invars, tracked, strict=True):
-            if entry is not None:
-                nested[variable] = entry
-            self.labels[variable] = frozenset() if isinstance(atom, Literal) else self.labels.get(atom, frozenset())
-        for inner_equation in inner.eqns:
-            found = frozenset().union(
-                *(self.labels.get(a, frozenset()) for a in inner_equation.invars if not isinstance(a, Literal))
-            )
-            for variable in inner_equation.outvars:
-                self.labels[variable] = found
-        self.run(inner, nested)
-        for variable, result in zip(equation.outvars, inner.outvars, strict=True):
-            if not isinstance(result, Literal) and result in nested:
-                environment[variable] = nested[result]
+    def whole(self, equation, tracked):
+        """Softplus is one map, not the operations it is made of."""
+        return self._mapped(equation, tracked) if equation.params.get("name") == "softplus" else None
 
-    def labels_of(self, atom) -> frozenset[Label]:
-        return frozenset() if isinstance(atom, Literal) else self.labels.get(atom, frozenset())
-
-    def column_labels(self, atom, columns: int) -> list[frozenset[Label]]:
-        """Labels of every column of an index array (the last axis), where they were concatenated."""
-        producer = None if isinstance(atom, Literal) else self.producers.get(atom)
-        if producer is not None and producer.primitive.name == "concatenate":
-            parts: list[frozenset[Label]] = []
-            for part in producer.invars:
-                parts += [self.labels_of(part)] * part.aval.shape[-1]
-            if len(parts) == columns:
-                return parts
-        return [self.labels_of(atom)] * columns
+    def _mapped(self, equation, tracked) -> Selection | None:
+        """The selection after an elementwise invertible operation with constants."""
+        selections = [entry for entry in tracked if isinstance(entry, Selection)]
+        others = [self.scalar(a) for a, t in zip(equation.invars, tracked, strict=True) if t is None]
+        if len(selections) != 1 or None in others:
+            return None
+        step = step_of(
+            equation, [None if t is not None else self.scalar(a) for a, t in zip(equation.invars, tracked, strict=True)]
+        )
+        return None if step is None else dataclasses.replace(selections[0], map=selections[0].map.then(step))
 
 
 def _moved(selection: Selection, move) -> Selection:
@@ -191,22 +187,7 @@ def _broadcast(tracker, equation, tracked):
 
 def _reshape(tracker, equation, tracked):
     before, after = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
-
-    def move(axis):
-        left = _product(before[:axis])
-        for candidate, size in enumerate(after):
-            if size == before[axis] and _product(after[:candidate]) == left:
-                return candidate
-        return None
-
-    return _moved(tracked[0], move)
-
-
-def _product(sizes) -> int:
-    result = 1
-    for size in sizes:
-        result *= size
-    return result
+    return _moved(tracked[0], lambda axis: reshaped_axis(before, after, axis))
 
 
 def _transpose(tracker, equation, tracked):
@@ -243,6 +224,8 @@ def _select(tracker, equation, tracked):
 
 def _agree(entries):
     first = entries[0]
+    if any(entry.map != first.map for entry in entries):
+        return _Mixed("its entries go through different maps")
     position = tuple(
         axis if all(entry.position[number] == axis for entry in entries) else None
         for number, axis in enumerate(first.position)
@@ -250,28 +233,21 @@ def _agree(entries):
     indexed = tuple(
         frozenset().union(*(entry.indexed[number] for entry in entries)) for number in range(len(first.indexed))
     )
-    return Selection(position, indexed)
+    return Selection(position, indexed, first.map)
 
 
 def _gather(tracker, equation, tracked):
     if tracked[0] is None or tracked[1] is not None:
         return _Mixed("it is used as an index")
-    dims = equation.params["dimension_numbers"]
-    sizes = equation.params["slice_sizes"]
-    operand, indices = equation.invars
-    shape = operand.aval.shape
-    gone = set(dims.collapsed_slice_dims) | set(dims.operand_batching_dims)
-    kept = [axis for axis in range(len(shape)) if axis not in gone]
-    place = dict(zip(kept, dims.offset_dims, strict=True))
-    whole = {axis: place[axis] for axis in kept if sizes[axis] == shape[axis]}
-    columns = tracker.column_labels(indices, len(dims.start_index_map))
-    by_axis = {axis: columns[number] for number, axis in enumerate(dims.start_index_map) if axis not in whole}
+    whole, columns = gather_axes(equation)
+    labels_by_column = tracker.column_labels(equation.invars[1], len(columns))
+    by_axis = {axis: labels for axis, labels in zip(columns, labels_by_column, strict=True) if axis not in whole}
     indexed = tuple(
         labels if axis is None else labels | by_axis.get(axis, frozenset())
         for axis, labels in zip(tracked[0].position, tracked[0].indexed, strict=True)
     )
     position = tuple(None if axis is None else whole.get(axis) for axis in tracked[0].position)
-    return Selection(position, indexed)
+    return Selection(position, indexed, tracked[0].map)
 
 
 _RULES = {

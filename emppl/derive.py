@@ -6,32 +6,25 @@ Trace, roles, axes, factors, order of elimination, M-step rules: one call each, 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from emppl.axes import model_axes
 from emppl.dependence import Dependence
 from emppl.elimination import Factor, plan_elimination
 from emppl.errors import ModelError
+from emppl.estep import check_memory, plan_fused
 from emppl.factors import SiteFactor, field_dependences
-from emppl.families import Family, family_of
+from emppl.families import family_of
 from emppl.mstep import choose_rules
-from emppl.mstep.quadratic import affine_gradient
-from emppl.numerics import weighted
+from emppl.mstep.analysis import Analysis
 from emppl.program import Options, Part, Program
-from emppl.roles import assign_roles
+from emppl.roles import assign_roles, without_missing_cells
 from emppl.rules import RuleContext
-from emppl.separation import Separation
 from emppl.strategies import Enumerate
 from emppl.trace import Trace, trace_model
-
-MEMORY_LIMIT = 4 * 2**30
-"""Bytes that the largest table of an E-step may take before the model is refused."""
 
 
 def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Program:
@@ -51,6 +44,7 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
     """
     trace = trace_model(model, leaves, skeleton)
     dependence = Dependence(trace.jaxpr, trace.inputs)
+    trace = without_missing_cells(trace, dependence)
     roles = assign_roles(trace, dependence, options.estimate, options.latents, options.fixed)
     likelihood = [name for name, site in trace.sites.items() if site.kind in ("observed", "factor", "discrete")]
     axes = model_axes(trace, {name: trace.sites[name].batch_shape for name in likelihood})
@@ -61,8 +55,7 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
         site = trace.sites[name]
         if site.kind == "discrete":
             in_latents["value"] = frozenset([name])
-        rank = len(site.event_shape) - site.reinterpreted
-        family: Family | None = family_of(trace.distributions[name], rank, trace.argument_ranks[name])
+        family = family_of(trace.distributions[name])
         if name in labels:
             # Labels only say which states are possible: their distribution belongs to the latent.
             family = None
@@ -75,25 +68,25 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
         )
     shapes = [jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
     strategies = {name: options.latents.get(name, Enumerate()) for name, role in roles.items() if role.role == "latent"}
-    program = Program(trace, axes, factors, (), roles, strategies, {}, dict(options.fixed), options.prior)
+    program = Program(trace, dependence, axes, factors, (), roles, strategies, {}, dict(options.fixed), options.prior)
     parts = _parts(program)
     _check_fields(program, shapes)
     shapes_of = _shapes(program, shapes)
     program = dataclasses.replace(program, parts=parts, argument_shapes=shapes_of)
-    _check_memory(program)
-    indexed = {name: dependence.indexed(name) for name in trace.parameters}
     context = RuleContext(
         trace,
         dependence,
-        Separation(dependence),
         factors,
         options.prior,
         options.fixed,
         options.m_step,
-        functools.partial(_why_not_quadratic, program, shapes),
+        options.optimizer,
+        Analysis(program, shapes),
     )
     rules = choose_rules(context)
-    return dataclasses.replace(program, rules=rules, indexed=indexed)
+    program = dataclasses.replace(program, rules=rules)
+    check_memory(program, plan_fused(program))
+    return program
 
 
 def _categories(trace: Trace, name: str) -> int:
@@ -164,53 +157,8 @@ def _shapes(program: Program, leaves) -> dict[str, dict[str, tuple[int, ...]]]:
         return {
             name: factor.arguments(arrays)
             for name, factor in program.factors.items()
-            if factor.family is not None and factor.family.is_exponential and factor.site.kind != "factor"
+            if factor.is_exponential and factor.site.kind != "factor" and factor.labels_of is None
         }
 
     shaped = jax.eval_shape(arguments, params, leaves)
     return {name: {n: a.shape for n, a in found.items()} for name, found in shaped.items()}
-
-
-def _check_memory(program: Program) -> None:
-    itemsize = jnp.dtype(jnp.result_type(float)).itemsize
-    for part in program.parts:
-        cells = part.plan.largest
-        if part.by_rows:
-            cells = math.ceil(cells / program.axes.sizes[program.axes.rows])
-        if cells * itemsize > MEMORY_LIMIT:
-            step = max(part.plan.steps, key=lambda one: one.cells)
-            sizes = {name: program.axes.sizes[name] for name in program.latents}
-            raise ModelError(
-                f"Exact enumeration needs a table of {cells:.3g} cells ({cells * itemsize / 2**30:.3g} GiB) "
-                f"when summing out latent {step.latent!r}: too many latents meet in one factor. "
-                f"States by latent: {sizes}. Reduce the number of states, or break the dependence between these "
-                "latents."
-            )
-
-
-def _why_not_quadratic(program: Program, shapes, name: str) -> str | None:
-    site = program.trace.sites[name]
-    others = {
-        n: jnp.zeros(program.trace.sites[n].shape, program.trace.sites[n].dtype) for n in program.trace.parameters
-    }
-
-    def gradient(value, leaves, weights):
-        def objective(value):
-            arrays = program.evaluate({**others, name: value}, leaves)
-            total = program.log_prior_from(arrays)
-            for factor_name, factor in program.factors.items():
-                if name in factor.all_parameters:
-                    total = total + jnp.sum(weighted(weights[factor_name], factor.table(arrays)))
-            return total
-
-        return jax.grad(objective)(value)
-
-    tables = jax.eval_shape(lambda leaves: program.tables(program.evaluate(others, leaves)), shapes)
-    found: list[str | None] = []
-
-    def probe(leaves, weights):
-        found.append(affine_gradient(lambda value: gradient(value, leaves, weights), site.shape, site.dtype))
-        return 0
-
-    jax.eval_shape(probe, shapes, tables)
-    return found[0]

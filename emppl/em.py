@@ -15,8 +15,10 @@ import numpy as np
 import emppl.closed_forms  # noqa: F401  registers the families
 from emppl import checks, estep, loop, mstep
 from emppl.arguments import split_arguments
+from emppl.criteria import cell_weights
 from emppl.derive import derive
 from emppl.errors import DataError, ParameterError, unknown_name
+from emppl.identification import shift_effects
 from emppl.numerics import weighted
 from emppl.parameters import check
 from emppl.plan import Plan, build_plan
@@ -24,6 +26,7 @@ from emppl.program import Options, Program
 from emppl.progress import Progress
 from emppl.result import EMResult
 from emppl.start import starting_values
+from emppl.uncertainty import hessian_columns
 
 _TOLERANCE = 1e-9
 
@@ -43,7 +46,11 @@ class EM:
         latents: ``{site: strategy}``; ``Enumerate()`` is the only strategy so far, and the default.
         fixed: ``{parameter: value}``, held at that value; everything else keeps its closed form.
         m_step: ``{parameter: function}``, the user's own updates, called as ``function(params, posterior)``
-            and returning the new value; ``posterior.weights`` holds the weights of the sites it enters.
+            and returning the new value; ``posterior.weights`` holds the weights of the sites it enters. An
+            ``optax.GradientTransformation`` in place of the function updates that parameter numerically.
+        optimizer: an ``optax.GradientTransformation`` for whatever has no exact update. The default is Newton's method
+            for smooth blocks of moderate size, and L-BFGS with a line search for the rest. No step that lowers Q is
+            ever kept.
         prior: False drops the priors of sampled parameters: maximum likelihood from a Bayesian model.
         restarts: number of starts, run together; the best is kept.
         max_iterations: most M-steps of one run.
@@ -73,7 +80,8 @@ class EM:
         estimate: Sequence[str] | None = None,
         latents: Mapping[str, Any] | None = None,
         fixed: Mapping[str, Any] | None = None,
-        m_step: Mapping[str, Callable] | None = None,
+        m_step: Mapping[str, Any] | None = None,
+        optimizer: Any = None,
         prior: bool = True,
         restarts: int = 1,
         max_iterations: int = 1000,
@@ -89,7 +97,9 @@ class EM:
         if isinstance(estimate, str):
             raise ParameterError(f"estimate must be a list of names: estimate=[{estimate!r}].")
         self.model = model
-        self.options = Options(tuple(estimate or ()), dict(latents or {}), dict(fixed or {}), dict(m_step or {}), prior)
+        self.options = Options(
+            tuple(estimate or ()), dict(latents or {}), dict(fixed or {}), dict(m_step or {}), optimizer, prior
+        )
         self.restarts = restarts
         self.max_iterations = max_iterations
         self.tolerance = tolerance
@@ -204,10 +214,14 @@ class EM:
         prepared, report = derived.prepare(leaves)
         checks.check_report(program, jax.device_get(report))
         _say_float32()
-        params = {name: np.array(value) for name, value in derived.start(rng_key, leaves, self.restarts).items()}
-        for name, value in given.items():
-            params[name][0] = value
-        states = loop.initial_states(params, self.restarts, jnp.result_type(float))
+        if self.restarts == 1 and given.keys() == set(program.free):
+            params = {name: value[None] for name, value in given.items()}
+        else:
+            params = {name: np.array(value) for name, value in derived.start(rng_key, leaves, self.restarts).items()}
+            for name, value in given.items():
+                params[name][0] = value
+        memory = derived.begin(params) if derived.remembers else {}
+        states = loop.initial_states(params, memory, self.restarts, jnp.result_type(float))
         tolerance = _TOLERANCE if self.tolerance is None else self.tolerance
         progress = Progress(self.progress_bar, self.max_iterations)
         states, history, interrupted, accurate = loop.run_blocks(
@@ -221,7 +235,7 @@ class EM:
         )
         progress.close()
         states = jax.device_get(states)
-        if not np.any(np.isfinite(states.objective)) and not interrupted:
+        if not np.any(np.isfinite(states.progress.objective)) and not interrupted:
             self._explain_impossible(derived, {n: v[0] for n, v in params.items()}, leaves)
         return EMResult.from_states(
             self, args, kwargs, program, states, history, interrupted=interrupted, accurate=accurate
@@ -264,9 +278,17 @@ class _Derived:
     """A program with its compiled functions."""
 
     def __init__(self, model, leaves, skeleton, options: Options):
-        for name in options.m_step:
-            if not callable(options.m_step[name]):
-                raise ParameterError(f"m_step[{name!r}] must be a function (params, posterior) -> value.")
+        for name, given in options.m_step.items():
+            if not callable(given) and not mstep.is_optimizer(given):
+                raise ParameterError(
+                    f"m_step[{name!r}] must be a function (params, posterior) -> value, or an "
+                    "optax.GradientTransformation such as optax.adam(1e-2)."
+                )
+        if options.optimizer is not None and not mstep.is_optimizer(options.optimizer):
+            raise ParameterError(
+                f"optimizer must be an optax.GradientTransformation such as optax.adam(1e-2); it is "
+                f"{options.optimizer!r}."
+            )
         program = derive(model, leaves, skeleton, options)
         for name in options.m_step:
             if name not in program.trace.parameters:
@@ -284,6 +306,10 @@ class _Derived:
         self.sample = jax.jit(
             lambda params, leaves, keys: jax.vmap(lambda key: estep.sample(program, params, leaves, key))(keys)
         )
+        # Estimates are arguments of these, so that no result compiles them anew.
+        self.hessian_columns = jax.jit(functools.partial(hessian_columns, program))
+        self.shift_effects = jax.jit(functools.partial(shift_effects, program))
+        self.cell_weights = jax.jit(functools.partial(cell_weights, program))
         self._blocks: dict[tuple[int, bool], Any] = {}
 
     def parameters(self, params: Mapping[str, Any]) -> dict[str, jax.Array]:
@@ -336,6 +362,16 @@ class _Derived:
 
         return jax.jit(by_row)
 
+    @functools.cached_property
+    def begin(self):
+        """What M-step rules remember before the first M-step of every restart."""
+        return jax.jit(jax.vmap(functools.partial(mstep.begin, self.program)))
+
+    @functools.cached_property
+    def remembers(self) -> bool:
+        """Do any?"""
+        return any(isinstance(rule, mstep.Numeric) for rule in self.program.blocks)
+
     def block(self, lanes: int, accurate: bool) -> Callable:
         """The compiled block of iterations for a number of restarts."""
         key = (lanes, accurate)
@@ -354,7 +390,8 @@ class _Derived:
             return  # compiled already, or data on other devices, whose layout only the call itself shows
         sites = self.program.trace.sites
         params = {n: np.zeros((lanes, *sites[n].shape), sites[n].dtype) for n in self.program.free}
-        states = loop.initial_states(params, lanes, jnp.result_type(float))
+        memory = jax.tree.map(lambda one: np.zeros(one.shape, one.dtype), jax.eval_shape(self.begin, params))
+        states = loop.initial_states(params, memory, lanes, jnp.result_type(float))
         prepared, _ = jax.eval_shape(self.prepare, leaves)
         block: Any = loop.make_block(loop.make_iteration(self.program, self.fused, False))
         lowered = block.lower(states, leaves, prepared, *loop.limits(0.0, 0, 0))

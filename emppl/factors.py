@@ -92,20 +92,19 @@ class SiteFactor:
     @property
     def has_natural_form(self) -> bool:
         """Can its table be a product of statistics computed once with natural parameters?"""
-        return self.has_statistics and self.site.kind == "observed" and self.why_not_natural() is None
+        return self.is_exponential and self.site.kind == "observed" and self.why_not_natural() is None
 
     @property
     def has_statistics(self) -> bool:
         """Do its sufficient statistics exist, independent of every parameter?"""
-        if not self.is_exponential:
+        if not self.is_exponential or self.labels_of is not None or self.site.kind == "factor":
             return False
-        if self.labels_of is not None or self.site.kind == "factor":
-            return False
+        assert self.family is not None
         return not any(self.parameters.get(field) for field in ("value", "mask", *self.family.fixed))
 
     def why_not_natural(self) -> str | None:
         """The reason why there is no natural form, or None."""
-        if not self.is_exponential:
+        if self.family is None or not self.is_exponential:
             return f"{self.site.distribution} has no registered sufficient statistics"
         for field in ("value", "mask", *self.family.fixed):
             if self.latents.get(field) or self.parameters.get(field):
@@ -116,25 +115,15 @@ class SiteFactor:
 
     def table(self, arrays: Mapping[str, SiteArrays]) -> jax.Array:
         """Log-probability of every cell, with the common axes (natural log)."""
+        mine = arrays[self.name]
         if self.labels_of is not None:
-            return self._label_table(arrays, self.labels_of)
-        events = self.site.reinterpreted
-        elements = self.elements(arrays)
-        return jnp.sum(elements, tuple(range(-events, 0))) if events else elements
-
-    def _label_table(self, arrays: Mapping[str, SiteArrays], latent: str) -> jax.Array:
-        mine = arrays[self.name]
-        atoms = self._constant(arrays[latent].value, frozenset([latent]), 0)
-        value, known = (self._constant(part, frozenset(), 0) for part in _padded(mine.value, mine.label_mask))
-        if mine.mask is not None:
-            present = self._constant(jnp.asarray(mine.mask), frozenset(), 0)
-            known = known & present
-        matches = jnp.where(atoms == value, 0.0, -jnp.inf)
-        return jnp.where(known, matches, 0.0)
-
-    def elements(self, arrays: Mapping[str, SiteArrays]) -> jax.Array:
-        """Log-probability of every element: common axes, then the axes that ``to_event`` sums."""
-        mine = arrays[self.name]
+            atoms = self._constant(arrays[self.labels_of].value, frozenset([self.labels_of]), 0)
+            value, known = (self._constant(part, frozenset(), 0) for part in _padded(mine.value, mine.label_mask))
+            if mine.mask is not None:
+                present = self._constant(jnp.asarray(mine.mask), frozenset(), 0)
+                known = known & present
+            matches = jnp.where(atoms == value, 0.0, -jnp.inf)
+            return jnp.where(known, matches, 0.0)
         if self.site.kind == "factor":
             table = mine.arguments["log_factor"]
         else:
@@ -145,7 +134,7 @@ class SiteFactor:
                     batch = jnp.broadcast_shapes(value.shape[: value.ndim - rank], mine.distribution.batch_shape)
                     value = jnp.broadcast_to(value, batch + value.shape[value.ndim - rank :])
                 table = mine.distribution.log_prob(value)
-                if self.site.kind == "observed" and (not self.is_exponential or self.latents.get("value")):
+                if self.site.kind == "observed":
                     # Outside its support a density is zero, which NumPyro's log_prob leaves to the caller.
                     table = _zero_outside(mine.distribution, value, table)
         events = self.site.reinterpreted
@@ -155,7 +144,9 @@ class SiteFactor:
             table, mask = _padded(table, mine.mask)
             absent = -math.log(self.site.states) if self.site.kind == "discrete" else 0.0
             table = jnp.where(mask, table, absent)
-        return self._constant(table, self.all_latents, events)
+        if events:
+            table = jnp.sum(table, tuple(range(-events, 0)))
+        return self._constant(table, self.all_latents, 0)
 
     def _unmasked(self, mine: SiteArrays, rank: int) -> jax.Array:
         """The value, with masked cells replaced by something inside the support (they may be NaN)."""
@@ -188,19 +179,10 @@ class SiteFactor:
     def argument(self, arrays: Mapping[str, SiteArrays], name: str) -> jax.Array:
         """One argument of the distribution: common axes, ``to_event`` axes, its own event axes."""
         assert self.family is not None
-        return self.aligned(arrays[self.name].arguments[name], self.latents[name], self.family.argument_ranks[name])
-
-    def aligned(self, raw: jax.Array, depends: frozenset[str], event_rank: int) -> jax.Array:
-        """An array of the distribution: common axes, ``to_event`` axes, its own event axes.
-
-        Args:
-            raw: as NumPyro lays it out.
-            depends: the latents it depends on.
-            event_rank: number of its own event axes.
-        """
-        trailing = self.site.reinterpreted + event_rank
+        trailing = self.site.reinterpreted + self.family.argument_ranks[name]
+        raw = arrays[self.name].arguments[name]
         raw = jnp.reshape(raw, (1,) * max(0, trailing - raw.ndim) + raw.shape)
-        return self._constant(raw, depends, trailing)
+        return self._constant(raw, self.latents[name], trailing)
 
     def arguments(self, arrays: Mapping[str, SiteArrays]) -> dict[str, jax.Array]:
         """Every argument that can hold parameters."""
@@ -337,8 +319,8 @@ class SiteFactor:
 
     def natural(self, arguments: Mapping[str, jax.Array], reference) -> jax.Array:
         """Natural parameters with the offset as coefficient of the count: ``(*axes, features)``."""
-        assert self.family is not None
-        eta, offset = self._eta(arguments, reference)
+        assert self.family is not None and self.family.natural is not None
+        eta, offset = self.family.natural(arguments, reference)
         rank = self.axes.rank
         cells = jnp.broadcast_shapes(eta.shape[:-1], offset.shape)
         full = cells[:rank] + self.event_sizes
@@ -350,25 +332,6 @@ class SiteFactor:
         total = jnp.sum(offset, tuple(range(rank, offset.ndim)))[..., None]
         return jnp.concatenate([flat, total], -1)
 
-    def _eta(self, arguments, reference) -> tuple[jax.Array, jax.Array]:
-        assert self.family is not None and self.family.natural is not None
-        return self.family.natural(arguments, reference)
-
-    def expected_elements(self, arguments: Mapping[str, jax.Array], sums: jax.Array, reference) -> jax.Array:
-        """Expected log-probability in every cell, without the base measure: sums of statistics times natural parameters.
-
-        Args:
-            arguments: of the distribution, aligned.
-            sums: expected statistics, the gradient with respect to the natural parameters.
-            reference: of the statistics.
-
-        Returns:
-            Common axes, then the axes that ``to_event`` sums.
-        """
-        eta, offset = self._eta(arguments, reference)
-        split, count = self._split(sums)
-        return jnp.sum(split * eta, -1) + count * offset
-
     def expected_statistics(self, weights: jax.Array, natural_shape, prepared: Prepared) -> jax.Array:
         """Transpose of the matrix product: weighted sums of the statistics in every cell."""
         shape = jax.ShapeDtypeStruct(natural_shape, weights.dtype)
@@ -377,18 +340,13 @@ class SiteFactor:
     def moments(self, sums: jax.Array, reference) -> Mapping[str, jax.Array]:
         """Quantities for the closed forms, from the gradient with respect to the natural parameters."""
         assert self.family is not None
-        split, count = self._split(sums)
-        return self.family.moments(split, count, reference)
-
-    def _split(self, sums: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Statistics ``(*axes, *events, F)`` and counts ``(*axes, *events)``."""
         rank, events = self.axes.rank, self.event_sizes
         if self.counts_by_element:
             split = jnp.reshape(sums, sums.shape[:rank] + events + (-1,))
-            return split[..., :-1], split[..., -1]
+            return self.family.moments(split[..., :-1], split[..., -1], reference)
         split = jnp.reshape(sums[..., :-1], sums.shape[:rank] + events + (-1,))
         count = jnp.reshape(sums[..., -1], sums.shape[:rank] + (1,) * len(events))
-        return split, jnp.broadcast_to(count, split.shape[:-1])
+        return self.family.moments(split, jnp.broadcast_to(count, split.shape[:-1]), reference)
 
 
 def _zero_outside(distribution, value, table):

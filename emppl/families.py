@@ -87,7 +87,6 @@ class Family:
         updates: by argument; the others are maximised by Newton steps.
         joint: arguments that depend on each other so strongly that they are maximised together, by Newton steps,
             whenever the model lets them (each has a parameter of its own with the same cells).
-        has_all_arguments: does the log-probability depend on parameters through these arguments alone?
         kinks: arguments in which ``log_prob`` is not smooth, so that Newton steps do not apply.
         fixed: arguments that belong to the statistics and may not depend on a parameter (``total_count``).
         indicator: the statistics are one-hot vectors of the value, so that with many categories the matrix product
@@ -109,7 +108,6 @@ class Family:
     moments: Callable[[jax.Array, jax.Array, Arrays], Arrays] = no_moments
     updates: Mapping[str, Update] = dataclasses.field(default_factory=dict)
     joint: tuple[str, ...] = ()
-    has_all_arguments: bool = True
     kinks: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
     local_reference: Callable[[Arrays], Arrays] | None = None
@@ -183,21 +181,9 @@ def add(family: Family) -> Family:
     return register(family, check=False)
 
 
-def family_of(distribution: type, value_rank: int, argument_ranks: Mapping[str, int]) -> Family:
-    """The registered family of a NumPyro distribution class, or one that is known by its ``log_prob`` alone.
-
-    Args:
-        distribution: the class.
-        value_rank: number of event axes of a value.
-        argument_ranks: number of event axes by argument, from NumPyro's ``arg_constraints``.
-
-    Returns:
-        The family.
-    """
-    known = _REGISTRY.get(distribution)
-    if known is not None:
-        return known
-    return Family(distribution.__name__, (distribution,), value_rank, argument_ranks, has_all_arguments=False)
+def family_of(distribution: type) -> Family | None:
+    """The registered family of a NumPyro distribution class, or None."""
+    return _REGISTRY.get(distribution)
 
 
 def registered_families() -> list[Family]:

@@ -39,7 +39,7 @@ def check_family(family: Family) -> None:
 
 
 def _examples(family: Family, kind: Any) -> Iterator[dict[str, jax.Array]]:
-    """Random arguments of several cells, once per parameterisation (arguments whose default is None are alternatives)."""
+    """Random arguments of several cells, per parameterisation: arguments whose default is None are alternatives."""
     taken = inspect.signature(kind.__init__).parameters
     names = [n for n in family.argument_ranks if n in taken and n in kind.arg_constraints]
     alternatives = [n for n in names if taken[n].default is None]
@@ -70,7 +70,7 @@ def _check_one(family: Family, kind: Any, arguments: dict[str, jax.Array]) -> No
         if family.updates:
             raise ValueError(f"{family.name}: updates need statistics and natural, from which their quantities come.")
         return
-    fixed = {n: arguments[n][None] for n in family.fixed} | {"categories": _LENGTH}
+    fixed: dict[str, Any] = {n: arguments[n][None] for n in family.fixed} | {"categories": _LENGTH}
     given = {n: a[None] for n, a in arguments.items() if n not in family.fixed}
     reference = family.reference(value, lambda quantity: jnp.mean(quantity, 0, keepdims=True))
     statistics = family.statistics(value, fixed, reference)
@@ -99,10 +99,9 @@ def _check_update(family, kind, update: Update, argument: str, given, fixed, val
     whole = (moments(slice(None)), moments(slice(None, _ROWS // 3)), moments(slice(_ROWS // 3, None)))
     rank = family.argument_ranks[argument]
     rng = np.random.default_rng(1)
-    for prior_kind in (None, *update.priors):
-        current, prior = given[argument], None
-        if prior_kind is not None:
-            prior = _prior(prior_kind, rng, rank)
+    for prior_kind, pseudo in ((None, None), *update.priors.items()):
+        current = given[argument]
+        prior = None if prior_kind is None else _prior(prior_kind, rng, rank)
         for stage, contributions in enumerate(update.contributions):
             total, *parts = (contributions(one, given, current) for one in whole)
             for name in total:
@@ -112,7 +111,7 @@ def _check_update(family, kind, update: Update, argument: str, given, fixed, val
                         "the sum over two parts of the data differs from the whole. Move what is not linear in the "
                         "moments (ratios, roots) from contributions to solve."
                     )
-            pooled = dict(total) if prior is None else update.priors[prior_kind](dict(total), prior)
+            pooled = dict(total) if pseudo is None else pseudo(dict(total), prior)
             current = update.solve(pooled, current, stage)
         _check_gradient(family, kind, update, argument, everything, value, current, prior)
 
@@ -150,8 +149,8 @@ def _check_gradient(family, kind, update: Update, argument: str, given, value, f
     if not error <= _TOLERANCE * (1 + size):
         with_prior = "" if prior is None else f" with a {type(prior).__name__} prior"
         raise ValueError(
-            f"{family.name}.{argument}: the update {update.title!r}{with_prior} does not maximise the log-likelihood: at "
-            f"its outcome the gradient is {error:.3g}, where single rows add up to {size:.3g}. Derive solve again "
+            f"{family.name}.{argument}: the update {update.title!r}{with_prior} does not maximise the log-likelihood: "
+            f"at its outcome the gradient is {error:.3g}, where single rows add up to {size:.3g}. Derive solve again "
             "from d/d(argument) of natural . sums + offset * count = 0, or leave the update out: Newton steps "
             "take over."
         )

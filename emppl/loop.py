@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl import estep, mstep
-from emppl.convergence import convergence_test
+from emppl.convergence import Progress, convergence_test
 from emppl.outcome import StopReason
 from emppl.program import Program
 
@@ -22,19 +22,21 @@ _SECONDS_PER_BLOCK = 0.5
 class LaneState(NamedTuple):
     """State of one restart (or of all, with a leading axis).
 
-    ``params`` are to be evaluated next; ``good_params`` were, with ``objective`` and ``log_likelihood``.
+    ``params`` are to be evaluated next; ``good_params`` were, with ``progress.objective`` and ``log_likelihood``.
+    ``unfinished``: did an inner iteration of the M-step that gave ``params`` stop short? ``memory`` is what M-step
+    rules keep for the next one (the state of an optimiser).
     """
 
     params: Any
     good_params: Any
-    objective: Any
+    progress: Progress
     log_likelihood: Any
-    gain: Any
-    stalls: Any
     iteration: Any
     status: Any
     collapsed_at: Any
     rounding: Any
+    unfinished: Any
+    memory: Any
 
 
 class History(NamedTuple):
@@ -44,12 +46,14 @@ class History(NamedTuple):
     log_likelihood: np.ndarray
 
 
-def initial_states(params: dict[str, np.ndarray], lanes: int, dtype) -> LaneState:
+def initial_states(params: dict[str, np.ndarray], memory: Any, lanes: int, dtype) -> LaneState:
     """State of all restarts before the first E-step, made on the host (nothing to compile)."""
     number = np.zeros(lanes, np.int32)
     nothing = np.full(lanes, -np.inf, dtype)
     zero = np.zeros(lanes, dtype)
-    return LaneState(params, params, nothing, nothing, zero + np.inf, number, number, number, number - 1, zero)
+    no = np.zeros(lanes, bool)
+    beginning = Progress.beginning(lanes, dtype)
+    return LaneState(params, params, beginning, nothing, number, number, number - 1, zero, no, memory)
 
 
 def limits(tolerance: float, max_iterations: int, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -84,22 +88,24 @@ def make_iteration(program: Program, fused: estep.FusedPlan, accurate: bool) -> 
         floor, where = _smallest_scale(program, state.params, leaves, prepared)
         found, prepared = expectations(state.params, leaves, prepared)
         objective = found.log_likelihood + program.log_prior(state.params, leaves)
-        said = judge(
-            objective, state.objective, state.gain, state.stalls, state.iteration, found.amplification, tolerance
-        )
+        said = judge(objective, state.progress, state.iteration, found.amplification, tolerance)
         eps = jnp.finfo(objective.dtype).eps
         narrowest = 16 * eps if accurate else 4 * jnp.sqrt(eps)
         collapsed = ~(floor >= narrowest) & (state.iteration > 0)
         finite = jnp.isfinite(objective)
         good = finite & ~said.decreased & ~collapsed
-        new = mstep.m_step(program, state.params, found, leaves, prepared)
+        step = mstep.maximise(program, state.params, found, leaves, prepared, state.memory)
+        # Gains that die away because an inner iteration cannot make them are no convergence.
+        converged = said.converged & ~state.unfinished
+        unfinished = said.converged & state.unfinished & (said.progress.stalls >= 3)
         status = jnp.select(
-            [collapsed, ~finite, said.decreased, said.converged, state.iteration >= max_iterations],
+            [collapsed, ~finite, said.decreased, converged, unfinished, state.iteration >= max_iterations],
             [
                 StopReason.COLLAPSED.value,
                 StopReason.NOT_FINITE.value,
                 StopReason.DECREASED.value,
                 StopReason.CONVERGED.value,
+                StopReason.UNFINISHED.value,
                 StopReason.MAX_ITERATIONS.value,
             ],
             StopReason.RUNNING.value,
@@ -111,16 +117,16 @@ def make_iteration(program: Program, fused: estep.FusedPlan, accurate: bool) -> 
             paused = state._replace(rounding=found.amplification)
         kept = jax.tree.map(lambda now, before: jnp.where(good, now, before), state.params, state.good_params)
         after = LaneState(
-            jax.tree.map(lambda after, now: jnp.where(running, after, now), new, state.params),
+            jax.tree.map(lambda after, now: jnp.where(running, after, now), step.params, state.params),
             kept,
-            jnp.where(good, objective, state.objective),
+            said.progress._replace(objective=jnp.where(good, objective, state.progress.objective)),
             jnp.where(good, found.log_likelihood, state.log_likelihood),
-            said.gain,
-            said.stalls,
             state.iteration + running.astype(state.iteration.dtype),
             status.astype(state.status.dtype),
             jnp.where(collapsed, where, state.collapsed_at).astype(state.collapsed_at.dtype),
             found.amplification,
+            step.unfinished,
+            jax.tree.map(lambda after, now: jnp.where(running, after, now), step.memory, state.memory),
         )
         if accurate:
             return after
@@ -152,23 +158,23 @@ def make_block(iterate: Callable) -> Callable:
 
         # One lane without the batch axis: a batched matrix product would miss the fast kernel.
         step = jax.vmap(advance) if lanes > 1 else _single(advance)
-        empty = jnp.full((_BUFFER, lanes), jnp.nan, states.objective.dtype)
+        empty = jnp.full((_BUFFER, lanes), jnp.nan, states.progress.objective.dtype)
 
         def keep_going(carry):
             states, _, _, number = carry
             running = states.status == StopReason.RUNNING.value
-            unsafe = running & (states.rounding > rounding_limit(states.objective.dtype))
+            unsafe = running & (states.rounding > rounding_limit(states.progress.objective.dtype))
             return (number < limit) & jnp.any(running) & ~jnp.any(unsafe)
 
         def body(carry):
             states, objectives, log_likelihoods, number = carry
             running = states.status == StopReason.RUNNING.value
             states = step(states)
-            live = running & ~(states.rounding > rounding_limit(states.objective.dtype))
+            live = running & ~(states.rounding > rounding_limit(states.progress.objective.dtype))
             row = lambda value: jnp.where(live, value, jnp.nan)  # noqa: E731
             return (
                 states,
-                objectives.at[number].set(row(states.objective)),
+                objectives.at[number].set(row(states.progress.objective)),
                 log_likelihoods.at[number].set(row(states.log_likelihood)),
                 number + 1,
             )
@@ -214,7 +220,7 @@ def scale_floors(program: Program, params, leaves, prepared) -> list[tuple[str, 
 def too_much_rounding(states: LaneState) -> bool:
     """Has the fast path stopped because it would lose too many digits?"""
     live = np.asarray(states.status) == StopReason.RUNNING.value
-    return bool(np.any(live & (np.asarray(states.rounding) > rounding_limit(states.objective.dtype))))
+    return bool(np.any(live & (np.asarray(states.rounding) > rounding_limit(states.progress.objective.dtype))))
 
 
 def run_blocks(

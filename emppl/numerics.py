@@ -110,6 +110,14 @@ def finite_log(probability: jax.Array) -> jax.Array:
 IMPOSSIBLE = -1e30
 """Stand-in for log 0 inside matrix products: no state this improbable ever gets weight beside a possible one."""
 
+IMPOSSIBLE_SUM = -1e25
+"""A log-probability below it can only come from a stand-in for log 0, weighted or not."""
+
+
+def impossible_to_infinite(log_probability: jax.Array) -> jax.Array:
+    """Minus infinity where a log-probability contains a stand-in for log 0."""
+    return jnp.where(log_probability < IMPOSSIBLE_SUM, -jnp.inf, log_probability)
+
 
 def matrix_transpose(matrix: jax.Array) -> jax.Array:
     """Swap the last two axes."""

@@ -6,7 +6,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from emppl.estep import FusedPlan
+from emppl.estep import FusedPlan, largest_table
 from emppl.program import Program
 
 
@@ -140,12 +140,7 @@ def build_plan(program: Program, fused: FusedPlan) -> Plan:
         for name, rule in program.rules.items()
     )
     steps = [step for part in program.parts for step in part.plan.steps if step.latent is not None]
-    largest = 1
-    for part in program.parts:
-        cells = part.plan.largest
-        if part.by_rows and fused.chunking.count > 1:
-            cells = cells * fused.chunking.size // axes.sizes[axes.rows]
-        largest = max(largest, cells)
+    largest, _ = largest_table(program, fused)
     dtype = jnp.dtype(jnp.result_type(float))
     return Plan(
         _objective(program),
@@ -170,8 +165,8 @@ def _objective(program: Program) -> str:
 def _criterion(program: Program) -> str:
     priors = [n for n in program.free if program.trace.sites[n].kind == "continuous"]
     if priors and program.use_prior:
-        return "maximum a posteriori (exact E-step)"
-    return "maximum likelihood (exact E-step)" + (", priors dropped" if priors else "")
+        return f"maximum a posteriori ({program.evidence.words})"
+    return f"maximum likelihood ({program.evidence.words})" + (", priors dropped" if priors else "")
 
 
 def _in(plates) -> str:

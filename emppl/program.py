@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from emppl.axes import Axes
+from emppl.dependence import Dependence
 from emppl.elimination import EliminationPlan
 from emppl.factors import SiteFactor
 from emppl.roles import Role
@@ -29,7 +30,8 @@ class Options:
     estimate: tuple[str, ...] = ()
     latents: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    m_step: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
+    m_step: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    optimizer: Any = None
     prior: bool = True
 
 
@@ -54,19 +56,20 @@ class Program:
 
     Attributes:
         trace: the traced model.
+        dependence: what every traced quantity depends on.
         axes: the common axes.
         factors: likelihood sites.
         parts: independent groups of factors; at most one is by rows.
         roles: role of every site.
         strategies: how the E-step treats every latent.
         rules: M-step rule of every parameter; parameters that are updated together share one.
-        indexed: for every parameter the latents that index each of its axes.
         fixed: frozen values.
         use_prior: are priors part of the objective?
         argument_shapes: by site with a registered family, the aligned shape of every argument.
     """
 
     trace: Trace
+    dependence: Dependence
     axes: Axes
     factors: Mapping[str, SiteFactor]
     parts: tuple[Part, ...]
@@ -76,11 +79,15 @@ class Program:
     fixed: Mapping[str, Any]
     use_prior: bool
     argument_shapes: Mapping[str, Mapping[str, tuple[int, ...]]] = dataclasses.field(default_factory=dict)
-    indexed: Mapping[str, tuple[frozenset[str], ...]] = dataclasses.field(default_factory=dict)
 
     def complete(self, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Add the frozen parameters."""
         return {**params, **{name: jnp.asarray(value) for name, value in self.fixed.items()}}
+
+    def placeholders(self) -> dict[str, jax.Array]:
+        """Some value for every parameter, for quantities that depend on none."""
+        sites = self.trace.sites
+        return {name: jnp.ones(sites[name].shape, sites[name].dtype) for name in self.trace.parameters}
 
     def evaluate(self, params, leaves, wanted: frozenset[tuple[str, str]] | None = None) -> dict[str, Any]:
         """Arrays of every site at these parameters, or only those of some ``(site, field)`` pairs."""
@@ -129,12 +136,12 @@ class Program:
             return total
         for name in self.free:
             if self.trace.sites[name].kind == "continuous":
-                total = total + prior_log_prob(arrays[name])
+                total = total + jnp.sum(prior_cells(arrays[name]))
         return total
 
 
-def prior_log_prob(mine) -> jax.Array:
-    """Log density of one prior at the parameter's value, summed over its cells."""
+def prior_cells(mine) -> jax.Array:
+    """Log density of one prior at the parameter's value, cell by cell."""
     with as_numpyro_expects():
         log_prob = mine.distribution.log_prob(mine.value)
     if mine.mask is not None:
@@ -144,4 +151,4 @@ def prior_log_prob(mine) -> jax.Array:
         log_prob = log_prob * jnp.reshape(
             mine.cell_weight, (1,) * (log_prob.ndim - mine.cell_weight.ndim) + mine.cell_weight.shape
         )
-    return jnp.sum(log_prob)
+    return log_prob

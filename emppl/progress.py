@@ -35,7 +35,8 @@ class Progress:
                 return
         done = int(np.max(states.iteration))
         running = int(np.sum(np.asarray(states.status) == StopReason.RUNNING.value))
-        self.bar.set_postfix_str(f"objective {float(np.max(states.objective)):.6f}, {running} running", refresh=False)
+        best = float(np.max(states.progress.objective))
+        self.bar.set_postfix_str(f"objective {best:.6f}, {running} running", refresh=False)
         self.bar.update(done - self.bar.n)
 
     def close(self) -> None:

@@ -4,53 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import statistics
 import warnings
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emppl.errors import ParameterError, optional_import
-from emppl.mstep import ClosedForm
+from emppl import summary
+from emppl.certificate import Certificate, build_certificate
+from emppl.charts import Chart
+from emppl.components import component_axes, symmetric_latent
+from emppl.criteria import entropy, number_of_observations
+from emppl.errors import ParameterError
+from emppl.identification import shift_candidates
 from emppl.outcome import StopReason
+from emppl.parameters import free_dimensions
 from emppl.program import Program
+from emppl.restarts import best_restart, collapsed_name
+from emppl.uncertainty import (
+    Covariance,
+    Information,
+    boundary_labels,
+    charts,
+    covariance,
+    hold_pressed,
+    observed_information,
+    optimised_within_bounds,
+)
 
 if TYPE_CHECKING:
     from emppl.em import EM
     from emppl.loop import History, LaneState
-
-
-@dataclasses.dataclass(frozen=True)
-class Certificate:
-    """How far to trust the answer.
-
-    Attributes:
-        objective: what was maximised.
-        converged: did the best restart converge?
-        monotone: did the objective rise at every iteration, up to rounding?
-        largest_decrease: largest fall of the objective between iterations, in nats (0 if none).
-        score_norm: largest standardised score: gradient over root information, in local coordinates; about zero at
-            an interior maximum.
-        restarts: number of starts.
-        distinct_optima: how many different objectives the converged restarts ended at.
-        restarts_at_best: how many ended at the best one.
-        boundary: entries on the boundary of the parameter space.
-        notes: anything else worth knowing.
-    """
-
-    objective: str
-    converged: bool
-    monotone: bool
-    largest_decrease: float
-    score_norm: float
-    restarts: int
-    distinct_optima: int
-    restarts_at_best: int
-    boundary: list[str]
-    notes: list[str]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,15 +83,15 @@ class EMResult:
         status = np.array([StopReason(int(code)) for code in np.asarray(states.status)], dtype=object)
         if interrupted:
             status[status == StopReason.RUNNING] = StopReason.INTERRUPTED
-        objective = np.asarray(states.objective, dtype=float)
-        best = _best(objective, status)
+        objective = np.asarray(states.progress.objective, dtype=float)
+        best = best_restart(objective, status)
         good = {name: np.asarray(value)[best] for name, value in states.good_params.items()}
         params = {n: np.asarray(program.fixed[n], float) if n in program.fixed else good[n] for n in program.rules}
         reason: StopReason = status[best]
         message = reason.message
         if reason is StopReason.COLLAPSED:
-            message = f"{_collapsed_name(program, int(states.collapsed_at[best]))} {message}"
-        symmetric = _symmetric_latent(program, params)
+            message = f"{collapsed_name(program, int(states.collapsed_at[best]))} {message}"
+        symmetric = symmetric_latent(program, params)
         if symmetric is not None and reason is StopReason.CONVERGED:
             reason = StopReason.SYMMETRIC
             message = f"The states of latent {symmetric!r} have equal parameters. {reason.message}"
@@ -148,37 +133,21 @@ class EMResult:
     @functools.cached_property
     def certificate(self) -> Certificate:
         """How far to trust the answer: monotonicity, score at the end, agreement of restarts, boundary."""
-        steps = np.diff(self.history["objective"])
-        finite = steps[np.isfinite(steps)]
-        fall = float(max(0.0, -finite.min())) if len(finite) else 0.0
-        ended = self.history["final_objectives"][self.history["final_status"] == StopReason.CONVERGED.name]
-        distinct, at_best = _distinct(ended, self.log_posterior)
-        return Certificate(
-            objective=self.em.plan(*self.args, **self.kwargs).objective,
-            converged=self.converged,
-            monotone=fall <= 1e-9 * (1 + abs(self.log_posterior)),
-            largest_decrease=fall,
-            score_norm=self._score_norm(),
-            restarts=len(self.history["final_objectives"]),
-            distinct_optima=distinct,
-            restarts_at_best=at_best,
-            boundary=self.boundary,
-            notes=self.notes,
-        )
+        return build_certificate(self)
 
     def _score_norm(self) -> float:
-        from emppl.uncertainty import observed_information
-
-        information, score = observed_information(self._program, self._free, self._leaves)
-        scale = np.sqrt(np.maximum(np.diagonal(information), np.finfo(float).tiny))
+        matrix, score = self._measured[1]
+        scale = np.sqrt(np.maximum(np.diagonal(matrix), np.finfo(float).tiny))
         return float(np.max(np.abs(score / scale), initial=0.0))
 
     @property
     def boundary(self) -> list[str]:
-        """Entries of parameters that lie on the boundary of the parameter space, such as ``"theta[1, 3]"``."""
-        from emppl.uncertainty import boundary_labels
+        """Entries of parameters that lie on the boundary of the parameter space, such as ``"theta[1, 3]"``.
 
-        return boundary_labels(self._program, self._free)
+        A parameter between bounds that a numerical optimiser brought close to one is on it if the likelihood would take
+        it farther; for more than 500 free dimensions this is looked at after :meth:`standard_errors` only.
+        """
+        return boundary_labels(self._charts)
 
     # --------------------------------------------------------------------------------------------- posterior
 
@@ -226,23 +195,34 @@ class EMResult:
 
     @property
     def num_parameters(self) -> int:
-        """Number of free dimensions of the estimated parameters (a K-simplex counts K - 1)."""
-        from emppl.parameters import free_dimensions
+        """Number of identified dimensions of the estimated parameters.
 
+        A number counts 1, a K-simplex K - 1, a symmetric D x D matrix D (D + 1) / 2. A parameter that enters only as
+        the ``logits`` of a Categorical or Multinomial (or through a softmax as their ``probs``) counts K - 1 for
+        every K along its last axis, because a common shift of the logits changes nothing.
+        """
         sites = self._program.trace.sites
-        return sum(free_dimensions(sites[n].constraint, sites[n].shape) for n in self._program.free)
+        total = sum(free_dimensions(sites[n].constraint, sites[n].shape) for n in self._program.free)
+        return total - sum(self.params[name].size // self.params[name].shape[-1] for name in self.only_differences)
+
+    @functools.cached_property
+    def only_differences(self) -> list[str]:
+        """Parameters that enter only as logits, of which differences along the last axis are all that is identified."""
+        derived = self._derived
+        if not shift_candidates(self._program):
+            return []
+        effects = derived.shift_effects(self._free, self._leaves)
+        rounding = float(jnp.finfo(jnp.result_type(float)).eps) ** 0.4
+        return [name for name, effect in effects.items() if effect < rounding]
 
     @functools.cached_property
     def num_observations(self) -> float:
-        """Cells of the outermost plates that hold latents, weights (``handlers.scale``) counted."""
-        from emppl.checks import data_report
+        """Cells of the outermost plates that hold latents: weights (``handlers.scale``) count, masked cells do not."""
+        return number_of_observations(self._program, self._cell_weights)
 
-        report = jax.device_get(jax.jit(functools.partial(data_report, self._program))(self._leaves))
-        outermost = min(
-            self._program.latents,
-            key=lambda n: (len(self._program.trace.sites[n].plates) == 0, len(self._program.trace.sites[n].plates)),
-        )
-        return float(report[outermost]["weight"])
+    @functools.cached_property
+    def _cell_weights(self) -> dict[str, np.ndarray]:
+        return jax.device_get(self._derived.cell_weights(self._leaves))
 
     @property
     def aic(self) -> float:
@@ -258,15 +238,13 @@ class EMResult:
     def icl(self) -> float:
         """Integrated completed likelihood: BIC plus twice the entropy of the latents' posterior marginals.
 
+        A cell of weight ``w`` (``handlers.scale``) counts ``w`` times, a masked one not at all.
+
         Reference:
             Biernacki, Celeux and Govaert (2000), Assessing a mixture model for clustering.
         """
-        entropy = 0.0
-        for name in self._program.latents:
-            probability = self.posterior(name)
-            positive = probability[probability > 0]
-            entropy -= float(np.sum(positive * np.log(positive)))
-        return self.bic + 2 * entropy
+        weights = self._cell_weights
+        return self.bic + 2 * sum(entropy(self.posterior(name), weights[name]) for name in self._program.latents)
 
     # ------------------------------------------------------------------------------------------- uncertainty
 
@@ -274,7 +252,8 @@ class EMResult:
         """Standard errors of the estimates.
 
         Square roots of the diagonal of the inverse observed information of the marginal log-likelihood (plus log
-        prior). Entries on the boundary have none: they are NaN, and a warning names them.
+        prior). NaN, with a warning that names them: entries on the boundary, and parameters that enter only as
+        logits, of which differences are all that is identified. Computed once and kept.
 
         Args:
             method: ``"observed"``, the only one so far.
@@ -287,49 +266,64 @@ class EMResult:
         """
         if method != "observed":
             raise ValueError(f"method must be 'observed', not {method!r}.")
-        found = self.covariance()
-        deviations = np.sqrt(np.diagonal(found.matrix))
+        deviations = np.sqrt(np.diagonal(self.covariance().matrix))
         errors, position = {}, 0
         for name in self._program.free:
             size = self.params[name].size
             errors[name] = deviations[position : position + size].reshape(self.params[name].shape)
             position += size
         if self.boundary:
-            warnings.warn(f"No standard error for entries on the boundary: {_shortened(self.boundary)}.", stacklevel=2)
+            named = summary.shortened(self.boundary)
+            warnings.warn(f"No standard error for entries on the boundary: {named}.", stacklevel=2)
+        for name in self._held_differences:
+            warnings.warn(summary.only_differences(name, self.params[name].shape), stacklevel=2)
         return errors
 
-    def covariance(self):
+    def covariance(self) -> Covariance:
         """Covariance matrix of the estimates with its labels, from the observed information."""
         return self._covariance
 
-    @functools.cached_property
-    def _covariance(self):
-        from emppl.uncertainty import covariance
+    @property
+    def uncertainty_is_cheap(self) -> bool:
+        """May a summary compute standard errors unasked? If not, call :meth:`standard_errors`, which keeps them."""
+        return self.num_parameters <= summary.LARGEST or "_measured" in self.__dict__
 
-        return covariance(self._program, self._free, self._leaves)
+    @functools.cached_property
+    def _covariance(self) -> Covariance:
+        return covariance(self._program, *self._measured, self._held_differences)
+
+    @functools.cached_property
+    def _measured(self) -> tuple[dict[str, Chart], Information]:
+        local = self._charts_by_position
+        information = observed_information(local, self._derived.hessian_columns, self._leaves)
+        return hold_pressed(self._program, local, information)
+
+    @property
+    def _charts(self) -> dict[str, Chart]:
+        wanted = self.uncertainty_is_cheap and bool(optimised_within_bounds(self._program))
+        return self._measured[0] if wanted or "_measured" in self.__dict__ else self._charts_by_position
+
+    @functools.cached_property
+    def _charts_by_position(self) -> dict[str, Chart]:
+        return charts(self._program, self.params, self._held_differences)
+
+    @property
+    def _held_differences(self) -> list[str]:
+        """Logits whose level nothing identifies; a proper prior does."""
+        program = self._program
+        return [
+            name
+            for name in self.only_differences
+            if not program.use_prior or program.trace.sites[name].distribution in ("param", "ImproperUniform")
+        ]
 
     # ------------------------------------------------------------------------------------------------ tables
 
-    def _rows(self, prob: float = 0.95) -> list[tuple[str, float, float, float, float]]:
-        """Label, estimate, standard error and interval of every entry."""
-        z = statistics.NormalDist().inv_cdf(0.5 + prob / 2)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                errors = self.standard_errors()
-        except ValueError:
-            errors = {}
-        rows = []
-        for name, value in self.params.items():
-            error = errors.get(name, np.full(value.shape, np.nan))
-            for index in np.ndindex(value.shape):
-                estimate, deviation = float(value[index]), float(error[index])
-                label = f"{name}[{', '.join(map(str, index))}]" if index else name
-                rows.append((label, estimate, deviation, estimate - z * deviation, estimate + z * deviation))
-        return rows
-
     def summary(self, prob: float = 0.95):
         """Estimates, standard errors and Wald intervals as a pandas DataFrame (needs pandas).
+
+        Models of more than 500 free dimensions get no standard errors, and a warning says so, unless
+        :meth:`standard_errors` was called before.
 
         Args:
             prob: coverage of the intervals.
@@ -337,40 +331,18 @@ class EMResult:
         Returns:
             A DataFrame indexed by parameter entry.
         """
-        pandas = optional_import("pandas", "table")
-        rows = self._rows(prob)
-        columns = ["estimate", "std_error", "lower", "upper"]
-        return pandas.DataFrame([row[1:] for row in rows], index=[row[0] for row in rows], columns=columns)
+        return summary.data_frame(self, prob)
 
     def print_summary(self, prob: float = 0.95) -> None:
         """Print estimates, standard errors, intervals and how the fit ended.
 
+        Models of more than 500 free dimensions get no standard errors, and the print says so, unless
+        :meth:`standard_errors` was called before.
+
         Args:
             prob: coverage of the intervals.
         """
-        rows = self._rows(prob)
-        width = max([len(row[0]) for row in rows], default=0)
-        percent = f"{100 * prob:g}%"
-        print(f"{'':{width}}  {'estimate':>12}  {'std_error':>10}  {'lower ' + percent:>12}  {'upper ' + percent:>12}")
-        for label, *numbers in rows:
-            cells = [f"{number:>{size}.5g}" for number, size in zip(numbers, (12, 10, 12, 12), strict=True)]
-            print(f"{label:{width}}  {'  '.join(cells)}")
-        print()
-        print(
-            f"log-likelihood {self.log_likelihood:.6f}, {self.num_parameters} free parameters, "
-            f"AIC {self.aic:.2f}, BIC {self.bic:.2f}"
-        )
-        print(f"{self.stop_reason.name.lower()} after {self.num_iterations} iterations. {self.stop_message}")
-        finals = self.history["final_objectives"]
-        if len(finals) > 1:
-            distinct, at_best = _distinct(
-                finals[self.history["final_status"] == StopReason.CONVERGED.name], self.log_posterior
-            )
-            print(f"{len(finals)} restarts: {at_best} ended at the best optimum, {distinct} distinct optima.")
-        if self.boundary:
-            print(f"On the boundary (no standard error): {_shortened(self.boundary)}.")
-        for note in self.notes:
-            print(note)
+        print(summary.text(self, prob))
 
     def to_arviz(self, num_samples: int = 1000, rng_key: jax.Array | None = None):
         """The estimate as ArviZ data: draws from its large-sample normal distribution (needs arviz).
@@ -384,20 +356,7 @@ class EMResult:
         Returns:
             ArviZ's inference data, with one chain in the posterior group.
         """
-        arviz = optional_import("arviz", "arviz")
-        found = self.covariance()
-        matrix = np.nan_to_num(found.matrix)
-        centre = np.concatenate([self.params[name].ravel() for name in self._program.free])
-        values, vectors = np.linalg.eigh(matrix)
-        key = jax.random.key(0) if rng_key is None else rng_key
-        noise = np.asarray(jax.random.normal(key, (num_samples, len(centre))))
-        draws = centre + noise @ (vectors * np.sqrt(np.maximum(values, 0))).T
-        posterior, position = {}, 0
-        for name in self._program.free:
-            shape, size = self.params[name].shape, self.params[name].size
-            posterior[name] = draws[:, position : position + size].reshape((1, num_samples, *shape))
-            position += size
-        return arviz.from_dict({"posterior": posterior})
+        return summary.to_arviz(self, num_samples, rng_key)
 
     def plot_history(self, ax=None):
         """Plot the objective against iterations (needs matplotlib).
@@ -408,13 +367,7 @@ class EMResult:
         Returns:
             The axes.
         """
-        pyplot = optional_import("matplotlib.pyplot", "plot")
-        if ax is None:
-            _, ax = pyplot.subplots()
-        ax.plot(self.history["objective"])
-        ax.set_xlabel("iteration")
-        ax.set_ylabel("objective (nats)")
-        return ax
+        return summary.plot_history(self, ax)
 
     # ----------------------------------------------------------------------------------------------- helpers
 
@@ -439,89 +392,5 @@ class EMResult:
         return component_axes(self._program)
 
 
-def component_axes(program: Program) -> dict[str, dict[str, tuple[int, ...]]]:
-    """For every latent, the axes of each parameter that run over its states."""
-    found: dict[str, dict[str, tuple[int, ...]]] = {}
-    for latent in program.latents:
-        axes: dict[str, tuple[int, ...]] = {}
-        for name, rule in program.rules.items():
-            mine = tuple(number for number, latents in enumerate(program.indexed[name]) if latent in latents)
-            own = any(t.site == latent and t.argument in ("probs", "logits") for t in _targets(rule))
-            rank = len(program.trace.sites[name].shape)
-            if own and rank and program.trace.sites[name].shape[-1] == program.trace.sites[latent].states:
-                mine += (rank - 1,)
-            if mine:
-                axes[name] = mine
-        found[latent] = axes
-    return found
-
-
 def _public(program: Program, name: str) -> str:
     return name.removesuffix("_unobserved") if program.trace.sites[name].labels else name
-
-
-def _best(objective: np.ndarray, status: np.ndarray) -> int:
-    """Index of the best restart: sound endings first, then the highest objective."""
-    sound = (StopReason.CONVERGED, StopReason.MAX_ITERATIONS, StopReason.INTERRUPTED)
-    rank = np.array([one in sound for one in status], float)
-    score = np.where(np.isfinite(objective), objective, -np.inf)
-    return int(np.lexsort((score, rank))[-1])
-
-
-def _distinct(objectives: np.ndarray, best: float) -> tuple[int, int]:
-    """Number of distinct optima and how many restarts are at the best one (within 1e-5 relative and absolute)."""
-    if len(objectives) == 0:
-        return 0, 0
-    tolerance = 1e-5 * (1 + abs(best) * 1e-2)
-    ordered = np.sort(objectives)
-    return 1 + int(np.sum(np.diff(ordered) > tolerance)), int(np.sum(objectives >= best - tolerance))
-
-
-def _collapsed_name(program: Program, flat: int) -> str:
-    """Which component collapsed, from the flat position over all watched sites."""
-    for name, factor in sorted(program.factors.items()):
-        if factor.family is None or factor.family.scale_floor is None or name not in program.argument_shapes:
-            continue
-        if not factor.all_parameters & set(program.free):
-            continue
-        shapes = program.argument_shapes[name]
-        ranks = factor.family.argument_ranks
-        scale = [n for n in shapes if n != "loc"]
-        cells = shapes[scale[0]][: len(shapes[scale[0]]) - ranks[scale[0]]]
-        size = int(np.prod(cells))
-        if flat < size:
-            index = np.unravel_index(flat, cells)
-            parts = [f"{n}={index[a]}" for a, n in enumerate(program.axes.names) if cells[a] > 1]
-            parts += [f"element {i}" for i in index[program.axes.rank :]]
-            return f"Site {name!r}, component {', '.join(parts) or 'only'}:"
-        flat -= size
-    return ""
-
-
-def _symmetric_latent(program: Program, params: Mapping[str, np.ndarray]) -> str | None:
-    """A latent with several states whose parameters are all equal across them, or None."""
-    for latent, axes in component_axes(program).items():
-        if program.trace.sites[latent].states < 2:
-            continue
-        free = {n: a for n, a in axes.items() if n in program.free and not _is_own_prior(program, latent, n)}
-        if free and all(_constant_along(params[name], where) for name, where in free.items()):
-            return latent
-    return None
-
-
-def _is_own_prior(program: Program, latent: str, name: str) -> bool:
-    return any(target.site == latent for target in _targets(program.rules[name]))
-
-
-def _targets(rule):
-    return rule.targets if isinstance(rule, ClosedForm) else ()
-
-
-def _constant_along(value: np.ndarray, axes: tuple[int, ...]) -> bool:
-    spread = max(np.ptp(value, axis=axis).max(initial=0.0) for axis in axes)
-    return bool(spread <= 1e-12 * (1e-300 + np.abs(value).max(initial=0.0)))
-
-
-def _shortened(labels: list[str], most: int = 8) -> str:
-    rest = len(labels) - most
-    return ", ".join(labels[:most]) + (f" and {rest} more" if rest > 0 else "")

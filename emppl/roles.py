@@ -75,6 +75,8 @@ def assign_roles(
         refusal = strategy.why_not(name, sites[name].kind)
         if refusal is not None:
             raise ParameterError(f"latents[{name!r}]={strategy!r}: {refusal}")
+    for name in continuous:
+        _check_prior(trace, dependence, name)
     roles: dict[str, Role] = {}
     for name, site in sites.items():
         if name in fixed:
@@ -93,6 +95,45 @@ def assign_roles(
             roles[name] = _continuous_role(trace, dependence, name, fixed)
     _check_complete(roles)
     return roles
+
+
+def without_missing_cells(trace: Trace, dependence: Dependence) -> Trace:
+    """Leave out the missing cells of partly observed continuous sites: a density integrates to one over them.
+
+    ``obs_mask`` splits such a site into ``x_observed`` and ``x_unobserved``. If nothing else depends on the second
+    half, integrating it out changes nothing.
+
+    Args:
+        trace: the model.
+        dependence: what depends on what.
+
+    Returns:
+        The trace without those sites.
+    """
+    missing = []
+    for name, site in trace.sites.items():
+        twin = f"{name.removesuffix('_unobserved')}_observed"
+        if site.kind == "continuous" and name.endswith("_unobserved") and twin in trace.sites:
+            users = [path[0] for path, at in trace.outputs.items() if ("parameter", name) in dependence.of_output(at)]
+            if set(users) <= {name}:
+                missing.append(name)
+    return trace.without(missing) if missing else trace
+
+
+def _check_prior(trace: Trace, dependence: Dependence, name: str) -> None:
+    if trace.sites[name].distribution == "Delta":
+        raise ModelError(
+            f"Site {name!r} is an unobserved Delta, which is no random variable. Write "
+            f"numpyro.deterministic({name!r}, value) instead."
+        )
+    in_latents, _ = field_dependences(trace, dependence, name)
+    found = sorted(frozenset().union(*(latents for field, latents in in_latents.items() if field != "value")))
+    if found:
+        raise ModelError(
+            f"The prior of {name!r} depends on the discrete latent {found[0]!r}. A parameter's prior cannot: EM would "
+            f"have to integrate {name!r} together with {found[0]!r}. Give every state a parameter of its own and "
+            f"select it: numpyro.plate('states', K) around {name!r}, then {name}[{found[0]}] in the likelihood."
+        )
 
 
 def _continuous_role(trace: Trace, dependence: Dependence, name: str, fixed) -> Role:

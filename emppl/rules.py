@@ -11,11 +11,12 @@ import jax
 
 from emppl.dependence import Dependence
 from emppl.factors import SiteFactor
-from emppl.separation import Separation
 from emppl.trace import Trace
 
 if TYPE_CHECKING:
+    from emppl.mstep.analysis import Analysis
     from emppl.mstep.maximisation import Maximisation
+    from emppl.program import Program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Rule(abc.ABC):
         kind: how the plan calls the rule.
         free: are the parameters estimated?
         reads_weights: does it need the posterior weight of every cell, not only sums of statistics?
+        reads_every_site: does it need them for sites that do not depend on its parameters, too?
+        exact: is the outcome the maximiser up to rounding?
         order: rules with a lower number come first in one M-step.
     """
 
@@ -44,11 +47,31 @@ class Rule(abc.ABC):
     kind: ClassVar[str]
     free: ClassVar[bool] = True
     reads_weights: ClassVar[bool] = True
+    reads_every_site: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
 
     @property
     def order(self) -> int:
         """Rules with a lower number come first in one M-step."""
         return 0
+
+    @property
+    def name(self) -> str:
+        """Names the block."""
+        return ", ".join(self.parameters)
+
+    def begin(self, program: Program, params) -> Any:
+        """What the rule remembers before its first M-step; None if it remembers nothing.
+
+        Args:
+            program: the derived algorithm.
+            params: constrained starting values.
+
+        Returns:
+            Arrays, kept by :meth:`~emppl.mstep.maximisation.Maximisation.remember`.
+        """
+        del program, params
+        return None
 
     @abc.abstractmethod
     def update(self, step: Maximisation) -> dict[str, jax.Array]:
@@ -69,19 +92,19 @@ class RuleContext:
     Attributes:
         trace: the model.
         dependence: what depends on what.
-        separation: which arrays depend on a parameter cell by cell.
         factors: likelihood sites.
         use_prior: are priors part of the objective?
         fixed: frozen values.
         user_rules: the user's own updates.
-        why_not_quadratic: the reason why Q is not quadratic in a parameter, or None if it is.
+        optimizer: the user's optimiser for whatever has no exact update, or None.
+        analysis: how Q depends on a block: quadratic, smooth, separable?
     """
 
     trace: Trace
     dependence: Dependence
-    separation: Separation
     factors: Mapping[str, SiteFactor]
     use_prior: bool
     fixed: Mapping[str, Any]
     user_rules: Mapping[str, Callable]
-    why_not_quadratic: Callable[[str], str | None]
+    optimizer: Any
+    analysis: Analysis

@@ -14,6 +14,11 @@ class Evidence(enum.Enum):
     EXACT = 0
     """The log-likelihood itself: EM cannot lower it."""
 
+    @property
+    def words(self) -> str:
+        """For the plan."""
+        return {Evidence.EXACT: "exact E-step"}[self]
+
 
 class Strategy(abc.ABC):
     """How the E-step fills the axis of a latent with atoms and gives them weights.

@@ -10,7 +10,8 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,11 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl import estep
-from emppl.parameters import Chart, chart
+from emppl.charts import Chart, Frame, chart, has_bounds, jacobian, pressed, value_at
 from emppl.program import Program
 
 EDGE = 1e-5
-"""How close to its bound a probability (or, relatively, a scale) counts as being on it."""
+"""How close to its bound a probability counts as being on it."""
+
+_COLUMNS = 32
 
 
 class Covariance(NamedTuple):
@@ -30,24 +33,43 @@ class Covariance(NamedTuple):
 
     Attributes:
         labels: ``"mu[0, 1]"`` and so on, one per row.
-        matrix: ``(parameters, parameters)``; NaN for entries on the boundary.
+        matrix: ``(parameters, parameters)``; NaN for entries on the boundary and for logits, of which only
+            differences are identified.
     """
 
     labels: list[str]
     matrix: np.ndarray
 
 
-def charts(program: Program, params: Mapping[str, Any]) -> dict[str, Chart]:
-    """Local coordinates of every free parameter around an estimate."""
-    return {name: chart(program.trace.sites[name].constraint, np.asarray(params[name]), EDGE) for name in program.free}
+class Information(NamedTuple):
+    """Observed information in the local coordinates that are not held.
+
+    Attributes:
+        matrix: minus the Hessian of the objective, ``(active coordinates, active coordinates)``.
+        score: its gradient, ``(active coordinates,)``.
+    """
+
+    matrix: np.ndarray
+    score: np.ndarray
 
 
-def boundary_labels(program: Program, params: Mapping[str, Any]) -> list[str]:
+def charts(program: Program, params: Mapping[str, Any], only_differences: Collection[str] = ()) -> dict[str, Chart]:
+    """Local coordinates of every free parameter around an estimate.
+
+    Args:
+        program: the derived algorithm.
+        params: the estimate.
+        only_differences: logits of which only differences along the last axis matter.
+    """
+    return {
+        name: chart(program.trace.sites[name].constraint, np.asarray(params[name]), EDGE, name in only_differences)
+        for name in program.free
+    }
+
+
+def boundary_labels(local: Mapping[str, Chart]) -> list[str]:
     """Names of the entries that lie on the boundary of the parameter space."""
-    found = []
-    for name, one in charts(program, params).items():
-        found += [label(name, index) for index in np.argwhere(one.boundary)]
-    return found
+    return [label(name, index) for name, one in local.items() for index in np.argwhere(one.boundary)]
 
 
 def label(name: str, index) -> str:
@@ -55,81 +77,149 @@ def label(name: str, index) -> str:
     return f"{name}[{', '.join(str(int(i)) for i in index)}]" if len(index) else name
 
 
-def log_posterior_at(program: Program, leaves, local: dict[str, Chart]):
-    """Log-likelihood plus log prior as a function of all local coordinates, stacked in one vector."""
-
-    def objective(step):
-        params, position = {}, 0
-        for name, one in local.items():
-            params[name] = one.map(step[position : position + one.size])
-            position += one.size
-        return estep.log_likelihood(program, params, leaves) + program.log_prior(params, leaves)
-
-    return objective
-
-
-def observed_information(program: Program, params: Mapping[str, Any], leaves) -> tuple[np.ndarray, np.ndarray]:
-    """Observed information and score in local coordinates.
+def hessian_columns(program: Program, frames: Mapping[str, Frame], leaves, which: jax.Array):
+    """Some columns of the Hessian of log-likelihood plus log prior, in local coordinates: pure, to be jitted.
 
     Args:
         program: the derived algorithm.
-        params: the estimate.
+        frames: moves of every free parameter; their coordinates are stacked in the order of the program.
+        leaves: the data.
+        which: ``(columns,)``, coordinates to differentiate along.
+
+    Returns:
+        ``(columns, gradient)``: ``(columns, coordinates)`` and ``(coordinates,)``.
+    """
+    sizes = [frames[name].size for name in program.free]
+
+    def objective(step):
+        parts = jnp.split(step, np.cumsum(sizes)[:-1])
+        params = {
+            name: value_at(program.trace.sites[name].constraint, frames[name], part)
+            for name, part in zip(program.free, parts, strict=True)
+        }
+        return estep.log_likelihood(program, params, leaves) + program.log_prior(params, leaves)
+
+    zero = jnp.zeros(sum(sizes), jnp.result_type(float))
+
+    def column(coordinate):
+        return jax.jvp(jax.grad(objective), (zero,), (zero.at[coordinate].set(1),))
+
+    # One column at a time: memory stays that of one gradient.
+    gradients, columns = jax.lax.map(column, which)
+    return columns, gradients[0]
+
+
+def observed_information(local: Mapping[str, Chart], columns: Callable, leaves) -> Information:
+    """Observed information and score at an estimate.
+
+    Args:
+        local: charts of every free parameter.
+        columns: :func:`hessian_columns` of the program, compiled: ``columns(frames, leaves, which)``.
         leaves: the data.
 
     Returns:
-        ``(information, score)``: minus the Hessian of the objective, and its gradient.
+        Both, in the coordinates that are not held.
     """
-    local = charts(program, params)
-    size = sum(one.size for one in local.values())
-    objective = log_posterior_at(program, leaves, local)
-    zero = jnp.zeros(size, jnp.result_type(float))
-
-    def column(direction):
-        return jax.jvp(jax.grad(objective), (zero,), (direction,))[1]
-
-    # One column at a time: memory stays that of one gradient.
-    compute = jax.jit(lambda: (jax.lax.map(column, jnp.eye(size)), jax.grad(objective)(zero)))
-    hessian, score = compute()
-    hessian = np.asarray(hessian)
-    return -(hessian + hessian.T) / 2, np.asarray(score)
+    frames = {name: one.frame for name, one in local.items()}
+    active = np.flatnonzero(np.concatenate([one.active for one in local.values()]))
+    if not len(active):
+        return Information(np.zeros((0, 0)), np.zeros(0))
+    # Always the same number of columns, whatever is held: one compilation serves every estimate.
+    width = min(_COLUMNS, sum(one.frame.size for one in local.values()))
+    padded = np.concatenate([active, np.full(-len(active) % width, active[0])])
+    found = [columns(frames, leaves, jnp.asarray(which)) for which in padded.reshape(-1, width)]
+    hessian = np.concatenate([np.asarray(block) for block, _ in found])[: len(active), active]
+    return Information(-(hessian + hessian.T) / 2, np.asarray(found[0][1])[active])
 
 
-def covariance(program: Program, params: Mapping[str, Any], leaves) -> Covariance:
+def hold_pressed(
+    program: Program, local: Mapping[str, Chart], information: Information
+) -> tuple[dict[str, Chart], Information]:
+    """Hold also the entries that press against a bound which their numerical optimiser came close to.
+
+    Args:
+        program: the derived algorithm.
+        local: charts by position alone.
+        information: the information in them.
+
+    Returns:
+        Charts and information without these entries.
+    """
+    held: dict[str, Chart] = {}
+    kept, position = [], 0
+    for name, one in local.items():
+        count = int(one.active.sum())
+        here = slice(position, position + count)
+        active = one.active.copy()
+        if name in optimised_within_bounds(program):
+            score, curvature = np.full((2, len(active)), np.nan)
+            score[active], curvature[active] = information.score[here], np.diagonal(information.matrix)[here]
+            active &= ~pressed(program.trace.sites[name].constraint, one, score, curvature)
+            one = dataclasses.replace(one, boundary=~active.reshape(one.boundary.shape))
+        kept.append(active[local[name].active])
+        held[name] = dataclasses.replace(one, active=active)
+        position += count
+    keep = np.concatenate(kept)
+    return held, Information(information.matrix[np.ix_(keep, keep)], information.score[keep])
+
+
+def optimised_within_bounds(program: Program) -> list[str]:
+    """Parameters with bounds that no closed form reaches exactly."""
+    return [
+        name
+        for name in program.free
+        if not program.rules[name].exact and has_bounds(program.trace.sites[name].constraint)
+    ]
+
+
+def covariance(
+    program: Program, local: Mapping[str, Chart], information: Information, only_differences: Collection[str] = ()
+) -> Covariance:
     """Covariance of all entries of all free parameters, by the delta method from local coordinates.
 
     Raises:
         ValueError: the information matrix is not positive definite, so the estimate is no interior maximum.
     """
-    local = charts(program, params)
-    information, _ = observed_information(program, params, leaves)
-    inverse = _inverse(information, local)
-    labels, blocks, position = [], [], 0
-    total = information.shape[0]
+    from scipy import sparse
+
+    names = np.array([name for name, one in local.items() for _ in range(int(one.active.sum()))], dtype=object)
+    inverse = _inverse(information.matrix, names)
+    labels, missing, entries, coordinates, values = [], [], [], [], []
+    rows = columns = 0
     for name, one in local.items():
-        estimate = np.asarray(params[name])
-        jacobian = np.asarray(jax.jacfwd(one.map)(jnp.zeros(one.size))).reshape(estimate.size, one.size)
-        wide = np.zeros((estimate.size, total))
-        wide[:, position : position + one.size] = jacobian
-        wide[one.boundary.ravel()] = np.nan
-        blocks.append(wide)
-        labels += [label(name, index) for index in np.ndindex(estimate.shape)]
-        position += one.size
-    stacked = np.concatenate(blocks)
-    missing = np.isnan(stacked).any(axis=1)
-    matrix = np.nan_to_num(stacked) @ inverse @ np.nan_to_num(stacked).T
-    matrix[missing, :], matrix[:, missing] = np.nan, np.nan
+        entry, coordinate, value = jacobian(program.trace.sites[name].constraint, one.frame)
+        moving = one.active[coordinate]
+        place = np.cumsum(one.active) - 1
+        entries.append(rows + entry[moving])
+        coordinates.append(columns + place[coordinate[moving]])
+        values.append(value[moving])
+        shape = one.boundary.shape
+        labels += [label(name, index) for index in np.ndindex(shape)]
+        missing.append(np.ones(shape, bool).ravel() if name in only_differences else one.boundary.ravel())
+        rows, columns = rows + one.boundary.size, columns + int(one.active.sum())
+    positions = np.concatenate(entries), np.concatenate(coordinates)
+    derivative = sparse.csr_array((np.concatenate(values), positions), shape=(rows, columns))
+    matrix = derivative @ (derivative @ inverse).T
+    gone = np.concatenate(missing)
+    matrix[gone, :], matrix[:, gone] = np.nan, np.nan
     return Covariance(labels, matrix)
 
 
-def _inverse(information, local) -> np.ndarray:
+def _inverse(information: np.ndarray, names: np.ndarray) -> np.ndarray:
     if information.size == 0:
         return information
     unit = np.sqrt(np.maximum(np.abs(np.diagonal(information)), np.finfo(information.dtype).tiny))
     scaled = information / np.outer(unit, unit)
+    if not np.all(np.isfinite(scaled)):
+        bad = sorted(set(names[~np.isfinite(scaled).all(axis=1)]))
+        raise ValueError(
+            f"The observed information is not finite (in {', '.join(bad)}), so there are no standard errors. A "
+            "parameter lies where the log-likelihood has no second derivative: give it a constraint that holds, or fix "
+            "it with EM(model, fixed={name: value})."
+        )
     values, vectors = np.linalg.eigh(scaled)
     if values[0] <= 1e-10 * max(values[-1], 1):
-        names = [name for name, one in local.items() for _ in range(one.size)]
-        worst = sorted({names[i] for i in np.argsort(-np.abs(vectors[:, 0]))[:3]})
+        worst = sorted(set(names[np.argsort(-np.abs(vectors[:, 0]))[:3]]))
         raise ValueError(
             "The observed information is not positive definite (smallest relative eigenvalue "
             f"{values[0]:.2g}, mostly in {', '.join(worst)}): the likelihood is flat or the estimate is not an "

@@ -1,4 +1,4 @@
-"""Families of counts: Poisson, BetaBinomial."""
+"""Families of counts: Poisson."""
 
 from __future__ import annotations
 
@@ -77,17 +77,5 @@ POISSON = add(
         moments=_moments,
         updates={"rate": POISSON_RATE},
         start=_start,
-    )
-)
-
-
-# BetaBinomial's log-probability is known through these arguments, which NumPyro also stacks inside it.
-BETA_BINOMIAL = add(
-    Family(
-        "BetaBinomial",
-        (dist.BetaBinomial,),
-        0,
-        {"concentration1": 0, "concentration0": 0, "total_count": 0},
-        fixed=("total_count",),
     )
 )

@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 from jax.scipy.special import gammaln
 
 from emppl.families import Family, Update, add
-from emppl.numerics import finite_log, safe_divide
+from emppl.numerics import IMPOSSIBLE, finite_log, safe_divide
 
 _PROBABILITY_SUPPORT = ("unit_interval", "real")
 
@@ -190,7 +190,7 @@ def _category_natural(arguments, reference):
     del reference
     if "logits" in arguments:
         log_probability = jax.nn.log_softmax(arguments["logits"], -1)
-        log_probability = jnp.maximum(log_probability, -1e30)
+        log_probability = jnp.maximum(log_probability, IMPOSSIBLE)
     else:
         log_probability = finite_log(arguments["probs"])
     return log_probability, jnp.zeros_like(log_probability[..., 0])

@@ -16,7 +16,8 @@ from emppl.numerics import matrix_transpose, safe_divide, symmetrize
 _LOG_TWO_PI = float(np.log(2 * np.pi))
 
 
-def _centre_and_unit(value, mean):
+def centre_and_unit(value, mean):
+    """Mean and standard deviation of the data, between which statistics keep their digits."""
     centre = mean(value)
     variance = mean((value - centre) ** 2)
     return {"centre": centre, "unit": jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 1)}
@@ -25,7 +26,8 @@ def _centre_and_unit(value, mean):
 # ------------------------------------------------------------------------------------------------- Normal
 
 
-def _normal_statistics(value, fixed, reference):
+def normal_statistics(value, fixed, reference):
+    """Standardised values and their squares."""
     del fixed
     standard = (value - reference["centre"]) / reference["unit"]
     return jnp.stack([standard, standard**2], -1)
@@ -158,8 +160,8 @@ NORMAL = add(
         (dist.Normal,),
         0,
         {"loc": 0, "scale": 0},
-        reference=_centre_and_unit,
-        statistics=_normal_statistics,
+        reference=centre_and_unit,
+        statistics=normal_statistics,
         natural=_normal_natural,
         moments=_normal_moments,
         updates={"loc": LOCATION, "scale": SCALE},
@@ -403,7 +405,7 @@ MULTIVARIATE_NORMAL = add(
         (dist.MultivariateNormal,),
         1,
         {"loc": 1, "covariance_matrix": 2, "scale_tril": 2, "precision_matrix": 2},
-        reference=_centre_and_unit,
+        reference=centre_and_unit,
         statistics=_vector_statistics,
         natural=_vector_natural,
         base_measure=lambda value, fixed: jnp.zeros_like(value[..., 0]),

@@ -1,4 +1,4 @@
-"""Families with a location and a scale that no sums of statistics describe: where they start, and where they have corners.
+"""Locations and scales that no sums of statistics describe: where such families start, and have corners.
 
 Their arguments are maximised by Newton steps, or as weighted medians, with NumPyro's ``log_prob``.
 """

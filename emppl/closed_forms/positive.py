@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 from jax.scipy.special import gammaln
 
 from emppl.closed_forms.counts import gamma_on_rate
-from emppl.closed_forms.gaussian import NORMAL, SCALE
+from emppl.closed_forms.gaussian import NORMAL, SCALE, centre_and_unit, normal_statistics
 from emppl.families import Family, Update, add
 from emppl.numerics import safe_divide
 
@@ -241,8 +241,8 @@ LOG_NORMAL = add(
         NORMAL,
         name="LogNormal",
         distributions=(dist.LogNormal,),
-        reference=lambda value, mean: NORMAL.reference(jnp.log(value), mean),
-        statistics=lambda value, fixed, reference: NORMAL.statistics(jnp.log(value), fixed, reference),
+        reference=lambda value, mean: centre_and_unit(jnp.log(value), mean),
+        statistics=lambda value, fixed, reference: normal_statistics(jnp.log(value), fixed, reference),
         base_measure=_minus_log,
         start=_log_start,
     )

@@ -5,7 +5,8 @@ statistics; ``latents`` answers questions about the latents themselves.
 """
 
 from emppl.estep.fused import Chunking, FusedPlan, expectations, plan_fused, prepare
-from emppl.estep.latents import decode, marginals, sample
+from emppl.estep.latents import decode, marginals, sample, user_layout
+from emppl.estep.memory import check_memory, largest_table
 from emppl.estep.plain import Expectations, Posterior, e_step, from_posterior, log_evidence, log_likelihood
 
 __all__ = [
@@ -13,9 +14,11 @@ __all__ = [
     "Expectations",
     "FusedPlan",
     "Posterior",
+    "check_memory",
     "decode",
     "e_step",
     "expectations",
+    "largest_table",
     "from_posterior",
     "log_evidence",
     "log_likelihood",
@@ -23,4 +26,5 @@ __all__ = [
     "plan_fused",
     "prepare",
     "sample",
+    "user_layout",
 ]

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from emppl.elimination import EliminationPlan, log_normalizer
 from emppl.estep.plain import Expectations, owners_of
 from emppl.factors import Prepared
+from emppl.numerics import impossible_to_infinite
 from emppl.program import Program
 
 
@@ -49,10 +50,11 @@ def plan_fused(program: Program, accurate: bool = False) -> FusedPlan:
     Returns:
         The static choices.
     """
+    everywhere = any(rule.reads_every_site for rule in program.blocks)
     need_weights = {
         name
         for name, factor in program.factors.items()
-        if any(program.rules[parameter].reads_weights for parameter in factor.all_parameters)
+        if everywhere or any(program.rules[parameter].reads_weights for parameter in factor.all_parameters)
     }
     natural = frozenset(
         name
@@ -111,11 +113,7 @@ def prepare(program: Program, fused: FusedPlan, leaves) -> dict[str, Prepared]:
     Returns:
         By site; statistics of sites in the row plate are cut into chunks ``(chunks, ..., features, rows)``.
     """
-    params = {
-        name: jnp.ones(program.trace.sites[name].shape, program.trace.sites[name].dtype)
-        for name in program.trace.parameters
-    }
-    arrays = program.evaluate(params, leaves)
+    arrays = program.evaluate(program.placeholders(), leaves)
     prepared = {}
     for name, factor in program.factors.items():
         if not factor.has_statistics:
@@ -191,7 +189,7 @@ def expectations(program: Program, fused: FusedPlan, params, leaves, prepared: M
         value = value + one
         sums.update(part_sums)
         weights.update(part_weights)
-    return Expectations(value, sums, weights, amplification)
+    return Expectations(impossible_to_infinite(value), sums, weights, amplification)
 
 
 def _largest_sum(natural, bound) -> jax.Array:

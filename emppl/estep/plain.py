@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from emppl.elimination import SumOut, log_normalizer
-from emppl.numerics import logsumexp
+from emppl.numerics import impossible_to_infinite, logsumexp
 from emppl.program import Part, Program
 
 
@@ -64,7 +64,10 @@ def part_evidence(part: Part, tables, scales, owners, sum_out: SumOut = logsumex
 def log_evidence(program: Program, tables, scales) -> jax.Array:
     """Log normaliser of all parts from log-probability tables."""
     owners = owners_of(program, scales)
-    return sum(part_evidence(part, tables, scales, owners) for part in program.parts)  # type: ignore[return-value]
+    total = jnp.zeros((), jnp.result_type(float))
+    for part in program.parts:
+        total = total + part_evidence(part, tables, scales, owners)
+    return impossible_to_infinite(total)
 
 
 def log_likelihood(program: Program, params, leaves) -> jax.Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -13,11 +14,14 @@ from emppl.axes import reduce_to
 from emppl.dependence import Selection
 from emppl.factors import SiteFactor
 from emppl.families import Update
+from emppl.maps import REAL, ElementMap, Interval
 from emppl.mstep.maximisation import Maximisation
-from emppl.parameters import constraint_name
+from emppl.parameters import bounds, constraint_name
 from emppl.rules import Rule, RuleContext
-from emppl.separation import MIXED
 from emppl.trace import Trace
+
+FLAT = ("ImproperUniform", "Uniform", "Unit")
+"""Priors that are constant on their support."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +39,15 @@ class ClosedForm(Rule):
     Attributes:
         targets: where the parameter enters.
         closed: the update.
+        map: from the parameter to the argument; the closed form gives the argument's value, which is mapped back.
     """
 
     targets: tuple[Target, ...]
     closed: Update
+    map: ElementMap = ElementMap()
 
     kind: ClassVar[str] = "closed form"
+    exact: ClassVar[bool] = True
     reads_weights: ClassVar[bool] = False
 
     @property
@@ -51,9 +58,9 @@ class ClosedForm(Rule):
     def update(self, step: Maximisation) -> dict[str, jax.Array]:
         """Pool the contributions of every cell, add the prior's pseudo-statistics, solve."""
         (name,) = self.parameters
-        value = step.params[name]
+        value = self.map.forward(step.params[name])
         for stage, contributions in enumerate(self.closed.contributions):
-            here = {**step.params, name: value}
+            here = {**step.params, name: self.map.inverse(value)}
             wanted = {(target.site, "arguments") for target in self.targets} | {(name, "distribution")}
             arrays = step.program.evaluate(here, step.leaves, frozenset(wanted))
             pooled = _pool(self, step, here, arrays, contributions)
@@ -61,7 +68,7 @@ class ClosedForm(Rule):
                 prior = next(rule for kind, rule in self.closed.priors.items() if kind.__name__ == self.prior)
                 pooled = prior(pooled, prior_arguments(arrays[name].distribution, value.ndim))
             value = self.closed.solve(pooled, value, stage)
-        return {name: value}
+        return {name: self.map.inverse(value)}
 
 
 # ------------------------------------------------------------------------------------- does it apply, and why not
@@ -72,13 +79,14 @@ def propose(context: RuleContext, name: str) -> ClosedForm | str:
     rank = len(context.trace.sites[name].shape)
     targets: list[Target] = []
     update: Update | None = None
+    maps: list[ElementMap] = []
     found = entries_of(context, name)
     if not found:
         return "no likelihood site depends on it"
     for factor, field, position in found:
         if field in ("value", "mask", "cell_weight") or factor.labels_of or factor.site.kind == "factor":
             return f"it enters the {'log factor' if factor.site.kind == 'factor' else field} of site {factor.name!r}"
-        if not factor.family.updates:
+        if factor.family is None or not factor.family.updates:
             return f"site {factor.name!r} is {factor.site.distribution}, which has no registered closed form"
         if any(factor.parameters.get(other) for other in ("value", "mask", *factor.family.fixed)):
             return f"the value of site {factor.name!r} depends on a parameter"
@@ -87,7 +95,7 @@ def propose(context: RuleContext, name: str) -> ClosedForm | str:
             return f"{factor.family.name}.{field} of site {factor.name!r} has no closed-form update"
         if update is not None and candidate is not update:
             return f"it enters as {update.title!r} and as {candidate.title!r}, which have no common closed form"
-        partner = _solved_jointly(context, name, factor, field, position)
+        partner = _solved_jointly(context, factor, field)
         if partner is not None:
             return f"{field} of site {factor.name!r} is solved together with {partner!r}"
         update = candidate
@@ -100,13 +108,18 @@ def propose(context: RuleContext, name: str) -> ClosedForm | str:
         selection = context.dependence.selection(name, position)
         if isinstance(selection, str):
             return f"{field} of site {factor.name!r} is not a plain selection of it: {selection}"
-        if not keeps_cells_whole(context, selection, rank, update.event_rank, position):
+        if not _keeps_cells_whole(context, selection, rank, update.event_rank, position):
             return f"{field} of site {factor.name!r} cuts through its last {update.event_rank} axes"
         targets.append(Target(factor.name, field))
+        maps.append(selection.map)
     assert update is not None
     for other in context.trace.parameters:
-        if context.use_prior and other != name and prior_depends_on(context, other, name):
+        if context.use_prior and other != name and _prior_depends_on(context, other, name):
             return f"the prior of {other!r} depends on it"
+    if any(one != maps[0] for one in maps):
+        return f"it enters through different maps ({'; '.join(sorted({str(one) or 'as it is' for one in maps}))})"
+    if maps[0]:
+        return _through_map(context, name, update, tuple(targets), maps[0])
     refusal = _constraint_binds(context, name, update)
     if refusal is not None:
         return refusal
@@ -114,6 +127,46 @@ def propose(context: RuleContext, name: str) -> ClosedForm | str:
     if isinstance(prior, _Refusal):
         return prior.reason
     return ClosedForm((name,), update.title, tuple(targets), update, prior=prior)
+
+
+def _solved_jointly(context: RuleContext, factor: SiteFactor, field: str) -> str | None:
+    """Another free parameter, in an argument of the site that is to be maximised together with this one."""
+    assert factor.family is not None
+    if field not in factor.family.joint:
+        return None
+    others = frozenset().union(*(factor.parameters.get(o, frozenset()) for o in factor.family.joint if o != field))
+    free = sorted(other for other in others if other not in context.fixed and other not in context.user_rules)
+    return free[0] if free else None
+
+
+def _through_map(context: RuleContext, name: str, update: Update, targets, map: ElementMap) -> ClosedForm | str:
+    """The closed form of the argument, mapped back to the parameter: exact, if it is always within reach."""
+    prior = prior_of(context.trace, name)
+    if prior not in (None, *FLAT) and context.use_prior:
+        return f"its prior {prior} is on the value before the map ({map}), where no closed form has a conjugate prior"
+    constraint = context.trace.sites[name].constraint
+    needed, start = _range_of(update), bounds(constraint)
+    if needed is None or start is None:
+        return f"it enters through a map ({map}), but {update.title!r} or its constraint is not a range of numbers"
+    reached = map.image(start)
+    if reached is None:
+        return f"it enters through a map ({map}) that is not one-to-one under {constraint_name(constraint)!r}"
+    if reached[0] > needed[0] or reached[1] < needed[1]:
+        return (
+            f"it enters through a map ({map}) whose values lie in {reached}, which may bind: "
+            f"{update.title!r} can lie anywhere in {needed}"
+        )
+    return ClosedForm((name,), f"{update.title}, through {map}", targets, update, map)
+
+
+def _range_of(update: Update) -> Interval | None:
+    """Where the solutions of an update lie, if that is an interval for every entry."""
+    if update.event_rank and "real_vector" not in update.support:
+        return None
+    for constraint, interval in (("unit_interval", (0.0, 1.0)), ("positive", (0.0, math.inf)), ("real", REAL)):
+        if constraint in update.support:
+            return interval
+    return None
 
 
 def entries_of(context: RuleContext, name: str):
@@ -126,40 +179,21 @@ def entries_of(context: RuleContext, name: str):
         if factor.labels_of is not None and path[1] not in ("value", "mask", "label_mask"):
             continue
         if path[1] == "distribution":
-            if factor.family is None or not factor.family.has_all_arguments or factor.site.kind == "factor":
+            if factor.family is None or factor.site.kind == "factor":
                 found.append((factor, "distribution", position))
             continue
         found.append((factor, path[2] if path[1] == "arguments" else path[1], position))
     return found
 
 
-def _solved_jointly(context: RuleContext, name: str, factor: SiteFactor, field: str, position: int) -> str | None:
-    """Another free parameter, with the same cells, in an argument of the site that is maximised together with this."""
-    if factor.family is None or field not in factor.family.joint:
-        return None
-    separation = context.separation
-    for argument in factor.family.joint:
-        other_position = context.trace.outputs.get((factor.name, "arguments", argument))
-        if argument == field or other_position is None:
-            continue
-        for other in sorted(factor.parameters.get(argument, frozenset()) - {name}):
-            free = other not in context.fixed and other not in context.user_rules
-            maps = {separation.map_of(name, position), separation.map_of(other, other_position)}
-            if free and len(maps) == 1 and MIXED not in maps:
-                return other
-    return None
-
-
-def prior_depends_on(context: RuleContext, other: str, name: str) -> bool:
-    """Does the prior of another parameter depend on this one?"""
+def _prior_depends_on(context: RuleContext, other: str, name: str) -> bool:
     return any(
         path[0] == other and path[1] != "value" and ("parameter", name) in context.dependence.of_output(position)
         for path, position in context.trace.outputs.items()
     )
 
 
-def keeps_cells_whole(context, selection: Selection, rank: int, event_rank: int, position: int) -> bool:
-    """Are the last ``event_rank`` axes of the parameter the last axes of the array that selects from it?"""
+def _keeps_cells_whole(context, selection: Selection, rank: int, event_rank: int, position: int) -> bool:
     out_rank = len(context.dependence.jaxpr.outvars[position].aval.shape)
     return rank >= event_rank and all(
         selection.position[rank - back] == out_rank - back for back in range(1, event_rank + 1)
@@ -190,7 +224,7 @@ def _conjugate_prior(context: RuleContext, name: str, update: Update) -> str | N
     prior = prior_of(context.trace, name)
     if prior is None or not context.use_prior:
         return None
-    if prior in ("ImproperUniform", "Uniform", "Unit"):
+    if prior in FLAT:
         return "flat"
     if any(path[0] == name and path[1] in ("mask", "cell_weight") for path in context.trace.outputs):
         return _Refusal(f"its prior {prior} is masked or scaled")
@@ -214,7 +248,8 @@ def _pool(rule: ClosedForm, step: Maximisation, params, arrays, contributions) -
         there = program.evaluate({**params, name: value}, step.leaves, wanted)
         return [program.factors[t.site].argument(there, t.argument) for t in rule.targets]
 
-    current, pull_back = jax.vjp(selected, params[name])
+    # Through the map and back: the derivative of what is differentiated is that of the selection alone.
+    current, pull_back = jax.vjp(lambda value: selected(rule.map.inverse(value)), rule.map.forward(params[name]))
     parts = []
     for target, argument in zip(rule.targets, current, strict=True):
         factor = program.factors[target.site]

@@ -78,17 +78,6 @@ def given_arguments(base) -> dict[str, Any]:
     return {name: value for name, value in present.items() if value is not None}
 
 
-def argument_ranks(base) -> dict[str, int]:
-    """Number of event axes of every argument for which NumPyro declares it."""
-    ranks = {}
-    for name, constraint in type(base).arg_constraints.items():
-        try:
-            ranks[name] = constraint.event_dim
-        except (AttributeError, NotImplementedError):
-            continue
-    return ranks
-
-
 def support_values(name: str, base) -> np.ndarray:
     """The values a discrete latent can take, as a concrete vector.
 

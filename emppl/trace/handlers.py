@@ -47,6 +47,10 @@ class Recorder(Messenger):
             )
         if kind == "sample" and isinstance(msg["fn"], Unit):
             msg["is_observed"] = True
+        if kind == "sample" and not msg.get("is_observed") and msg["kwargs"].get("sample_shape"):
+            # An array of independent draws is the expanded distribution; its axes get implicit plates.
+            msg["fn"] = msg["fn"].expand(tuple(msg["kwargs"]["sample_shape"]) + tuple(msg["fn"].batch_shape))
+            msg["kwargs"] = {**msg["kwargs"], "sample_shape": ()}
         if not msg.get("is_observed"):
             if msg["value"] is not None:
                 raise ModelError(
@@ -56,7 +60,8 @@ class Recorder(Messenger):
             msg["value"] = self.answer(msg)
             if kind == "sample" and is_discrete(msg["fn"]):
                 self.latents[name] = name
-        self.messages[name] = msg
+        # A subsampled plate cuts the value of a param later, in place; what is estimated is the whole of it.
+        self.messages[name] = dict(msg) if kind == "param" else msg
 
 
 def run_model(model: Callable, answer: Callable[[dict], Any], leaves: list, skeleton: Any, rng_key) -> Recorder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -63,7 +63,6 @@ class Trace:
         latent_dims: the (negative) batch dimension of every latent's axis.
         plates: every plate by name.
         distributions: class of every sample site's innermost distribution.
-        argument_ranks: number of event axes of its arguments.
         jaxpr: the traced computation; its inputs and outputs are named by ``inputs`` and ``outputs``.
         evaluate: ``evaluate(params, atoms, leaves, wanted=None) -> {site: SiteArrays}``, pure; ``wanted`` restricts it
             to some ``(site, field)`` pairs, the other fields are None.
@@ -78,9 +77,23 @@ class Trace:
     inputs: tuple[tuple[str, str], ...]
     outputs: dict[tuple[str, ...], int]
     distributions: dict[str, type]
-    argument_ranks: dict[str, dict[str, int]]
     evaluate: Callable[..., dict[str, Any]]
     initial: Callable[[jax.Array, list], dict[str, jax.Array]]
+
+    def without(self, names: Sequence[str]) -> Trace:
+        """The same model when some continuous sites, on which nothing depends, are left out."""
+        nothing = {name: np.zeros(self.sites[name].shape, self.sites[name].dtype) for name in names}
+
+        def evaluate(params, atoms, leaves, wanted=None):
+            arrays = self.evaluate({**params, **nothing}, atoms, leaves, wanted)
+            return {name: array for name, array in arrays.items() if name not in nothing}
+
+        def initial(rng_key, leaves):
+            drawn = self.initial(rng_key, leaves)
+            return {name: value for name, value in drawn.items() if name not in nothing}
+
+        sites = {name: site for name, site in self.sites.items() if name not in nothing}
+        return dataclasses.replace(self, sites=sites, evaluate=evaluate, initial=initial)
 
     @property
     def parameters(self) -> list[str]:

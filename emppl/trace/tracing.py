@@ -17,7 +17,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.distribution import Unit
 
 from emppl.errors import DataError, ModelError
-from emppl.trace.distributions import argument_ranks, element_mask, given_arguments, is_discrete, support_values, unwrap
+from emppl.trace.distributions import element_mask, given_arguments, is_discrete, support_values, unwrap
 from emppl.trace.handlers import run_model
 from emppl.trace.record import Plate, Site, SiteArrays, Trace
 
@@ -81,7 +81,6 @@ def trace_model(model: Callable, leaves: list, skeleton: Any) -> Trace:
     }
     sites: dict[str, Site] = {}
     classes: dict[str, type] = {}
-    ranks: dict[str, dict[str, int]] = {}
 
     def evaluate(params, atoms, leaves):
         recorder = run_model(model, functools.partial(_answer, params, atoms), leaves, skeleton, jax.random.key(0))
@@ -91,7 +90,6 @@ def trace_model(model: Callable, leaves: list, skeleton: Any) -> Trace:
                 continue
             arrays[name] = _site_arrays(name, msg, recorder)
             classes[name] = type(arrays[name].distribution)
-            ranks[name] = argument_ranks(arrays[name].distribution)
         for name, msg in recorder.messages.items():
             sites[name] = _site(name, msg, recorder, discovered["atoms"], value_shapes, nesting)
         return arrays
@@ -139,7 +137,6 @@ def trace_model(model: Callable, leaves: list, skeleton: Any) -> Trace:
         inputs=inputs,
         outputs={path: position for position, path in enumerate(output_paths)},
         distributions=classes,
-        argument_ranks=ranks,
         evaluate=pure,
         initial=initial,
     )

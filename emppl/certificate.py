@@ -1,0 +1,73 @@
+"""How far to trust a fit: monotonicity, the score at the end, agreement of restarts, the boundary."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from emppl.outcome import StopReason
+from emppl.restarts import distinct_optima
+
+if TYPE_CHECKING:
+    from emppl.result import EMResult
+
+
+@dataclasses.dataclass(frozen=True)
+class Certificate:
+    """How far to trust the answer.
+
+    Attributes:
+        objective: what was maximised.
+        converged: did the best restart converge?
+        monotone: did the objective rise at every iteration, up to rounding?
+        largest_decrease: largest fall of the objective between iterations, in nats (0 if none).
+        score_norm: largest standardised score: gradient over root information, in local coordinates; about zero at
+            an interior maximum. NaN, with a note, for a model too large to compute the information unasked.
+        restarts: number of starts.
+        distinct_optima: how many different objectives the converged restarts ended at.
+        restarts_at_best: how many ended at the best one.
+        boundary: entries on the boundary of the parameter space.
+        notes: anything else worth knowing.
+    """
+
+    objective: str
+    converged: bool
+    monotone: bool
+    largest_decrease: float
+    score_norm: float
+    restarts: int
+    distinct_optima: int
+    restarts_at_best: int
+    boundary: list[str]
+    notes: list[str]
+
+
+def build_certificate(result: EMResult) -> Certificate:
+    """The certificate of a fit."""
+    steps = np.diff(result.history["objective"])
+    finite = steps[np.isfinite(steps)]
+    fall = float(max(0.0, -finite.min())) if len(finite) else 0.0
+    ended = result.history["final_objectives"][result.history["final_status"] == StopReason.CONVERGED.name]
+    distinct, at_best = distinct_optima(ended, result.log_posterior)
+    notes, score_norm = list(result.notes), float("nan")
+    if result.uncertainty_is_cheap:
+        score_norm = result._score_norm()
+    else:
+        notes.append(
+            "The score is not standardised, which takes the information matrix of all parameters: call "
+            "result.standard_errors() and then look at the certificate."
+        )
+    return Certificate(
+        objective=result.em.plan(*result.args, **result.kwargs).objective,
+        converged=result.converged,
+        monotone=fall <= 1e-9 * (1 + abs(result.log_posterior)),
+        largest_decrease=fall,
+        score_norm=score_norm,
+        restarts=len(result.history["final_objectives"]),
+        distinct_optima=distinct,
+        restarts_at_best=at_best,
+        boundary=result.boundary,
+        notes=notes,
+    )

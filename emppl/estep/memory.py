@@ -1,0 +1,65 @@
+"""How much memory an E-step takes, predicted from sizes alone, and the refusal of what would not fit."""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+
+from emppl.elimination import Step
+from emppl.errors import ModelError
+from emppl.estep.fused import FusedPlan
+from emppl.program import Program
+
+MEMORY_LIMIT = 4 * 2**30
+"""Bytes that the largest table of an E-step may take before the model is refused."""
+
+
+def largest_table(program: Program, fused: FusedPlan | None) -> tuple[int, Step | None]:
+    """Cells of the largest table that exists at once, and the step of the elimination that makes it.
+
+    Args:
+        program: the derived algorithm.
+        fused: static choices of the fused path, whose tables hold a chunk of rows; None for the plain path, whose
+            tables hold all of them.
+
+    Returns:
+        ``(cells, step)``; the step is None without one.
+    """
+    rows = program.axes.sizes[program.axes.rows]
+    cells, guilty = 1, None
+    for part in program.parts:
+        share = fused.chunking.size / rows if fused is not None and part.by_rows else 1.0
+        for step in part.plan.steps:
+            here = math.ceil(step.cells * share)
+            if here > cells:
+                cells, guilty = here, step
+    return cells, guilty
+
+
+def check_memory(program: Program, fused: FusedPlan | None) -> None:
+    """Refuse a model whose tables would not fit, before any memory is taken.
+
+    Args:
+        program: the derived algorithm.
+        fused: static choices of the fused path, or None for the plain path.
+
+    Raises:
+        ModelError: the largest table is above :data:`MEMORY_LIMIT`; names the latents that meet in it.
+    """
+    cells, step = largest_table(program, fused)
+    size = cells * jnp.dtype(jnp.result_type(float)).itemsize
+    if size <= MEMORY_LIMIT or step is None:
+        return
+    sizes = {name: program.axes.sizes[name] for name in program.latents}
+    what = "Exact enumeration" if fused is not None else "Keeping the weights of all rows at once (not a fit)"
+    raise ModelError(
+        f"{what} needs a table of {cells:.3g} cells ({size / 2**30:.3g} GiB, limit {MEMORY_LIMIT / 2**30:.3g} GiB) "
+        f"when summing out latent {step.latent!r}: too many latents meet in one factor. "
+        f"States by latent: {sizes}. "
+        + (
+            "Reduce the number of states, or break the dependence between these latents."
+            if fused is not None
+            else "Call it on fewer rows at a time: the answer is per row."
+        )
+    )

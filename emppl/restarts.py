@@ -1,0 +1,46 @@
+"""Several starts, one answer: which restart is kept, how many optima there were, which component collapsed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from emppl.outcome import StopReason
+from emppl.program import Program
+
+
+def best_restart(objective: np.ndarray, status: np.ndarray) -> int:
+    """Index of the best restart: sound endings first, then the highest objective."""
+    sound = (StopReason.CONVERGED, StopReason.MAX_ITERATIONS, StopReason.UNFINISHED, StopReason.INTERRUPTED)
+    rank = np.array([one in sound for one in status], float)
+    score = np.where(np.isfinite(objective), objective, -np.inf)
+    return int(np.lexsort((score, rank))[-1])
+
+
+def distinct_optima(objectives: np.ndarray, best: float) -> tuple[int, int]:
+    """Number of distinct optima and how many restarts are at the best one (within 1e-5 relative and absolute)."""
+    if len(objectives) == 0:
+        return 0, 0
+    tolerance = 1e-5 * (1 + abs(best) * 1e-2)
+    ordered = np.sort(objectives)
+    return 1 + int(np.sum(np.diff(ordered) > tolerance)), int(np.sum(objectives >= best - tolerance))
+
+
+def collapsed_name(program: Program, flat: int) -> str:
+    """Which component collapsed, from the flat position over all watched sites."""
+    for name, factor in sorted(program.factors.items()):
+        if factor.family is None or factor.family.scale_floor is None or name not in program.argument_shapes:
+            continue
+        if not factor.all_parameters & set(program.free):
+            continue
+        shapes = program.argument_shapes[name]
+        ranks = factor.family.argument_ranks
+        scale = [n for n in shapes if n != "loc"]
+        cells = shapes[scale[0]][: len(shapes[scale[0]]) - ranks[scale[0]]]
+        size = int(np.prod(cells))
+        if flat < size:
+            index = np.unravel_index(flat, cells)
+            parts = [f"{n}={index[a]}" for a, n in enumerate(program.axes.names) if cells[a] > 1]
+            parts += [f"element {i}" for i in index[program.axes.rank :]]
+            return f"Site {name!r}, component {', '.join(parts) or 'only'}:"
+        flat -= size
+    return ""
