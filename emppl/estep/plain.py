@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from emppl.elimination import SumOut, log_normalizer
-from emppl.numerics import impossible_to_infinite, logsumexp
+from emppl.numerics import impossible_to_infinite, logsumexp, weighted
 from emppl.program import Part, Program
 
 
@@ -82,6 +82,23 @@ def e_step(program: Program, params, leaves) -> Posterior:
     scales = program.scales(arrays)
     value, weights = jax.value_and_grad(lambda tables: log_evidence(program, tables, scales))(program.tables(arrays))
     return Posterior(value, weights)
+
+
+def q(program: Program, params, posterior: Posterior, leaves) -> jax.Array:
+    """Expected complete-data log-likelihood: ``sum(stop_gradient(weight) * log_prob(params))`` over sites and cells.
+
+    Args:
+        program: the derived algorithm.
+        params: where it is evaluated.
+        posterior: outcome of an E-step, at any other parameters.
+        leaves: the data.
+
+    Returns:
+        A scalar (natural log), without priors.
+    """
+    weights = jax.lax.stop_gradient(posterior.weights)
+    tables = program.tables(program.evaluate(params, leaves))
+    return sum((jnp.sum(weighted(weights[name], tables[name])) for name in tables), jnp.zeros(()))
 
 
 def from_posterior(program: Program, params, posterior: Posterior, leaves, local: bool = False):
