@@ -20,6 +20,7 @@ from emppl.factors import SiteFactor, field_dependences
 from emppl.families import family_of
 from emppl.mstep import choose_rules
 from emppl.mstep.analysis import Analysis
+from emppl.mstep.linear_predictors import find_regressions
 from emppl.program import Options, Part, Program
 from emppl.roles import assign_roles, without_missing_cells
 from emppl.rules import RuleContext
@@ -85,6 +86,7 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
     )
     rules = choose_rules(context)
     program = dataclasses.replace(program, rules=rules)
+    program = dataclasses.replace(program, regressions=find_regressions(program, shapes))
     check_memory(program, plan_fused(program))
     return program
 

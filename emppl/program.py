@@ -17,6 +17,7 @@ from emppl.axes import Axes
 from emppl.dependence import Dependence
 from emppl.elimination import EliminationPlan
 from emppl.factors import SiteFactor
+from emppl.regression import RegressionFactor
 from emppl.roles import Role
 from emppl.rules import Rule
 from emppl.strategies import Evidence, Strategy
@@ -66,6 +67,7 @@ class Program:
         fixed: frozen values.
         use_prior: are priors part of the objective?
         argument_shapes: by site with a registered family, the aligned shape of every argument.
+        regressions: normal sites whose location is a linear predictor, in that form.
     """
 
     trace: Trace
@@ -79,6 +81,7 @@ class Program:
     fixed: Mapping[str, Any]
     use_prior: bool
     argument_shapes: Mapping[str, Mapping[str, tuple[int, ...]]] = dataclasses.field(default_factory=dict)
+    regressions: Mapping[str, RegressionFactor] = dataclasses.field(default_factory=dict)
 
     def complete(self, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Add the frozen parameters."""
@@ -91,7 +94,16 @@ class Program:
 
     def evaluate(self, params, leaves, wanted: frozenset[tuple[str, str]] | None = None) -> dict[str, Any]:
         """Arrays of every site at these parameters, or only those of some ``(site, field)`` pairs."""
-        return self.trace.evaluate(self.complete(params), self.trace.atoms, leaves, wanted)
+        params = self.complete(params)
+        arrays = self.trace.evaluate(params, self.trace.atoms, leaves, wanted)
+        for name, factor in self.regressions.items():
+            if wanted is None or (name, "arguments") in wanted:
+                arrays[name].arguments["coefficients"] = factor.predictor.coefficients(params)
+        return arrays
+
+    def natural_factor(self, name: str) -> SiteFactor:
+        """The factor whose natural form a site has: its regression form if there is one."""
+        return self.regressions.get(name, self.factors[name])
 
     @property
     def free(self) -> list[str]:
