@@ -157,7 +157,9 @@ def smooth_tile(
     else:
         _, v = jax.lax.scan(step, final, later, reverse=True)
         v = jnp.concatenate([v, final[None]])
-    beta = back(v[0], None if transitions is None else transitions[0], None if tile.present is None else tile.present[0])
+    beta = back(
+        v[0], None if transitions is None else transitions[0], None if tile.present is None else tile.present[0]
+    )
     marginals = jnp.where(stack > 0, stack / jnp.where(stack > 0, tile.emission, 1), 0) * v
     filtered = jnp.concatenate([before[None], stack[:-1]]) * inverse(scales)
     return marginals, filtered, v, beta

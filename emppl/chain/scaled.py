@@ -98,7 +98,10 @@ def backward(layout: Layout, chain: Chain, residual: Residual, weight: jax.Array
         carry, late = one(carry, tiles.full * tiles.size, tiles.rest, tail)
     if tiles.full:
         carry, early = jax.lax.scan(
-            lambda carry, inputs: one(carry, inputs[0], tiles.size, inputs[1]), carry, (tiles.starts, full), reverse=True
+            lambda carry, inputs: one(carry, inputs[0], tiles.size, inputs[1]),
+            carry,
+            (tiles.starts, full),
+            reverse=True,
         )
     beta, counts, gradient = carry
     first, gradient, first_table = initial_marginals(layout, chain, beta, gradient)

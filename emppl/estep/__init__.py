@@ -5,7 +5,7 @@ statistics; ``latents`` answers questions about the latents themselves.
 """
 
 from emppl.estep.fused import Chunking, FusedPlan, expectations, plan_fused, prepare
-from emppl.estep.latents import decode, marginals, sample, user_layout
+from emppl.estep.latents import decode, marginals, sample, user_layout, whole_scans
 from emppl.estep.memory import check_memory, largest_table
 from emppl.estep.plain import Expectations, Posterior, e_step, from_posterior, log_evidence, log_likelihood, q
 
@@ -28,4 +28,5 @@ __all__ = [
     "q",
     "sample",
     "user_layout",
+    "whole_scans",
 ]

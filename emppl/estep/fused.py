@@ -167,7 +167,7 @@ def expectations(program: Program, fused: FusedPlan, params, leaves, prepared: M
         The expectations; ``log_likelihood`` includes every constant.
     """
     arrays = program.evaluate(params, leaves)
-    scales = program.scales(arrays)
+    scales, present = program.scales(arrays), program.present(arrays)
     natural, tables = {}, {}
     amplification = jnp.zeros((), jnp.result_type(float))
     for name, factor in program.factors.items():
@@ -178,7 +178,7 @@ def expectations(program: Program, fused: FusedPlan, params, leaves, prepared: M
                 amplification = jnp.maximum(amplification, _largest_sum(natural[name], prepared[name].bound))
         else:
             tables[name] = factor.table(arrays)
-    value = sum((prepared[name].base_measure for name in natural), jnp.zeros((), jnp.result_type(float)))
+    value = sum((prepared[name].base_measure for name in natural), program.fault(arrays))
     sums: dict[str, jax.Array] = {}
     weights: dict[str, jax.Array] = {}
     for part in program.parts:
@@ -186,12 +186,14 @@ def expectations(program: Program, fused: FusedPlan, params, leaves, prepared: M
         given = {name: tables[name] for name in part.factors if name in tables}
         statistics = {name: prepared[name].statistics for name in inside}
         if part.by_rows and fused.chunking.count > 1:
-            one, part_sums, part_weights = _by_chunks(program, part, fused.chunking, inside, given, statistics, scales)
+            one, part_sums, part_weights = _by_chunks(
+                program, part, fused.chunking, inside, given, statistics, scales, present
+            )
         else:
             if part.by_rows:
                 statistics = {name: value_[0] for name, value_ in statistics.items()}
             one, (part_sums, part_weights) = _value_and_gradient(
-                program, part, part.plan, inside, given, statistics, scales
+                program, part, part.plan, inside, given, statistics, scales, present
             )
         value = value + one
         sums.update(part_sums)
@@ -205,18 +207,18 @@ def _largest_sum(natural, bound) -> jax.Array:
     return jnp.max(jnp.sum(jnp.abs(natural[..., :-1]) * bound[..., :-1], -1))
 
 
-def _value_and_gradient(program, part, plan, natural, tables, statistics, scales):
+def _value_and_gradient(program, part, plan, natural, tables, statistics, scales, present):
     owners = owners_of(program, scales)
 
     def evidence(natural, tables):
         from_statistics = {n: program.factors[n].contract(natural[n], statistics[n]) for n in natural}
         everything = {**tables, **from_statistics}
-        return log_normalizer(plan, {name: everything[name] for name in part.factors}, scales, owners)
+        return log_normalizer(plan, {name: everything[name] for name in part.factors}, scales, owners, present=present)
 
     return jax.value_and_grad(evidence, argnums=(0, 1))(natural, tables)
 
 
-def _by_chunks(program, part, chunking, natural, tables, statistics, scales):
+def _by_chunks(program, part, chunking, natural, tables, statistics, scales, present):
     rows = program.axes.rows
     constant = [name for name in natural if statistics[name].shape[-1] == 1]
     small, pull_back = jax.vjp(
@@ -234,16 +236,24 @@ def _by_chunks(program, part, chunking, natural, tables, statistics, scales):
     fixed_scales = {name: scale for name, scale in scales.items() if scale is None or scale.shape[-1] == 1}
     row_scales = {name: _chunks(scale, chunking) for name, scale in scales.items() if name not in fixed_scales}
 
+    fixed_present = {name: exists for name, exists in present.items() if exists.shape[-1] == 1}
+    row_present = {name: _chunks(exists, chunking) for name, exists in present.items() if name not in fixed_present}
+
     def step(carry, chunk):
-        wide, statistics, row_scales = chunk
+        wide, statistics, row_scales, row_present = chunk
         here = {**fixed_scales, **row_scales}
-        value, (sums, weights) = _value_and_gradient(program, part, plan, natural, {**small, **wide}, statistics, here)
+        exists = {**fixed_present, **row_present}
+        value, (sums, weights) = _value_and_gradient(
+            program, part, plan, natural, {**small, **wide}, statistics, here, exists
+        )
         carry = jax.tree.map(jnp.add, carry, (sums, {name: weights[name] for name in small}))
         # Values are summed after the loop, pairwise: a running total would lose digits in float32.
         return carry, (value, {name: weights[name] for name in wide})
 
     zeros = jax.tree.map(jnp.zeros_like, (natural, small))
-    (sums, small_weights), (values, wide_weights) = jax.lax.scan(step, zeros, (wide, statistics, row_scales))
+    (sums, small_weights), (values, wide_weights) = jax.lax.scan(
+        step, zeros, (wide, statistics, row_scales, row_present)
+    )
     sums |= pull_back({name: small_weights.pop(name) for name in constant})[0]
     weights = {**small_weights, **{name: _uncut(weight, chunking) for name, weight in wide_weights.items()}}
     return jnp.sum(values), sums, weights
