@@ -28,12 +28,14 @@ class Axes:
         dims: the NumPyro batch dimension of every axis.
         sizes: number of atoms or plate cells.
         latents: names that are latents; the rest are plates.
+        times: plates that are the time axis of a scan.
     """
 
     names: tuple[str, ...]
     dims: dict[str, int]
     sizes: dict[str, int]
     latents: frozenset[str]
+    times: frozenset[str] = frozenset()
 
     @property
     def rows(self) -> str:
@@ -121,7 +123,8 @@ def model_axes(trace: Trace, batch_shapes: dict[str, tuple[int, ...]]) -> Axes:
         The common axes, sorted by dimension.
     """
     dims = dict(trace.latent_dims)
-    sizes = {name: trace.sites[name].states for name in trace.latent_dims}
+    sizes = {name: int(atoms.size) for name, atoms in trace.atoms.items()}
+    times = frozenset(plate.name for plate in trace.plates.values() if plate.is_time)
     for plate in trace.plates.values():
         if plate.name in dims:
             raise ModelError(f"Plate and latent site share the name {plate.name!r}; rename one of them.")
@@ -134,9 +137,9 @@ def model_axes(trace: Trace, batch_shapes: dict[str, tuple[int, ...]]) -> Axes:
                 implicit = f"{_IMPLICIT}{dim}]"
                 dims.setdefault(implicit, dim)
                 sizes.setdefault(implicit, size)
-    if not set(dims) - set(trace.latent_dims):
+    if not set(dims) - set(trace.latent_dims) - times:
         dims[_SINGLE], sizes[_SINGLE] = -(len(dims) + 1), 1
-    plates = [name for name in dims if name not in trace.latent_dims]
+    plates = [name for name in dims if name not in trace.latent_dims and name not in times]
     rows = max(plates, key=lambda name: (sizes[name], name))
     others = sorted(set(dims) - {rows}, key=lambda name: (dims[name], name))
     return Axes((*others, rows), dims, sizes, frozenset(trace.latent_dims))

@@ -59,7 +59,9 @@ def plan_fused(program: Program, accurate: bool = False) -> FusedPlan:
     natural = frozenset(
         name
         for name, factor in program.factors.items()
-        if not accurate and name not in need_weights and _has_small_arguments(program, name, factor)
+        if not accurate
+        and name not in need_weights
+        and (name in program.regressions or _has_small_arguments(program, name, factor))
     )
     rows = program.axes.sizes[program.axes.rows]
     chunked = any(part.by_rows for part in program.parts) and not accurate
@@ -118,6 +120,10 @@ def prepare(program: Program, fused: FusedPlan, leaves) -> dict[str, Prepared]:
     for name, factor in program.factors.items():
         if not factor.has_statistics:
             continue
+        if name in fused.natural and name in program.regressions:
+            factor = program.regressions[name]
+            design, known = factor.predictor.design(leaves)
+            arrays[name].arguments.update(design=design, known=known)
         one = factor.prepare(arrays)
         if name in fused.natural and _in_chunks(program, name):
             one = dataclasses.replace(one, statistics=_chunks(one.statistics, fused.chunking))
@@ -161,17 +167,18 @@ def expectations(program: Program, fused: FusedPlan, params, leaves, prepared: M
         The expectations; ``log_likelihood`` includes every constant.
     """
     arrays = program.evaluate(params, leaves)
-    scales = program.scales(arrays)
+    scales, present = program.scales(arrays), program.present(arrays)
     natural, tables = {}, {}
     amplification = jnp.zeros((), jnp.result_type(float))
     for name, factor in program.factors.items():
         if name in fused.natural:
-            natural[name] = factor.natural(factor.arguments(arrays), prepared[name].reference)
+            natural_factor = program.natural_factor(name)
+            natural[name] = natural_factor.natural(natural_factor.arguments(arrays), prepared[name].reference)
             if factor.family is not None and factor.family.local_reference is not None:
                 amplification = jnp.maximum(amplification, _largest_sum(natural[name], prepared[name].bound))
         else:
             tables[name] = factor.table(arrays)
-    value = sum((prepared[name].base_measure for name in natural), jnp.zeros((), jnp.result_type(float)))
+    value = sum((prepared[name].base_measure for name in natural), program.fault(arrays))
     sums: dict[str, jax.Array] = {}
     weights: dict[str, jax.Array] = {}
     for part in program.parts:
@@ -179,12 +186,14 @@ def expectations(program: Program, fused: FusedPlan, params, leaves, prepared: M
         given = {name: tables[name] for name in part.factors if name in tables}
         statistics = {name: prepared[name].statistics for name in inside}
         if part.by_rows and fused.chunking.count > 1:
-            one, part_sums, part_weights = _by_chunks(program, part, fused.chunking, inside, given, statistics, scales)
+            one, part_sums, part_weights = _by_chunks(
+                program, part, fused.chunking, inside, given, statistics, scales, present
+            )
         else:
             if part.by_rows:
                 statistics = {name: value_[0] for name, value_ in statistics.items()}
             one, (part_sums, part_weights) = _value_and_gradient(
-                program, part, part.plan, inside, given, statistics, scales
+                program, part, part.plan, inside, given, statistics, scales, present
             )
         value = value + one
         sums.update(part_sums)
@@ -198,18 +207,18 @@ def _largest_sum(natural, bound) -> jax.Array:
     return jnp.max(jnp.sum(jnp.abs(natural[..., :-1]) * bound[..., :-1], -1))
 
 
-def _value_and_gradient(program, part, plan, natural, tables, statistics, scales):
+def _value_and_gradient(program, part, plan, natural, tables, statistics, scales, present):
     owners = owners_of(program, scales)
 
     def evidence(natural, tables):
         from_statistics = {n: program.factors[n].contract(natural[n], statistics[n]) for n in natural}
         everything = {**tables, **from_statistics}
-        return log_normalizer(plan, {name: everything[name] for name in part.factors}, scales, owners)
+        return log_normalizer(plan, {name: everything[name] for name in part.factors}, scales, owners, present=present)
 
     return jax.value_and_grad(evidence, argnums=(0, 1))(natural, tables)
 
 
-def _by_chunks(program, part, chunking, natural, tables, statistics, scales):
+def _by_chunks(program, part, chunking, natural, tables, statistics, scales, present):
     rows = program.axes.rows
     constant = [name for name in natural if statistics[name].shape[-1] == 1]
     small, pull_back = jax.vjp(
@@ -227,16 +236,24 @@ def _by_chunks(program, part, chunking, natural, tables, statistics, scales):
     fixed_scales = {name: scale for name, scale in scales.items() if scale is None or scale.shape[-1] == 1}
     row_scales = {name: _chunks(scale, chunking) for name, scale in scales.items() if name not in fixed_scales}
 
+    fixed_present = {name: exists for name, exists in present.items() if exists.shape[-1] == 1}
+    row_present = {name: _chunks(exists, chunking) for name, exists in present.items() if name not in fixed_present}
+
     def step(carry, chunk):
-        wide, statistics, row_scales = chunk
+        wide, statistics, row_scales, row_present = chunk
         here = {**fixed_scales, **row_scales}
-        value, (sums, weights) = _value_and_gradient(program, part, plan, natural, {**small, **wide}, statistics, here)
+        exists = {**fixed_present, **row_present}
+        value, (sums, weights) = _value_and_gradient(
+            program, part, plan, natural, {**small, **wide}, statistics, here, exists
+        )
         carry = jax.tree.map(jnp.add, carry, (sums, {name: weights[name] for name in small}))
         # Values are summed after the loop, pairwise: a running total would lose digits in float32.
         return carry, (value, {name: weights[name] for name in wide})
 
     zeros = jax.tree.map(jnp.zeros_like, (natural, small))
-    (sums, small_weights), (values, wide_weights) = jax.lax.scan(step, zeros, (wide, statistics, row_scales))
+    (sums, small_weights), (values, wide_weights) = jax.lax.scan(
+        step, zeros, (wide, statistics, row_scales, row_present)
+    )
     sums |= pull_back({name: small_weights.pop(name) for name in constant})[0]
     weights = {**small_weights, **{name: _uncut(weight, chunking) for name, weight in wide_weights.items()}}
     return jnp.sum(values), sums, weights

@@ -252,8 +252,7 @@ def _pool(rule: ClosedForm, step: Maximisation, params, arrays, contributions) -
     current, pull_back = jax.vjp(lambda value: selected(rule.map.inverse(value)), rule.map.forward(params[name]))
     parts = []
     for target, argument in zip(rule.targets, current, strict=True):
-        factor = program.factors[target.site]
-        quantities = contributions(step.moments(target.site), factor.arguments(arrays), argument)
+        quantities = contributions(step.moments(target.site), step.arguments(target.site, arrays), argument)
         parts.append({key: _to_argument(quantity, argument) for key, quantity in quantities.items()})
 
     def pooled(key):

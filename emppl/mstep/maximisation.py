@@ -12,6 +12,7 @@ from emppl.estep import Expectations
 from emppl.factors import Prepared
 from emppl.numerics import weighted
 from emppl.program import Program
+from emppl.regression import RegressionFactor
 from emppl.rules import Rule
 
 
@@ -47,9 +48,24 @@ class Maximisation:
 
     def moments(self, site: str) -> Mapping[str, jax.Array]:
         """Named expected statistics of a site with a registered family."""
+        regression = self._regression(site)
+        if regression is not None:  # of the residuals, at the newest coefficients
+            arrays = self.program.evaluate(self.params, self.leaves, frozenset([(site, "arguments")]))
+            coefficients = regression.arguments(arrays)["coefficients"]
+            return regression.residuals(self.expectations.sums[site], coefficients, self.prepared[site].reference)
         if site not in self._moments:
             self._moments[site] = self.program.factors[site].moments(self._sums(site), self.prepared[site].reference)
         return self._moments[site]
+
+    def arguments(self, site: str, arrays) -> dict[str, jax.Array]:
+        """Arguments of a site, to go with its moments: residuals have location zero."""
+        if self._regression(site) is not None:
+            scale = self.program.factors[site].argument(arrays, "scale")
+            return {"loc": jnp.zeros_like(scale), "scale": scale}
+        return self.program.factors[site].arguments(arrays)
+
+    def _regression(self, site: str) -> RegressionFactor | None:
+        return self.program.regressions.get(site) if site in self.expectations.sums else None
 
     def _sums(self, name: str) -> jax.Array:
         if name in self.expectations.sums:
@@ -76,6 +92,7 @@ class Maximisation:
                 continue
             if name in self.expectations.sums:
                 # Expected statistics are known: their product with the natural parameters needs no pass over rows.
+                factor = program.natural_factor(name)
                 natural = factor.natural(factor.arguments(arrays), self.prepared[name].reference)
                 total = total + jnp.sum(self.expectations.sums[name] * natural)
             else:

@@ -16,7 +16,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from emppl.mstep.layout import Layout
+from emppl.layout import Layout
 from emppl.mstep.maximisation import Maximisation
 from emppl.mstep.quadratic import describe, scaled_eigen
 from emppl.parameters import constrain, unconstrain

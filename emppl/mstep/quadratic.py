@@ -9,7 +9,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from emppl.mstep.layout import Block, Layout
+from emppl.layout import Block, Layout
 from emppl.mstep.maximisation import Maximisation
 from emppl.numerics import matrix_transpose, symmetrize
 from emppl.parameters import constraint_name
