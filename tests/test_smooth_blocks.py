@@ -16,6 +16,7 @@ import emppl
 from emppl import loop, mstep
 
 KEY = jax.random.key(0)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def rules(em, *args):
