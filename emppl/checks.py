@@ -69,7 +69,7 @@ def _value_report(factor, mine) -> dict[str, jax.Array]:
     finite = jnp.all(finite, tuple(range(rank, value.ndim)))
     inside = jnp.ones((), bool)
     settled = not factor.parameters.get("value") and not factor.latents.get("value")
-    if settled and (factor.family is not None or not factor.all_parameters | factor.all_latents):
+    if settled and (factor.is_exponential or not factor.all_parameters | factor.all_latents):
         try:
             with as_numpyro_expects():
                 inside = jnp.asarray(mine.distribution.support(value))

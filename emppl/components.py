@@ -80,7 +80,7 @@ def symmetric_latent(program: Program, params: Mapping[str, np.ndarray]) -> str 
 
 def _rounding(program: Program, name: str) -> float:
     """How much equal components may differ, relatively: an optimiser treats them alike only to its tolerance."""
-    return 1e-12 if program.rules[name].kind in ("closed form", "fixed") else 1e-8
+    return 1e-12 if program.rules[name].exact else 1e-8
 
 
 def _constant_along(value: np.ndarray, axes: tuple[int, ...], rounding: float) -> bool:

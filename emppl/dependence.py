@@ -14,6 +14,7 @@ from jax.extend.core import ClosedJaxpr, Literal
 
 from emppl.axis_walk import AxisPositions, AxisWalk
 from emppl.jaxpr_walk import Label, Walk, gather_axes, labels_of, propagate, reshaped_axis
+from emppl.maps import ElementMap, step_of
 from emppl.naming import model_name
 
 _ELEMENTWISE_IDENTITY = ("convert_element_type", "copy", "copy_p", "reduce_precision", "optimization_barrier")
@@ -96,6 +97,8 @@ class Dependence:
     def selection(self, parameter: str, position: int) -> Selection | str:
         """Is an output a pure selection of a parameter's entries (``mu[z]``, broadcast, reshape)?
 
+        An elementwise invertible map of the entries commutes with the selection and is recorded beside it.
+
         Args:
             parameter: name of the parameter.
             position: which output.
@@ -123,10 +126,12 @@ class Selection:
     Attributes:
         position: for every parameter axis, the axis of the array that holds it whole, or None.
         indexed: for every parameter axis, the labels of what indexes it.
+        map: what was done to every entry (``exp`` in ``exp(log_sigma)[z]``).
     """
 
     position: tuple[int | None, ...]
     indexed: tuple[frozenset[Label], ...]
+    map: ElementMap = ElementMap()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,8 +153,26 @@ class _SelectionWalk(Walk):
         mixed = next((entry for entry in tracked if isinstance(entry, _Mixed)), None)
         if mixed is not None:
             return mixed
+        mapped = self._mapped(equation, tracked)
+        if mapped is not None:
+            return mapped
         rule = _RULES.get(name)
         return _Mixed(f"it goes through `{name}`") if rule is None else rule(self, equation, tracked)
+
+    def whole(self, equation, tracked):
+        """Softplus is one map, not the operations it is made of."""
+        return self._mapped(equation, tracked) if equation.params.get("name") == "softplus" else None
+
+    def _mapped(self, equation, tracked) -> Selection | None:
+        """The selection after an elementwise invertible operation with constants."""
+        selections = [entry for entry in tracked if isinstance(entry, Selection)]
+        others = [self.scalar(a) for a, t in zip(equation.invars, tracked, strict=True) if t is None]
+        if len(selections) != 1 or None in others:
+            return None
+        step = step_of(
+            equation, [None if t is not None else self.scalar(a) for a, t in zip(equation.invars, tracked, strict=True)]
+        )
+        return None if step is None else dataclasses.replace(selections[0], map=selections[0].map.then(step))
 
 
 def _moved(selection: Selection, move) -> Selection:
@@ -207,6 +230,8 @@ def _select(tracker, equation, tracked):
 
 def _agree(entries):
     first = entries[0]
+    if any(entry.map != first.map for entry in entries):
+        return _Mixed("its entries go through different maps")
     position = tuple(
         axis if all(entry.position[number] == axis for entry in entries) else None
         for number, axis in enumerate(first.position)
@@ -214,7 +239,7 @@ def _agree(entries):
     indexed = tuple(
         frozenset().union(*(entry.indexed[number] for entry in entries)) for number in range(len(first.indexed))
     )
-    return Selection(position, indexed)
+    return Selection(position, indexed, first.map)
 
 
 def _gather(tracker, equation, tracked):
@@ -228,7 +253,7 @@ def _gather(tracker, equation, tracked):
         for axis, labels in zip(tracked[0].position, tracked[0].indexed, strict=True)
     )
     position = tuple(None if axis is None else whole.get(axis) for axis in tracked[0].position)
-    return Selection(position, indexed)
+    return Selection(position, indexed, tracked[0].map)
 
 
 _RULES = {

@@ -6,24 +6,23 @@ Trace, roles, axes, factors, order of elimination, M-step rules: one call each, 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from emppl.axes import model_axes
 from emppl.dependence import Dependence
 from emppl.elimination import Factor, plan_elimination
-from emppl.errors import ModelError
+from emppl.errors import ModelError, unknown_name
 from emppl.estep import check_memory, plan_fused
 from emppl.factors import SiteFactor, field_dependences
 from emppl.families import family_of
+from emppl.held import check_held
 from emppl.mstep import choose_rules
-from emppl.mstep.quadratic import affine_gradient
+from emppl.mstep.analysis import Analysis
+from emppl.mstep.linear_predictors import find_regressions
 from emppl.naming import latent_of
-from emppl.numerics import weighted
 from emppl.program import Options, Part, Program
 from emppl.roles import assign_roles, without_missing_cells
 from emppl.rules import RuleContext
@@ -83,6 +82,10 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
             trace.timed.get(name, frozenset()),
             is_presence,
         )
+    for name, held in options.held.items():
+        if name not in trace.parameters:
+            raise unknown_name("fixed", name, trace.parameters)
+        check_held(name, held, trace.sites[name].shape, trace.sites[name].constraint)
     shapes = [jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
     strategies = {name: options.latents.get(name, Enumerate()) for name, role in roles.items() if role.role == "latent"}
     program = Program(trace, dependence, axes, factors, (), roles, strategies, {}, dict(options.fixed), options.prior)
@@ -90,18 +93,21 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
     _check_fields(program, tables)
     parts = _parts(program, tables)
     shapes_of = _shapes(program, shapes)
-    program = dataclasses.replace(program, parts=parts, argument_shapes=shapes_of)
+    program = dataclasses.replace(program, parts=parts, argument_shapes=shapes_of, held=dict(options.held))
     context = RuleContext(
         trace,
         dependence,
         factors,
         options.prior,
         options.fixed,
+        options.held,
         options.m_step,
-        functools.partial(_why_not_quadratic, program, shapes),
+        options.optimizer,
+        Analysis(program, shapes),
     )
     rules = choose_rules(context)
     program = dataclasses.replace(program, rules=rules)
+    program = dataclasses.replace(program, regressions=find_regressions(program, shapes))
     check_memory(program, plan_fused(program))
     return program
 
@@ -201,36 +207,8 @@ def _shapes(program: Program, leaves) -> dict[str, dict[str, tuple[int, ...]]]:
         return {
             name: factor.arguments(arrays)
             for name, factor in program.factors.items()
-            if factor.family is not None and factor.site.kind != "factor" and factor.labels_of is None
+            if factor.is_exponential and factor.site.kind != "factor" and factor.labels_of is None
         }
 
     shaped = jax.eval_shape(arguments, params, leaves)
     return {name: {n: a.shape for n, a in found.items()} for name, found in shaped.items()}
-
-
-def _why_not_quadratic(program: Program, shapes, name: str) -> str | None:
-    site = program.trace.sites[name]
-    others = {
-        n: jnp.zeros(program.trace.sites[n].shape, program.trace.sites[n].dtype) for n in program.trace.parameters
-    }
-
-    def gradient(value, leaves, weights):
-        def objective(value):
-            arrays = program.evaluate({**others, name: value}, leaves)
-            total = program.log_prior_from(arrays)
-            for factor_name, factor in program.factors.items():
-                if name in factor.all_parameters:
-                    total = total + jnp.sum(weighted(weights[factor_name], factor.table(arrays)))
-            return total
-
-        return jax.grad(objective)(value)
-
-    tables = jax.eval_shape(lambda leaves: program.tables(program.evaluate(others, leaves)), shapes)
-    found: list[str | None] = []
-
-    def probe(leaves, weights):
-        found.append(affine_gradient(lambda value: gradient(value, leaves, weights), site.shape, site.dtype))
-        return 0
-
-    jax.eval_shape(probe, shapes, tables)
-    return found[0]

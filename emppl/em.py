@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -13,20 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 import emppl.closed_forms  # noqa: F401  registers the families
-from emppl import checks, estep, loop, mstep
+from emppl import checks, estep, loop
 from emppl.arguments import split_arguments
-from emppl.criteria import cell_weights
-from emppl.derive import derive
+from emppl.compiled import Compiled
 from emppl.errors import DataError, ParameterError, unknown_name
-from emppl.identification import shift_effects
-from emppl.numerics import weighted
+from emppl.held import split_fixed
 from emppl.parameters import check
 from emppl.plan import Plan, build_plan
 from emppl.program import Options, Program
 from emppl.progress import Progress
 from emppl.result import EMResult
-from emppl.start import starting_values
-from emppl.uncertainty import hessian_columns
 
 _TOLERANCE = 1e-9
 
@@ -44,9 +39,14 @@ class EM:
             continuous sample sites are parameters.
         estimate: names of sample sites to maximise over when their role is ambiguous.
         latents: ``{site: strategy}``; ``Enumerate()`` is the only strategy so far, and the default.
-        fixed: ``{parameter: value}``, held at that value; everything else keeps its closed form.
+        fixed: ``{parameter: value}``, held at that value; everything else keeps its closed form. In an array, entries
+            that are NaN stay free: ``fixed={"mu": [0.0, nan]}``.
         m_step: ``{parameter: function}``, the user's own updates, called as ``function(params, posterior)``
-            and returning the new value; ``posterior.weights`` holds the weights of the sites it enters.
+            and returning the new value; ``posterior.weights`` holds the weights of the sites it enters. An
+            ``optax.GradientTransformation`` in place of the function updates that parameter numerically.
+        optimizer: an ``optax.GradientTransformation`` for whatever has no exact update. The default is Newton's method
+            for smooth blocks of moderate size, and L-BFGS with a line search for the rest. No step that lowers Q is
+            ever kept.
         prior: False drops the priors of sampled parameters: maximum likelihood from a Bayesian model.
         restarts: number of starts, run together; the best is kept.
         max_iterations: most M-steps of one run.
@@ -76,7 +76,8 @@ class EM:
         estimate: Sequence[str] | None = None,
         latents: Mapping[str, Any] | None = None,
         fixed: Mapping[str, Any] | None = None,
-        m_step: Mapping[str, Callable] | None = None,
+        m_step: Mapping[str, Any] | None = None,
+        optimizer: Any = None,
         prior: bool = True,
         restarts: int = 1,
         max_iterations: int = 1000,
@@ -92,12 +93,15 @@ class EM:
         if isinstance(estimate, str):
             raise ParameterError(f"estimate must be a list of names: estimate=[{estimate!r}].")
         self.model = model
-        self.options = Options(tuple(estimate or ()), dict(latents or {}), dict(fixed or {}), dict(m_step or {}), prior)
+        whole, partly = split_fixed(fixed or {})
+        self.options = Options(
+            tuple(estimate or ()), dict(latents or {}), whole, dict(m_step or {}), optimizer, prior, partly
+        )
         self.restarts = restarts
         self.max_iterations = max_iterations
         self.tolerance = tolerance
         self.progress_bar = progress_bar
-        self._derived: dict[Any, _Derived] = {}
+        self._derived: dict[Any, Compiled] = {}
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_derived": {}}
@@ -224,10 +228,14 @@ class EM:
         prepared, report = derived.prepare(leaves)
         checks.check_report(program, jax.device_get(report))
         _say_float32()
-        params = {name: np.array(value) for name, value in derived.start(rng_key, leaves, self.restarts).items()}
-        for name, value in given.items():
-            params[name][0] = value
-        states = loop.initial_states(params, self.restarts, jnp.result_type(float))
+        if self.restarts == 1 and given.keys() == set(program.free):
+            params = {name: program.pin(name, value)[None] for name, value in given.items()}
+        else:
+            params = {name: np.array(value) for name, value in derived.start(rng_key, leaves, self.restarts).items()}
+            for name, value in given.items():
+                params[name][0] = program.pin(name, value)
+        memory = derived.begin(params) if derived.remembers else {}
+        states = loop.initial_states(params, memory, self.restarts, jnp.result_type(float))
         tolerance = _TOLERANCE if self.tolerance is None else self.tolerance
         progress = Progress(self.progress_bar, self.max_iterations)
         states, history, interrupted, accurate = loop.run_blocks(
@@ -256,7 +264,7 @@ class EM:
             given[name] = check(name, value, site.shape, site.constraint, "init_params")
         return given
 
-    def _explain_impossible(self, derived: _Derived, params, leaves) -> None:
+    def _explain_impossible(self, derived: Compiled, params, leaves) -> None:
         tables = derived.evidence_by_row(params, leaves)
         row = checks.impossible_rows(derived.program, jax.device_get(tables))
         if row is None:
@@ -268,7 +276,7 @@ class EM:
             "it is possible, or correct the data or the structural zeros of the model."
         )
 
-    def _derive(self, args, kwargs) -> tuple[_Derived, list]:
+    def _derive(self, args, kwargs) -> tuple[Compiled, list]:
         leaves, skeleton = split_arguments(args, kwargs)
         for number, leaf in enumerate(leaves):
             if leaf.size == 0:
@@ -276,116 +284,8 @@ class EM:
         leaves = [jnp.asarray(leaf) for leaf in leaves]
         key = (skeleton, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves), jnp.result_type(float))
         if key not in self._derived:
-            self._derived[key] = _Derived(self.model, leaves, skeleton, self.options)
+            self._derived[key] = Compiled(self.model, leaves, skeleton, self.options)
         return self._derived[key], leaves
-
-
-class _Derived:
-    """A program with its compiled functions."""
-
-    def __init__(self, model, leaves, skeleton, options: Options):
-        for name in options.m_step:
-            if not callable(options.m_step[name]):
-                raise ParameterError(f"m_step[{name!r}] must be a function (params, posterior) -> value.")
-        program = derive(model, leaves, skeleton, options)
-        for name in options.m_step:
-            if name not in program.trace.parameters:
-                raise unknown_name("m_step", name, program.trace.parameters)
-        for name, value in options.fixed.items():
-            site = program.trace.sites[name]
-            check(name, value, site.shape, site.constraint, "fixed")
-        self.program = program
-        self.fused = estep.plan_fused(program)
-        self.e_step = jax.jit(functools.partial(estep.e_step, program))
-        self.log_likelihood = jax.jit(functools.partial(estep.log_likelihood, program))
-        self.log_prior = jax.jit(program.log_prior)
-        self.marginals = jax.jit(functools.partial(estep.marginals, program))
-        self.filtered = jax.jit(functools.partial(estep.filtered, program))
-        self.decode = jax.jit(functools.partial(estep.decode, program))
-        self.sample = jax.jit(
-            lambda params, leaves, keys: jax.vmap(lambda key: estep.sample(program, params, leaves, key))(keys)
-        )
-        # Estimates are arguments of these, so that no result compiles them anew.
-        self.hessian_columns = jax.jit(functools.partial(hessian_columns, program))
-        self.shift_effects = jax.jit(functools.partial(shift_effects, program))
-        self.cell_weights = jax.jit(functools.partial(cell_weights, program))
-        self._blocks: dict[tuple[int, bool], Any] = {}
-
-    def parameters(self, params: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """The free parameters of a user's dictionary."""
-        missing = [name for name in self.program.free if name not in params]
-        if missing:
-            raise ParameterError(f"params lacks {missing}; the model needs {self.program.free}.")
-        found = {name: jnp.asarray(params[name], jnp.result_type(float)) for name in self.program.free}
-        for name, value in found.items():
-            if value.shape != self.program.trace.sites[name].shape:
-                raise ParameterError(
-                    f"params[{name!r}] has shape {value.shape}; the model needs {self.program.trace.sites[name].shape}."
-                )
-        return found
-
-    @functools.cached_property
-    def q(self):
-        def q(params, posterior, leaves):
-            weights = jax.lax.stop_gradient(posterior.weights)
-            tables = self.program.tables(self.program.evaluate(params, leaves))
-            return sum(jnp.sum(weighted(weights[name], tables[name])) for name in tables)
-
-        return jax.jit(q)
-
-    @functools.cached_property
-    def m_step(self):
-        def m_step(params, posterior, leaves):
-            found, prepared = estep.from_posterior(self.program, params, posterior, leaves)
-            return mstep.m_step(self.program, params, found, leaves, prepared)
-
-        return jax.jit(m_step)
-
-    @functools.cached_property
-    def prepare(self):
-        return jax.jit(
-            lambda leaves: (
-                estep.prepare(self.program, self.fused, leaves),
-                checks.data_report(self.program, leaves),
-            )
-        )
-
-    @functools.cached_property
-    def start(self):
-        return jax.jit(lambda key, leaves, number: starting_values(self.program, key, leaves, number), static_argnums=2)
-
-    @functools.cached_property
-    def evidence_by_row(self):
-        def by_row(params, leaves):
-            return checks.row_tables(self.program, params, leaves)
-
-        return jax.jit(by_row)
-
-    def block(self, lanes: int, accurate: bool) -> Callable:
-        """The compiled block of iterations for a number of restarts."""
-        key = (lanes, accurate)
-        if key not in self._blocks:
-            self._blocks[key] = loop.make_block(loop.make_iteration(self.program, self.fused, accurate))
-        found = self._blocks[key]
-        return found.result() if isinstance(found, concurrent.futures.Future) else found
-
-    def compile_in_background(self, lanes: int, leaves) -> None:
-        """Let XLA compile the loop while the statistics and the starting values are compiled and computed.
-
-        Tracing happens here, so that thread-local settings of JAX hold; only XLA works in the other thread.
-        """
-        elsewhere = any(leaf.devices() != {jax.devices()[0]} for leaf in leaves)
-        if (lanes, False) in self._blocks or elsewhere:
-            return  # compiled already, or data on other devices, whose layout only the call itself shows
-        sites = self.program.trace.sites
-        params = {n: np.zeros((lanes, *sites[n].shape), sites[n].dtype) for n in self.program.free}
-        states = loop.initial_states(params, lanes, jnp.result_type(float))
-        prepared, _ = jax.eval_shape(self.prepare, leaves)
-        block: Any = loop.make_block(loop.make_iteration(self.program, self.fused, False))
-        lowered = block.lower(states, leaves, prepared, *loop.limits(0.0, 0, 0))
-        pool = concurrent.futures.ThreadPoolExecutor(1)
-        self._blocks[lanes, False] = pool.submit(lowered.compile)
-        pool.shutdown(wait=False)
 
 
 @functools.cache

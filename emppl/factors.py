@@ -89,21 +89,27 @@ class SiteFactor:
         return frozenset().union(*self.parameters.values())
 
     @property
+    def is_exponential(self) -> bool:
+        """Is its family registered with sufficient statistics?"""
+        return self.family is not None and self.family.is_exponential
+
+    @property
     def has_natural_form(self) -> bool:
         """Can its table be a product of statistics computed once with natural parameters?"""
-        return self.family is not None and self.site.kind == "observed" and self.why_not_natural() is None
+        return self.is_exponential and self.site.kind == "observed" and self.why_not_natural() is None
 
     @property
     def has_statistics(self) -> bool:
         """Do its sufficient statistics exist, independent of every parameter?"""
-        if self.family is None or self.labels_of is not None or self.site.kind == "factor":
+        if not self.is_exponential or self.labels_of is not None or self.site.kind == "factor":
             return False
+        assert self.family is not None
         return not any(self.parameters.get(field) for field in ("value", "mask", *self.family.fixed))
 
     def why_not_natural(self) -> str | None:
         """The reason why there is no natural form, or None."""
-        if self.family is None:
-            return f"{self.site.distribution} is not registered"
+        if self.family is None or not self.is_exponential:
+            return f"{self.site.distribution} has no registered sufficient statistics"
         for field in ("value", "mask", *self.family.fixed):
             if self.latents.get(field) or self.parameters.get(field):
                 return f"its {field} depends on a latent or a parameter"
@@ -297,7 +303,7 @@ class SiteFactor:
             local: centre at every component's own location instead of the overall mean, which keeps all
                 digits when components are far narrower than the data, at the price of a statistic per component.
         """
-        assert self.family is not None
+        assert self.family is not None and self.family.statistics is not None
         family, axes = self.family, self.axes
         value, mask = self.value(arrays), self.mask(arrays)
         arguments = self.arguments(arrays)
@@ -309,7 +315,7 @@ class SiteFactor:
         fixed = self.fixed(arrays)
         if self.looks_up:
             return Prepared(self._codes(value, mask), reference, jnp.zeros(()), jnp.zeros(()))
-        statistics = family.statistics(value, fixed, reference)
+        statistics = self.family.statistics(value, fixed, reference)
         base = family.base_measure(value, fixed)
         ones = jnp.ones(statistics.shape[:-1] + (1,), statistics.dtype)
         full = statistics.shape[: axes.rank] + self.event_sizes
@@ -386,7 +392,7 @@ class SiteFactor:
 
     def natural(self, arguments: Mapping[str, jax.Array], reference) -> jax.Array:
         """Natural parameters with the offset as coefficient of the count: ``(*axes, features)``."""
-        assert self.family is not None
+        assert self.family is not None and self.family.natural is not None
         eta, offset = self.family.natural(arguments, reference)
         rank = self.axes.rank
         cells = jnp.broadcast_shapes(eta.shape[:-1], offset.shape)

@@ -44,6 +44,10 @@ class Walk:
         """What the outputs of one equation carry, given what its inputs do (None: nothing of the parameter)."""
         raise NotImplementedError
 
+    def whole(self, equation, tracked: list) -> Any:
+        """What the outputs of a nested call carry if it is known as a whole, or None to enter it."""
+        del equation, tracked
+
     def run(self, jaxpr, environment: dict[Any, Any]) -> None:
         """Fill ``environment`` for every variable that depends on the parameter."""
         for equation in jaxpr.eqns:
@@ -53,10 +57,11 @@ class Walk:
             if all(entry is None for entry in tracked):
                 continue
             inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-            if equation.primitive.name in _INLINE and inner is not None:
+            known = self.whole(equation, tracked)
+            if known is None and equation.primitive.name in _INLINE and inner is not None:
                 self._inline(equation, getattr(inner, "jaxpr", inner), tracked, environment)
                 continue
-            result = self.apply(equation, tracked)
+            result = self.apply(equation, tracked) if known is None else known
             for variable in equation.outvars:
                 environment[variable] = result
 
@@ -75,6 +80,15 @@ class Walk:
     def labels_of(self, atom) -> frozenset[Label]:
         """Labels of one variable or literal, wherever it is nested."""
         return labels_of(self.labels, atom)
+
+    def scalar(self, atom) -> float | None:
+        """The value of a constant that is one number everywhere, or None."""
+        if isinstance(atom, Literal):
+            return float(atom.val) if not getattr(atom.aval, "shape", ()) else None
+        producer = self.producers.get(atom)
+        if producer is not None and producer.primitive.name in ("broadcast_in_dim", "convert_element_type"):
+            return self.scalar(producer.invars[0])
+        return None
 
     def column_labels(self, atom, columns: int) -> list[frozenset[Label]]:
         """Labels of every column of an index array (the last axis), where they were concatenated."""

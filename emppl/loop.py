@@ -23,6 +23,8 @@ class LaneState(NamedTuple):
     """State of one restart (or of all, with a leading axis).
 
     ``params`` are to be evaluated next; ``good_params`` were, with ``progress.objective`` and ``log_likelihood``.
+    ``unfinished``: did an inner iteration of the M-step that gave ``params`` stop short? ``memory`` is what M-step
+    rules keep for the next one (the state of an optimiser).
     """
 
     params: Any
@@ -33,6 +35,8 @@ class LaneState(NamedTuple):
     status: Any
     collapsed_at: Any
     rounding: Any
+    unfinished: Any
+    memory: Any
 
 
 class History(NamedTuple):
@@ -42,12 +46,14 @@ class History(NamedTuple):
     log_likelihood: np.ndarray
 
 
-def initial_states(params: dict[str, np.ndarray], lanes: int, dtype) -> LaneState:
+def initial_states(params: dict[str, np.ndarray], memory: Any, lanes: int, dtype) -> LaneState:
     """State of all restarts before the first E-step, made on the host (nothing to compile)."""
     number = np.zeros(lanes, np.int32)
     nothing = np.full(lanes, -np.inf, dtype)
     zero = np.zeros(lanes, dtype)
-    return LaneState(params, params, Progress.beginning(lanes, dtype), nothing, number, number, number - 1, zero)
+    no = np.zeros(lanes, bool)
+    beginning = Progress.beginning(lanes, dtype)
+    return LaneState(params, params, beginning, nothing, number, number, number - 1, zero, no, memory)
 
 
 def limits(tolerance: float, max_iterations: int, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -88,14 +94,18 @@ def make_iteration(program: Program, fused: estep.FusedPlan, accurate: bool) -> 
         collapsed = ~(floor >= narrowest) & (state.iteration > 0)
         finite = jnp.isfinite(objective)
         good = finite & ~said.decreased & ~collapsed
-        new = mstep.m_step(program, state.params, found, leaves, prepared)
+        step = mstep.maximise(program, state.params, found, leaves, prepared, state.memory)
+        # Gains that die away because an inner iteration cannot make them are no convergence.
+        converged = said.converged & ~state.unfinished
+        unfinished = said.converged & state.unfinished & (said.progress.stalls >= 3)
         status = jnp.select(
-            [collapsed, ~finite, said.decreased, said.converged, state.iteration >= max_iterations],
+            [collapsed, ~finite, said.decreased, converged, unfinished, state.iteration >= max_iterations],
             [
                 StopReason.COLLAPSED.value,
                 StopReason.NOT_FINITE.value,
                 StopReason.DECREASED.value,
                 StopReason.CONVERGED.value,
+                StopReason.UNFINISHED.value,
                 StopReason.MAX_ITERATIONS.value,
             ],
             StopReason.RUNNING.value,
@@ -107,7 +117,7 @@ def make_iteration(program: Program, fused: estep.FusedPlan, accurate: bool) -> 
             paused = state._replace(rounding=found.amplification)
         kept = jax.tree.map(lambda now, before: jnp.where(good, now, before), state.params, state.good_params)
         after = LaneState(
-            jax.tree.map(lambda after, now: jnp.where(running, after, now), new, state.params),
+            jax.tree.map(lambda after, now: jnp.where(running, after, now), step.params, state.params),
             kept,
             said.progress._replace(objective=jnp.where(good, objective, state.progress.objective)),
             jnp.where(good, found.log_likelihood, state.log_likelihood),
@@ -115,6 +125,8 @@ def make_iteration(program: Program, fused: estep.FusedPlan, accurate: bool) -> 
             status.astype(state.status.dtype),
             jnp.where(collapsed, where, state.collapsed_at).astype(state.collapsed_at.dtype),
             found.amplification,
+            step.unfinished,
+            jax.tree.map(lambda after, now: jnp.where(running, after, now), step.memory, state.memory),
         )
         if accurate:
             return after

@@ -19,6 +19,7 @@ class StopReason(enum.Enum):
     COLLAPSED = 5
     INTERRUPTED = 6
     SYMMETRIC = 7
+    UNFINISHED = 8
 
     @property
     def message(self) -> str:
@@ -47,6 +48,11 @@ _MESSAGES = {
         "use fewer components, or more restarts."
     ),
     StopReason.INTERRUPTED: "Interrupted by the user; the best parameters so far are kept.",
+    StopReason.UNFINISHED: (
+        "The objective no longer rises although the M-step is not at its maximum: the optimiser of a numerical update "
+        "fails to make the step that the gradient promises. Use a smaller learning rate, or leave out the optimizer "
+        "(the default is Newton's method, or L-BFGS with a line search)."
+    ),
     StopReason.SYMMETRIC: (
         "All components are identical, so that EM cannot tell them apart: the start was symmetric. Give different "
         "values in init_params (or in numpyro.param), or use restarts=10."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -38,6 +39,22 @@ def constraint_name(constraint: Any) -> str:
 
 def _equals(bound, number) -> bool:
     return isinstance(bound, (int, float)) and float(bound) == number
+
+
+def bounds(constraint: Any) -> tuple[float, float] | None:
+    """The interval in which every entry of a parameter may lie by itself, or None if entries constrain each other."""
+    name = constraint_name(constraint)
+    if name in ("real", "real_vector", "real_matrix"):
+        return -math.inf, math.inf
+    if name in ("positive", "nonnegative", "softplus_positive"):
+        return 0.0, math.inf
+    inner = innermost(constraint)
+    low, high = getattr(inner, "lower_bound", None), getattr(inner, "upper_bound", None)
+    if not isinstance(low, (int, float, type(None))) or not isinstance(high, (int, float, type(None))):
+        return None
+    if low is None and high is None:
+        return None
+    return (-math.inf if low is None else float(low)), (math.inf if high is None else float(high))
 
 
 def unconstrain(constraint: Any, value: jax.Array) -> jax.Array:

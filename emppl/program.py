@@ -7,17 +7,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from emppl.axes import Axes
 from emppl.dependence import Dependence
 from emppl.elimination import EliminationPlan, probe_name
 from emppl.factors import SiteFactor
+from emppl.held import pin
 from emppl.naming import model_name
+from emppl.regression import RegressionFactor
 from emppl.roles import Role
 from emppl.rules import Rule
 from emppl.strategies import Evidence, Strategy
@@ -31,8 +34,10 @@ class Options:
     estimate: tuple[str, ...] = ()
     latents: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    m_step: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
+    m_step: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    optimizer: Any = None
     prior: bool = True
+    held: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +77,8 @@ class Program:
         fixed: frozen values.
         use_prior: are priors part of the objective?
         argument_shapes: by site with a registered family, the aligned shape of every argument.
+        held: parameters of which some entries are fixed, NaN where they are free.
+        regressions: normal sites whose location is a linear predictor, in that form.
     """
 
     trace: Trace
@@ -85,10 +92,16 @@ class Program:
     fixed: Mapping[str, Any]
     use_prior: bool
     argument_shapes: Mapping[str, Mapping[str, tuple[int, ...]]] = dataclasses.field(default_factory=dict)
+    held: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    regressions: Mapping[str, RegressionFactor] = dataclasses.field(default_factory=dict)
 
     def complete(self, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Add the frozen parameters."""
         return {**params, **{name: jnp.asarray(value) for name, value in self.fixed.items()}}
+
+    def pin(self, name: str, value: Any) -> Any:
+        """A value with the fixed entries in their places."""
+        return pin(self.trace.sites[name].constraint, self.held[name], value) if name in self.held else value
 
     def placeholders(self) -> dict[str, jax.Array]:
         """Some value for every parameter, for quantities that depend on none."""
@@ -97,7 +110,16 @@ class Program:
 
     def evaluate(self, params, leaves, wanted: frozenset[tuple[str, str]] | None = None) -> dict[str, Any]:
         """Arrays of every site at these parameters, or only those of some ``(site, field)`` pairs."""
-        return self.trace.evaluate(self.complete(params), self.trace.atoms, leaves, wanted)
+        params = self.complete(params)
+        arrays = self.trace.evaluate(params, self.trace.atoms, leaves, wanted)
+        for name, factor in self.regressions.items():
+            if wanted is None or (name, "arguments") in wanted:
+                arrays[name].arguments["coefficients"] = factor.predictor.coefficients(params)
+        return arrays
+
+    def natural_factor(self, name: str) -> SiteFactor:
+        """The factor whose natural form a site has: its regression form if there is one."""
+        return self.regressions.get(name, self.factors[name])
 
     @property
     def free(self) -> list[str]:
@@ -192,12 +214,12 @@ class Program:
             return total
         for name in self.free:
             if self.trace.sites[name].kind == "continuous":
-                total = total + prior_log_prob(arrays[name])
+                total = total + jnp.sum(prior_cells(arrays[name]))
         return total
 
 
-def prior_log_prob(mine) -> jax.Array:
-    """Log density of one prior at the parameter's value, summed over its cells."""
+def prior_cells(mine) -> jax.Array:
+    """Log density of one prior at the parameter's value, cell by cell."""
     with as_numpyro_expects():
         log_prob = mine.distribution.log_prob(mine.value)
     if mine.mask is not None:
@@ -207,4 +229,4 @@ def prior_log_prob(mine) -> jax.Array:
         log_prob = log_prob * jnp.reshape(
             mine.cell_weight, (1,) * (log_prob.ndim - mine.cell_weight.ndim) + mine.cell_weight.shape
         )
-    return jnp.sum(log_prob)
+    return log_prob

@@ -10,7 +10,7 @@ from emppl.program import Program
 
 def best_restart(objective: np.ndarray, status: np.ndarray) -> int:
     """Index of the best restart: sound endings first, then the highest objective."""
-    sound = (StopReason.CONVERGED, StopReason.MAX_ITERATIONS, StopReason.INTERRUPTED)
+    sound = (StopReason.CONVERGED, StopReason.MAX_ITERATIONS, StopReason.UNFINISHED, StopReason.INTERRUPTED)
     rank = np.array([one in sound for one in status], float)
     score = np.where(np.isfinite(objective), objective, -np.inf)
     return int(np.lexsort((score, rank))[-1])

@@ -8,13 +8,16 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
+import numpy as np
 
 from emppl.dependence import Dependence
 from emppl.factors import SiteFactor
 from emppl.trace import Trace
 
 if TYPE_CHECKING:
+    from emppl.mstep.analysis import Analysis
     from emppl.mstep.maximisation import Maximisation
+    from emppl.program import Program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Rule(abc.ABC):
         free: are the parameters estimated?
         reads_weights: does it need the posterior weight of every cell, not only sums of statistics?
         reads_every_site: does it need them for sites that do not depend on its parameters, too?
+        exact: is the outcome the maximiser up to rounding?
         order: rules with a lower number come first in one M-step.
     """
 
@@ -45,11 +49,30 @@ class Rule(abc.ABC):
     free: ClassVar[bool] = True
     reads_weights: ClassVar[bool] = True
     reads_every_site: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
 
     @property
     def order(self) -> int:
         """Rules with a lower number come first in one M-step."""
         return 0
+
+    @property
+    def name(self) -> str:
+        """Names the block."""
+        return ", ".join(self.parameters)
+
+    def begin(self, program: Program, params) -> Any:
+        """What the rule remembers before its first M-step; None if it remembers nothing.
+
+        Args:
+            program: the derived algorithm.
+            params: constrained starting values.
+
+        Returns:
+            Arrays, kept by :meth:`~emppl.mstep.maximisation.Maximisation.remember`.
+        """
+        del program, params
+        return None
 
     @abc.abstractmethod
     def update(self, step: Maximisation) -> dict[str, jax.Array]:
@@ -73,8 +96,10 @@ class RuleContext:
         factors: likelihood sites.
         use_prior: are priors part of the objective?
         fixed: frozen values.
+        held: parameters of which some entries are fixed, NaN where they are free.
         user_rules: the user's own updates.
-        why_not_quadratic: the reason why Q is not quadratic in a parameter, or None if it is.
+        optimizer: the user's optimiser for whatever has no exact update, or None.
+        analysis: how Q depends on a block: quadratic, smooth, separable?
     """
 
     trace: Trace
@@ -82,5 +107,7 @@ class RuleContext:
     factors: Mapping[str, SiteFactor]
     use_prior: bool
     fixed: Mapping[str, Any]
+    held: Mapping[str, np.ndarray]
     user_rules: Mapping[str, Callable]
-    why_not_quadratic: Callable[[str], str | None]
+    optimizer: Any
+    analysis: Analysis

@@ -14,9 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from emppl.factors import SiteFactor
+from emppl.maps import ElementMap
 from emppl.mstep import ClosedForm
+from emppl.mstep.closed_form import Target
 from emppl.parameters import constrain, unconstrain
 from emppl.program import Program
+from emppl.rules import Rule
 
 _SEED_ROWS = 20_000
 _JITTER = 0.5
@@ -40,7 +43,7 @@ def starting_values(program: Program, rng_key: jax.Array, leaves, number: int) -
     """
     if number == 1 and all(program.trace.sites[name].kind == "param" for name in program.free):
         declared = program.trace.initial(rng_key, leaves)
-        return {name: declared[name][None] for name in program.free}
+        return {name: program.pin(name, declared[name])[None] for name in program.free}
     keys = jax.random.split(rng_key, number)
     first = jnp.arange(number) == 0
     return jax.vmap(lambda key, is_first: _one_start(program, key, leaves, is_first))(keys, first)
@@ -60,7 +63,7 @@ def _one_start(program: Program, rng_key, leaves, is_first) -> dict[str, jax.Arr
             params[name] = jnp.where(is_first, params[name], other)
         elif name in seeded:
             params[name] = seeded[name]
-    return params
+    return {name: program.pin(name, value) for name, value in params.items()}
 
 
 def _jittered(site, key, value):
@@ -75,15 +78,16 @@ def _seeds(program: Program, key, params, leaves) -> dict[str, jax.Array]:
     arrays = program.evaluate(params, leaves)
     groups: dict[tuple[str, ...], list[SiteFactor]] = {}
     wanted = {}
-    for name, rule in program.rules.items():
-        if not isinstance(rule, ClosedForm):
+    for name in program.rules:
+        target = _first_target(program, name)
+        if target is None:
             continue
-        factor = program.factors[rule.targets[0].site]
+        factor = program.factors[target.site]
         if factor.family is None or factor.family.start is None or factor.site.kind != "observed":
             continue
         if factor.latents.get("value"):
             continue
-        wanted[name] = (factor, rule.targets[0].argument)
+        wanted[name] = (factor, target.argument)
         latents = tuple(n for n in program.axes.names if n in factor.all_latents)
         groups.setdefault(latents, [])
         if factor not in groups[latents]:
@@ -95,8 +99,30 @@ def _seeds(program: Program, key, params, leaves) -> dict[str, jax.Array]:
             if factor in factors:
                 value = _seeded_argument(program, factor, argument, latents, rows, arrays, params, name, leaves)
                 if value is not None:
-                    found[name] = value
+                    found[name] = _map(program.rules[name]).inverse(value)
     return found
+
+
+def _first_target(program: Program, name: str) -> Target | None:
+    """An argument that a parameter is selected into, for which its family may suggest a start."""
+    rule = program.rules[name]
+    if isinstance(rule, ClosedForm):
+        return rule.targets[0]
+    if not rule.free:
+        return None
+    for path, position in program.trace.outputs.items():
+        factor = program.factors.get(path[0])
+        if factor is None or factor.family is None or path[1] != "arguments" or factor.labels_of is not None:
+            continue
+        if path[2] in factor.family.argument_ranks and name in factor.parameters[path[2]]:
+            selection = program.dependence.selection(name, position)
+            if not isinstance(selection, str) and not selection.map:
+                return Target(path[0], path[2])
+    return None
+
+
+def _map(rule: Rule) -> ElementMap:
+    return rule.map if isinstance(rule, ClosedForm) else ElementMap()
 
 
 def _summary(factor: SiteFactor, arrays):
@@ -174,4 +200,6 @@ def _seeded_argument(program, factor, argument, latents, rows, arrays, params, n
 
     _, pull_back = jax.vjp(selected, params[name])
     total, count = pull_back(suggestion)[0], pull_back(jnp.ones_like(suggestion))[0]
-    return jnp.where(count > 0, total / jnp.maximum(count, 1), params[name])
+    # A map between parameter and argument multiplies both by its derivative, which may be negative.
+    used = count != 0
+    return jnp.where(used, total / jnp.where(used, count, 1), _map(program.rules[name]).forward(params[name]))

@@ -62,7 +62,13 @@ def charts(program: Program, params: Mapping[str, Any], only_differences: Collec
         only_differences: logits of which only differences along the last axis matter.
     """
     return {
-        name: chart(program.trace.sites[name].constraint, np.asarray(params[name]), EDGE, name in only_differences)
+        name: chart(
+            program.trace.sites[name].constraint,
+            np.asarray(params[name]),
+            EDGE,
+            name in only_differences,
+            program.held.get(name),
+        )
         for name in program.free
     }
 
@@ -168,7 +174,7 @@ def optimised_within_bounds(program: Program) -> list[str]:
     return [
         name
         for name in program.free
-        if program.rules[name].kind in ("optax", "user") and has_bounds(program.trace.sites[name].constraint)
+        if not program.rules[name].exact and has_bounds(program.trace.sites[name].constraint)
     ]
 
 

@@ -62,7 +62,9 @@ def plan_fused(program: Program, accurate: bool = False) -> FusedPlan:
     natural = frozenset(
         name
         for name, factor in program.factors.items()
-        if not accurate and name not in need_weights and _has_small_arguments(program, name, factor)
+        if not accurate
+        and name not in need_weights
+        and (name in program.regressions or _has_small_arguments(program, name, factor))
     )
     rows = program.axes.sizes[program.axes.rows]
     chunked = any(part.by_rows for part in program.parts) and not accurate
@@ -105,7 +107,7 @@ _CHUNK_CELLS = 16384
 
 def _has_small_arguments(program: Program, name: str, factor) -> bool:
     site = factor.site
-    if factor.family is None or factor.labels_of is not None or site.kind == "factor":
+    if not factor.has_statistics:
         return False
     if site.kind == "discrete":
         return "mask" not in factor.latents and not _rows_in_arguments(program, factor)
@@ -149,6 +151,10 @@ def prepare(program: Program, fused: FusedPlan, leaves) -> dict[str, Prepared]:
     for name, factor in program.factors.items():
         if not factor.has_statistics:
             continue
+        if name in fused.natural and name in program.regressions:
+            factor = program.regressions[name]
+            design, known = factor.predictor.design(leaves)
+            arrays[name].arguments.update(design=design, known=known)
         one = factor.prepare(arrays)
         if name in fused.by_step:
             one = dataclasses.replace(one, statistics=_with_first_step(program, factor, one.statistics))
@@ -208,7 +214,8 @@ def expectations(program: Program, fused: FusedPlan, params, leaves, prepared: M
     amplification = jnp.zeros((), jnp.result_type(float))
     for name, factor in program.factors.items():
         if name in fused.natural:
-            natural[name] = factor.natural(factor.arguments(arrays), prepared[name].reference)
+            natural_factor = program.natural_factor(name)
+            natural[name] = natural_factor.natural(natural_factor.arguments(arrays), prepared[name].reference)
             if factor.family is not None and factor.family.local_reference is not None:
                 amplification = jnp.maximum(amplification, _largest_sum(natural[name], prepared[name].bound))
         else:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from emppl.elimination import log_normalizer, log_sum
 from emppl.markov import SumOut
-from emppl.numerics import impossible_to_infinite
+from emppl.numerics import impossible_to_infinite, weighted
 from emppl.program import Part, Program
 
 
@@ -88,6 +88,23 @@ def e_step(program: Program, params, leaves) -> Posterior:
 
     value, weights = jax.value_and_grad(evidence)(program.tables(arrays))
     return Posterior(value + program.fault(arrays), weights)
+
+
+def q(program: Program, params, posterior: Posterior, leaves) -> jax.Array:
+    """Expected complete-data log-likelihood: ``sum(stop_gradient(weight) * log_prob(params))`` over sites and cells.
+
+    Args:
+        program: the derived algorithm.
+        params: where it is evaluated.
+        posterior: outcome of an E-step, at any other parameters.
+        leaves: the data.
+
+    Returns:
+        A scalar (natural log), without priors.
+    """
+    weights = jax.lax.stop_gradient(posterior.weights)
+    tables = program.tables(program.evaluate(params, leaves))
+    return sum((jnp.sum(weighted(weights[name], tables[name])) for name in tables), jnp.zeros(()))
 
 
 def from_posterior(program: Program, params, posterior: Posterior, leaves, local: bool = False):

@@ -5,11 +5,13 @@ not apply:
 
 1. given: the value stays, or the user's own update.
 2. closed form: a registered update on additive sufficient statistics.
-3. quadratic: the expected log-likelihood is quadratic in the parameter, so one linear solve is exact.
-4. numeric: optax, on the unconstrained block, never accepting a step that lowers Q.
+3. weighted median: Q is piecewise linear in the parameter.
+4. quadratic: the expected log-likelihood is quadratic in the parameter, so one linear solve is exact.
+5. Newton: it has second derivatives and the block is of moderate size.
+6. numeric: optax, on the unconstrained block, never accepting a step that lowers Q.
 
-Each block maximises Q plus the log prior with the others held at their newest values, so the objective never
-falls.
+Parameters under rules 4 to 6 that meet in a site are then put together into blocks. Each block maximises Q plus the
+log prior with the others held at their newest values, so the objective never falls.
 
 Reference:
     Meng and Rubin (1993), Maximum likelihood estimation via the ECM algorithm.
@@ -19,18 +21,28 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from emppl.estep import Expectations
 from emppl.factors import Prepared
-from emppl.mstep import closed_form, given, numeric, quadratic
+from emppl.mstep import closed_form, given, median, newton, numeric, quadratic
 from emppl.mstep.closed_form import ClosedForm
 from emppl.mstep.given import UserUpdate
 from emppl.mstep.maximisation import Maximisation
-from emppl.mstep.numeric import Numeric
+from emppl.mstep.newton import Newton
+from emppl.mstep.numeric import Numeric, is_optimizer
+from emppl.mstep.quadratic import Quadratic
 from emppl.program import Program
 from emppl.rules import Rule, RuleContext
 
-_RULES = (given, closed_form, quadratic, numeric)
+_RULES = (given, closed_form, median, quadratic, newton, numeric)
+_JOINED = {Quadratic: quadratic, Newton: newton, Numeric: numeric}
+_TITLES = {
+    closed_form.__name__: ClosedForm.kind,
+    median.__name__: median.Median.kind,
+    quadratic.__name__: Quadratic.kind,
+    newton.__name__: Newton.kind,
+}
 
 
 def choose_rules(context: RuleContext) -> dict[str, Rule]:
@@ -43,14 +55,11 @@ def choose_rules(context: RuleContext) -> dict[str, Rule]:
         Rules by parameter name, in model order; parameters that are updated together share one rule.
     """
     rules = {name: _choose(context, name) for name in context.trace.parameters}
-    together = [rule for rule in rules.values() if isinstance(rule, Numeric)]
-    if together:
-        block = Numeric(
-            tuple(name for rule in together for name in rule.parameters),
-            together[0].detail,
-            rejected={name: reasons for rule in together for name, reasons in rule.rejected.items()},
-        )
-        rules.update(dict.fromkeys(block.parameters, block))
+    for kind, module in _JOINED.items():
+        alone = [rule for rule in rules.values() if type(rule) is kind]
+        for block in module.join(context, alone) if alone else ():
+            rejected = {name: rules[name].rejected[name] for name in block.parameters}
+            rules.update(dict.fromkeys(block.parameters, dataclasses.replace(block, rejected=rejected)))
     return rules
 
 
@@ -65,11 +74,10 @@ def _choose(context: RuleContext, name: str) -> Rule:
     raise AssertionError("the numeric rule always applies")
 
 
-_TITLES = {closed_form.__name__: ClosedForm.kind, quadratic.__name__: quadratic.Quadratic.kind}
-
-
-def m_step(program: Program, params, expectations: Expectations, leaves, prepared: Mapping[str, Prepared]) -> dict:
-    """New parameters from expectations.
+def maximise(
+    program: Program, params, expectations: Expectations, leaves, prepared: Mapping[str, Prepared], memory=None
+) -> Maximisation:
+    """Carry out every rule, blocks in turn.
 
     Args:
         program: the derived algorithm.
@@ -77,14 +85,39 @@ def m_step(program: Program, params, expectations: Expectations, leaves, prepare
         expectations: from the E-step.
         leaves: the data.
         prepared: statistics and their references, by site.
+        memory: what rules kept from the M-step before; None for the first.
 
     Returns:
-        New constrained values of the free parameters.
+        The finished M-step: ``.params`` are the new constrained values, ``.memory`` is for the next one,
+        ``.unfinished`` tells whether an inner iteration stopped short.
     """
-    step = Maximisation(program, params, expectations, leaves, prepared)
+    step = Maximisation(program, params, expectations, leaves, prepared, memory or {})
     for rule in sorted(program.blocks, key=lambda rule: rule.order):
-        step.params.update(rule.update(step))
-    return step.params
+        step.params.update({name: program.pin(name, value) for name, value in rule.update(step).items()})
+    return step
 
 
-__all__ = ["ClosedForm", "Maximisation", "UserUpdate", "choose_rules", "m_step"]
+def m_step(program: Program, params, expectations: Expectations, leaves, prepared: Mapping[str, Prepared]) -> dict:
+    """New constrained values of the free parameters from expectations; see :func:`maximise`."""
+    return maximise(program, params, expectations, leaves, prepared).params
+
+
+def begin(program: Program, params) -> dict[str, Any]:
+    """What every rule remembers before the first M-step."""
+    memories = {rule.name: rule.begin(program, params) for rule in program.blocks}
+    return {name: memory for name, memory in memories.items() if memory is not None}
+
+
+__all__ = [
+    "ClosedForm",
+    "Maximisation",
+    "Newton",
+    "Numeric",
+    "Quadratic",
+    "UserUpdate",
+    "begin",
+    "choose_rules",
+    "is_optimizer",
+    "m_step",
+    "maximise",
+]

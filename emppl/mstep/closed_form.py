@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from emppl.axes import reduce_to
 from emppl.dependence import Selection
+from emppl.factors import SiteFactor
 from emppl.families import Update
+from emppl.maps import REAL, ElementMap, Interval
 from emppl.mstep.maximisation import Maximisation
-from emppl.parameters import constraint_name
+from emppl.parameters import bounds, constraint_name
 from emppl.rules import Rule, RuleContext
 from emppl.trace import Trace
+
+FLAT = ("ImproperUniform", "Uniform", "Unit")
+"""Priors that are constant on their support."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +40,15 @@ class ClosedForm(Rule):
     Attributes:
         targets: where the parameter enters.
         closed: the update.
+        map: from the parameter to the argument; the closed form gives the argument's value, which is mapped back.
     """
 
     targets: tuple[Target, ...]
     closed: Update
+    map: ElementMap = ElementMap()
 
     kind: ClassVar[str] = "closed form"
+    exact: ClassVar[bool] = True
     reads_weights: ClassVar[bool] = False
 
     @property
@@ -49,9 +59,9 @@ class ClosedForm(Rule):
     def update(self, step: Maximisation) -> dict[str, jax.Array]:
         """Pool the contributions of every cell, add the prior's pseudo-statistics, solve."""
         (name,) = self.parameters
-        value = step.params[name]
+        value = self.map.forward(step.params[name])
         for stage, contributions in enumerate(self.closed.contributions):
-            here = {**step.params, name: value}
+            here = {**step.params, name: self.map.inverse(value)}
             wanted = {(target.site, "arguments") for target in self.targets} | {(name, "distribution")}
             arrays = step.program.evaluate(here, step.leaves, frozenset(wanted))
             pooled = _pool(self, step, here, arrays, contributions)
@@ -59,7 +69,7 @@ class ClosedForm(Rule):
                 prior = next(rule for kind, rule in self.closed.priors.items() if kind.__name__ == self.prior)
                 pooled = prior(pooled, prior_arguments(arrays[name].distribution, value.ndim))
             value = self.closed.solve(pooled, value, stage)
-        return {name: value}
+        return {name: self.map.inverse(value)}
 
 
 # ------------------------------------------------------------------------------------- does it apply, and why not
@@ -70,13 +80,14 @@ def propose(context: RuleContext, name: str) -> ClosedForm | str:
     rank = len(context.trace.sites[name].shape)
     targets: list[Target] = []
     update: Update | None = None
+    maps: list[ElementMap] = []
     found = entries_of(context, name)
     if not found:
         return "no likelihood site depends on it"
     for factor, field, position in found:
         if field in ("value", "mask", "cell_weight") or factor.labels_of or factor.site.kind == "factor":
             return f"it enters the {'log factor' if factor.site.kind == 'factor' else field} of site {factor.name!r}"
-        if factor.family is None:
+        if factor.family is None or not factor.family.updates:
             return f"site {factor.name!r} is {factor.site.distribution}, which has no registered closed form"
         if any(factor.parameters.get(other) for other in ("value", "mask", *factor.family.fixed)):
             return f"the value of site {factor.name!r} depends on a parameter"
@@ -85,6 +96,9 @@ def propose(context: RuleContext, name: str) -> ClosedForm | str:
             return f"{factor.family.name}.{field} of site {factor.name!r} has no closed-form update"
         if update is not None and candidate is not update:
             return f"it enters as {update.title!r} and as {candidate.title!r}, which have no common closed form"
+        partner = _solved_jointly(context, factor, field)
+        if partner is not None:
+            return f"{field} of site {factor.name!r} is solved together with {partner!r}"
         update = candidate
         if any(
             factor.parameters.get(other, frozenset()) & {name}
@@ -95,13 +109,20 @@ def propose(context: RuleContext, name: str) -> ClosedForm | str:
         selection = context.dependence.selection(name, position)
         if isinstance(selection, str):
             return f"{field} of site {factor.name!r} is not a plain selection of it: {selection}"
+        if name in context.held and not _fixes_whole_cells(context, name, update):
+            return f"some entries of a cell of {field} are fixed and others free"
         if not _keeps_cells_whole(context, selection, rank, update.event_rank, position):
             return f"{field} of site {factor.name!r} cuts through its last {update.event_rank} axes"
         targets.append(Target(factor.name, field))
+        maps.append(selection.map)
     assert update is not None
     for other in context.trace.parameters:
         if context.use_prior and other != name and _prior_depends_on(context, other, name):
             return f"the prior of {other!r} depends on it"
+    if any(one != maps[0] for one in maps):
+        return f"it enters through different maps ({'; '.join(sorted({str(one) or 'as it is' for one in maps}))})"
+    if maps[0]:
+        return _through_map(context, name, update, tuple(targets), maps[0])
     refusal = _constraint_binds(context, name, update)
     if refusal is not None:
         return refusal
@@ -109,6 +130,55 @@ def propose(context: RuleContext, name: str) -> ClosedForm | str:
     if isinstance(prior, _Refusal):
         return prior.reason
     return ClosedForm((name,), update.title, tuple(targets), update, prior=prior)
+
+
+def _solved_jointly(context: RuleContext, factor: SiteFactor, field: str) -> str | None:
+    """Another free parameter, in an argument of the site that is to be maximised together with this one."""
+    assert factor.family is not None
+    if field not in factor.family.joint:
+        return None
+    others = frozenset().union(*(factor.parameters.get(o, frozenset()) for o in factor.family.joint if o != field))
+    free = sorted(other for other in others if other not in context.fixed and other not in context.user_rules)
+    return free[0] if free else None
+
+
+def _fixes_whole_cells(context: RuleContext, name: str, update: Update) -> bool:
+    """Is every cell wholly fixed or wholly free, or a simplex, whose free entries share what the fixed ones leave?"""
+    if update.event_rank == 0 or constraint_name(context.trace.sites[name].constraint) == "simplex":
+        return True
+    given = ~np.isnan(context.held[name])
+    axes = tuple(range(-update.event_rank, 0))
+    return bool(np.all(given.any(axes) == given.all(axes)))
+
+
+def _through_map(context: RuleContext, name: str, update: Update, targets, map: ElementMap) -> ClosedForm | str:
+    """The closed form of the argument, mapped back to the parameter: exact, if it is always within reach."""
+    prior = prior_of(context.trace, name)
+    if prior not in (None, *FLAT) and context.use_prior:
+        return f"its prior {prior} is on the value before the map ({map}), where no closed form has a conjugate prior"
+    constraint = context.trace.sites[name].constraint
+    needed, start = _range_of(update), bounds(constraint)
+    if needed is None or start is None:
+        return f"it enters through a map ({map}), but {update.title!r} or its constraint is not a range of numbers"
+    reached = map.image(start)
+    if reached is None:
+        return f"it enters through a map ({map}) that is not one-to-one under {constraint_name(constraint)!r}"
+    if reached[0] > needed[0] or reached[1] < needed[1]:
+        return (
+            f"it enters through a map ({map}) whose values lie in {reached}, which may bind: "
+            f"{update.title!r} can lie anywhere in {needed}"
+        )
+    return ClosedForm((name,), f"{update.title}, through {map}", targets, update, map)
+
+
+def _range_of(update: Update) -> Interval | None:
+    """Where the solutions of an update lie, if that is an interval for every entry."""
+    if update.event_rank and "real_vector" not in update.support:
+        return None
+    for constraint, interval in (("unit_interval", (0.0, 1.0)), ("positive", (0.0, math.inf)), ("real", REAL)):
+        if constraint in update.support:
+            return interval
+    return None
 
 
 def entries_of(context: RuleContext, name: str):
@@ -166,7 +236,7 @@ def _conjugate_prior(context: RuleContext, name: str, update: Update) -> str | N
     prior = prior_of(context.trace, name)
     if prior is None or not context.use_prior:
         return None
-    if prior in ("ImproperUniform", "Uniform", "Unit"):
+    if prior in FLAT:
         return "flat"
     if any(path[0] == name and path[1] in ("mask", "cell_weight") for path in context.trace.outputs):
         return _Refusal(f"its prior {prior} is masked or scaled")
@@ -190,11 +260,11 @@ def _pool(rule: ClosedForm, step: Maximisation, params, arrays, contributions) -
         there = program.evaluate({**params, name: value}, step.leaves, wanted)
         return [program.factors[t.site].argument(there, t.argument) for t in rule.targets]
 
-    current, pull_back = jax.vjp(selected, params[name])
+    # Through the map and back: the derivative of what is differentiated is that of the selection alone.
+    current, pull_back = jax.vjp(lambda value: selected(rule.map.inverse(value)), rule.map.forward(params[name]))
     parts = []
     for target, argument in zip(rule.targets, current, strict=True):
-        factor = program.factors[target.site]
-        quantities = contributions(step.moments(target.site), factor.arguments(arrays), argument)
+        quantities = contributions(step.moments(target.site), step.arguments(target.site, arrays), argument)
         parts.append({key: _to_argument(quantity, argument) for key, quantity in quantities.items()})
 
     def pooled(key):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from emppl.estep import Posterior
 from emppl.mstep.maximisation import Maximisation
+from emppl.mstep.numeric import Numeric, is_optimizer
 from emppl.rules import Rule, RuleContext
 
 
@@ -19,6 +20,7 @@ class Fixed(Rule):
     """Held at a given value."""
 
     kind: ClassVar[str] = "fixed"
+    exact: ClassVar[bool] = True
     free: ClassVar[bool] = False
     reads_weights: ClassVar[bool] = False
 
@@ -58,6 +60,9 @@ def propose(context: RuleContext, name: str) -> Rule | None:
     """The user's decision, or None."""
     if name in context.fixed:
         return Fixed((name,), "held at the given value")
+    if is_optimizer(context.user_rules.get(name)):
+        what = "the optimizer given in m_step=, on the unconstrained value; kept only if Q rises"
+        return Numeric((name,), what, context.user_rules[name])
     if name in context.user_rules:
         return UserUpdate((name,), "the update given in m_step=", context.user_rules[name])
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ from emppl.estep import Expectations
 from emppl.factors import Prepared
 from emppl.numerics import weighted
 from emppl.program import Program
+from emppl.regression import RegressionFactor
+from emppl.rules import Rule
 
 
 class Maximisation:
@@ -22,21 +25,47 @@ class Maximisation:
         expectations: outcome of the E-step.
         leaves: the data.
         prepared: statistics and their references, by site.
+        memory: what rules kept from the M-step before, by rule.
     """
 
-    def __init__(self, program: Program, params, expectations: Expectations, leaves, prepared: Mapping[str, Prepared]):
+    def __init__(
+        self,
+        program: Program,
+        params,
+        expectations: Expectations,
+        leaves,
+        prepared: Mapping[str, Prepared],
+        memory: Mapping[str, Any],
+    ):
         self.program = program
         self.params: dict[str, jax.Array] = dict(params)
         self.expectations = expectations
         self.leaves = leaves
         self.prepared = prepared
+        self.memory = dict(memory)
+        self.unfinished = jnp.asarray(False)
         self._moments: dict[str, Mapping[str, jax.Array]] = {}
 
     def moments(self, site: str) -> Mapping[str, jax.Array]:
         """Named expected statistics of a site with a registered family."""
+        regression = self._regression(site)
+        if regression is not None:  # of the residuals, at the newest coefficients
+            arrays = self.program.evaluate(self.params, self.leaves, frozenset([(site, "arguments")]))
+            coefficients = regression.arguments(arrays)["coefficients"]
+            return regression.residuals(self.expectations.sums[site], coefficients, self.prepared[site].reference)
         if site not in self._moments:
             self._moments[site] = self.program.factors[site].moments(self._sums(site), self.prepared[site].reference)
         return self._moments[site]
+
+    def arguments(self, site: str, arrays) -> dict[str, jax.Array]:
+        """Arguments of a site, to go with its moments: residuals have location zero."""
+        if self._regression(site) is not None:
+            scale = self.program.factors[site].argument(arrays, "scale")
+            return {"loc": jnp.zeros_like(scale), "scale": scale}
+        return self.program.factors[site].arguments(arrays)
+
+    def _regression(self, site: str) -> RegressionFactor | None:
+        return self.program.regressions.get(site) if site in self.expectations.sums else None
 
     def _sums(self, name: str) -> jax.Array:
         if name in self.expectations.sums:
@@ -59,6 +88,25 @@ class Maximisation:
         arrays = program.evaluate({**self.params, **block}, self.leaves)
         total = jnp.zeros((), jnp.result_type(float)) + program.log_prior_from(arrays)
         for name, factor in program.factors.items():
-            if factor.all_parameters & set(block):
+            if not factor.all_parameters & set(block):
+                continue
+            if name in self.expectations.sums:
+                # Expected statistics are known: their product with the natural parameters needs no pass over rows.
+                factor = program.natural_factor(name)
+                natural = factor.natural(factor.arguments(arrays), self.prepared[name].reference)
+                total = total + jnp.sum(self.expectations.sums[name] * natural)
+            else:
                 total = total + jnp.sum(weighted(self.expectations.weights[name], factor.table(arrays)))
         return total
+
+    def report(self, finished: jax.Array) -> None:
+        """Say whether an inner iteration came to its end."""
+        self.unfinished = self.unfinished | ~finished
+
+    def recall(self, rule: Rule) -> Any:
+        """What a rule remembered in the M-step before this one."""
+        return self.memory[rule.name] if rule.name in self.memory else rule.begin(self.program, self.params)
+
+    def remember(self, rule: Rule, memory: Any) -> None:
+        """Keep something for the next M-step."""
+        self.memory[rule.name] = memory

@@ -1,9 +1,14 @@
-"""Whatever has no exact update: optax on the unconstrained block, never accepting a step that lowers Q."""
+"""Whatever has no exact update: optax on the unconstrained block, never accepting a step that lowers Q.
+
+The optimiser is L-BFGS with a line search, or any ``optax.GradientTransformation`` of the user's. Its state is kept
+from one EM iteration to the next. An inner iteration ends when a step gains little beside what the block has gained.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+import functools
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,54 +18,142 @@ from emppl.parameters import constrain, unconstrain
 from emppl.rules import Rule, RuleContext
 
 _INNER_STEPS = 20
+_ENOUGH = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
 class Numeric(Rule):
-    """Some L-BFGS steps on all such parameters together: generalised EM."""
+    """Some steps of an optimiser on all such parameters together: generalised EM.
+
+    Attributes:
+        solver: the user's optimiser, or None for L-BFGS.
+    """
+
+    solver: Any = None
 
     kind: ClassVar[str] = "optax"
+    reads_weights: ClassVar[bool] = False
 
     @property
     def order(self) -> int:
         """Last, when the exact updates have been made."""
         return 30
 
+    def begin(self, program, params) -> Any:
+        """State of the optimiser before its first step."""
+        return self._solver().init(_free(program, params, self.parameters))
+
     def update(self, step: Maximisation) -> dict[str, jax.Array]:
-        """L-BFGS; the outcome is kept only if Q does not fall."""
+        """Some steps of the optimiser; the best point is kept, which may be where they began."""
+        constraints = {name: step.program.trace.sites[name].constraint for name in self.parameters}
+        before = {name: step.params[name] for name in self.parameters}
+        start = _free(step.program, before, self.parameters)
+
+        def constrained(free):
+            return {name: step.program.pin(name, constrain(constraints[name], value)) for name, value in free.items()}
+
+        found, gain, memory, finished = descend(
+            lambda free: -step.q(constrained(free)), self._solver(), start, step.recall(self)
+        )
+        step.remember(self, memory)
+        step.report(finished)
+        after = constrained(found)
+        return {name: jnp.where(gain > 0, after[name], value) for name, value in before.items()}
+
+    def _solver(self):
         import optax
 
-        constraints = {name: step.program.trace.sites[name].constraint for name in self.parameters}
-
-        def loss(free):
-            return -step.q({name: constrain(constraints[name], value) for name, value in free.items()})
-
-        before = {name: step.params[name] for name in self.parameters}
-        start = {name: unconstrain(constraints[name], value) for name, value in before.items()}
-        solver = optax.lbfgs()
-        value_and_grad = optax.value_and_grad_from_state(loss)
-
-        def keep_going(carry):
-            _, state, number = carry
-            gradient = optax.tree_utils.tree_get(state, "grad")
-            value = optax.tree_utils.tree_get(state, "value")
-            size = optax.tree_utils.tree_norm(gradient)
-            small = jnp.finfo(value.dtype).eps ** 0.5
-            return (number < _INNER_STEPS) & ((number == 0) | (size > small * (1 + jnp.abs(value))))
-
-        def advance(carry):
-            free, state, number = carry
-            value, gradient = value_and_grad(free, state=state)
-            updates, state = solver.update(gradient, state, free, value=value, grad=gradient, value_fn=loss)
-            return optax.apply_updates(free, updates), state, number + 1
-
-        free, _, _ = jax.lax.while_loop(keep_going, advance, (start, solver.init(start), 0))
-        found = {name: constrain(constraints[name], value) for name, value in free.items()}
-        better = step.q(found) >= step.q(before)
-        return {name: jnp.where(better, found[name], value) for name, value in before.items()}
+        return optax.lbfgs() if self.solver is None else optax.with_extra_args_support(self.solver)
 
 
 def propose(context: RuleContext, name: str) -> Numeric:
     """The rule of last resort always applies."""
-    del context
+    if context.optimizer is not None:
+        return Numeric(
+            (name,), "the optimizer given, on the unconstrained value; kept only if Q rises", context.optimizer
+        )
     return Numeric((name,), "L-BFGS on the unconstrained value, accepted only if Q does not fall")
+
+
+def join(context: RuleContext, rules: list[Numeric]) -> list[Numeric]:
+    """All parameters of one optimiser in one block."""
+    del context
+    blocks: dict[int, list[Numeric]] = {}
+    for rule in rules:
+        blocks.setdefault(id(rule.solver), []).append(rule)
+    return [
+        Numeric(tuple(name for rule in block for name in rule.parameters), block[0].detail, block[0].solver)
+        for block in blocks.values()
+    ]
+
+
+def is_optimizer(given: Any) -> bool:
+    """Is this an ``optax.GradientTransformation``, asked without importing optax?"""
+    return callable(getattr(given, "init", None)) and callable(getattr(given, "update", None))
+
+
+def _free(program, params, names) -> dict[str, jax.Array]:
+    return {name: unconstrain(program.trace.sites[name].constraint, params[name]) for name in names}
+
+
+def descend(loss, solver, start, memory):
+    """Some steps downhill.
+
+    Args:
+        loss: what to minimise.
+        solver: an optimiser that takes ``value``, ``grad`` and ``value_fn``, or ignores them.
+        start: where to begin.
+        memory: its state.
+
+    Returns:
+        ``(point, gain, memory, finished)``: the best point seen, how much lower the loss is there, the optimiser's
+        state, and whether a further step would gain little beside that.
+    """
+    import optax
+
+    value_and_grad = jax.value_and_grad(loss)
+    first, slope = value_and_grad(start)
+    rounding = 8 * jnp.finfo(first.dtype).eps * (1 + jnp.abs(first))
+    memory = _carried_over(solver, memory, start, slope)
+
+    def keep_going(carry):
+        number, finished = carry[-2:]
+        return (number < _INNER_STEPS) & ~finished
+
+    def advance(carry):
+        point, value, slope, memory, best, lowest, number, _ = carry
+        updates, memory = solver.update(slope, memory, point, value=value, grad=slope, value_fn=loss)
+        promise = -sum(jnp.vdot(u, g) for u, g in zip(jax.tree.leaves(updates), jax.tree.leaves(slope), strict=True))
+        point = optax.apply_updates(point, updates)
+        new, slope = value_and_grad(point)
+        step, better = value - new, new < lowest
+        best = jax.tree.map(lambda now, old: jnp.where(better, now, old), point, best)
+        lowest = jnp.where(better, new, lowest)
+        small = (step >= 0) & (step <= jnp.maximum(_ENOUGH * (first - lowest), rounding))
+        nothing = (jnp.abs(promise) <= rounding) & (jnp.abs(step) <= rounding)
+        # Nothing gained although the slope promised something is no end, but a failure to get there.
+        finished = nothing | (small & (first - lowest > 0))
+        return point, new, slope, memory, best, lowest, number + 1, finished
+
+    carry = (start, first, slope, memory, start, first, 0, jnp.asarray(False))
+    *_, memory, best, lowest, _, finished = jax.lax.while_loop(keep_going, advance, carry)
+    return best, first - lowest, memory, finished
+
+
+def _carried_over(solver, memory, start, slope):
+    """State of the last M-step, made fit for this one, whose objective is another.
+
+    L-BFGS learns curvature from differences of gradients. One between two objectives may say that the loss is concave,
+    which would turn its directions uphill: then it starts afresh.
+    """
+    import optax
+
+    is_lbfgs = lambda node: isinstance(node, optax.ScaleByLBFGSState)  # noqa: E731
+    for state in jax.tree.leaves(memory, is_leaf=is_lbfgs):
+        if is_lbfgs(state):
+            moved = jax.tree.map(jnp.subtract, start, state.params)
+            turned = jax.tree.map(jnp.subtract, slope, state.updates)
+            curvature = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, moved, turned)))
+            keep = functools.partial(jnp.where, curvature > 0)
+            memory = jax.tree.map(keep, memory, solver.init(start))
+    return memory

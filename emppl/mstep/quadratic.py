@@ -1,4 +1,4 @@
-"""A quadratic block: Q is quadratic in the parameter, so that one exact linear solve maximises it."""
+"""A quadratic block: Q is quadratic in the parameters jointly, so that one exact linear solve maximises it."""
 
 from __future__ import annotations
 
@@ -8,27 +8,37 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from emppl.layout import Block, Layout
 from emppl.mstep.maximisation import Maximisation
+from emppl.numerics import matrix_transpose, symmetrize
 from emppl.parameters import constraint_name
+from emppl.program import Program
 from emppl.rules import Rule, RuleContext
+
+MOST_ENTRIES = 500
+_REFINEMENTS = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Quadratic(Rule):
-    """One Newton step, exact because Q is quadratic."""
+    """One Newton step, exact because Q is quadratic.
+
+    Attributes:
+        layout: how the entries fall into groups that never meet.
+    """
+
+    layout: Layout
 
     kind: ClassVar[str] = "quadratic"
-
-    @property
-    def order(self) -> int:
-        """After the closed forms."""
-        return 10
+    exact: ClassVar[bool] = True
+    reads_weights: ClassVar[bool] = False
 
     def update(self, step: Maximisation) -> dict[str, jax.Array]:
         """Solve for the stationary point."""
-        (name,) = self.parameters
-        return {name: _stationary_point(lambda value: step.q({name: value}), step.params[name])}
+        at = {name: step.params[name] for name in self.parameters}
+        return stationary_point(step.q, self.layout, at, free_entries(step.program, self.layout))
 
 
 def propose(context: RuleContext, name: str) -> Quadratic | str:
@@ -36,44 +46,113 @@ def propose(context: RuleContext, name: str) -> Quadratic | str:
     constraint = constraint_name(context.trace.sites[name].constraint)
     if not constraint.startswith("real"):
         return f"its constraint {constraint!r} may bind"
-    reason = context.why_not_quadratic(name)
-    return Quadratic((name,), "Q is quadratic in it: one exact linear solve") if reason is None else reason
+    reason = context.analysis.why_not_quadratic((name,))
+    return reason if reason is not None else _joint(context, (name,))
 
 
-def affine_gradient(gradient: Callable[[jax.Array], jax.Array], shape: tuple[int, ...], dtype) -> str | None:
-    """Is a function's gradient affine, so that the function is quadratic? Answered without arithmetic.
+def join(context: RuleContext, rules: list[Quadratic]) -> list[Quadratic]:
+    """Put parameters together that meet in a site and in which Q is jointly quadratic.
 
-    Args:
-        gradient: the gradient as a function of the parameter.
-        shape: shape of the parameter.
-        dtype: its dtype.
-
-    Returns:
-        None if it is, else the reason.
+    What cannot be put together is updated in turn, each exactly (a conditional maximisation).
     """
-    struct = jax.ShapeDtypeStruct(shape, dtype)
-    try:
-        jax.eval_shape(lambda cotangent: jax.linear_transpose(gradient, struct)(cotangent), struct)
-    except Exception as error:  # noqa: BLE001  jax raises many kinds, all meaning "not linear"
-        words = str(error).split("\n")[0]
-        primitive = words.split("'")[1] if "'" in words else "a non-linear operation"
-        return f"the gradient of Q is not affine in it ({primitive})"
-    return None
+    blocks: list[tuple[str, ...]] = []
+    for rule in rules:
+        (name,) = rule.parameters
+        for number, block in enumerate(blocks):
+            meet = set(context.analysis.touched(block)) & set(context.analysis.touched((name,)))
+            together = (*block, name)
+            if meet and context.analysis.why_not_quadratic(together) is None:
+                if context.analysis.layout(together).entries <= MOST_ENTRIES:
+                    blocks[number] = together
+                    break
+        else:
+            blocks.append((name,))
+    return [_joint(context, block) for block in blocks]
 
 
-def _stationary_point(objective: Callable[[jax.Array], jax.Array], value: jax.Array) -> jax.Array:
-    """Exact maximiser of a quadratic: one Newton step, with a minimum-norm step in flat directions.
+def _joint(context: RuleContext, names: tuple[str, ...]) -> Quadratic:
+    layout = context.analysis.layout(names)
+    detail = "Q is quadratic in it: one exact linear solve"
+    if len(names) > 1:
+        detail = f"Q is quadratic in {', '.join(names)} jointly: one exact linear solve"
+    return Quadratic(names, detail + describe(layout), layout)
+
+
+def describe(layout: Layout) -> str:
+    """The structure of the Hessian in words."""
+    if not layout.groups:
+        return f" of order {layout.entries}"
+    bordered = f", bordered by {layout.in_common}" if layout.in_common else ""
+    return f" ({layout.groups} groups of {layout.per_group}{bordered})"
+
+
+def free_entries(program: Program, layout: Layout) -> jax.Array:
+    """One for every entry of a block that is free, zero for those that are fixed, as vectors of the layout."""
+    free = {
+        name: jnp.asarray(
+            np.isnan(program.held[name]) if name in program.held else np.ones(shape), jnp.result_type(float)
+        )
+        for name, shape in layout.shapes.items()
+    }
+    return layout.pack(free)
+
+
+def stationary_point(
+    objective: Callable[[Block], jax.Array], layout: Layout, at: Block, free: jax.Array
+) -> dict[str, jax.Array]:
+    """Exact maximiser of a quadratic: a Newton step, refined, with a minimum-norm step in flat directions.
+
+    The gradient is a sum of residuals, and knows many more digits than the Hessian of a near-collinear design: after
+    the first solve the same factors are applied to the gradient at the new point, which recovers them.
 
     A quadratic without a maximum (convex, or sloping along a flat direction) gives NaN, which the loop reports.
     """
-    flat = lambda vector: objective(vector.reshape(value.shape))  # noqa: E731
-    start = value.ravel()
-    gradient, hessian = jax.grad(flat)(start), jax.hessian(flat)(start)
-    unit = jnp.sqrt(jnp.maximum(-jnp.diagonal(hessian), jnp.finfo(start.dtype).tiny))
-    scaled = -hessian / (unit[:, None] * unit[None, :])
-    wanted = gradient / unit
-    step = jnp.linalg.lstsq(scaled, wanted)[0]
-    slack = jnp.finfo(start.dtype).eps ** 0.5
-    solved = jnp.linalg.norm(scaled @ step - wanted) <= slack * (1 + jnp.linalg.norm(wanted))
-    concave = jnp.all(jnp.diagonal(hessian) <= 0) & (jnp.linalg.eigvalsh(scaled)[0] >= -slack * start.size)
-    return jnp.where(solved & concave, start + step / unit, jnp.nan).reshape(value.shape)
+    gradient = jax.grad(objective)
+    here = layout.pack(at)
+    # Fixed entries are a flat direction without any slope.
+    inverse = scaled_eigen(-layout.hessian(gradient, at) * (free[..., :, None] * free[..., None, :]))
+    tolerance = jnp.finfo(here.dtype).eps * here.shape[-1]
+    used = inverse.values > tolerance * jnp.max(inverse.values, -1, keepdims=True, initial=0)
+    first = slope = inverse.rotated(layout.pack(gradient(at)) * free)
+    for number in range(1 + _REFINEMENTS):
+        here = here + inverse.back(jnp.where(used, slope / jnp.where(used, inverse.values, 1), 0))
+        if number < _REFINEMENTS:
+            slope = inverse.rotated(layout.pack(gradient(layout.unpack(here))) * free)
+    slack = jnp.finfo(here.dtype).eps ** 0.5
+    # Along a flat direction there must be nothing to climb.
+    level = jnp.linalg.norm(jnp.where(used, 0, first)) <= slack * (1 + jnp.linalg.norm(first))
+    concave = jnp.all(inverse.values >= -slack * here.shape[-1])
+    return layout.unpack(jnp.where(level & concave, here, jnp.nan))
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaledEigen:
+    """Eigenvalues of symmetric matrices after their entries are brought to a common scale.
+
+    Attributes:
+        unit: the scale of every entry, ``(matrices, entries)``.
+        values: eigenvalues of the scaled matrices.
+        vectors: their eigenvectors, as columns.
+    """
+
+    unit: jax.Array
+    values: jax.Array
+    vectors: jax.Array
+
+    def rotated(self, gradient: jax.Array) -> jax.Array:
+        """A gradient in the eigenvectors' coordinates."""
+        return jnp.squeeze(matrix_transpose(self.vectors) @ (gradient / self.unit)[..., None], -1)
+
+    def back(self, step: jax.Array) -> jax.Array:
+        """A step from the eigenvectors' coordinates to the entries'."""
+        return jnp.squeeze(self.vectors @ step[..., None], -1) / self.unit
+
+
+def scaled_eigen(matrices: jax.Array) -> ScaledEigen:
+    """Scale symmetric matrices to a unit diagonal and diagonalise them."""
+    diagonal = jnp.abs(jnp.diagonal(matrices, axis1=-2, axis2=-1))
+    unit = jnp.where(diagonal > 0, jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1)), 1)
+    # NaN would make the eigenvalue routine fail slowly; the caller sees it in the gradient.
+    scaled = symmetrize(matrices / (unit[..., :, None] * unit[..., None, :]))
+    values, vectors = jnp.linalg.eigh(scaled, symmetrize_input=False)
+    return ScaledEigen(unit, values, vectors)

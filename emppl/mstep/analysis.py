@@ -1,0 +1,127 @@
+"""How Q depends on a block of parameters, asked without data: is it quadratic, twice differentiable, separable?"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from emppl.layout import Layout, find_layout
+from emppl.numerics import weighted
+from emppl.parameters import constrain, unconstrain
+from emppl.program import Program, prior_cells
+
+
+class Analysis:
+    """Answers about blocks of one model, each found once.
+
+    Args:
+        program: the model, as far as it is derived.
+        shapes: shapes of the data.
+    """
+
+    def __init__(self, program: Program, shapes):
+        self.program = program
+        self.shapes = shapes
+        sites = program.trace.sites
+        self.params = {n: jax.ShapeDtypeStruct(sites[n].shape, sites[n].dtype) for n in program.trace.parameters}
+        self.priors = [
+            n for n in self.params if sites[n].kind == "continuous" and n not in program.fixed and program.use_prior
+        ]
+        self.why_not_quadratic = functools.cache(self._why_not_quadratic)
+        self.why_not_smooth = functools.cache(self._why_not_smooth)
+        self.layout = functools.cache(self._layout)
+
+    def touched(self, names: tuple[str, ...]) -> list[str]:
+        """Likelihood sites that depend on any of these parameters."""
+        return [name for name, factor in self.program.factors.items() if factor.all_parameters & set(names)]
+
+    def cells(self, names: tuple[str, ...]) -> Callable:
+        """``(block, params, leaves) -> (tables, prior log-densities)`` of everything that the block enters."""
+        touched = self.touched(names)
+
+        def cells(block, params, leaves):
+            arrays = self.program.evaluate({**params, **block}, leaves)
+            tables = {name: self.program.factors[name].table(arrays) for name in touched}
+            return tables, [prior_cells(arrays[name]) for name in self.priors]
+
+        return cells
+
+    def free_cells(self, names: tuple[str, ...]) -> tuple[Callable, dict[str, tuple[int, ...]]]:
+        """The same as a function of unconstrained values, and their shapes."""
+        sites = self.program.trace.sites
+        constraints = {name: sites[name].constraint for name in names}
+        cells = self.cells(names)
+
+        def free(block, params, leaves):
+            return cells({name: constrain(constraints[name], value) for name, value in block.items()}, params, leaves)
+
+        shapes = {
+            name: jax.eval_shape(functools.partial(unconstrain, constraints[name]), self.params[name]).shape
+            for name in names
+        }
+        return free, shapes
+
+    # --------------------------------------------------------------------------------------------- the answers
+
+    def _why_not_quadratic(self, names: tuple[str, ...]) -> str | None:
+        """The reason why Q is not quadratic in a block jointly, or None if it is."""
+        return affine_gradient(*self._gradient(self.cells(names), {name: self.params[name] for name in names}))
+
+    def _why_not_smooth(self, names: tuple[str, ...]) -> str | None:
+        """The reason why Q has no second derivatives on the unconstrained space, or None if it has."""
+        cells, shapes = self.free_cells(names)
+        gradient, block = self._gradient(cells, _structs(shapes))
+        try:
+            jax.eval_shape(lambda block: jax.jvp(gradient, (block,), (block,)), block)
+        except Exception as error:  # noqa: BLE001  jax raises many kinds, all meaning "no such derivative"
+            return f"it has no second derivatives ({str(error).split(chr(10))[0][:80]})"
+        return None
+
+    def _layout(self, names: tuple[str, ...]) -> Layout:
+        """How a block falls into groups, on the unconstrained space."""
+        cells, shapes = self.free_cells(names)
+        return find_layout(lambda *a: jax.tree.leaves(cells(*a)), shapes, self.params, self.shapes)
+
+    def _gradient(self, cells: Callable, block: Mapping):
+        """The gradient of Q as a function of the block, everything else abstract, and the block's shapes."""
+
+        def gradient(block):
+            # Zeros stand for the other parameters, the data and the weights: no arithmetic is ever done with them.
+            params, leaves = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), (self.params, self.shapes))
+
+            def objective(block):
+                tables, priors = cells(block, params, leaves)
+                total = sum((jnp.sum(one) for one in priors), jnp.zeros((), jnp.result_type(float)))
+                for table in tables.values():
+                    total = total + jnp.sum(weighted(jax.lax.stop_gradient(jnp.ones_like(table)), table))
+                return total
+
+            return jax.grad(objective)(block)
+
+        return gradient, dict(block)
+
+
+def _structs(shapes: Mapping[str, tuple[int, ...]]):
+    return {name: jax.ShapeDtypeStruct(shape, jnp.result_type(float)) for name, shape in shapes.items()}
+
+
+def affine_gradient(gradient: Callable, block: Mapping[str, jax.ShapeDtypeStruct]) -> str | None:
+    """Is a function's gradient affine, so that the function is quadratic? Answered without arithmetic.
+
+    Args:
+        gradient: the gradient as a function of the block.
+        block: shapes of the block.
+
+    Returns:
+        None if it is, else the reason.
+    """
+    try:
+        jax.eval_shape(lambda cotangent: jax.linear_transpose(gradient, block)(cotangent), block)
+    except Exception as error:  # noqa: BLE001  jax raises many kinds, all meaning "not linear"
+        words = str(error).split("\n")[0]
+        primitive = words.split("'")[1] if "'" in words else "a non-linear operation"
+        return f"the gradient of Q is not affine in it ({primitive})"
+    return None

@@ -1,0 +1,172 @@
+"""Newton steps on a smooth block: iteratively reweighted least squares for any link, concave or not.
+
+Each step solves with the Hessian of ``Q + log prior`` on the unconstrained space, whose negative eigenvalues are turned
+round where Q is not concave (so that the step always climbs), and is halved until the objective rises by a
+fair part of what the slope promised.
+
+Reference:
+    Nocedal and Wright (2006), Numerical optimization, sections 3.1 and 3.4.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from emppl.layout import Layout
+from emppl.mstep.maximisation import Maximisation
+from emppl.mstep.quadratic import describe, free_entries, scaled_eigen
+from emppl.parameters import bounds, constrain, unconstrain
+from emppl.rules import Rule, RuleContext
+
+_MOST_ENTRIES = 200
+_MOST_PROBES = 400
+_STEPS = 25
+_HALVINGS = 30
+_ENOUGH = 0.01
+_ARMIJO = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Newton(Rule):
+    """Newton's method with a line search, all smooth parameters that meet in a site together.
+
+    Attributes:
+        layout: how the unconstrained entries fall into groups that never meet.
+    """
+
+    layout: Layout
+
+    kind: ClassVar[str] = "newton"
+    reads_weights: ClassVar[bool] = False
+
+    @property
+    def order(self) -> int:
+        """After the exact updates."""
+        return 25
+
+    def update(self, step: Maximisation) -> dict[str, jax.Array]:
+        """Climb until what a further step promises is small beside what was gained."""
+        constraints = {name: step.program.trace.sites[name].constraint for name in self.parameters}
+        before = {name: step.params[name] for name in self.parameters}
+        start = {name: unconstrain(constraints[name], value) for name, value in before.items()}
+
+        def constrained(free):
+            return {name: constrain(constraints[name], value) for name, value in free.items()}
+
+        touched = [n for n, factor in step.program.factors.items() if factor.all_parameters & set(self.parameters)]
+        # From sums of statistics a step costs next to nothing: solve to the last digit.
+        enough = 0.0 if all(site in step.expectations.sums for site in touched) else _ENOUGH
+        free = free_entries(step.program, self.layout)
+        found, gain, finished = climb(lambda block: step.q(constrained(block)), self.layout, start, free, enough)
+        step.report(finished)
+        after = constrained(found)
+        return {name: jnp.where(gain > 0, after[name], value) for name, value in before.items()}
+
+
+def propose(context: RuleContext, name: str) -> Newton | str:
+    """Newton's method, or the reason why it does not apply."""
+    if context.optimizer is not None:
+        return "an optimizer is given"
+    if name in context.held and bounds(context.trace.sites[name].constraint) is None:
+        return "some of its entries are fixed, and its constraint ties entries together"
+    reason = context.analysis.why_not_smooth((name,))
+    if reason is not None:
+        return reason
+    layout = context.analysis.layout((name,))
+    if _too_large(layout):
+        return f"its Hessian is too large ({layout.entries} entries meet; the limit is {_MOST_ENTRIES})"
+    return _joint(context, (name,))
+
+
+def join(context: RuleContext, rules: list[Newton]) -> list[Newton]:
+    """Put parameters together that meet in a site, as long as their Hessian stays small."""
+    blocks: list[tuple[str, ...]] = []
+    for rule in rules:
+        (name,) = rule.parameters
+        for number, block in enumerate(blocks):
+            meet = set(context.analysis.touched(block)) & set(context.analysis.touched((name,)))
+            together = (*block, name)
+            if meet and context.analysis.why_not_smooth(together) is None:
+                if not _too_large(context.analysis.layout(together)):
+                    blocks[number] = together
+                    break
+        else:
+            blocks.append((name,))
+    return [_joint(context, block) for block in blocks]
+
+
+def _too_large(layout: Layout) -> bool:
+    return layout.entries > _MOST_ENTRIES or layout.probes > _MOST_PROBES
+
+
+def _joint(context: RuleContext, names: tuple[str, ...]) -> Newton:
+    layout = context.analysis.layout(names)
+    what = f"{', '.join(names)} jointly" if len(names) > 1 else "it"
+    return Newton(names, f"Newton steps on {what}, with a line search" + describe(layout), layout)
+
+
+def climb(objective, layout: Layout, start, free, enough: float = _ENOUGH):
+    """Newton's method with backtracking, never downhill.
+
+    Args:
+        objective: a smooth function of the block, in nats.
+        layout: how its entries are grouped.
+        start: where to begin.
+        free: as vectors of the layout, one for entries that may move, zero for those that are fixed.
+        enough: stop when a quadratic would still gain no more than this part of what was gained.
+
+    Returns:
+        ``(block, gain, finished)``: where it ended, how much higher that is, and whether what was left to gain was
+        small beside the gain, or rounding.
+    """
+    fixed = jax.lax.stop_gradient(layout.pack(start))
+    at_vectors = lambda vectors: objective(layout.unpack(jnp.where(free > 0, vectors, fixed)))  # noqa: E731
+    value_and_grad = jax.value_and_grad(at_vectors)
+    gradient_of_block = jax.grad(objective)
+    first = layout.pack(start)
+    first_value, first_slope = value_and_grad(first)
+    rounding = 8 * jnp.finfo(first.dtype).eps * (1 + jnp.abs(first_value))
+
+    def direction(here, slope):
+        hessian = layout.hessian(gradient_of_block, layout.unpack(here))
+        eigen = scaled_eigen(-hessian * (free[..., :, None] * free[..., None, :]))
+        size = jnp.abs(eigen.values)
+        floor = jnp.finfo(here.dtype).eps * here.shape[-1] * jnp.max(size, -1, keepdims=True, initial=0)
+        used = size > floor
+        return eigen.back(jnp.where(used, eigen.rotated(slope) / jnp.where(used, size, 1), 0))
+
+    def keep_going(carry):
+        *_, number, finished, stuck = carry
+        return (number < _STEPS) & ~finished & ~stuck
+
+    def advance(carry):
+        here, value, slope, number, _, _ = carry
+        move = direction(here, slope)
+        promise = jnp.sum(move * slope)
+
+        def too_far(inner):
+            scale, there = inner
+            return ~(there >= value + _ARMIJO * scale * promise) & (scale > 0.5**_HALVINGS)
+
+        def halve(inner):
+            scale = inner[0] / 2
+            return scale, at_vectors(here + scale * move)
+
+        one = jnp.ones((), here.dtype)
+        scale, there = jax.lax.while_loop(too_far, halve, (one, at_vectors(here + move)))
+        risen = there >= value
+        new = jnp.where(risen, here + scale * move, here)
+        there, slope_there = value_and_grad(new)
+        gain = there - first_value
+        # ``promise / 2`` is the squared Newton decrement: what a quadratic would still gain. Where it was small before
+        # this step, it is far smaller after it.
+        finished = (promise / 2 <= rounding) | ((promise / 2 <= enough * gain) & (scale == 1))
+        return new, there, slope_there, number + 1, finished, ~risen | ~jnp.isfinite(promise)
+
+    begin = (first, first_value, first_slope, 0, jnp.asarray(False), jnp.asarray(False))
+    found, value, _, _, finished, _ = jax.lax.while_loop(keep_going, advance, begin)
+    return layout.unpack(found), value - first_value, finished
