@@ -204,7 +204,10 @@ def test_evidence_and_posterior_are_those_of_all_paths(name):
     np.testing.assert_allclose(truth.score(decoded), truth.log_joint().max(), rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", CASES)
+LONG = set(CASES) - {"basic", "sequences", "factorial"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in CASES])
 def test_an_iteration_raises_the_likelihood_and_both_paths_agree(name):
     model, data = CASES[name]
     em = emppl.EM(model, max_iterations=3, tolerance=0, progress_bar=False)
@@ -497,14 +500,14 @@ def check_structure(how, steps, seed):
         np.testing.assert_allclose(weight, plain.weights[name], atol=1e-10)
 
 
-@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(structures, st.integers(2, 4), st.integers(0, 50))
 def test_any_structure_agrees_with_all_paths(how, steps, seed):
     check_structure(how, steps, seed)
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(structures, st.integers(2, 4), st.integers(0, 50))
 def test_any_structure_agrees_with_all_paths_at_length(how, steps, seed):
     check_structure(how, steps, seed)
