@@ -46,7 +46,7 @@ Threaded linear algebra suffers most from other load on the machine, so read rat
 
 
 def implementations(workload: str) -> tuple[str, ...]:
-    return ("emppl", "handwritten JAX", _PEERS[workload])
+    return ("emppl", "handwritten JAX", *([_PEERS[workload]] if workload in _PEERS else []))
 
 
 def run_job(workload: str, implementation: str, once: bool) -> dict:

@@ -1,4 +1,4 @@
-"""The same three EM algorithms written by hand in JAX: what someone who knows both EM and XLA would write.
+"""The same EM algorithms written by hand in JAX: what someone who knows both EM and XLA would write.
 
 Each is a mixture of exponential families, ``log p(x | k) = natural[k] . statistics(x)``, with a leading
 statistic of one. An E-step is then one matrix product, an M-step starts with a second one, and rows go by in
@@ -113,7 +113,43 @@ def _classes(columns: int) -> Family:
     return Family(lambda x: jnp.concatenate([_ones(x.T), x.T]), lambda block: block, natural, solve, 2500)
 
 
-FAMILIES = {"full": _full, "diagonal": _diagonal, "classes": _classes}
+def _regressions(columns: int) -> Family:
+    """Statistics ``1, y^2, y d, d d'`` with ``d`` the covariates and an intercept."""
+    above = np.triu_indices(columns)
+    twice = np.where(above[0] == above[1], 1.0, 2.0)
+
+    def prepare(x):
+        response, design = x[:, -1], jnp.concatenate([x[:, :-1], jnp.ones((len(x), 1))], 1).T
+        products = design[above[0]] * design[above[1]]
+        return jnp.concatenate([_ones(design), (response * response)[None], response * design, products])
+
+    def natural(params):
+        coefficients = jnp.concatenate([params["slope"], params["intercept"][:, None]], 1)
+        precision = 1 / params["sigma"][:, None] ** 2
+        constant = jnp.log(params["weights"] / params["sigma"]) - 0.5 * jnp.log(2 * jnp.pi)
+        products = coefficients[:, above[0]] * coefficients[:, above[1]] * twice
+        return jnp.concatenate(
+            [constant[:, None], -0.5 * precision, precision * coefficients, -0.5 * precision * products], 1
+        )
+
+    def solve(sums):
+        count, square, cross = sums[:, 0], sums[:, 1], sums[:, 2 : 2 + columns]
+        gram = jnp.zeros((len(sums), columns, columns)).at[:, above[0], above[1]].set(sums[:, 2 + columns :])
+        gram = gram.at[:, above[1], above[0]].set(sums[:, 2 + columns :])
+        factor = jnp.linalg.cholesky(gram)
+        found = jax.scipy.linalg.cho_solve((factor, True), cross[..., None])[..., 0]
+        residual = (square - (found * cross).sum(1)) / count
+        return {
+            "weights": count / count.sum(),
+            "slope": found[:, :-1],
+            "intercept": found[:, -1],
+            "sigma": jnp.sqrt(residual),
+        }
+
+    return Family(prepare, lambda block: block, natural, solve, 1000)
+
+
+FAMILIES = {"full": _full, "diagonal": _diagonal, "classes": _classes, "regressions": _regressions}
 
 
 class Fit:

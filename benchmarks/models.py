@@ -36,7 +36,18 @@ def classes(x, K):
     _mixture(x, K, lambda at: dist.Bernoulli(at["p"]).to_event(1), {"p": probability})
 
 
-MODELS = {"full": full, "diagonal": diagonal, "classes": classes}
+def regressions(x, K):
+    weights = numpyro.param("weights", jnp.ones(K) / K, constraint=constraints.simplex)
+    intercept = numpyro.param("intercept", jnp.zeros(K))
+    slope = numpyro.param("slope", jnp.zeros((K, x.shape[1] - 1)))
+    sigma = numpyro.param("sigma", jnp.ones(K), constraint=constraints.positive)
+    with numpyro.plate("rows", len(x)):
+        z = numpyro.sample("z", dist.Categorical(weights))
+        loc = intercept[z] + (x[:, :-1] * slope[z]).sum(-1)
+        numpyro.sample("y", dist.Normal(loc, sigma[z]), obs=x[:, -1])
+
+
+MODELS = {"full": full, "diagonal": diagonal, "classes": classes, "regressions": regressions}
 
 
 def initial(kind: str, start: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -31,6 +31,7 @@ WORKLOADS = {
     "G1": Workload("full", 100_000, 10, 10, 20, "Gaussian mixture, full covariances, N=100,000, D=10, K=10"),
     "G2": Workload("diagonal", 1_000_000, 8, 16, 12, "Gaussian mixture, diagonal covariances, N=1,000,000, D=8, K=16"),
     "L1": Workload("classes", 50_000, 20, 6, 24, "latent classes, N=50,000, 20 binary items, K=6"),
+    "R1": Workload("regressions", 100_000, 11, 4, 20, "mixture of linear regressions, N=100,000, 10 covariates, K=4"),
     "OF": Workload(
         "full", 272, 2, 2, 10, "Old Faithful: Gaussian mixture, full covariances, N=272, D=2, K=2", "warm_fit_seconds"
     ),
@@ -61,6 +62,19 @@ def _generate(name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         probability = np.clip(rng.beta(0.8, 0.8, (components, columns)), 0.05, 0.95)
         data = (rng.random((rows, columns)) < probability[label]).astype(float)
         return data, {"weights": uniform, "probabilities": rng.uniform(0.25, 0.75, (components, columns))}
+    if work.kind == "regressions":
+        # The last column is the response.
+        covariates = rng.normal(size=(rows, columns - 1))
+        slope, intercept = rng.normal(size=(components, columns - 1)), 2 * rng.normal(size=components)
+        spread = rng.uniform(0.4, 1.0, components)
+        response = intercept[label] + (covariates * slope[label]).sum(1) + spread[label] * rng.normal(size=rows)
+        start = {
+            "weights": uniform,
+            "intercept": intercept,
+            "slope": slope + 0.3 * rng.normal(size=slope.shape),
+            "sigma": np.ones(components),
+        }
+        return np.concatenate([covariates, response[:, None]], 1), start
     if name == "OF":
         source = pathlib.Path(__file__).parents[1] / "models" / "data" / "faithful.csv"
         data = np.loadtxt(source, delimiter=",", skiprows=1)

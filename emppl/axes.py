@@ -197,6 +197,24 @@ def look_up(natural: jax.Array, codes: jax.Array) -> jax.Array:
         Table with the broadcast axes.
     """
     codes = jnp.moveaxis(codes, -1, -2)
+    rank, sizes = natural.ndim - 1, natural.shape[:-1]
+    shared = [a for a in range(rank) if sizes[a] > 1 and codes.shape[a] > 1]
+    if shared:
+        return _look_up_cells(natural, codes)
+    # One row per category with the values of all states side by side; the last row, for no category, is zero. Rows
+    # are gathered, and added up in the transpose, several times faster than single entries.
+    rows = jnp.reshape(natural, (-1, natural.shape[-1])).T
+    rows = jnp.concatenate([rows, jnp.zeros_like(rows[:1])])
+    found = rows[jnp.where(codes >= 0, codes, natural.shape[-1])]
+    found = jnp.reshape(jnp.sum(found, rank), (*codes.shape[:-1], *sizes))
+    # Every axis is in one of the two halves; put each where it belongs.
+    order = [position for a in range(rank) for position in (a, rank + a)]
+    full = tuple(max(mine, theirs) for mine, theirs in zip(sizes, codes.shape[:-1], strict=True))
+    return jnp.reshape(jnp.transpose(found, order), full)
+
+
+def _look_up_cells(natural: jax.Array, codes: jax.Array) -> jax.Array:
+    """The same entry by entry, for axes along which both vary."""
     sizes = natural.shape[:-1]
     grids = [
         jnp.reshape(jnp.arange(size), tuple(size if a == axis else 1 for a in range(len(sizes))) + (1,))

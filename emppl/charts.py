@@ -91,7 +91,13 @@ def jacobian(constraint: Any, frame: Frame) -> tuple[np.ndarray, np.ndarray, np.
     )
 
 
-def chart(constraint: Any, estimate: np.ndarray, edge: float, only_differences: bool = False) -> Chart:
+def chart(
+    constraint: Any,
+    estimate: np.ndarray,
+    edge: float,
+    only_differences: bool = False,
+    held: np.ndarray | None = None,
+) -> Chart:
     """Coordinates in which a standard error can be computed.
 
     Args:
@@ -100,25 +106,28 @@ def chart(constraint: Any, estimate: np.ndarray, edge: float, only_differences: 
         edge: how close to its bound a probability counts as being on it. Other numbers are on a bound within 1e-12 of
             the interval's length, or within 1e-12 if there is but one bound, whatever the units.
         only_differences: only differences along the last axis matter; the last entry is held.
+        held: entries that are fixed by the user; NaN where they are free.
 
     Returns:
         The chart.
     """
+    given = np.zeros(np.shape(estimate), bool) if held is None else ~np.isnan(held)
     name = constraint_name(constraint)
     estimate = np.asarray(estimate)
     nowhere = np.zeros(estimate.shape, bool)
     if only_differences:
         return _differences_chart(estimate, nowhere)
     if name == "simplex":
-        return _simplex_chart(_away_from_bounds(estimate, 0.0, 1.0), edge)
+        return _simplex_chart(_away_from_bounds(estimate, 0.0, 1.0), edge, given)
     if name in ("positive_definite", "lower_cholesky"):
         return _matrix_chart(estimate, nowhere, symmetric=name == "positive_definite")
     lower, upper = bounds(constraint)
     if lower is not None or upper is not None:
         margin = edge if name in ("unit_interval", "open_interval") else _ZERO
-        return _linear_chart(_away_from_bounds(estimate, lower, upper), _on_bounds(estimate, lower, upper, margin))
+        on = _on_bounds(estimate, lower, upper, margin) & ~given
+        return _linear_chart(_away_from_bounds(estimate, lower, upper), on, given)
     if name in ("real", "real_vector", "real_matrix"):
-        return _linear_chart(estimate, nowhere)
+        return _linear_chart(estimate, nowhere, given)
     start = np.asarray(unconstrain(constraint, jnp.asarray(estimate)))
     none = np.zeros(0, int)
     frame = Frame(start, none, none, np.zeros(0, estimate.dtype), start.size, True)
@@ -200,9 +209,9 @@ def _flat(estimate, entries, coordinates, signs, active, boundary) -> Chart:
     return Chart(Frame(estimate, entries, coordinates, signs, len(active), False), active, boundary)
 
 
-def _linear_chart(estimate, boundary) -> Chart:
+def _linear_chart(estimate, boundary, given) -> Chart:
     every = np.arange(estimate.size)
-    return _flat(estimate, every, every, 1.0, ~boundary.ravel(), boundary)
+    return _flat(estimate, every, every, 1.0, ~(boundary | given).ravel(), boundary)
 
 
 def _differences_chart(estimate, nowhere) -> Chart:
@@ -210,17 +219,18 @@ def _differences_chart(estimate, nowhere) -> Chart:
     return _flat(estimate, entries, np.arange(len(entries)), 1.0, np.ones(len(entries), bool), nowhere)
 
 
-def _simplex_chart(estimate, edge) -> Chart:
-    """Every entry but the largest of its cell has a coordinate; the largest gives way."""
+def _simplex_chart(estimate, edge, given) -> Chart:
+    """Every entry but the largest free one of its cell has a coordinate; the largest gives way."""
     table = estimate.reshape(-1, estimate.shape[-1])
-    boundary = table < edge
+    given = given.reshape(table.shape)
+    boundary = (table < edge) & ~given
     cells, categories = table.shape
-    pivot = np.argmax(table, -1)
+    pivot = np.argmax(np.where(given, -1, table), -1)
     alone = (categories - boundary.sum(-1) == 1) & (categories > 1)
     position = np.arange(table.size).reshape(table.shape)
     others = position[np.arange(categories) != pivot[:, None]]
     pivots = np.repeat(position[np.arange(cells), pivot], categories - 1)
-    active = ~boundary.ravel()[others]
+    active = ~(boundary | given).ravel()[others]
     boundary[alone, pivot[alone]] = True
     coordinates = np.arange(len(others))
     return _flat(

@@ -14,10 +14,11 @@ import jax
 from emppl.axes import model_axes
 from emppl.dependence import Dependence
 from emppl.elimination import Factor, plan_elimination
-from emppl.errors import ModelError
+from emppl.errors import ModelError, unknown_name
 from emppl.estep import check_memory, plan_fused
 from emppl.factors import SiteFactor, field_dependences
 from emppl.families import family_of
+from emppl.held import check_held
 from emppl.mstep import choose_rules
 from emppl.mstep.analysis import Analysis
 from emppl.mstep.linear_predictors import find_regressions
@@ -81,6 +82,10 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
             trace.timed.get(name, frozenset()),
             is_presence,
         )
+    for name, held in options.held.items():
+        if name not in trace.parameters:
+            raise unknown_name("fixed", name, trace.parameters)
+        check_held(name, held, trace.sites[name].shape, trace.sites[name].constraint)
     shapes = [jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
     strategies = {name: options.latents.get(name, Enumerate()) for name, role in roles.items() if role.role == "latent"}
     program = Program(trace, dependence, axes, factors, (), roles, strategies, {}, dict(options.fixed), options.prior)
@@ -88,13 +93,14 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
     _check_fields(program, tables)
     parts = _parts(program, tables)
     shapes_of = _shapes(program, shapes)
-    program = dataclasses.replace(program, parts=parts, argument_shapes=shapes_of)
+    program = dataclasses.replace(program, parts=parts, argument_shapes=shapes_of, held=dict(options.held))
     context = RuleContext(
         trace,
         dependence,
         factors,
         options.prior,
         options.fixed,
+        options.held,
         options.m_step,
         options.optimizer,
         Analysis(program, shapes),

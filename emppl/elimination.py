@@ -13,14 +13,17 @@ Reference:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import operator
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from emppl.errors import ModelError
-from emppl.markov import ChainAxes, SumOut, arrange, forward
+from emppl.markov import ChainAxes, Emission, SumOut, arrange, forward, kernel_evidence
 from emppl.naming import first, lagged
 from emppl.numerics import logsumexp, safe_divide, weighted
 from emppl.trace import Chain
@@ -156,8 +159,7 @@ def plan_elimination(
                     touching = [factor for factor in group if factor.latents & set(run.axes.initial)]
                     merged = frozenset().union(*(f.latents for f in (*touching, *run.factors)))
                     merged -= {*run.axes.initial, *run.axes.current, *run.axes.previous}
-                    owner = run.axes.current[0]
-                    result = emit(touching, None, (), owner, merged, leaf, run)
+                    result = emit(touching, None, (), run.axes.current[0], merged, leaf, run)
                     group = [factor for factor in group if factor not in touching] + [result]
                     waiting.remove(run)
             held = frozenset().union(*(run.latents for run in waiting if run.plates == leaf))
@@ -289,11 +291,12 @@ def log_sum(table: jax.Array, axis: int, time=None) -> jax.Array:
 
 def log_normalizer(
     plan: EliminationPlan,
-    tables: Mapping[str, jax.Array],
+    tables: Mapping[str, jax.Array | Emission],
     scales: Mapping[str, jax.Array | None],
     owners: Mapping[str, jax.Array | None],
     sum_out: SumOut = log_sum,
     present: Mapping[str, jax.Array] | None = None,
+    fast: bool = False,
 ) -> jax.Array:
     """Log of the sum over all latents of the product of all factors (natural log).
 
@@ -303,40 +306,37 @@ def log_normalizer(
 
     Args:
         plan: the order of elimination.
-        tables: log-probability tables, every one with all of ``plan.axes`` (size one where absent).
+        tables: log-probability tables, every one with all of ``plan.axes`` (size one where absent); of a scanned site
+            also an emission that is computed step by step.
         scales: weight of every factor's cells, or None, laid out like the tables.
         owners: weight of every latent's cells, or None.
         sum_out: ``(table, axis, time)``, what replaces the sum over a latent; default log-sum-exp. ``time`` is the
             step of a chain, else None.
         present: by scanned latent, which steps exist.
+        fast: run chains by the kernels, which can be differentiated once, instead of their twin.
 
     Returns:
         A scalar.
     """
     pending = {name: (table, scales.get(name)) for name, table in tables.items()}
-    total = jnp.zeros((), next(iter(tables.values())).dtype)
+    total = jnp.zeros((), jnp.result_type(float))
+    table: Any
     for step in plan.steps:
         reference = owners.get(step.owner) if step.owner is not None else None
-        table = None
         if step.chain is not None:
             initial, later = (
                 [_rescale(*pending.pop(name), reference) for name in names] for names in (step.inputs, step.later)
             )
             later += [pending.pop(probe)[0] for probe in map(probe_name, step.chain.current) if probe in pending]
-            table = _run_chain(plan, step.chain, initial, later, present or {}, sum_out)
+            table = _run_chain(plan, step.chain, initial, later, present or {}, None if fast else sum_out)
         else:
-            for name in step.inputs:
-                factor = _rescale(*pending.pop(name), reference)
-                table = factor if table is None else table + factor
-        assert table is not None
+            table = functools.reduce(operator.add, (_rescale(*pending.pop(name), reference) for name in step.inputs))
         if step.latent is not None:
             table = sum_out(table, plan.axes.index(step.latent), None)
-        for plate in step.plates:
-            axis = plan.axes.index(plate)
-            if table.shape[axis] == 1:
-                table = table * plan.sizes[plate]
-            else:
-                table = jnp.sum(table, axis, keepdims=True)
+        if isinstance(table, Emission):
+            table = table.map(functools.partial(_sum_plates, plan, step.plates))
+        else:
+            table = _sum_plates(plan, step.plates, table)
         if step.output == "total":
             total = total + jnp.sum(table)
         else:
@@ -349,12 +349,24 @@ def probe_name(latent: str) -> str:
     return f"{latent}@probe"
 
 
-def _run_chain(plan: EliminationPlan, chain: ChainAxes, initial, later, present, sum_out: SumOut) -> jax.Array:
+def _run_chain(plan: EliminationPlan, chain: ChainAxes, initial, later, present, sum_out: SumOut | None) -> jax.Array:
     exists = None
     for latent in chain.presence:
         exists = present[latent] if exists is None else jnp.logical_or(exists, present[latent])
+    if sum_out is None:
+        return kernel_evidence(plan.axes, plan.sizes, chain, initial, later, exists)
     tables = arrange(plan.axes, plan.sizes, chain, initial, later, exists)
     return jnp.reshape(forward(tables, sum_out), tables.shape)
+
+
+def _sum_plates(plan: EliminationPlan, plates: tuple[str, ...], table: jax.Array) -> jax.Array:
+    for plate in plates:
+        axis = plan.axes.index(plate)
+        if table.shape[axis] == 1:
+            table = table * plan.sizes[plate]
+        else:
+            table = jnp.sum(table, axis, keepdims=True)
+    return table
 
 
 def _rescale(table, scale, reference):

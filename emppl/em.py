@@ -16,6 +16,7 @@ from emppl import checks, estep, loop
 from emppl.arguments import split_arguments
 from emppl.compiled import Compiled
 from emppl.errors import DataError, ParameterError, unknown_name
+from emppl.held import split_fixed
 from emppl.parameters import check
 from emppl.plan import Plan, build_plan
 from emppl.program import Options, Program
@@ -38,7 +39,8 @@ class EM:
             continuous sample sites are parameters.
         estimate: names of sample sites to maximise over when their role is ambiguous.
         latents: ``{site: strategy}``; ``Enumerate()`` is the only strategy so far, and the default.
-        fixed: ``{parameter: value}``, held at that value; everything else keeps its closed form.
+        fixed: ``{parameter: value}``, held at that value; everything else keeps its closed form. In an array, entries
+            that are NaN stay free: ``fixed={"mu": [0.0, nan]}``.
         m_step: ``{parameter: function}``, the user's own updates, called as ``function(params, posterior)``
             and returning the new value; ``posterior.weights`` holds the weights of the sites it enters. An
             ``optax.GradientTransformation`` in place of the function updates that parameter numerically.
@@ -91,8 +93,9 @@ class EM:
         if isinstance(estimate, str):
             raise ParameterError(f"estimate must be a list of names: estimate=[{estimate!r}].")
         self.model = model
+        whole, partly = split_fixed(fixed or {})
         self.options = Options(
-            tuple(estimate or ()), dict(latents or {}), dict(fixed or {}), dict(m_step or {}), optimizer, prior
+            tuple(estimate or ()), dict(latents or {}), whole, dict(m_step or {}), optimizer, prior, partly
         )
         self.restarts = restarts
         self.max_iterations = max_iterations
@@ -209,11 +212,11 @@ class EM:
         checks.check_report(program, jax.device_get(report))
         _say_float32()
         if self.restarts == 1 and given.keys() == set(program.free):
-            params = {name: value[None] for name, value in given.items()}
+            params = {name: program.pin(name, value)[None] for name, value in given.items()}
         else:
             params = {name: np.array(value) for name, value in derived.start(rng_key, leaves, self.restarts).items()}
             for name, value in given.items():
-                params[name][0] = value
+                params[name][0] = program.pin(name, value)
         memory = derived.begin(params) if derived.remembers else {}
         states = loop.initial_states(params, memory, self.restarts, jnp.result_type(float))
         tolerance = _TOLERANCE if self.tolerance is None else self.tolerance

@@ -119,7 +119,7 @@ class SiteFactor:
 
     def table(self, arrays: Mapping[str, SiteArrays]) -> jax.Array:
         """Log-probability of every cell, with the common axes (natural log)."""
-        fields = ("distribution", "value", "mask", "label_mask", "arguments")
+        fields: tuple[str, ...] = ("distribution", "value", "mask", "label_mask", "arguments")
         if self.is_presence:
             fields = ("distribution", "value")
         elif self.site.kind != "factor":
@@ -191,7 +191,8 @@ class SiteFactor:
             fields: what the function reads; the other fields are None.
             function: from one step's arrays to an array that starts with the common axes.
         """
-        read = dataclasses.replace(mine, **{f.name: None for f in dataclasses.fields(mine) if f.name not in fields})
+        nothing: dict[str, Any] = {f.name: None for f in dataclasses.fields(mine) if f.name not in fields}
+        read = dataclasses.replace(mine, **nothing)
         time = self.site.time
         if time is None:
             return function(read)

@@ -7,11 +7,15 @@ that also hold the state before are transitions.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import operator
 from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+
+from emppl.chain import fused_log_evidence, log_evidence
 
 SumOut = Callable[..., jax.Array]
 
@@ -66,6 +70,7 @@ def arrange(
     initial: list[jax.Array],
     later: list[jax.Array],
     present: jax.Array | None,
+    lazy: list[tuple[int, ...]] | None = None,
 ) -> ChainTables:
     """Bring named tables into the form that the chain kernels take.
 
@@ -76,6 +81,7 @@ def arrange(
         initial: tables of the first steps.
         later: tables with the time axis (of size one where they do not vary).
         present: which steps exist, laid out like the tables, or None.
+        lazy: shapes of the emissions of one step that are computed elsewhere; there is no table of emissions then.
 
     Returns:
         The factors.
@@ -84,7 +90,8 @@ def arrange(
     special = {chain.time, *chain.initial, *chain.current, *chain.previous}
     batch = [name for name in axes if name not in special]
     everything = [*initial, *later] + ([] if present is None else [present])
-    width = jnp.broadcast_shapes(*(tuple(table.shape[place[n]] for n in batch) for table in everything))
+    shapes = [table.shape for table in everything] + (lazy or [])
+    width = jnp.broadcast_shapes(*(tuple(shape[place[n]] for n in batch) for shape in shapes))
     cells = math.prod(width)
     flat = (cells,) if cells > 1 else ()
 
@@ -107,13 +114,16 @@ def arrange(
 
     states = math.prod(sizes[name] for name in chain.current)
     length = sizes[chain.time]
-    emissions, transitions = [], []
+    emissions: list[jax.Array] = []
+    transitions: list[jax.Array] = []
     for table in later:
         moves = any(table.shape[place[name]] > 1 for name in chain.before)
         (transitions if moves else emissions).append(table)
     log_initial = jnp.reshape(total(initial, chain.initial, 1, True), (states, *flat))
-    log_emission = jnp.reshape(total(emissions, chain.current, length, True), (length, states, *flat))
-    log_emission = jnp.concatenate([jnp.zeros_like(log_emission[:1]), log_emission])
+    log_emission = jnp.zeros(())
+    if not lazy:
+        log_emission = jnp.reshape(total(emissions, chain.current, length, True), (length, states, *flat))
+        log_emission = jnp.concatenate([jnp.zeros_like(log_emission[:1]), log_emission])
     fresh = tuple(name for name in chain.current if name not in chain.previous)
     steps = max([table.shape[place[chain.time]] for table in transitions], default=1)
     whole = any(table.shape[place[name]] > 1 for table in transitions for name in batch)
@@ -151,7 +161,9 @@ def _repeat_shared(table, chain: ChainAxes, sizes):
 
 
 def forward(tables: ChainTables, sum_out: SumOut) -> jax.Array:
-    """Log evidence step by step in log space, with any ``sum_out``; the twin of the kernels.
+    """Log evidence step by step in log space, with any ``sum_out``, differentiable as often as wanted.
+
+    The twin of the kernels, and what the plain path runs.
 
     Args:
         tables: the factors.
@@ -167,11 +179,99 @@ def forward(tables: ChainTables, sum_out: SumOut) -> jax.Array:
         emission, transition, present, time = inputs
         transition = transition if moving else tables.log_transition[0]
         new = sum_out(log_alpha[:, None] + transition, 0, time)[0] + emission
-        return (new if present is None else jnp.where(present[None], new, log_alpha)), None
+        new = new if present is None else jnp.where(present[None], new, log_alpha)
+        return _centred(new)
 
-    start = tables.log_initial + tables.log_emission[0]
+    start, level = _centred(tables.log_initial + tables.log_emission[0])
     present = None if tables.present is None else tables.present[1:]
     transition = tables.log_transition if moving else None
     inputs = (tables.log_emission[1:], transition, present, jnp.arange(1, steps))
-    log_alpha, _ = jax.lax.scan(advance, start, inputs)
-    return sum_out(log_alpha, 0, steps)[0]
+    log_alpha, levels = jax.lax.scan(advance, start, inputs)
+    return sum_out(log_alpha, 0, steps)[0] + level + jnp.sum(levels, 0)
+
+
+def _centred(log_alpha):
+    """Keep numbers small: a running total would lose digits. The level is summed up pairwise, after the loop."""
+    level = jax.lax.stop_gradient(jnp.max(log_alpha, 0))
+    level = jnp.where(jnp.isfinite(level), level, 0)
+    return log_alpha - level[None], level
+
+
+@dataclasses.dataclass(frozen=True)
+class Emission:
+    """A factor of the present state that is computed step by step, so that its table never exists as a whole.
+
+    Attributes:
+        function: ``(parameters, slice) -> table`` of one step, with the common axes; closes over no traced array.
+        parameters: what it is differentiated by.
+        slices: constants with a leading time axis, the first row of which gives zero.
+    """
+
+    function: Callable[[jax.Array, jax.Array], jax.Array]
+    parameters: jax.Array
+    slices: jax.Array
+
+    def map(self, function: Callable[[jax.Array], jax.Array]) -> Emission:
+        """Change the table of every step."""
+        mine = self.function
+        return dataclasses.replace(self, function=lambda parameters, one: function(mine(parameters, one)))
+
+
+def kernel_evidence(
+    axes: tuple[str, ...],
+    sizes: Mapping[str, int],
+    chain: ChainAxes,
+    initial: list[jax.Array],
+    later: list[jax.Array | Emission],
+    present: jax.Array | None,
+) -> jax.Array:
+    """Log evidence by the fast kernels: laid out like the tables, states and time of size one.
+
+    Args:
+        axes: names of the tables' axes.
+        sizes: their sizes.
+        chain: the axes of the chain.
+        initial: tables of the first steps.
+        later: tables, or emissions that are computed step by step.
+        present: which steps exist, or None.
+    """
+    lazy = [factor for factor in later if isinstance(factor, Emission)]
+    whole = [factor for factor in later if not isinstance(factor, Emission)]
+    place = {name: number for number, name in enumerate(axes)}
+    if any(all(table.shape[place[name]] == 1 for name in chain.before) for table in whole):
+        # Some emission exists as a table anyway: add the others to it.
+        whole += [_materialised(one, place[chain.time]) for one in lazy]
+        lazy = []
+    if not lazy:
+        tables = arrange(axes, sizes, chain, initial, whole, present)
+        evidence = log_evidence(tables.log_initial, tables.log_transition, tables.log_emission, tables.present)
+        return jnp.reshape(evidence, tables.shape)
+    samples = [jax.eval_shape(one.function, one.parameters, one.slices[0]).shape for one in lazy]
+    tables = arrange(axes, sizes, chain, initial, whole, present, samples)
+    batch = tables.log_initial.shape[1:]
+    special = {chain.time, *chain.initial, *chain.current, *chain.previous}
+    order = [place[n] for n in chain.current] + [place[n] for n in axes if n not in special]
+    rest = [place[n] for n in axes if place[n] not in order]
+    width = tuple(tables.shape[place[n]] for n in axes if n not in special)
+    states = tuple(sizes[n] for n in chain.current)
+
+    def emission(parameters, slices):
+        tables = [one.function(eta, part) for one, eta, part in zip(lazy, parameters, slices, strict=True)]
+        total = jnp.transpose(functools.reduce(operator.add, tables), order + rest)
+        total = jnp.reshape(total, total.shape[: len(order)])
+        return jnp.reshape(jnp.broadcast_to(total, states + width), (math.prod(states), *batch))
+
+    evidence = fused_log_evidence(
+        tables.log_initial,
+        tables.log_transition,
+        emission,
+        [one.parameters for one in lazy],
+        [one.slices for one in lazy],
+        tables.present,
+    )
+    return jnp.reshape(evidence, tables.shape)
+
+
+def _materialised(one: Emission, position: int) -> jax.Array:
+    table = jax.vmap(one.function, in_axes=(None, 0), out_axes=position)(one.parameters, one.slices[1:])
+    return jnp.squeeze(table, position + 1)

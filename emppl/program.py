@@ -12,11 +12,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from emppl.axes import Axes
 from emppl.dependence import Dependence
 from emppl.elimination import EliminationPlan, probe_name
 from emppl.factors import SiteFactor
+from emppl.held import pin
 from emppl.naming import model_name
 from emppl.regression import RegressionFactor
 from emppl.roles import Role
@@ -35,6 +37,7 @@ class Options:
     m_step: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     optimizer: Any = None
     prior: bool = True
+    held: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Program:
         fixed: frozen values.
         use_prior: are priors part of the objective?
         argument_shapes: by site with a registered family, the aligned shape of every argument.
+        held: parameters of which some entries are fixed, NaN where they are free.
         regressions: normal sites whose location is a linear predictor, in that form.
     """
 
@@ -88,11 +92,16 @@ class Program:
     fixed: Mapping[str, Any]
     use_prior: bool
     argument_shapes: Mapping[str, Mapping[str, tuple[int, ...]]] = dataclasses.field(default_factory=dict)
+    held: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     regressions: Mapping[str, RegressionFactor] = dataclasses.field(default_factory=dict)
 
     def complete(self, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Add the frozen parameters."""
         return {**params, **{name: jnp.asarray(value) for name, value in self.fixed.items()}}
+
+    def pin(self, name: str, value: Any) -> Any:
+        """A value with the fixed entries in their places."""
+        return pin(self.trace.sites[name].constraint, self.held[name], value) if name in self.held else value
 
     def placeholders(self) -> dict[str, jax.Array]:
         """Some value for every parameter, for quantities that depend on none."""

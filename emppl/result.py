@@ -17,6 +17,7 @@ from emppl.charts import Chart
 from emppl.components import component_axes, symmetric_latent
 from emppl.criteria import entropy, number_of_observations
 from emppl.errors import ParameterError
+from emppl.held import held_dimensions
 from emppl.identification import shift_candidates
 from emppl.outcome import StopReason
 from emppl.parameters import free_dimensions
@@ -203,6 +204,7 @@ class EMResult:
         """
         sites = self._program.trace.sites
         total = sum(free_dimensions(sites[n].constraint, sites[n].shape) for n in self._program.free)
+        total -= sum(held_dimensions(sites[n].constraint, held) for n, held in self._program.held.items())
         return total - sum(self.params[name].size // self.params[name].shape[-1] for name in self.only_differences)
 
     @functools.cached_property

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
+import numpy as np
 
 from emppl.dependence import Dependence
 from emppl.factors import SiteFactor
@@ -95,6 +96,7 @@ class RuleContext:
         factors: likelihood sites.
         use_prior: are priors part of the objective?
         fixed: frozen values.
+        held: parameters of which some entries are fixed, NaN where they are free.
         user_rules: the user's own updates.
         optimizer: the user's optimiser for whatever has no exact update, or None.
         analysis: how Q depends on a block: quadratic, smooth, separable?
@@ -105,6 +107,7 @@ class RuleContext:
     factors: Mapping[str, SiteFactor]
     use_prior: bool
     fixed: Mapping[str, Any]
+    held: Mapping[str, np.ndarray]
     user_rules: Mapping[str, Callable]
     optimizer: Any
     analysis: Analysis

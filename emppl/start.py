@@ -43,7 +43,7 @@ def starting_values(program: Program, rng_key: jax.Array, leaves, number: int) -
     """
     if number == 1 and all(program.trace.sites[name].kind == "param" for name in program.free):
         declared = program.trace.initial(rng_key, leaves)
-        return {name: declared[name][None] for name in program.free}
+        return {name: program.pin(name, declared[name])[None] for name in program.free}
     keys = jax.random.split(rng_key, number)
     first = jnp.arange(number) == 0
     return jax.vmap(lambda key, is_first: _one_start(program, key, leaves, is_first))(keys, first)
@@ -63,7 +63,7 @@ def _one_start(program: Program, rng_key, leaves, is_first) -> dict[str, jax.Arr
             params[name] = jnp.where(is_first, params[name], other)
         elif name in seeded:
             params[name] = seeded[name]
-    return params
+    return {name: program.pin(name, value) for name, value in params.items()}
 
 
 def _jittered(site, key, value):

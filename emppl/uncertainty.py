@@ -62,7 +62,13 @@ def charts(program: Program, params: Mapping[str, Any], only_differences: Collec
         only_differences: logits of which only differences along the last axis matter.
     """
     return {
-        name: chart(program.trace.sites[name].constraint, np.asarray(params[name]), EDGE, name in only_differences)
+        name: chart(
+            program.trace.sites[name].constraint,
+            np.asarray(params[name]),
+            EDGE,
+            name in only_differences,
+            program.held.get(name),
+        )
         for name in program.free
     }
 

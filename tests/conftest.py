@@ -4,6 +4,7 @@ import pathlib
 import sys
 
 import jax
+import pytest
 
 # Oracles are compared to many digits; the precision must be set before anything is traced.
 jax.config.update("jax_enable_x64", True)
@@ -19,3 +20,12 @@ except ImportError:
     pass
 else:
     matplotlib.use("Agg")
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For problems so tiny that nearly all the time goes into compiling: do little of it."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

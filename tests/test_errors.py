@@ -87,7 +87,7 @@ def test_category_out_of_range():
         ("sigma", -1.0, "outside its constraint"),
         ("weights", np.array([0.7, 0.7]), "outside its constraint 'simplex'"),
         ("mu", np.zeros(3), r"shape \(3,\); the model needs \(2,\)"),
-        ("mu", np.array([0.0, np.nan]), "NaN or infinity"),
+        ("mu", np.array([np.inf, np.nan]), "NaN or infinity|outside its constraint 'real'"),
     ],
 )
 def test_bad_parameter_values(name, value, match):

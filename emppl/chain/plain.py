@@ -16,7 +16,8 @@ from emppl.numerics import logsumexp
 def plain_log_evidence(layout: Layout, chain: Chain) -> jax.Array:
     """Log evidence of every lane.
 
-    ``log sum_z p(z_0) b_0(z_0) prod_t p(z_t | z_{t-1}) b_t(z_t)`` by ``alpha_t(j) = b_t(j) + lse_i(alpha(i) + A(i, j))``.
+    ``log sum_z p(z_0) b_0(z_0) prod_t p(z_t | z_{t-1}) b_t(z_t)`` by
+    ``alpha_t(j) = b_t(j) + lse_i(alpha_{t-1}(i) + A(i, j))``.
 
     Args:
         layout: static facts.
@@ -49,4 +50,6 @@ def plain_log_evidence(layout: Layout, chain: Chain) -> jax.Array:
 
     alpha, first = normalise(chain.log_initial + table[0])
     _, totals = jax.lax.scan(step, alpha, (table[1:], transitions, moves))
-    return first + jnp.sum(totals, 0)
+    evidence = first + jnp.sum(totals, 0)
+    # An impossible sequence says nothing about its possible part: gradient zero.
+    return jnp.where(evidence > -jnp.inf, evidence, -jnp.inf)

@@ -244,7 +244,7 @@ def _first_table(layout: Layout, chain: Chain, emission_params):
 
 
 class Tiles:
-    """Cuts all steps but the first into tiles of consecutive steps; the tile at ``start`` begins with step start + 1."""
+    """Cuts all steps but the first into tiles; the tile at ``start`` begins with step start + 1."""
 
     def __init__(self, layout: Layout, chain: Chain):
         self.layout, self.chain = layout, chain

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from emppl.chain import associative, recursion
 from emppl.chain.problem import (
     Chain,
     Layout,
@@ -22,9 +23,13 @@ from emppl.chain.problem import (
     scaled_emissions,
     transition_peaks,
 )
-from emppl.chain.recursion import filter_tile, pair_counts, smooth_tile
+from emppl.chain.recursion import pair_counts
 
 Residual = Any
+
+
+def _steps(layout: Layout):
+    return associative if layout.kernel.name == "associative" else recursion
 
 
 def forward(layout: Layout, chain: Chain) -> tuple[jax.Array, jax.Array, Residual]:
@@ -43,7 +48,7 @@ def forward(layout: Layout, chain: Chain) -> tuple[jax.Array, jax.Array, Residua
 
     def one(joint, start, size):
         emission, peaks = scaled_emissions(tiles.table(start, size, chain.emission_params), tiles.few)
-        stack, scales, last = filter_tile(tiles.tile(start, size, emission), joint)
+        stack, scales, last = _steps(layout).filter_tile(tiles.tile(start, size, emission), joint)
         # Sums of logs within a tile, then over tiles: pairwise, never a running total.
         logs = jnp.sum(jnp.log(scales[:, 0]) + peaks, 0)
         return last, ((joint, stack, scales), logs, jnp.min(scales[:, 0], 0))
@@ -82,7 +87,7 @@ def backward(layout: Layout, chain: Chain, residual: Residual, weight: jax.Array
         beta, counts, gradient = carry
         table, pull = jax.vjp(lambda params: tiles.table(start, size, params), chain.emission_params)
         tile = tiles.tile(start, size, scaled_emissions(table, tiles.few)[0])
-        marginals, filtered, v, beta = smooth_tile(tile, *stored, beta)
+        marginals, filtered, v, beta = _steps(layout).smooth_tile(tile, *stored, beta)
         pairs = pair_counts(tile, filtered, v, (size if chain.varies else 1, *shape[1:]))
         gradient = jax.tree.map(jnp.add, gradient, pull(as_table(marginals))[0])
         if not chain.varies:

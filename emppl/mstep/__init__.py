@@ -93,7 +93,7 @@ def maximise(
     """
     step = Maximisation(program, params, expectations, leaves, prepared, memory or {})
     for rule in sorted(program.blocks, key=lambda rule: rule.order):
-        step.params.update(rule.update(step))
+        step.params.update({name: program.pin(name, value) for name, value in rule.update(step).items()})
     return step
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from emppl.axes import reduce_to
 from emppl.dependence import Selection
@@ -108,6 +109,8 @@ def propose(context: RuleContext, name: str) -> ClosedForm | str:
         selection = context.dependence.selection(name, position)
         if isinstance(selection, str):
             return f"{field} of site {factor.name!r} is not a plain selection of it: {selection}"
+        if name in context.held and not _fixes_whole_cells(context, name, update):
+            return f"some entries of a cell of {field} are fixed and others free"
         if not _keeps_cells_whole(context, selection, rank, update.event_rank, position):
             return f"{field} of site {factor.name!r} cuts through its last {update.event_rank} axes"
         targets.append(Target(factor.name, field))
@@ -137,6 +140,15 @@ def _solved_jointly(context: RuleContext, factor: SiteFactor, field: str) -> str
     others = frozenset().union(*(factor.parameters.get(o, frozenset()) for o in factor.family.joint if o != field))
     free = sorted(other for other in others if other not in context.fixed and other not in context.user_rules)
     return free[0] if free else None
+
+
+def _fixes_whole_cells(context: RuleContext, name: str, update: Update) -> bool:
+    """Is every cell wholly fixed or wholly free, or a simplex, whose free entries share what the fixed ones leave?"""
+    if update.event_rank == 0 or constraint_name(context.trace.sites[name].constraint) == "simplex":
+        return True
+    given = ~np.isnan(context.held[name])
+    axes = tuple(range(-update.event_rank, 0))
+    return bool(np.all(given.any(axes) == given.all(axes)))
 
 
 def _through_map(context: RuleContext, name: str, update: Update, targets, map: ElementMap) -> ClosedForm | str:

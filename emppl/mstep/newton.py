@@ -18,8 +18,8 @@ import jax.numpy as jnp
 
 from emppl.layout import Layout
 from emppl.mstep.maximisation import Maximisation
-from emppl.mstep.quadratic import describe, scaled_eigen
-from emppl.parameters import constrain, unconstrain
+from emppl.mstep.quadratic import describe, free_entries, scaled_eigen
+from emppl.parameters import bounds, constrain, unconstrain
 from emppl.rules import Rule, RuleContext
 
 _MOST_ENTRIES = 200
@@ -60,7 +60,8 @@ class Newton(Rule):
         touched = [n for n, factor in step.program.factors.items() if factor.all_parameters & set(self.parameters)]
         # From sums of statistics a step costs next to nothing: solve to the last digit.
         enough = 0.0 if all(site in step.expectations.sums for site in touched) else _ENOUGH
-        found, gain, finished = climb(lambda free: step.q(constrained(free)), self.layout, start, enough)
+        free = free_entries(step.program, self.layout)
+        found, gain, finished = climb(lambda block: step.q(constrained(block)), self.layout, start, free, enough)
         step.report(finished)
         after = constrained(found)
         return {name: jnp.where(jnp.isfinite(gain), after[name], value) for name, value in before.items()}
@@ -70,6 +71,8 @@ def propose(context: RuleContext, name: str) -> Newton | str:
     """Newton's method, or the reason why it does not apply."""
     if context.optimizer is not None:
         return "an optimizer is given"
+    if name in context.held and bounds(context.trace.sites[name].constraint) is None:
+        return "some of its entries are fixed, and its constraint ties entries together"
     reason = context.analysis.why_not_smooth((name,))
     if reason is not None:
         return reason
@@ -106,20 +109,22 @@ def _joint(context: RuleContext, names: tuple[str, ...]) -> Newton:
     return Newton(names, f"Newton steps on {what}, with a line search" + describe(layout), layout)
 
 
-def climb(objective, layout: Layout, start, enough: float = _ENOUGH):
+def climb(objective, layout: Layout, start, free, enough: float = _ENOUGH):
     """Newton's method with backtracking, never downhill by more than rounding.
 
     Args:
         objective: a smooth function of the block, in nats.
         layout: how its entries are grouped.
         start: where to begin.
+        free: as vectors of the layout, one for entries that may move, zero for those that are fixed.
         enough: stop when a quadratic would still gain no more than this part of what was gained.
 
     Returns:
         ``(block, gain, finished)``: where it ended, how much higher that is, and whether what was left to gain was
         small beside the gain, or rounding.
     """
-    at_vectors = lambda vectors: objective(layout.unpack(vectors))  # noqa: E731
+    fixed = jax.lax.stop_gradient(layout.pack(start))
+    at_vectors = lambda vectors: objective(layout.unpack(jnp.where(free > 0, vectors, fixed)))  # noqa: E731
     value_and_grad = jax.value_and_grad(at_vectors)
     gradient_of_block = jax.grad(objective)
     first = layout.pack(start)
@@ -127,7 +132,8 @@ def climb(objective, layout: Layout, start, enough: float = _ENOUGH):
     rounding = 8 * jnp.finfo(first.dtype).eps * (1 + jnp.abs(first_value))
 
     def direction(here, slope):
-        eigen = scaled_eigen(-layout.hessian(gradient_of_block, layout.unpack(here)))
+        hessian = layout.hessian(gradient_of_block, layout.unpack(here))
+        eigen = scaled_eigen(-hessian * (free[..., :, None] * free[..., None, :]))
         size = jnp.abs(eigen.values)
         floor = jnp.finfo(here.dtype).eps * here.shape[-1] * jnp.max(size, -1, keepdims=True, initial=0)
         used = size > floor

@@ -50,7 +50,7 @@ class Numeric(Rule):
         start = _free(step.program, before, self.parameters)
 
         def constrained(free):
-            return {name: constrain(constraints[name], value) for name, value in free.items()}
+            return {name: step.program.pin(name, constrain(constraints[name], value)) for name, value in free.items()}
 
         found, gain, memory, finished = descend(
             lambda free: -step.q(constrained(free)), self._solver(), start, step.recall(self)

@@ -8,11 +8,13 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from emppl.layout import Block, Layout
 from emppl.mstep.maximisation import Maximisation
 from emppl.numerics import matrix_transpose, symmetrize
 from emppl.parameters import constraint_name
+from emppl.program import Program
 from emppl.rules import Rule, RuleContext
 
 MOST_ENTRIES = 500
@@ -35,7 +37,8 @@ class Quadratic(Rule):
 
     def update(self, step: Maximisation) -> dict[str, jax.Array]:
         """Solve for the stationary point."""
-        return stationary_point(step.q, self.layout, {name: step.params[name] for name in self.parameters})
+        at = {name: step.params[name] for name in self.parameters}
+        return stationary_point(step.q, self.layout, at, free_entries(step.program, self.layout))
 
 
 def propose(context: RuleContext, name: str) -> Quadratic | str:
@@ -83,7 +86,20 @@ def describe(layout: Layout) -> str:
     return f" ({layout.groups} groups of {layout.per_group}{bordered})"
 
 
-def stationary_point(objective: Callable[[Block], jax.Array], layout: Layout, at: Block) -> dict[str, jax.Array]:
+def free_entries(program: Program, layout: Layout) -> jax.Array:
+    """One for every entry of a block that is free, zero for those that are fixed, as vectors of the layout."""
+    free = {
+        name: jnp.asarray(
+            np.isnan(program.held[name]) if name in program.held else np.ones(shape), jnp.result_type(float)
+        )
+        for name, shape in layout.shapes.items()
+    }
+    return layout.pack(free)
+
+
+def stationary_point(
+    objective: Callable[[Block], jax.Array], layout: Layout, at: Block, free: jax.Array
+) -> dict[str, jax.Array]:
     """Exact maximiser of a quadratic: a Newton step, refined, with a minimum-norm step in flat directions.
 
     The gradient is a sum of residuals, and knows many more digits than the Hessian of a near-collinear design: after
@@ -93,14 +109,15 @@ def stationary_point(objective: Callable[[Block], jax.Array], layout: Layout, at
     """
     gradient = jax.grad(objective)
     here = layout.pack(at)
-    inverse = scaled_eigen(-layout.hessian(gradient, at))
+    # Fixed entries are a flat direction without any slope.
+    inverse = scaled_eigen(-layout.hessian(gradient, at) * (free[..., :, None] * free[..., None, :]))
     tolerance = jnp.finfo(here.dtype).eps * here.shape[-1]
     used = inverse.values > tolerance * jnp.max(inverse.values, -1, keepdims=True, initial=0)
-    first = slope = inverse.rotated(layout.pack(gradient(at)))
+    first = slope = inverse.rotated(layout.pack(gradient(at)) * free)
     for number in range(1 + _REFINEMENTS):
         here = here + inverse.back(jnp.where(used, slope / jnp.where(used, inverse.values, 1), 0))
         if number < _REFINEMENTS:
-            slope = inverse.rotated(layout.pack(gradient(layout.unpack(here))))
+            slope = inverse.rotated(layout.pack(gradient(layout.unpack(here))) * free)
     slack = jnp.finfo(here.dtype).eps ** 0.5
     # Along a flat direction there must be nothing to climb.
     level = jnp.linalg.norm(jnp.where(used, 0, first)) <= slack * (1 + jnp.linalg.norm(first))

@@ -46,6 +46,7 @@ class Recorder(Messenger):
         self.plate_sizes: dict[str, int] = {}
         self.scans: list[Any] = []
         self.scanned: dict[str, Any] = {}
+        self.conditions: list[list[Any]] = []
         self.timed: dict[str, frozenset[tuple[str, ...]]] = {}
 
     @contextlib.contextmanager

@@ -15,8 +15,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
-from jax.extend.core import jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
 from emppl.dependence import Dependence
 from emppl.errors import ModelError
@@ -33,12 +34,14 @@ class Scan:
     Attributes:
         chain: its latents.
         free: for every leaf of the carry, whether it depends on no latent of the scan.
-        alone: for every leaf of the carry, whether it depends on no other leaf of the carry.
+        parents: for every leaf of the carry, the leaves from which it is computed.
+        settled: conditions of a ``where`` that have one value in all later steps (``t == 0``), by number.
     """
 
     chain: Chain
     free: tuple[bool, ...]
-    alone: tuple[bool, ...]
+    parents: tuple[frozenset[int], ...]
+    settled: Mapping[int, bool] = dataclasses.field(default_factory=dict)
 
 
 def discover_scan(recorder, msg) -> None:
@@ -47,7 +50,7 @@ def discover_scan(recorder, msg) -> None:
     leaves, treedef = jax.tree.flatten(init)
     with recorder.frame(recorder.answer) as frame:
         carry, outputs = _run(step, init, _slice(xs, 0))
-    if jax.tree.structure(carry) != treedef:
+    if str(jax.tree.structure(carry)) != str(treedef):
         raise ModelError(
             f"The scan's step takes a carry of structure {treedef} and returns {jax.tree.structure(carry)}. Return the "
             "carry in the form in which it comes in: (new_carry, outputs)."
@@ -80,9 +83,9 @@ def discover_scan(recorder, msg) -> None:
             f"The scan with sites {_names(frame)} has {length} steps, but its carry reaches {order} steps back: it "
             f"needs at least {order + 1}. Write so short a chain as a Python loop."
         )
-    alone = tuple(not any(kind == "carry" for kind, _ in labels) for labels in found)
+    parents = tuple(frozenset(int(label) for kind, label in labels if kind == "carry") for labels in found)
     time = time_axis(next(iter(frame.messages), "scan"))
-    recorder.scans.append(Scan(Chain(time, length - order, order, depths), free, alone))
+    recorder.scans.append(Scan(Chain(time, length - order, order, depths), free, parents))
     for name, one in frame.messages.items():
         if one["type"] == "param":
             recorder.add(name, one)
@@ -235,7 +238,7 @@ def evaluate_scan(recorder, msg, scan: Scan, plate: Plate, shapes: Mapping[str, 
         ([cut(lag, leaf) for leaf in carried], jax.tree.map(lambda leaf, lag=lag: cut(lag, leaf), xs))
         for lag in range(chain.order + 1)
     ]
-    arrays, last, outputs, timed, mixed = _over_time(later, window, used, chain.length)
+    arrays, last, outputs, timed, mixed = _over_time(recorder, scan, later, window, used)
     _record(recorder, later.frame, lambda name: name, shapes, (plate,), arrays, timed)  # type: ignore[attr-defined]
     marked = lambda leaf, is_mixed: _mark(leaf, poison) if is_mixed else leaf  # noqa: E731
     stacked = _stack_outputs(early, outputs, mixed["outputs"], length, marked)
@@ -289,42 +292,70 @@ def _free_carry(run, scan: Scan, leaves, xs, length, answer) -> list:
             jnp.broadcast_to(leaf, jnp.broadcast_shapes(leaf.shape, new.shape)).astype(new.dtype)
             for leaf, new in zip(start, out, strict=True)
         ]
-    if all(scan.alone[number] for number in numbers):
-        after = _vmap_jaxpr(lambda data: advance(start, data), xs, length)
-        found = [jnp.concatenate([leaf[None], new]) for leaf, new in zip(start, after, strict=True)]
-    else:
-        closed = jax.make_jaxpr(advance)(start, _slice(xs, 0))
-        function = jaxpr_as_fun(prune(closed, list(range(len(numbers)))))
-
-        def body(carry, data):
-            return function(*carry, *jax.tree.leaves(data)), carry
-
-        end, before = jax.lax.scan(body, start, xs, length=length)
-        found = [jnp.concatenate([b, e[None]]) for b, e in zip(before, end, strict=True)]
+    closed = jax.make_jaxpr(advance)(start, _slice(xs, 0))
     filled: list = [None] * len(leaves)
-    for number, leaf in zip(numbers, found, strict=True):
-        filled[number] = leaf
+    for group in _connected(numbers, scan.parents):
+        positions = [numbers.index(number) for number in group]
+        recursive = any(scan.parents[number] for number in group)
+        found = _recursion(closed, [start[p] for p in positions], positions, len(start), xs, length, recursive)
+        for number, values in zip(group, found, strict=True):
+            filled[number] = values
     return filled
 
 
-def _vmap_jaxpr(function, xs, length):
-    closed = jax.make_jaxpr(function)(_slice(xs, 0))
-    pruned = jaxpr_as_fun(prune(closed, list(range(len(closed.jaxpr.outvars)))))
+def _connected(numbers: list[int], parents) -> list[list[int]]:
+    """Leaves of the carry that are computed from each other, in groups."""
+    groups = [{number} for number in numbers]
+    for number in numbers:
+        joined = [group for group in groups if number in group or group & parents[number]]
+        groups = [group for group in groups if group not in joined] + [set().union(*joined)]
+    return [sorted(group) for group in groups]
+
+
+def _recursion(closed: ClosedJaxpr, start, positions, carried: int, xs, length: int, recursive: bool) -> list:
+    """Values of some leaves of the carry before every step and after the last one.
+
+    Only the data that they read enter, so that what they depend on can be seen.
+    """
+    pruned = prune(closed, positions)
+    used = {id(atom) for equation in pruned.jaxpr.eqns for atom in equation.invars} | set(map(id, pruned.jaxpr.outvars))
     flat = jax.tree.leaves(xs)
-    if not flat:
-        return [jnp.broadcast_to(out, (length, *out.shape)) for out in pruned()]
-    return jax.vmap(pruned)(*flat)
+    reads = [number for number in range(len(flat)) if id(pruned.jaxpr.invars[carried + number]) in used]
+    function = jaxpr_as_fun(pruned)
+    blank = [jnp.zeros(aval.shape, aval.dtype) for aval in closed.in_avals]
+
+    def advance(carry, data):
+        filled = list(blank)
+        for position, leaf in zip(positions, carry, strict=True):
+            filled[position] = leaf
+        for number, leaf in zip(reads, data, strict=True):
+            filled[carried + number] = leaf
+        return function(*filled)
+
+    data = [flat[number] for number in reads]
+    if recursive:
+        end, before = jax.lax.scan(lambda carry, one: (advance(carry, one), carry), start, data, length=length)
+        return [jnp.concatenate([b, e[None]]) for b, e in zip(before, end, strict=True)]
+    if data:
+        after = jax.vmap(lambda *one: advance(start, one))(*data)
+    else:
+        after = [jnp.broadcast_to(out, (length, *out.shape)) for out in advance(start, ())]
+    return [jnp.concatenate([leaf[None], new]) for leaf, new in zip(start, after, strict=True)]
 
 
-def _over_time(later, window, used, length):
+def _over_time(recorder, scan: Scan, later, window, used):
     """``vmap`` of ``later`` over time; outputs that do not vary over time keep no time axis."""
     one = jax.tree.map(lambda leaf: leaf[0], window)
     closed, shape = jax.make_jaxpr(later, return_shape=True)(one, used)
+    length = scan.chain.length
+    conditions = _conditions(closed.jaxpr)
+    closed = _settle(closed, conditions, scan.settled)
     flat = jax.tree.leaves(window)
     labels = (("time", ""),) * len(flat) + tuple(("latent", name) for name in sorted(used))
     dependence = Dependence(closed, labels)
     found = [dependence.of_output(number) for number in range(len(closed.jaxpr.outvars))]
     varies = [("time", "") in labels for labels in found]
+    recorder.conditions.append([_all_steps(closed, dependence, variable, flat) for variable in conditions])
     atoms = jax.tree.leaves(used)
     results: list = [None] * len(found)
     for moving in (False, True):
@@ -355,6 +386,45 @@ def _over_time(later, window, used, length):
                 last[number - sites] = last[number - sites][-1]
     outputs = _with_time(outputs, varies[sites + carried :], length)
     return arrays, last, outputs, {name: frozenset(paths) for name, paths in timed.items()}, mixed
+
+
+def _conditions(jaxpr) -> list:
+    """Scalar conditions of every ``where``."""
+    found: list = []
+    for equation in jaxpr.eqns:
+        is_where = equation.primitive.name == "select_n" or equation.params.get("name") == "_where"
+        condition = equation.invars[0] if is_where else None
+        if condition is not None and not isinstance(condition, Literal) and condition.aval.shape == ():
+            if condition.aval.dtype == bool and not any(condition is known for known in found):
+                found.append(condition)
+    return found
+
+
+def _settle(closed: ClosedJaxpr, conditions, settled: Mapping[int, bool]) -> ClosedJaxpr:
+    """Put in the value of conditions that are the same in all steps, so that what they decide need not vary."""
+    if not settled:
+        return closed
+    values = {id(conditions[number]): value for number, value in settled.items()}
+
+    def settle(equation):
+        atoms = [
+            Literal(np.bool_(values[id(atom)]), atom.aval) if id(atom) in values else atom for atom in equation.invars
+        ]
+        return equation.replace(invars=atoms)
+
+    jaxpr = closed.jaxpr
+    return closed.replace(jaxpr=jaxpr.replace(eqns=[settle(equation) for equation in jaxpr.eqns]))
+
+
+def _all_steps(closed: ClosedJaxpr, dependence: Dependence, condition, flat):
+    """A condition at all later steps, or None if it depends on latents or not on time."""
+    if dependence.of_atom(condition) != {("time", "")}:
+        return None
+    names = closed.jaxpr.debug_info._replace(result_paths=None)
+    alone = closed.replace(jaxpr=closed.jaxpr.replace(outvars=[condition], debug_info=names))
+    function = jaxpr_as_fun(prune(alone, [0]))
+    atoms = [jnp.zeros(aval.shape, aval.dtype) for aval in closed.in_avals[len(flat) :]]
+    return jax.vmap(lambda *slices: function(*slices, *atoms)[0])(*flat)
 
 
 def _with_time(outputs, varies, length):

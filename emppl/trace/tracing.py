@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax.extend.core import jaxpr_as_fun
@@ -120,14 +121,25 @@ def trace_model(model: Callable, leaves: list, skeleton: Any) -> Trace:
                     arrays[name] = site_arrays(name, msg, recorder)
             if name in arrays:
                 classes[name] = type(arrays[name].distribution)
-        return arrays
+        return arrays, recorder.conditions
 
     atom_shapes = {
         name: jax.ShapeDtypeStruct(a.shape, jax.dtypes.canonicalize_dtype(a.dtype)) for name, a in atoms.items()
     }
-    jaxpr, out_shape = jax.make_jaxpr(evaluate, return_shape=True)(
-        parameter_shapes, atom_shapes, jax.ShapeDtypeStruct((), jnp.result_type(float)), shapes
+    inputs = (
+        tuple(("parameter", name) for name in sorted(parameter_shapes))
+        + tuple(("latent", name) for name in sorted(enumerated))
+        + (("outputs of a scan", ""),)
+        + tuple(("data", str(position)) for position in range(len(shapes)))
     )
+    arguments = (parameter_shapes, atom_shapes, jax.ShapeDtypeStruct((), jnp.result_type(float)), shapes)
+    jaxpr, (out_shape, conditions) = jax.make_jaxpr(evaluate, return_shape=True)(*arguments)
+    settled = _settled(jaxpr, inputs, conditions)
+    if any(settled):
+        scans[:] = [dataclasses.replace(one, settled=values) for one, values in zip(scans, settled, strict=True)]
+        again = functools.partial(evaluate)  # a function that JAX has not traced yet
+        jaxpr, (out_shape, _) = jax.make_jaxpr(again, return_shape=True)(*arguments)
+    jaxpr = prune(jaxpr, list(range(len(jax.tree.leaves(out_shape)))))
     output_paths = [path_names(path) for path, _ in jax.tree_util.tree_flatten_with_path(out_shape)[0]]
     out_tree = jax.tree.structure(out_shape)
 
@@ -153,12 +165,6 @@ def trace_model(model: Callable, leaves: list, skeleton: Any) -> Trace:
             for name, shape in parameter_shapes.items()
         }
 
-    inputs = (
-        tuple(("parameter", name) for name in sorted(parameter_shapes))
-        + tuple(("latent", name) for name in sorted(enumerated))
-        + (("outputs of a scan", ""),)
-        + tuple(("data", str(position)) for position in range(len(shapes)))
-    )
     trace = Trace(
         sites=sites,
         atoms=atoms,
@@ -175,6 +181,27 @@ def trace_model(model: Callable, leaves: list, skeleton: Any) -> Trace:
     )
     _check_outputs(trace)
     return trace
+
+
+def _settled(jaxpr, inputs, conditions) -> list[dict[int, bool]]:
+    """For every scan, the conditions that no input of the model touches and that are the same in all later steps."""
+    dependence = Dependence(jaxpr, inputs)
+    position = len(jaxpr.jaxpr.outvars) - len(jax.tree.leaves(conditions))
+    settled: list[dict[int, bool]] = []
+    for one in conditions:
+        found: dict[int, bool] = {}
+        for number, shape in enumerate(one):
+            if shape is None:
+                continue
+            if not dependence.of_output(position):
+                with jax.ensure_compile_time_eval():
+                    nothing = [jnp.zeros(aval.shape, aval.dtype) for aval in jaxpr.in_avals]
+                    value = np.asarray(jax.jit(jaxpr_as_fun(prune(jaxpr, [position])))(*nothing)[0])
+                if value.all() == value.any():
+                    found[number] = bool(value.all())
+            position += 1
+        settled.append(found)
+    return settled
 
 
 def _check_outputs(trace: Trace) -> None:
