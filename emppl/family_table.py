@@ -7,7 +7,7 @@ from emppl.families import Family, registered_families
 
 def family_table() -> str:
     """One row per argument of every registered family: update, conjugate priors, where it is described."""
-    rows = [("family", "argument", "update", "conjugate priors", "E-step", "described in")]
+    rows: list[tuple[str, ...]] = [("family", "argument", "update", "conjugate priors", "E-step", "described in")]
     rows += [("---",) * len(rows[0])]
     for family in sorted(registered_families(), key=lambda family: family.name):
         for argument in family.argument_ranks:

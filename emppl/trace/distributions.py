@@ -86,7 +86,7 @@ def log_density(distribution, value):
     starts, the automatic gradient is wrong (1 instead of 1/2). The values are the same.
     """
     if isinstance(distribution, dist.BernoulliLogits):
-        trials, ways = 1, 0.0
+        trials, ways = 1, jnp.zeros(())
     elif isinstance(distribution, dist.BinomialLogits):
         trials = distribution.total_count
         ways = gammaln(trials + 1.0) - gammaln(value + 1.0) - gammaln(trials - value + 1.0)
