@@ -28,12 +28,14 @@ class Axes:
         dims: the NumPyro batch dimension of every axis.
         sizes: number of atoms or plate cells.
         latents: names that are latents; the rest are plates.
+        times: plates that are the time axis of a scan.
     """
 
     names: tuple[str, ...]
     dims: dict[str, int]
     sizes: dict[str, int]
     latents: frozenset[str]
+    times: frozenset[str] = frozenset()
 
     @property
     def rows(self) -> str:
@@ -121,7 +123,8 @@ def model_axes(trace: Trace, batch_shapes: dict[str, tuple[int, ...]]) -> Axes:
         The common axes, sorted by dimension.
     """
     dims = dict(trace.latent_dims)
-    sizes = {name: trace.sites[name].states for name in trace.latent_dims}
+    sizes = {name: int(atoms.size) for name, atoms in trace.atoms.items()}
+    times = frozenset(plate.name for plate in trace.plates.values() if plate.is_time)
     for plate in trace.plates.values():
         if plate.name in dims:
             raise ModelError(f"Plate and latent site share the name {plate.name!r}; rename one of them.")
@@ -134,9 +137,9 @@ def model_axes(trace: Trace, batch_shapes: dict[str, tuple[int, ...]]) -> Axes:
                 implicit = f"{_IMPLICIT}{dim}]"
                 dims.setdefault(implicit, dim)
                 sizes.setdefault(implicit, size)
-    if not set(dims) - set(trace.latent_dims):
+    if not set(dims) - set(trace.latent_dims) - times:
         dims[_SINGLE], sizes[_SINGLE] = -(len(dims) + 1), 1
-    plates = [name for name in dims if name not in trace.latent_dims]
+    plates = [name for name in dims if name not in trace.latent_dims and name not in times]
     rows = max(plates, key=lambda name: (sizes[name], name))
     others = sorted(set(dims) - {rows}, key=lambda name: (dims[name], name))
     return Axes((*others, rows), dims, sizes, frozenset(trace.latent_dims))
@@ -194,6 +197,24 @@ def look_up(natural: jax.Array, codes: jax.Array) -> jax.Array:
         Table with the broadcast axes.
     """
     codes = jnp.moveaxis(codes, -1, -2)
+    rank, sizes = natural.ndim - 1, natural.shape[:-1]
+    shared = [a for a in range(rank) if sizes[a] > 1 and codes.shape[a] > 1]
+    if shared:
+        return _look_up_cells(natural, codes)
+    # One row per category with the values of all states side by side; the last row, for no category, is zero. Rows
+    # are gathered, and added up in the transpose, several times faster than single entries.
+    rows = jnp.reshape(natural, (-1, natural.shape[-1])).T
+    rows = jnp.concatenate([rows, jnp.zeros_like(rows[:1])])
+    found = rows[jnp.where(codes >= 0, codes, natural.shape[-1])]
+    found = jnp.reshape(jnp.sum(found, rank), (*codes.shape[:-1], *sizes))
+    # Every axis is in one of the two halves; put each where it belongs.
+    order = [position for a in range(rank) for position in (a, rank + a)]
+    full = tuple(max(mine, theirs) for mine, theirs in zip(sizes, codes.shape[:-1], strict=True))
+    return jnp.reshape(jnp.transpose(found, order), full)
+
+
+def _look_up_cells(natural: jax.Array, codes: jax.Array) -> jax.Array:
+    """The same entry by entry, for axes along which both vary."""
     sizes = natural.shape[:-1]
     grids = [
         jnp.reshape(jnp.arange(size), tuple(size if a == axis else 1 for a in range(len(sizes))) + (1,))

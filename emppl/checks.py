@@ -29,7 +29,7 @@ def data_report(program: Program, leaves) -> dict[str, dict[str, jax.Array]]:
     for name, factor in program.factors.items():
         mine = arrays[name]
         if factor.site.kind == "observed":
-            report[name] = _value_report(factor, mine)
+            report[name] = _over_time(factor, mine)
         if factor.site.kind == "discrete":
             scale = factor.scale(arrays)
             plates = program.axes.plates_of(factor.site, factor.site.batch_shape)
@@ -37,6 +37,8 @@ def data_report(program: Program, leaves) -> dict[str, dict[str, jax.Array]]:
             ones = jnp.ones(shape)
             weight = ones if scale is None else jnp.broadcast_to(scale, jnp.broadcast_shapes(shape, scale.shape))
             report[name] = {"weight": jnp.sum(weight)}
+    for name, faults in program.step_faults(arrays).items():
+        report[name] = {**report[name], **faults}
     for name in program.free:
         if program.use_prior and program.trace.sites[name].distribution in _UNBOUNDED_BELOW_ONE:
             prior = arrays[name].distribution
@@ -52,6 +54,14 @@ _UNBOUNDED_BELOW_ONE = {
 }
 
 
+def _over_time(factor, mine) -> dict[str, jax.Array]:
+    """The report on a site inside a scan: over all its steps, the first bad cell of the first bad step."""
+    if factor.site.time is None:
+        return _value_report(factor, mine)
+    report = factor.by_step(mine, lambda one: _value_report(factor, one))
+    return {key: jnp.ravel(found)[jnp.argmax(jnp.ravel(found) >= 0)] for key, found in report.items()}
+
+
 def _value_report(factor, mine) -> dict[str, jax.Array]:
     value = mine.value
     rank = value.ndim - len(mine.distribution.event_shape)
@@ -59,7 +69,7 @@ def _value_report(factor, mine) -> dict[str, jax.Array]:
     finite = jnp.all(finite, tuple(range(rank, value.ndim)))
     inside = jnp.ones((), bool)
     settled = not factor.parameters.get("value") and not factor.latents.get("value")
-    if settled and (factor.family is not None or not factor.all_parameters | factor.all_latents):
+    if settled and (factor.is_exponential or not factor.all_parameters | factor.all_latents):
         try:
             with as_numpyro_expects():
                 inside = jnp.asarray(mine.distribution.support(value))
@@ -85,6 +95,22 @@ def _first(bad: jax.Array) -> jax.Array:
     return jnp.where(jnp.any(flat), jnp.argmax(flat), -1)
 
 
+_STEP_FAULTS = {
+    "gap": (
+        "after a step that does not exist one exists again. Put padding at the end of a sequence; for a missing "
+        "observation mask the observation only, so that the chain runs on"
+    ),
+    "observed": (
+        "a step that does not exist has data. Mask the observations of that step as well: `with "
+        "numpyro.handlers.mask(mask=t < length)` around both"
+    ),
+    "unlike": (
+        "other latents of the same scan have another mask. Put all latents of a step under one "
+        "`with numpyro.handlers.mask(...)`"
+    ),
+}
+
+
 def check_report(program: Program, report: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise what :func:`data_report` found.
 
@@ -99,6 +125,9 @@ def check_report(program: Program, report: Mapping[str, Mapping[str, Any]]) -> N
                 f"Observed site {name!r} holds NaN or infinity ({where}). Drop those rows, or leave the cells out of "
                 f"the likelihood: numpyro.sample({name!r}, fn.mask(~jnp.isnan(x)), obs=x)."
             )
+        for fault, words in _STEP_FAULTS.items():
+            if bool(found.get(fault, False)):
+                raise DataError(f"The mask of scanned latent {name!r} says which steps exist, but {words}.")
         if "support" in found and int(found["support"]) >= 0:
             where = _where(program, name, int(found["support"]))
             raise DataError(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from emppl.naming import model_name
 from emppl.program import Program
 
 
@@ -23,17 +24,17 @@ def component_axes(program: Program) -> dict[str, dict[str, tuple[int, ...]]]:
             for name in program.trace.parameters
             if name in indexed[latent] or name in own[latent]
         }
-        for latent in program.latents
+        for latent in program.model_latents
     }
 
 
 def indexed_axes(program: Program) -> dict[str, dict[str, tuple[int, ...]]]:
     """For every latent, the axes of each parameter that it indexes, one entry per state."""
-    found: dict[str, dict[str, tuple[int, ...]]] = {latent: {} for latent in program.latents}
+    found: dict[str, dict[str, tuple[int, ...]]] = {latent: {} for latent in program.model_latents}
     for name in program.trace.parameters:
         shape = program.trace.sites[name].shape
         latents = program.dependence.indexed(name)
-        for latent in program.latents:
+        for latent in program.model_latents:
             states = program.trace.sites[latent].states
             axes = tuple(a for a, who in enumerate(latents) if latent in who and shape[a] == states)
             if axes:
@@ -43,7 +44,7 @@ def indexed_axes(program: Program) -> dict[str, dict[str, tuple[int, ...]]]:
 
 def class_axes(program: Program) -> dict[str, dict[str, tuple[int, ...]]]:
     """For every latent, the axis of each parameter that its own ``probs`` or ``logits`` have as their last."""
-    found: dict[str, dict[str, tuple[int, ...]]] = {latent: {} for latent in program.latents}
+    found: dict[str, dict[str, tuple[int, ...]]] = {latent: {} for latent in program.model_latents}
     for latent in program.latents:
         states = program.trace.sites[latent].states
         for argument in ("probs", "logits"):
@@ -56,7 +57,7 @@ def class_axes(program: Program) -> dict[str, dict[str, tuple[int, ...]]]:
                 places = program.dependence.axis_positions(name, position)
                 axes = tuple(a for a, where in enumerate(places) if last in where and shape[a] == states)
                 if axes:
-                    found[latent][name] = axes
+                    found[model_name(latent)][name] = tuple(sorted({*found[model_name(latent)].get(name, ()), *axes}))
     return found
 
 
@@ -68,7 +69,8 @@ def symmetric_latent(program: Program, params: Mapping[str, np.ndarray]) -> str 
     for latent, axes in indexed_axes(program).items():
         if program.trace.sites[latent].states < 2:
             continue
-        own = program.factors[latent].all_parameters
+        steps = [name for name in program.latents if model_name(name) == latent]
+        own = frozenset().union(*(program.factors[name].all_parameters for name in steps))
         others = {name: where for name, where in axes.items() if name not in own}
         equal = all(_constant_along(params[n], where, _rounding(program, n)) for n, where in others.items())
         if equal and others.keys() & set(program.free):
@@ -78,7 +80,7 @@ def symmetric_latent(program: Program, params: Mapping[str, np.ndarray]) -> str 
 
 def _rounding(program: Program, name: str) -> float:
     """How much equal components may differ, relatively: an optimiser treats them alike only to its tolerance."""
-    return 1e-12 if program.rules[name].kind in ("closed form", "fixed") else 1e-8
+    return 1e-12 if program.rules[name].exact else 1e-8
 
 
 def _constant_along(value: np.ndarray, axes: tuple[int, ...], rounding: float) -> bool:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emppl.estep import user_layout
+from emppl.estep import user_layout, whole_scans
 from emppl.program import Program
 
 
@@ -26,28 +26,20 @@ def cell_weights(program: Program, leaves) -> dict[str, jax.Array]:
         factor = program.factors[name]
         plates = program.axes.plates_of(factor.site, factor.site.batch_shape)
         weight = jnp.ones([program.axes.sizes[n] if n in plates else 1 for n in program.axes.names])
-        scale, mask = factor.scale(arrays), arrays[name].mask
+        scale = factor.scale(arrays)
+        mask = factor.presence(arrays) if factor.is_presence else factor.mask(arrays)
         if scale is not None:
             weight = weight * scale
         if mask is not None and not factor.latents.get("mask"):
-            weight = jnp.where(program.axes.align(_without_latents(program, mask), factor.site, 0), weight, 0)
+            weight = jnp.where(mask, weight, 0)
         found[name] = user_layout(program, name, weight)[..., 0]
-    return found
-
-
-def _without_latents(program: Program, array: jax.Array) -> jax.Array:
-    """One copy along the axes of latents, over which a mask may have been broadcast."""
-    for name in program.axes.latents:
-        position = array.ndim + program.axes.dims[name]
-        if position >= 0:
-            array = array[(slice(None),) * position + (slice(0, 1),)]
-    return array
+    return whole_scans(program, found)
 
 
 def number_of_observations(program: Program, weights: Mapping[str, np.ndarray]) -> float:
     """Cells of the outermost plates that hold latents, weighted."""
-    plates = {name: len(program.trace.sites[name].plates) for name in program.latents}
-    outermost = min(program.latents, key=lambda name: (plates[name] == 0, plates[name]))
+    plates = {name: len(program.trace.sites[name].plates) for name in program.model_latents}
+    outermost = min(program.model_latents, key=lambda name: (plates[name] == 0, plates[name]))
     return float(np.sum(weights[outermost]))
 
 

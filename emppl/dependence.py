@@ -15,6 +15,7 @@ from jax.extend.core import ClosedJaxpr, Literal
 from emppl.axis_walk import AxisPositions, AxisWalk
 from emppl.jaxpr_walk import Label, Walk, gather_axes, labels_of, propagate, reshaped_axis
 from emppl.maps import ElementMap, step_of
+from emppl.naming import model_name
 
 _ELEMENTWISE_IDENTITY = ("convert_element_type", "copy", "copy_p", "reduce_precision", "optimization_barrier")
 
@@ -47,7 +48,7 @@ class Dependence:
     def indexing_latents(self, parameter: str) -> frozenset[str]:
         """Latents whose values index into a parameter anywhere in the model."""
         tracker, _ = self._follow(parameter)
-        return frozenset(name for kind, name in tracker.indexing if kind == "latent")
+        return _latents(tracker.indexing)
 
     def indexed(self, parameter: str) -> tuple[frozenset[str], ...]:
         """For every axis of a parameter, the latents that index it anywhere in the model.
@@ -62,7 +63,7 @@ class Dependence:
             One set of latents per axis.
         """
         walk, _ = self._axes(parameter)
-        return tuple(frozenset(name for kind, name in labels if kind == "latent") for labels in walk.indexed)
+        return tuple(map(_latents, walk.indexed))
 
     def axis_positions(self, parameter: str, position: int) -> tuple[frozenset[int], ...]:
         """For every axis of a parameter, the axes of an output that run along it (looking through as `indexed`)."""
@@ -111,6 +112,11 @@ class Dependence:
             return "it does not depend on the parameter"
         found = environment[target]
         return found if isinstance(found, Selection) else found.reason
+
+
+def _latents(labels) -> frozenset[str]:
+    """The latents among labels; all steps of a scan are one latent."""
+    return frozenset(model_name(name) for kind, name in labels if kind == "latent")
 
 
 @dataclasses.dataclass(frozen=True)

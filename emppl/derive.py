@@ -6,7 +6,7 @@ Trace, roles, axes, factors, order of elimination, M-step rules: one call each, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from emppl.held import check_held
 from emppl.mstep import choose_rules
 from emppl.mstep.analysis import Analysis
 from emppl.mstep.linear_predictors import find_regressions
+from emppl.naming import latent_of
 from emppl.program import Options, Part, Program
 from emppl.roles import assign_roles, without_missing_cells
 from emppl.rules import RuleContext
@@ -65,8 +66,21 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
                 {field: found[field] for field in ("value", "mask", "label_mask") if field in found}
                 for found in (in_latents, in_parameters)
             )
+        is_presence = _says_which_steps_exist(trace, name, in_latents, in_parameters)
+        if is_presence:
+            in_latents, in_parameters = (
+                {field: found[field] for field in found if field != "mask"} for found in (in_latents, in_parameters)
+            )
         factors[name] = SiteFactor(
-            site, axes, family, in_latents, in_parameters, labels.get(name), _categories(trace, name)
+            site,
+            axes,
+            family,
+            in_latents,
+            in_parameters,
+            labels.get(name),
+            _categories(trace, name),
+            trace.timed.get(name, frozenset()),
+            is_presence,
         )
     for name, held in options.held.items():
         if name not in trace.parameters:
@@ -75,8 +89,9 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
     shapes = [jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
     strategies = {name: options.latents.get(name, Enumerate()) for name, role in roles.items() if role.role == "latent"}
     program = Program(trace, dependence, axes, factors, (), roles, strategies, {}, dict(options.fixed), options.prior)
-    parts = _parts(program)
-    _check_fields(program, shapes)
+    tables = _table_shapes(program, shapes)
+    _check_fields(program, tables)
+    parts = _parts(program, tables)
     shapes_of = _shapes(program, shapes)
     program = dataclasses.replace(program, parts=parts, argument_shapes=shapes_of, held=dict(options.held))
     context = RuleContext(
@@ -106,39 +121,57 @@ def _categories(trace: Trace, name: str) -> int:
     return 0
 
 
-def _parts(program: Program) -> tuple[Part, ...]:
-    axes, trace = program.axes, program.trace
-    plates_of_latent = {}
-    for name in program.latents:
-        site = trace.sites[name]
-        plates_of_latent[name] = axes.plates_of(site, site.batch_shape)
-    named = {}
-    for name, factor in program.factors.items():
-        batch = factor.site.batch_shape
-        named[name] = Factor(name, factor.all_latents, axes.plates_of(factor.site, batch))
-    inside = [f for f in named.values() if axes.rows in f.plates]
-    outside = [f for f in named.values() if axes.rows not in f.plates]
-    touched = frozenset().union(*(f.latents for f in inside)) if inside else frozenset()
-    if any(axes.rows not in plates_of_latent[latent] for latent in touched):
-        plan = plan_elimination(list(named.values()), plates_of_latent, axes.sizes, axes.names)
-        return (Part(tuple(named), plan, False),)
-    parts = []
-    for group, by_rows in ((inside, True), (outside, False)):
-        if group:
-            plan = plan_elimination(group, plates_of_latent, axes.sizes, axes.names)
-            parts.append(Part(tuple(f.name for f in group), plan, by_rows))
-    return tuple(parts)
+def _says_which_steps_exist(trace: Trace, name: str, in_latents, in_parameters) -> bool:
+    """Is a site's mask the mask of a chain's steps: one of data alone, on a latent that later steps see?"""
+    site = trace.sites[name]
+    if site.kind != "discrete" or site.time is None or "mask" not in in_latents:
+        return False
+    depth = max(chain.depths.get(name, 0) for chain in trace.chains)
+    return depth > 0 and not in_latents["mask"] and not in_parameters["mask"]
 
 
-def _check_fields(program: Program, leaves) -> None:
-    """Refuse weights that are not data, and tables that lost the axis of a latent they depend on."""
+def _table_shapes(program: Program, leaves) -> dict[str, jax.ShapeDtypeStruct]:
     sites = program.trace.sites
     params = {n: jax.ShapeDtypeStruct(sites[n].shape, sites[n].dtype) for n in program.trace.parameters}
-    tables = jax.eval_shape(
+    return jax.eval_shape(
         lambda params, leaves: program.tables(program.trace.evaluate(params, program.trace.atoms, leaves)),
         params,
         leaves,
     )
+
+
+def _parts(program: Program, tables: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[Part, ...]:
+    axes, trace = program.axes, program.trace
+    plates_of_latent = {}
+    for name in axes.latents:
+        site = trace.sites[latent_of(name)]
+        plates_of_latent[name] = axes.plates_of(site, site.batch_shape)
+    named = {}
+    for name, factor in program.factors.items():
+        time = factor.site.time
+        is_timed = time is not None and tables[name].shape[axes.names.index(time.name)] > 1
+        plates = axes.plates_of(factor.site, factor.site.batch_shape)
+        named[name] = Factor(name, factor.all_latents, plates, is_timed)
+    presence = frozenset(name for name, factor in program.factors.items() if factor.is_presence)
+    inside = [f for f in named.values() if axes.rows in f.plates]
+    outside = [f for f in named.values() if axes.rows not in f.plates]
+    touched = frozenset().union(*(f.latents for f in inside)) if inside else frozenset()
+    groups = [(inside, True), (outside, False)]
+    if any(axes.rows not in plates_of_latent[latent] for latent in touched):
+        groups = [(list(named.values()), False)]
+    return tuple(
+        Part(
+            tuple(f.name for f in group),
+            plan_elimination(group, plates_of_latent, axes.sizes, axes.names, trace.chains, presence),
+            by_rows,
+        )
+        for group, by_rows in groups
+        if group
+    )
+
+
+def _check_fields(program: Program, tables: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+    """Refuse weights that are not data, and tables that lost the axis of a latent they depend on."""
     for name, factor in program.factors.items():
         depends = factor.latents.get("cell_weight", frozenset()) | factor.parameters.get("cell_weight", frozenset())
         if depends:
@@ -146,13 +179,22 @@ def _check_fields(program: Program, leaves) -> None:
                 f"The weight (handlers.scale) of site {name!r} depends on {sorted(depends)}. Weights count data "
                 "and must be data; put a term that depends on latents or parameters in numpyro.factor."
             )
+        if ("cell_weight",) in factor.timed and factor.all_latents & _scanned(program):
+            raise ModelError(
+                f"The weight (handlers.scale) of site {name!r} varies over the steps of its scan. A weight counts a "
+                "whole sequence that many times; put one weight per sequence around the scan."
+            )
         for latent in sorted(factor.all_latents):
-            if tables[name].shape[program.axes.names.index(latent)] == 1 and sites[latent].states > 1:
+            if tables[name].shape[program.axes.names.index(latent)] == 1 and program.axes.sizes[latent] > 1:
                 raise ModelError(
                     f"Site {name!r} depends on latent {latent!r} through a sum, mean or similar over its array. "
                     f"That array holds the states of {latent!r}, not its plate cells, so the model would be another "
                     "one. Use the latent elementwise or as an index."
                 )
+
+
+def _scanned(program: Program) -> frozenset[str]:
+    return frozenset(n for n in program.axes.latents if program.trace.sites[latent_of(n)].is_scanned)
 
 
 def _shapes(program: Program, leaves) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -165,7 +207,7 @@ def _shapes(program: Program, leaves) -> dict[str, dict[str, tuple[int, ...]]]:
         return {
             name: factor.arguments(arrays)
             for name, factor in program.factors.items()
-            if factor.family is not None and factor.site.kind != "factor" and factor.labels_of is None
+            if factor.is_exponential and factor.site.kind != "factor" and factor.labels_of is None
         }
 
     shaped = jax.eval_shape(arguments, params, leaves)

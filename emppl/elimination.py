@@ -13,30 +13,42 @@ Reference:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from emppl.errors import ModelError
+from emppl.markov import ChainAxes, Emission, SumOut, arrange, forward, kernel_evidence
+from emppl.naming import first, lagged
 from emppl.numerics import logsumexp, safe_divide, weighted
+from emppl.trace import Chain
 
 
 @dataclasses.dataclass(frozen=True)
 class Factor:
-    """A factor's named axes: the latents and the plates its table has."""
+    """A factor's named axes: the latents and the plates its table has.
+
+    ``is_timed`` says whether its table varies along the time axis of its scan.
+    """
 
     name: str
     latents: frozenset[str]
     plates: frozenset[str]
+    is_timed: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
     """Multiply ``inputs`` together, sum out ``latent`` (or nothing), then sum the log over ``plates``.
 
-    ``owner`` is the latent whose weight (``handlers.scale``) the inputs are measured against.
+    ``owner`` is the latent whose weight (``handlers.scale``) the inputs are measured against. With ``chain``, the step
+    sums out all latents of a chain: ``inputs`` are the tables of its first steps, ``later`` those of the others.
+    ``cells`` is the size of the largest table, ``work`` the number of cells visited.
     """
 
     inputs: tuple[str, ...]
@@ -45,6 +57,9 @@ class Step:
     plates: tuple[str, ...]
     owner: str | None
     cells: int
+    chain: ChainAxes | None = None
+    later: tuple[str, ...] = ()
+    work: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,18 +82,26 @@ class EliminationPlan:
 
 
 def plan_elimination(
-    factors: list[Factor], latents: Mapping[str, frozenset[str]], sizes: Mapping[str, int], axes: tuple[str, ...]
+    factors: list[Factor],
+    latents: Mapping[str, frozenset[str]],
+    sizes: Mapping[str, int],
+    axes: tuple[str, ...],
+    chains: tuple[Chain, ...] = (),
+    presence: frozenset[str] = frozenset(),
 ) -> EliminationPlan:
     """Choose the order of elimination.
 
     Works from the innermost plates outwards; inside a connected group of factors the latent whose
-    elimination makes the smallest table goes first.
+    elimination makes the smallest table goes first. The latents of a chain are summed out together, when
+    everything else inside its plates is done.
 
     Args:
         factors: the factors.
         latents: for every latent the plates it sits in.
         sizes: number of atoms or cells by axis name.
         axes: the common order of axes.
+        chains: latents of scans.
+        presence: scanned latents whose mask says which steps exist.
 
     Returns:
         The plan.
@@ -98,26 +121,51 @@ def plan_elimination(
                     f"{latent!r} out of it."
                 )
     steps: list[Step] = []
+    times = {chain.time for chain in chains}
+    kept = _kept_for_chains(chains)
+    waiting: list[_Waiting] = []
     remaining = dict(latents)
     counter = 0
 
-    def emit(inputs, latent, plates, owner, result_latents, result_plates) -> Factor:
+    def emit(inputs, latent, plates, owner, result_latents, result_plates, run: _Waiting | None = None) -> Factor:
         nonlocal counter
         counter += 1
-        involved = frozenset().union(*(f.latents | f.plates for f in inputs))
-        cells = math.prod(sizes[axis] for axis in involved)
-        output = Factor(f"*{counter}", frozenset(result_latents), frozenset(result_plates))
-        steps.append(Step(tuple(f.name for f in inputs), output.name, latent, tuple(sorted(plates)), owner, cells))
+        later = () if run is None else run.factors
+        is_timed = any(factor.is_timed for factor in inputs)
+        output = Factor(f"*{counter}", frozenset(result_latents), frozenset(result_plates), is_timed)
+        names = tuple(factor.name for factor in inputs)
+        chain = None if run is None else run.axes
+        if chain is None:
+            involved = frozenset().union(*(f.latents | f.plates for f in inputs))
+            cells = work = math.prod(sizes[axis] for axis in involved)
+        else:
+            cells, work = _chain_cells(chain, inputs, later, sizes)
+        later_names = tuple(factor.name for factor in later)
+        steps.append(Step(names, output.name, latent, tuple(sorted(plates)), owner, cells, chain, later_names, work))
         return output
 
     while pending:
         ordinals = {factor.plates for factor in pending}
-        leaf = max(ordinals, key=lambda plates: (len(plates), sorted(plates)))
+        # A time axis goes after the plates inside its steps, and just before the plates around it.
+        leaf = max(ordinals, key=lambda plates: (len(plates - times), len(plates), sorted(plates)))
         group = [factor for factor in pending if factor.plates == leaf]
         pending = [factor for factor in pending if factor.plates != leaf]
-        local = {name for name, plates in remaining.items() if plates == leaf}
-        while any(factor.latents & local for factor in group):
-            present = sorted(local & frozenset().union(*(factor.latents for factor in group)))
+        local = {name for name, plates in remaining.items() if plates == leaf} - kept
+        while True:
+            for run in [run for run in waiting if run.plates == leaf]:
+                if not any(
+                    f.latents & (local - run.latents - kept) for f in group if f.latents & set(run.axes.initial)
+                ):
+                    touching = [factor for factor in group if factor.latents & set(run.axes.initial)]
+                    merged = frozenset().union(*(f.latents for f in (*touching, *run.factors)))
+                    merged -= {*run.axes.initial, *run.axes.current, *run.axes.previous}
+                    result = emit(touching, None, (), run.axes.current[0], merged, leaf, run)
+                    group = [factor for factor in group if factor not in touching] + [result]
+                    waiting.remove(run)
+            held = frozenset().union(*(run.latents for run in waiting if run.plates == leaf))
+            if not any(factor.latents & (local - held) for factor in group):
+                break
+            present = sorted((local - held) & frozenset().union(*(factor.latents for factor in group)))
 
             def table_size(name, group=group):
                 axes_touched = frozenset().union(*(f.latents for f in group if name in f.latents))
@@ -129,6 +177,12 @@ def plan_elimination(
             result = emit(touching, latent, (), latent, merged_latents, leaf)
             group = [factor for factor in group if factor not in touching] + [result]
             remaining.pop(latent)
+        for time in leaf & times:
+            home = {name for name in kept if latents[name] == leaf}
+            mine = [factor for factor in group if factor.latents & home]
+            group = [factor for factor in group if factor not in mine]
+            chain = next(chain for chain in chains if chain.time == time)
+            waiting += _components(chain, mine, leaf - {time}, latents, presence)
         for factor in group:
             target = frozenset().union(*(latents[name] for name in factor.latents))
             if target == leaf and leaf:
@@ -137,10 +191,86 @@ def plan_elimination(
             if leaf:
                 pending.append(emit([factor], None, leaf - target, owner, factor.latents, target))
             else:
-                steps.append(Step((factor.name,), "total", None, (), None, 1))
-    cost = sum(step.cells for step in steps)
+                steps.append(Step((factor.name,), "total", None, (), None, 1, work=1))
+    cost = sum(step.work for step in steps)
     largest = max((step.cells for step in steps), default=1)
     return EliminationPlan(tuple(axes), dict(sizes), tuple(steps), cost, largest)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Waiting:
+    """A chain whose later steps are ready, and which waits for its first steps."""
+
+    axes: ChainAxes
+    plates: frozenset[str]
+    factors: tuple[Factor, ...]
+
+    @property
+    def latents(self) -> frozenset[str]:
+        """Latents that must not be summed out before the chain."""
+        return frozenset(self.axes.initial).union(*(factor.latents for factor in self.factors))
+
+
+def _kept_for_chains(chains: tuple[Chain, ...]) -> frozenset[str]:
+    """Axes that only a chain step sums out."""
+    kept: set[str] = set()
+    for chain in chains:
+        for latent, depth in chain.depths.items():
+            if depth:
+                kept |= {lagged(latent, lag) for lag in range(depth + 1)}
+                kept |= {first(latent, chain.order - 1 - lag) for lag in range(depth)}
+    return frozenset(kept)
+
+
+def _components(chain: Chain, factors: list[Factor], plates, latents, presence) -> list[_Waiting]:
+    """Independent chains of one scan: latents that no factor connects are summed out apart."""
+    names = [name for name, depth in chain.depths.items() if depth]
+    names = [name for name in names if latents[name] == plates | {chain.time}]
+    groups = [{name} for name in names]
+    for factor in factors:
+        linked = [group for group in groups if any(_of(name, chain) & factor.latents for name in group)]
+        if len(linked) > 1:
+            groups = [group for group in groups if group not in linked] + [set().union(*linked)]
+    found = []
+    for group in groups:
+        slots = [(name, lag) for name, lag in chain.slots if name in group]
+        axes = ChainAxes(
+            chain.time,
+            tuple(first(name, chain.order - 1 - lag) for name, lag in slots),
+            tuple(lagged(name, lag) for name, lag in slots),
+            tuple(lagged(name, lag + 1) for name, lag in slots),
+            tuple(sorted(group & presence)),
+        )
+        mine = tuple(f for f in factors if any(_of(name, chain) & f.latents for name in group))
+        own = {*axes.current, *axes.previous}
+        for factor in mine:
+            foreign = sorted(name for name in factor.latents - own if not latents[name] <= plates)
+            if foreign or any(latents[name] != plates | {chain.time} for name in own):
+                raise ModelError(
+                    f"Scanned latents in different plates depend on each other ({sorted(group)} and {foreign}): given "
+                    "the outer chain the inner ones are independent only as whole paths, so the sum does not "
+                    "factorise. Put them in the same plates, or make one of them a parameter or data."
+                )
+        found.append(_Waiting(axes, frozenset(plates), mine))
+    return found
+
+
+def _of(name: str, chain: Chain) -> frozenset[str]:
+    return frozenset(lagged(name, lag) for lag in range(chain.depths[name] + 1))
+
+
+def _chain_cells(chain: ChainAxes, initial, later, sizes) -> tuple[int, int]:
+    """Cells of the largest table, and cells visited."""
+    own = {chain.time, *chain.initial, *chain.current, *chain.previous}
+    outer = frozenset().union(*(f.latents | f.plates for f in (*initial, *later))) - own
+    moving = [factor for factor in later if factor.latents & chain.before]
+    across = frozenset().union(*(f.latents | (f.plates if f.is_timed else frozenset()) for f in moving)) - own
+    states = math.prod(sizes[name] for name in chain.current)
+    steps, batch = sizes[chain.time] + 1, math.prod(sizes[name] for name in outer)
+    kept = states**2 * math.prod(sizes[name] for name in across)
+    if any(factor.is_timed for factor in moving):
+        kept *= steps
+    return max(kept, steps * states * batch), 2 * steps * states * (states + 1) * batch
 
 
 def _crossing_message(factor: Factor, latents, leaf) -> str:
@@ -153,19 +283,20 @@ def _crossing_message(factor: Factor, latents, leaf) -> str:
     )
 
 
-SumOut = Callable[[jax.Array, int], jax.Array]
-
-
-def _log_sum(table: jax.Array, axis: int) -> jax.Array:
+def log_sum(table: jax.Array, axis: int, time=None) -> jax.Array:
+    """The ordinary sum over a latent."""
+    del time
     return logsumexp(table, axis)
 
 
 def log_normalizer(
     plan: EliminationPlan,
-    tables: Mapping[str, jax.Array],
+    tables: Mapping[str, jax.Array | Emission],
     scales: Mapping[str, jax.Array | None],
     owners: Mapping[str, jax.Array | None],
-    sum_out: SumOut = _log_sum,
+    sum_out: SumOut = log_sum,
+    present: Mapping[str, jax.Array] | None = None,
+    fast: bool = False,
 ) -> jax.Array:
     """Log of the sum over all latents of the product of all factors (natural log).
 
@@ -175,37 +306,67 @@ def log_normalizer(
 
     Args:
         plan: the order of elimination.
-        tables: log-probability tables, every one with all of ``plan.axes`` (size one where absent).
+        tables: log-probability tables, every one with all of ``plan.axes`` (size one where absent); of a scanned site
+            also an emission that is computed step by step.
         scales: weight of every factor's cells, or None, laid out like the tables.
         owners: weight of every latent's cells, or None.
-        sum_out: what replaces the sum over a latent; default log-sum-exp.
+        sum_out: ``(table, axis, time)``, what replaces the sum over a latent; default log-sum-exp. ``time`` is the
+            step of a chain, else None.
+        present: by scanned latent, which steps exist.
+        fast: run chains by the kernels, which can be differentiated once, instead of their twin.
 
     Returns:
         A scalar.
     """
     pending = {name: (table, scales.get(name)) for name, table in tables.items()}
-    total = jnp.zeros((), next(iter(tables.values())).dtype)
+    total = jnp.zeros((), jnp.result_type(float))
+    table: Any
     for step in plan.steps:
         reference = owners.get(step.owner) if step.owner is not None else None
-        table = None
-        for name in step.inputs:
-            factor, scale = pending.pop(name)
-            factor = _rescale(factor, scale, reference)
-            table = factor if table is None else table + factor
-        assert table is not None
+        if step.chain is not None:
+            initial, later = (
+                [_rescale(*pending.pop(name), reference) for name in names] for names in (step.inputs, step.later)
+            )
+            later += [pending.pop(probe)[0] for probe in map(probe_name, step.chain.current) if probe in pending]
+            table = _run_chain(plan, step.chain, initial, later, present or {}, None if fast else sum_out)
+        else:
+            table = functools.reduce(operator.add, (_rescale(*pending.pop(name), reference) for name in step.inputs))
         if step.latent is not None:
-            table = sum_out(table, plan.axes.index(step.latent))
-        for plate in step.plates:
-            axis = plan.axes.index(plate)
-            if table.shape[axis] == 1:
-                table = table * plan.sizes[plate]
-            else:
-                table = jnp.sum(table, axis, keepdims=True)
+            table = sum_out(table, plan.axes.index(step.latent), None)
+        if isinstance(table, Emission):
+            table = table.map(functools.partial(_sum_plates, plan, step.plates))
+        else:
+            table = _sum_plates(plan, step.plates, table)
         if step.output == "total":
             total = total + jnp.sum(table)
         else:
             pending[step.output] = (table, reference)
     return total
+
+
+def probe_name(latent: str) -> str:
+    """Under this name a zero table over a scanned latent may be added, whose gradient is its posterior."""
+    return f"{latent}@probe"
+
+
+def _run_chain(plan: EliminationPlan, chain: ChainAxes, initial, later, present, sum_out: SumOut | None) -> jax.Array:
+    exists = None
+    for latent in chain.presence:
+        exists = present[latent] if exists is None else jnp.logical_or(exists, present[latent])
+    if sum_out is None:
+        return kernel_evidence(plan.axes, plan.sizes, chain, initial, later, exists)
+    tables = arrange(plan.axes, plan.sizes, chain, initial, later, exists)
+    return jnp.reshape(forward(tables, sum_out), tables.shape)
+
+
+def _sum_plates(plan: EliminationPlan, plates: tuple[str, ...], table: jax.Array) -> jax.Array:
+    for plate in plates:
+        axis = plan.axes.index(plate)
+        if table.shape[axis] == 1:
+            table = table * plan.sizes[plate]
+        else:
+            table = jnp.sum(table, axis, keepdims=True)
+    return table
 
 
 def _rescale(table, scale, reference):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -13,21 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 import emppl.closed_forms  # noqa: F401  registers the families
-from emppl import checks, estep, loop, mstep
+from emppl import checks, estep, loop
 from emppl.arguments import split_arguments
-from emppl.criteria import cell_weights
-from emppl.derive import derive
+from emppl.compiled import Compiled
 from emppl.errors import DataError, ParameterError, unknown_name
 from emppl.held import split_fixed
-from emppl.identification import shift_effects
-from emppl.numerics import weighted
 from emppl.parameters import check
 from emppl.plan import Plan, build_plan
 from emppl.program import Options, Program
 from emppl.progress import Progress
 from emppl.result import EMResult
-from emppl.start import starting_values
-from emppl.uncertainty import hessian_columns
 
 _TOLERANCE = 1e-9
 
@@ -107,7 +101,7 @@ class EM:
         self.max_iterations = max_iterations
         self.tolerance = tolerance
         self.progress_bar = progress_bar
-        self._derived: dict[Any, _Derived] = {}
+        self._derived: dict[Any, Compiled] = {}
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_derived": {}}
@@ -217,9 +211,12 @@ class EM:
         prepared, report = derived.prepare(leaves)
         checks.check_report(program, jax.device_get(report))
         _say_float32()
-        params = {name: np.array(value) for name, value in derived.start(rng_key, leaves, self.restarts).items()}
-        for name, value in given.items():
-            params[name][0] = program.pin(name, value)
+        if self.restarts == 1 and given.keys() == set(program.free):
+            params = {name: program.pin(name, value)[None] for name, value in given.items()}
+        else:
+            params = {name: np.array(value) for name, value in derived.start(rng_key, leaves, self.restarts).items()}
+            for name, value in given.items():
+                params[name][0] = program.pin(name, value)
         memory = derived.begin(params) if derived.remembers else {}
         states = loop.initial_states(params, memory, self.restarts, jnp.result_type(float))
         tolerance = _TOLERANCE if self.tolerance is None else self.tolerance
@@ -250,7 +247,7 @@ class EM:
             given[name] = check(name, value, site.shape, site.constraint, "init_params")
         return given
 
-    def _explain_impossible(self, derived: _Derived, params, leaves) -> None:
+    def _explain_impossible(self, derived: Compiled, params, leaves) -> None:
         tables = derived.evidence_by_row(params, leaves)
         row = checks.impossible_rows(derived.program, jax.device_get(tables))
         if row is None:
@@ -262,7 +259,7 @@ class EM:
             "it is possible, or correct the data or the structural zeros of the model."
         )
 
-    def _derive(self, args, kwargs) -> tuple[_Derived, list]:
+    def _derive(self, args, kwargs) -> tuple[Compiled, list]:
         leaves, skeleton = split_arguments(args, kwargs)
         for number, leaf in enumerate(leaves):
             if leaf.size == 0:
@@ -270,134 +267,8 @@ class EM:
         leaves = [jnp.asarray(leaf) for leaf in leaves]
         key = (skeleton, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves), jnp.result_type(float))
         if key not in self._derived:
-            self._derived[key] = _Derived(self.model, leaves, skeleton, self.options)
+            self._derived[key] = Compiled(self.model, leaves, skeleton, self.options)
         return self._derived[key], leaves
-
-
-class _Derived:
-    """A program with its compiled functions."""
-
-    def __init__(self, model, leaves, skeleton, options: Options):
-        for name, given in options.m_step.items():
-            if not callable(given) and not mstep.is_optimizer(given):
-                raise ParameterError(
-                    f"m_step[{name!r}] must be a function (params, posterior) -> value, or an "
-                    "optax.GradientTransformation such as optax.adam(1e-2)."
-                )
-        if options.optimizer is not None and not mstep.is_optimizer(options.optimizer):
-            raise ParameterError(
-                f"optimizer must be an optax.GradientTransformation such as optax.adam(1e-2); it is "
-                f"{options.optimizer!r}."
-            )
-        program = derive(model, leaves, skeleton, options)
-        for name in options.m_step:
-            if name not in program.trace.parameters:
-                raise unknown_name("m_step", name, program.trace.parameters)
-        for name, value in options.fixed.items():
-            site = program.trace.sites[name]
-            check(name, value, site.shape, site.constraint, "fixed")
-        self.program = program
-        self.fused = estep.plan_fused(program)
-        self.e_step = jax.jit(functools.partial(estep.e_step, program))
-        self.log_likelihood = jax.jit(functools.partial(estep.log_likelihood, program))
-        self.log_prior = jax.jit(program.log_prior)
-        self.marginals = jax.jit(functools.partial(estep.marginals, program))
-        self.decode = jax.jit(functools.partial(estep.decode, program))
-        self.sample = jax.jit(
-            lambda params, leaves, keys: jax.vmap(lambda key: estep.sample(program, params, leaves, key))(keys)
-        )
-        # Estimates are arguments of these, so that no result compiles them anew.
-        self.hessian_columns = jax.jit(functools.partial(hessian_columns, program))
-        self.shift_effects = jax.jit(functools.partial(shift_effects, program))
-        self.cell_weights = jax.jit(functools.partial(cell_weights, program))
-        self._blocks: dict[tuple[int, bool], Any] = {}
-
-    def parameters(self, params: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """The free parameters of a user's dictionary."""
-        missing = [name for name in self.program.free if name not in params]
-        if missing:
-            raise ParameterError(f"params lacks {missing}; the model needs {self.program.free}.")
-        found = {name: jnp.asarray(params[name], jnp.result_type(float)) for name in self.program.free}
-        for name, value in found.items():
-            if value.shape != self.program.trace.sites[name].shape:
-                raise ParameterError(
-                    f"params[{name!r}] has shape {value.shape}; the model needs {self.program.trace.sites[name].shape}."
-                )
-        return found
-
-    @functools.cached_property
-    def q(self):
-        def q(params, posterior, leaves):
-            weights = jax.lax.stop_gradient(posterior.weights)
-            tables = self.program.tables(self.program.evaluate(params, leaves))
-            return sum(jnp.sum(weighted(weights[name], tables[name])) for name in tables)
-
-        return jax.jit(q)
-
-    @functools.cached_property
-    def m_step(self):
-        def m_step(params, posterior, leaves):
-            found, prepared = estep.from_posterior(self.program, params, posterior, leaves)
-            return mstep.m_step(self.program, params, found, leaves, prepared)
-
-        return jax.jit(m_step)
-
-    @functools.cached_property
-    def prepare(self):
-        return jax.jit(
-            lambda leaves: (
-                estep.prepare(self.program, self.fused, leaves),
-                checks.data_report(self.program, leaves),
-            )
-        )
-
-    @functools.cached_property
-    def start(self):
-        return jax.jit(lambda key, leaves, number: starting_values(self.program, key, leaves, number), static_argnums=2)
-
-    @functools.cached_property
-    def evidence_by_row(self):
-        def by_row(params, leaves):
-            return checks.row_tables(self.program, params, leaves)
-
-        return jax.jit(by_row)
-
-    @functools.cached_property
-    def begin(self):
-        """What M-step rules remember before the first M-step of every restart."""
-        return jax.jit(jax.vmap(functools.partial(mstep.begin, self.program)))
-
-    @functools.cached_property
-    def remembers(self) -> bool:
-        """Do any?"""
-        return any(isinstance(rule, mstep.Numeric) for rule in self.program.blocks)
-
-    def block(self, lanes: int, accurate: bool) -> Callable:
-        """The compiled block of iterations for a number of restarts."""
-        key = (lanes, accurate)
-        if key not in self._blocks:
-            self._blocks[key] = loop.make_block(loop.make_iteration(self.program, self.fused, accurate))
-        found = self._blocks[key]
-        return found.result() if isinstance(found, concurrent.futures.Future) else found
-
-    def compile_in_background(self, lanes: int, leaves) -> None:
-        """Let XLA compile the loop while the statistics and the starting values are compiled and computed.
-
-        Tracing happens here, so that thread-local settings of JAX hold; only XLA works in the other thread.
-        """
-        elsewhere = any(leaf.devices() != {jax.devices()[0]} for leaf in leaves)
-        if (lanes, False) in self._blocks or elsewhere:
-            return  # compiled already, or data on other devices, whose layout only the call itself shows
-        sites = self.program.trace.sites
-        params = {n: np.zeros((lanes, *sites[n].shape), sites[n].dtype) for n in self.program.free}
-        memory = jax.tree.map(lambda one: np.zeros(one.shape, one.dtype), jax.eval_shape(self.begin, params))
-        states = loop.initial_states(params, memory, lanes, jnp.result_type(float))
-        prepared, _ = jax.eval_shape(self.prepare, leaves)
-        block: Any = loop.make_block(loop.make_iteration(self.program, self.fused, False))
-        lowered = block.lower(states, leaves, prepared, *loop.limits(0.0, 0, 0))
-        pool = concurrent.futures.ThreadPoolExecutor(1)
-        self._blocks[lanes, False] = pool.submit(lowered.compile)
-        pool.shutdown(wait=False)
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from emppl.axes import Axes, contract, look_up
 from emppl.dependence import Dependence
 from emppl.families import Family
-from emppl.trace import Site, SiteArrays, Trace, as_numpyro_expects
+from emppl.trace import Site, SiteArrays, Trace, as_numpyro_expects, path_names
 
 _MOST_ONE_HOT = 32
 
@@ -53,6 +53,8 @@ class SiteFactor:
         parameters: for every field, the parameters it depends on.
         labels_of: the latent whose labels this site carries, or None.
         categories: number of categories of a distribution over a finite set.
+        timed: paths of the fields that vary along the time axis of a scan.
+        is_presence: its mask says which steps of a chain exist, and is no part of its table.
     """
 
     site: Site
@@ -62,6 +64,8 @@ class SiteFactor:
     parameters: Mapping[str, frozenset[str]]
     labels_of: str | None = None
     categories: int = 0
+    timed: frozenset[tuple[str, ...]] = frozenset()
+    is_presence: bool = False
 
     @property
     def name(self) -> str:
@@ -85,21 +89,27 @@ class SiteFactor:
         return frozenset().union(*self.parameters.values())
 
     @property
+    def is_exponential(self) -> bool:
+        """Is its family registered with sufficient statistics?"""
+        return self.family is not None and self.family.is_exponential
+
+    @property
     def has_natural_form(self) -> bool:
         """Can its table be a product of statistics computed once with natural parameters?"""
-        return self.family is not None and self.site.kind == "observed" and self.why_not_natural() is None
+        return self.is_exponential and self.site.kind == "observed" and self.why_not_natural() is None
 
     @property
     def has_statistics(self) -> bool:
         """Do its sufficient statistics exist, independent of every parameter?"""
-        if self.family is None or self.labels_of is not None or self.site.kind == "factor":
+        if not self.is_exponential or self.labels_of is not None or self.site.kind == "factor":
             return False
+        assert self.family is not None
         return not any(self.parameters.get(field) for field in ("value", "mask", *self.family.fixed))
 
     def why_not_natural(self) -> str | None:
         """The reason why there is no natural form, or None."""
-        if self.family is None:
-            return f"{self.site.distribution} is not registered"
+        if self.family is None or not self.is_exponential:
+            return f"{self.site.distribution} has no registered sufficient statistics"
         for field in ("value", "mask", *self.family.fixed):
             if self.latents.get(field) or self.parameters.get(field):
                 return f"its {field} depends on a latent or a parameter"
@@ -109,7 +119,14 @@ class SiteFactor:
 
     def table(self, arrays: Mapping[str, SiteArrays]) -> jax.Array:
         """Log-probability of every cell, with the common axes (natural log)."""
-        mine = arrays[self.name]
+        fields: tuple[str, ...] = ("distribution", "value", "mask", "label_mask", "arguments")
+        if self.is_presence:
+            fields = ("distribution", "value")
+        elif self.site.kind != "factor":
+            fields = fields[:-1]
+        return self._over_time(arrays[self.name], fields, lambda mine: self._table(mine, arrays))
+
+    def _table(self, mine: SiteArrays, arrays: Mapping[str, SiteArrays]) -> jax.Array:
         if self.labels_of is not None:
             atoms = self._constant(arrays[self.labels_of].value, frozenset([self.labels_of]), 0)
             value, known = (self._constant(part, frozenset(), 0) for part in _padded(mine.value, mine.label_mask))
@@ -156,8 +173,54 @@ class SiteFactor:
 
     def scale(self, arrays: Mapping[str, SiteArrays]) -> jax.Array | None:
         """Weight of every cell with the common axes, or None."""
-        scale = arrays[self.name].cell_weight
-        return None if scale is None else self._constant(scale, self.latents.get("cell_weight", frozenset()), 0)
+        mine = arrays[self.name]
+        if mine.cell_weight is None:
+            return None
+        depends = self.latents.get("cell_weight", frozenset())
+        return self._over_time(mine, ("cell_weight",), lambda mine: self._constant(mine.cell_weight, depends, 0))
+
+    def presence(self, arrays: Mapping[str, SiteArrays]) -> jax.Array:
+        """Which steps of a chain exist, with the common axes."""
+        return self._over_time(arrays[self.name], ("mask",), lambda mine: self._constant(mine.mask, frozenset(), 0))
+
+    def _over_time(self, mine: SiteArrays, fields: tuple[str, ...], function: Callable) -> jax.Array:
+        """Apply a function of one step's arrays to all steps; what varies over time gets the time axis.
+
+        Args:
+            mine: arrays of the site.
+            fields: what the function reads; the other fields are None.
+            function: from one step's arrays to an array that starts with the common axes.
+        """
+        nothing: dict[str, Any] = {f.name: None for f in dataclasses.fields(mine) if f.name not in fields}
+        read = dataclasses.replace(mine, **nothing)
+        time = self.site.time
+        if time is None:
+            return function(read)
+        return self.by_step(read, function, self.axes.names.index(time.name))
+
+    def by_step(self, mine: SiteArrays, function: Callable, position: int | None = None) -> Any:
+        """A function of the arrays of one step, for all steps.
+
+        Args:
+            mine: arrays of a site inside a scan.
+            function: from one step's arrays to anything.
+            position: where the time axis goes, in place of an axis of size one; default: a new axis in front. What does
+                not vary over time gets no time axis.
+        """
+        flat, treedef = jax.tree_util.tree_flatten_with_path(mine)
+        moving = [path_names(path) in self.timed for path, _ in flat]
+        if not any(moving):
+            return function(mine)
+
+        def one(varying):
+            varying = iter(varying)
+            leaves = [next(varying) if moves else leaf for moves, (_, leaf) in zip(moving, flat, strict=True)]
+            return function(jax.tree.unflatten(treedef, leaves))
+
+        varying = [leaf for moves, (_, leaf) in zip(moving, flat, strict=True) if moves]
+        if position is None:
+            return jax.vmap(one)(varying)
+        return jnp.squeeze(jax.vmap(one, out_axes=position)(varying), position + 1)
 
     def _constant(self, array: jax.Array, depends: frozenset[str], trailing: int) -> jax.Array:
         """Align, keeping one copy along the axes of latents on which the array does not depend."""
@@ -174,9 +237,15 @@ class SiteFactor:
         """One argument of the distribution: common axes, ``to_event`` axes, its own event axes."""
         assert self.family is not None
         trailing = self.site.reinterpreted + self.family.argument_ranks[name]
-        raw = arrays[self.name].arguments[name]
-        raw = jnp.reshape(raw, (1,) * max(0, trailing - raw.ndim) + raw.shape)
-        return self._constant(raw, self.latents[name], trailing)
+        given = arrays[self.name]
+        mine = dataclasses.replace(given, arguments={name: given.arguments[name]})
+
+        def aligned(mine):
+            raw = mine.arguments[name]
+            raw = jnp.reshape(raw, (1,) * max(0, trailing - raw.ndim) + raw.shape)
+            return self._constant(raw, self.latents[name], trailing)
+
+        return self._over_time(mine, ("arguments",), aligned)
 
     def arguments(self, arrays: Mapping[str, SiteArrays]) -> dict[str, jax.Array]:
         """Every argument that can hold parameters."""
@@ -195,20 +264,30 @@ class SiteFactor:
     def value(self, arrays: Mapping[str, SiteArrays]) -> jax.Array:
         """The value: common axes, ``to_event`` axes, event axes of the family."""
         assert self.family is not None
+        rank = self.family.value_rank
+        trailing = self.site.reinterpreted + rank
         mine = arrays[self.name]
-        trailing = self.site.reinterpreted + self.family.value_rank
-        value = self._unmasked(mine, self.family.value_rank)
-        value = jnp.reshape(value, (1,) * max(0, trailing - value.ndim) + value.shape)
-        return self._constant(value, self.latents["value"], trailing)
+        masked = mine.mask is not None and self.site.kind == "observed"
+
+        def aligned(mine):
+            value = self._unmasked(mine, rank)
+            value = jnp.reshape(value, (1,) * max(0, trailing - value.ndim) + value.shape)
+            return self._constant(value, self.latents["value"], trailing)
+
+        return self._over_time(mine, ("value", "mask", "distribution") if masked else ("value",), aligned)
 
     def mask(self, arrays: Mapping[str, SiteArrays]) -> jax.Array | None:
         """Mask over common axes and ``to_event`` axes, or None."""
-        mask = arrays[self.name].mask
+        mine = arrays[self.name]
         events = self.site.reinterpreted
-        if mask is None:
+        if mine.mask is None or self.is_presence:
             return None
-        mask = jnp.reshape(mask, (1,) * max(0, events - mask.ndim) + mask.shape)
-        return self._constant(mask, self.latents.get("mask", frozenset()), events)
+
+        def aligned(mine):
+            mask = jnp.reshape(mine.mask, (1,) * max(0, events - mine.mask.ndim) + mine.mask.shape)
+            return self._constant(mask, self.latents.get("mask", frozenset()), events)
+
+        return self._over_time(mine, ("mask",), aligned)
 
     def cell_shape(self, arguments: Mapping[str, jax.Array]) -> tuple[int, ...]:
         """Axes along which any argument varies: common axes then ``to_event`` axes."""
@@ -224,7 +303,7 @@ class SiteFactor:
             local: centre at every component's own location instead of the overall mean, which keeps all
                 digits when components are far narrower than the data, at the price of a statistic per component.
         """
-        assert self.family is not None
+        assert self.family is not None and self.family.statistics is not None
         family, axes = self.family, self.axes
         value, mask = self.value(arrays), self.mask(arrays)
         arguments = self.arguments(arrays)
@@ -236,7 +315,7 @@ class SiteFactor:
         fixed = self.fixed(arrays)
         if self.looks_up:
             return Prepared(self._codes(value, mask), reference, jnp.zeros(()), jnp.zeros(()))
-        statistics = family.statistics(value, fixed, reference)
+        statistics = self.family.statistics(value, fixed, reference)
         base = family.base_measure(value, fixed)
         ones = jnp.ones(statistics.shape[:-1] + (1,), statistics.dtype)
         full = statistics.shape[: axes.rank] + self.event_sizes
@@ -313,7 +392,7 @@ class SiteFactor:
 
     def natural(self, arguments: Mapping[str, jax.Array], reference) -> jax.Array:
         """Natural parameters with the offset as coefficient of the count: ``(*axes, features)``."""
-        assert self.family is not None
+        assert self.family is not None and self.family.natural is not None
         eta, offset = self.family.natural(arguments, reference)
         rank = self.axes.rank
         cells = jnp.broadcast_shapes(eta.shape[:-1], offset.shape)

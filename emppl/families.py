@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 Arrays = Mapping[str, jax.Array]
 
@@ -46,25 +47,48 @@ class Update:
     order: int = 0
 
 
+def no_reference(value, mean) -> Arrays:
+    """For families whose statistics need no centring."""
+    del value, mean
+    return {}
+
+
+def zero_base_measure(value, fixed) -> jax.Array:
+    """For families whose log-probability has no term in the value alone."""
+    del fixed
+    return jnp.zeros_like(value, jnp.result_type(float))
+
+
+def no_moments(sums, count, reference) -> Arrays:
+    """For families without updates of their own."""
+    del sums, count, reference
+    return {}
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One exponential family, in every parameterisation that NumPyro offers.
+    """One family of distributions, in every parameterisation that NumPyro offers.
 
-    All functions are written for arrays whose leading axes broadcast; only trailing axes are the family's own.
+    With ``statistics`` and ``natural`` it is an exponential family, whose E-step is a matrix product and whose M-step
+    needs sums of statistics only; without them it is known by NumPyro's ``log_prob``. All functions are written for
+    arrays whose leading axes broadcast; only trailing axes are the family's own.
 
     Attributes:
         name: for the plan.
         distributions: the NumPyro classes.
         value_rank: number of event axes of a value.
         argument_ranks: number of event axes by argument.
-        fixed: arguments that belong to the statistics and may not depend on a parameter (``total_count``).
+        statistics: ``(value, fixed arguments, reference) -> (..., F)``, or None.
+        natural: ``(arguments, reference) -> ((..., F), offset (...))``, or None.
+        base_measure: ``(value, fixed arguments) -> (...)``, what depends on the value alone.
         reference: ``(value, mean) -> reference``: centre and unit for the statistics, from a function that
             averages over rows; anything that makes the statistics well conditioned.
-        statistics: ``(value, fixed arguments, reference) -> (..., F)``.
-        natural: ``(arguments, reference) -> ((..., F), offset (...))``.
-        base_measure: ``(value, fixed arguments) -> (...)``, what depends on the value alone.
         moments: ``(sums (..., F), count (...), reference) -> quantities`` for the updates.
-        updates: by argument.
+        updates: by argument; the others are maximised by Newton steps.
+        joint: arguments that depend on each other so strongly that they are maximised together, by Newton steps,
+            whenever the model lets them (each has a parameter of its own with the same cells).
+        kinks: arguments in which ``log_prob`` is not smooth, so that Newton steps do not apply.
+        fixed: arguments that belong to the statistics and may not depend on a parameter (``total_count``).
         indicator: the statistics are one-hot vectors of the value, so that with many categories the matrix product
             can be a look-up.
         local_reference: ``arguments -> reference`` centred at every component's own location, or None.
@@ -77,39 +101,84 @@ class Family:
     distributions: tuple[type, ...]
     value_rank: int
     argument_ranks: Mapping[str, int]
-    reference: Callable[[jax.Array, Callable], Arrays]
-    statistics: Callable[[jax.Array, Arrays, Arrays], jax.Array]
-    natural: Callable[[Arrays, Arrays], tuple[jax.Array, jax.Array]]
-    base_measure: Callable[[jax.Array, Arrays], jax.Array]
-    moments: Callable[[jax.Array, jax.Array, Arrays], Arrays]
-    updates: Mapping[str, Update]
+    statistics: Callable[[jax.Array, Arrays, Arrays], jax.Array] | None = None
+    natural: Callable[[Arrays, Arrays], tuple[jax.Array, jax.Array]] | None = None
+    base_measure: Callable[[jax.Array, Arrays], jax.Array] = zero_base_measure
+    reference: Callable[[jax.Array, Callable], Arrays] = no_reference
+    moments: Callable[[jax.Array, jax.Array, Arrays], Arrays] = no_moments
+    updates: Mapping[str, Update] = dataclasses.field(default_factory=dict)
+    joint: tuple[str, ...] = ()
+    kinks: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
     local_reference: Callable[[Arrays], Arrays] | None = None
     indicator: bool = False
     scale_floor: Callable[[Arrays, Arrays], jax.Array] | None = None
     start: Callable[[str, jax.Array, jax.Array, jax.Array], jax.Array | None] | None = None
 
+    @property
+    def is_exponential(self) -> bool:
+        """Are sums of statistics all that an M-step needs?"""
+        return self.statistics is not None and self.natural is not None
+
 
 _REGISTRY: dict[type, Family] = {}
 
 
-def register(family: Family) -> Family:
-    """Add a family, so that every model that uses its distributions gets its closed forms.
+def register(family: Family | type, *, check: bool = True, **description: Any) -> Family:
+    """Add a family, so that every model that uses its distributions gets its updates.
+
+    ``log_prob(value) = statistics(value) . natural(arguments) + offset(arguments) + base_measure(value)``
 
     Args:
-        family: the description.
+        family: the description; or a distribution class, of which names and ranks are then read off NumPyro's
+            ``arg_constraints`` and ``support``, and the rest is in ``description``.
+        check: check numerically, on random values, that the natural form equals ``log_prob``, that the quantities of
+            split data add up and that the gradient of Q is zero at every ``solve``.
+        **description: fields of :class:`Family`, for a distribution class.
 
     Returns:
-        The same family.
+        The family.
 
     Raises:
-        ValueError: one of its distributions is registered already.
+        ValueError: one of its distributions is registered already, or a check failed; the message says which.
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro.distributions as dist, emppl
+        >>> class Rayleigh(dist.Weibull):
+        ...     arg_constraints = {"scale": dist.constraints.positive}
+        ...     def __init__(self, scale, *, validate_args=None):
+        ...         super().__init__(scale * 2**0.5, 2.0, validate_args=validate_args)
+        ...         self.scale = scale
+        ...     def log_prob(self, x):
+        ...         return jnp.log(x) - 2 * jnp.log(self.scale) - 0.5 * (x / self.scale) ** 2
+        >>> emppl.register(
+        ...     Rayleigh,
+        ...     statistics=lambda value, fixed, reference: (value**2)[..., None],
+        ...     natural=lambda a, reference: (-0.5 / a["scale"][..., None] ** 2, -2 * jnp.log(a["scale"])),
+        ...     base_measure=lambda value, fixed: jnp.log(value),
+        ... ).name
+        'Rayleigh'
     """
+    if isinstance(family, type):
+        known = {name: getattr(c, "event_dim", 0) for name, c in family.arg_constraints.items()}  # type: ignore[attr-defined]
+        rank = family.support.event_dim  # type: ignore[attr-defined]
+        family = Family(family.__name__, (family,), rank, **{"argument_ranks": known, **description})
+    elif description:
+        raise ValueError(f"{family.name} is described already; {sorted(description)} belong inside Family(...).")
     for distribution in family.distributions:
         if distribution in _REGISTRY:
             raise ValueError(f"{distribution.__name__} is already registered, as {_REGISTRY[distribution].name}.")
-        _REGISTRY[distribution] = family
+    if check:
+        from emppl.family_check import check_family
+
+        check_family(family)
+    _REGISTRY.update(dict.fromkeys(family.distributions, family))
     return family
+
+
+def add(family: Family) -> Family:
+    """Register a family of emppl's own, which the tests check: importing emppl computes nothing."""
+    return register(family, check=False)
 
 
 def family_of(distribution: type) -> Family | None:

@@ -16,9 +16,10 @@ import numpy as np
 
 from emppl.axes import Axes
 from emppl.dependence import Dependence
-from emppl.elimination import EliminationPlan
+from emppl.elimination import EliminationPlan, probe_name
 from emppl.factors import SiteFactor
 from emppl.held import pin
+from emppl.naming import model_name
 from emppl.regression import RegressionFactor
 from emppl.roles import Role
 from emppl.rules import Rule
@@ -52,6 +53,12 @@ class Part:
     factors: tuple[str, ...]
     plan: EliminationPlan
     by_rows: bool
+
+    @property
+    def probes(self) -> tuple[str, ...]:
+        """Names under which zero tables of scanned latents may be added to the factors."""
+        chains = [step.chain for step in self.plan.steps if step.chain is not None]
+        return tuple(probe_name(name) for chain in chains for name in chain.current)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +141,11 @@ class Program:
         """Latent sites, in model order."""
         return [name for name, site in self.trace.sites.items() if site.kind == "discrete"]
 
+    @property
+    def model_latents(self) -> list[str]:
+        """Latents by the model's own names, all steps of a scan counting as one."""
+        return list(dict.fromkeys(map(model_name, self.latents)))
+
     def tables(self, arrays) -> dict[str, jax.Array]:
         """Log-probability tables of all likelihood sites, by the plain path."""
         return {name: factor.table(arrays) for name, factor in self.factors.items()}
@@ -141,6 +153,51 @@ class Program:
     def scales(self, arrays) -> dict[str, jax.Array | None]:
         """Weights of every factor's cells."""
         return {name: factor.scale(arrays) for name, factor in self.factors.items()}
+
+    def present(self, arrays) -> dict[str, jax.Array]:
+        """For scanned latents with a mask, which steps exist."""
+        return {name: factor.presence(arrays) for name, factor in self.factors.items() if factor.is_presence}
+
+    def fault(self, arrays) -> jax.Array:
+        """NaN if the masks inside a scan describe no chain, else zero (see :meth:`step_faults`)."""
+        found = jnp.zeros((), bool)
+        for faults in self.step_faults(arrays).values():
+            for one in faults.values():
+                found = found | one
+        return jnp.where(found, jnp.nan, 0.0)
+
+    def step_faults(self, arrays) -> dict[str, dict[str, jax.Array]]:
+        """What is wrong with the masks that say which steps of a chain exist.
+
+        Returns:
+            By scanned latent: ``"gap"``, a step exists after one that does not; ``"observed"``, a step that does not
+            exist has data; ``"unlike"``, latents of one chain disagree.
+        """
+        found: dict[str, dict[str, jax.Array]] = {}
+        for name, present in self.present(arrays).items():
+            site = self.factors[name].site
+            assert site.time is not None
+            axis = self.axes.names.index(site.time.name)
+            before, after = (
+                jax.lax.slice_in_dim(present, start, present.shape[axis] + start - 1, axis=axis) for start in (0, 1)
+            )
+            faults = {"gap": jnp.any(after & ~before), "observed": jnp.zeros((), bool), "unlike": jnp.zeros((), bool)}
+            chain = next(chain for chain in self.trace.chains if name in chain.depths)
+            for other, factor in self.factors.items():
+                if factor.site.time != site.time:
+                    continue
+                if factor.site.kind in ("observed", "factor") and name in factor.all_latents:
+                    mask = factor.mask(arrays)
+                    if mask is None:
+                        seen = jnp.ones((), bool)
+                    else:
+                        seen = jnp.any(mask, tuple(range(self.axes.rank, mask.ndim)))
+                    faults["observed"] = faults["observed"] | jnp.any(seen & ~present)
+                if factor.site.kind == "discrete" and chain.depths.get(other, 0):
+                    same = jnp.all(factor.presence(arrays) == present) if factor.is_presence else jnp.zeros((), bool)
+                    faults["unlike"] = faults["unlike"] | ~same
+            found[name] = faults
+        return found
 
     def log_prior(self, params, leaves) -> jax.Array:
         """Log prior density of the estimated parameters (natural log); zero without priors."""

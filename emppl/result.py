@@ -187,9 +187,9 @@ class EMResult:
 
     def _latent(self, site: str) -> str:
         for name in (site, f"{site}_unobserved"):
-            if name in self._program.latents:
+            if name in self._program.model_latents:
                 return name
-        known = [_public(self._program, name) for name in self._program.latents]
+        known = [_public(self._program, name) for name in self._program.model_latents]
         raise ParameterError(f"{site!r} is no latent of the model; it has {known}.")
 
     # --------------------------------------------------------------------------------- information criteria
@@ -246,7 +246,7 @@ class EMResult:
             Biernacki, Celeux and Govaert (2000), Assessing a mixture model for clustering.
         """
         weights = self._cell_weights
-        return self.bic + 2 * sum(entropy(self.posterior(name), weights[name]) for name in self._program.latents)
+        return self.bic + 2 * sum(entropy(self.posterior(name), weights[name]) for name in self._program.model_latents)
 
     # ------------------------------------------------------------------------------------------- uncertainty
 

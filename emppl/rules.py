@@ -36,6 +36,7 @@ class Rule(abc.ABC):
         free: are the parameters estimated?
         reads_weights: does it need the posterior weight of every cell, not only sums of statistics?
         reads_every_site: does it need them for sites that do not depend on its parameters, too?
+        exact: is the outcome the maximiser up to rounding?
         order: rules with a lower number come first in one M-step.
     """
 
@@ -48,6 +49,7 @@ class Rule(abc.ABC):
     free: ClassVar[bool] = True
     reads_weights: ClassVar[bool] = True
     reads_every_site: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
 
     @property
     def order(self) -> int:

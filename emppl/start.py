@@ -14,9 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from emppl.factors import SiteFactor
+from emppl.maps import ElementMap
 from emppl.mstep import ClosedForm
+from emppl.mstep.closed_form import Target
 from emppl.parameters import constrain, unconstrain
 from emppl.program import Program
+from emppl.rules import Rule
 
 _SEED_ROWS = 20_000
 _JITTER = 0.5
@@ -75,15 +78,16 @@ def _seeds(program: Program, key, params, leaves) -> dict[str, jax.Array]:
     arrays = program.evaluate(params, leaves)
     groups: dict[tuple[str, ...], list[SiteFactor]] = {}
     wanted = {}
-    for name, rule in program.rules.items():
-        if not isinstance(rule, ClosedForm):
+    for name in program.rules:
+        target = _first_target(program, name)
+        if target is None:
             continue
-        factor = program.factors[rule.targets[0].site]
+        factor = program.factors[target.site]
         if factor.family is None or factor.family.start is None or factor.site.kind != "observed":
             continue
         if factor.latents.get("value"):
             continue
-        wanted[name] = (factor, rule.targets[0].argument)
+        wanted[name] = (factor, target.argument)
         latents = tuple(n for n in program.axes.names if n in factor.all_latents)
         groups.setdefault(latents, [])
         if factor not in groups[latents]:
@@ -94,10 +98,31 @@ def _seeds(program: Program, key, params, leaves) -> dict[str, jax.Array]:
         for name, (factor, argument) in wanted.items():
             if factor in factors:
                 value = _seeded_argument(program, factor, argument, latents, rows, arrays, params, name, leaves)
-                rule = program.rules[name]
-                if value is not None and isinstance(rule, ClosedForm):
-                    found[name] = rule.map.inverse(value)
+                if value is not None:
+                    found[name] = _map(program.rules[name]).inverse(value)
     return found
+
+
+def _first_target(program: Program, name: str) -> Target | None:
+    """An argument that a parameter is selected into, for which its family may suggest a start."""
+    rule = program.rules[name]
+    if isinstance(rule, ClosedForm):
+        return rule.targets[0]
+    if not rule.free:
+        return None
+    for path, position in program.trace.outputs.items():
+        factor = program.factors.get(path[0])
+        if factor is None or factor.family is None or path[1] != "arguments" or factor.labels_of is not None:
+            continue
+        if path[2] in factor.family.argument_ranks and name in factor.parameters[path[2]]:
+            selection = program.dependence.selection(name, position)
+            if not isinstance(selection, str) and not selection.map:
+                return Target(path[0], path[2])
+    return None
+
+
+def _map(rule: Rule) -> ElementMap:
+    return rule.map if isinstance(rule, ClosedForm) else ElementMap()
 
 
 def _summary(factor: SiteFactor, arrays):
@@ -176,7 +201,5 @@ def _seeded_argument(program, factor, argument, latents, rows, arrays, params, n
     _, pull_back = jax.vjp(selected, params[name])
     total, count = pull_back(suggestion)[0], pull_back(jnp.ones_like(suggestion))[0]
     # A map between parameter and argument multiplies both by its derivative, which may be negative.
-    rule = program.rules[name]
-    assert isinstance(rule, ClosedForm)
     used = count != 0
-    return jnp.where(used, total / jnp.where(used, count, 1), rule.map.forward(params[name]))
+    return jnp.where(used, total / jnp.where(used, count, 1), _map(program.rules[name]).forward(params[name]))

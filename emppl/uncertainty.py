@@ -174,7 +174,7 @@ def optimised_within_bounds(program: Program) -> list[str]:
     return [
         name
         for name in program.free
-        if program.rules[name].kind in ("optax", "user") and has_bounds(program.trace.sites[name].constraint)
+        if not program.rules[name].exact and has_bounds(program.trace.sites[name].constraint)
     ]
 
 

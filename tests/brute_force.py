@@ -225,7 +225,7 @@ class BruteForce:
 def _run(model, values, args, kwargs):
     """NumPyro's trace of the model at given values."""
 
-    def first_state(msg):
+    def first_state(msg, rng_key=None):
         # A latent without a value is put at zero; only static facts are read off such a trace.
         if msg["type"] == "sample" and not msg["is_observed"] and msg["name"] not in values:
             return np.zeros(msg["fn"].shape(), int)

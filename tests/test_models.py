@@ -576,7 +576,7 @@ def test_ibm_model1_translation_tables():
 
 MODULES = sorted(path.stem for path in pathlib.Path(two_coins.__file__).parent.glob("[a-z]*.py"))
 # Several fits of different size each, or NUTS.
-LONG = ("carcinoma", "galaxies", "hair_eye", "old_faithful")
+LONG = ("carcinoma", "response_speed", "dippers", "galaxies", "hair_eye", "old_faithful")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in MODULES])
@@ -597,4 +597,6 @@ def test_main_runs(name, tmp_path, monkeypatch, capsys):
 
 def test_every_model_has_a_test():
     tested = {case.em.model.__module__ for case in CASES} | {ibm_model1.__name__}
+    chains = pathlib.Path(__file__).with_name("test_chain_models.py").read_text()
+    tested |= {f"models.{name}" for name in MODULES if f'"{name}"' in chains}
     assert tested == {f"models.{name}" for name in MODULES}

@@ -1,3 +1,3 @@
 """The table of closed forms, split by the support of the data. Importing this package registers them."""
 
-from emppl.closed_forms import counts, discrete, gaussian, positive  # noqa: F401
+from emppl.closed_forms import bounded, counts, discrete, gaussian, locations, positive  # noqa: F401

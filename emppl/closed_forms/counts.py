@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.scipy.special import gammaln
 
-from emppl.closed_forms.discrete import no_reference
-from emppl.families import Family, Update, register
+from emppl.families import Family, Update, add
 from emppl.numerics import finite_log, safe_divide
 
 
@@ -66,18 +65,17 @@ def _start(argument, seed, mean, spread):
     return (seed + mean + 0.5) / 2
 
 
-POISSON = register(
+POISSON = add(
     Family(
         "Poisson",
         (dist.Poisson,),
         0,
         {"rate": 0},
-        no_reference,
-        _statistics,
-        _natural,
-        _base_measure,
-        _moments,
-        {"rate": POISSON_RATE},
+        statistics=_statistics,
+        natural=_natural,
+        base_measure=_base_measure,
+        moments=_moments,
+        updates={"rate": POISSON_RATE},
         start=_start,
     )
 )

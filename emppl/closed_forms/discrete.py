@@ -1,4 +1,4 @@
-"""Families on finite sets: Bernoulli, Binomial, Categorical, Multinomial."""
+"""Families of successes and categories: Bernoulli, Geometric, Binomial, Categorical, Multinomial."""
 
 from __future__ import annotations
 
@@ -7,22 +7,10 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.scipy.special import gammaln
 
-from emppl.families import Family, Update, register
+from emppl.families import Family, Update, add
 from emppl.numerics import IMPOSSIBLE, finite_log, safe_divide
 
 _PROBABILITY_SUPPORT = ("unit_interval", "real")
-
-
-def no_reference(value, mean):
-    """For families whose statistics need no centring."""
-    del value, mean
-    return {}
-
-
-def zero_base_measure(value, fixed):
-    """For families whose log-probability has no term in the value alone."""
-    del fixed
-    return jnp.zeros_like(value)
 
 
 # --------------------------------------------------------------------- success probability (binary outcomes)
@@ -94,18 +82,41 @@ def _bernoulli_moments(sums, count, reference):
     return {"successes": sums[..., 0], "failures": count - sums[..., 0]}
 
 
-BERNOULLI = register(
+BERNOULLI = add(
     Family(
         "Bernoulli",
         (dist.BernoulliProbs, dist.BernoulliLogits),
         0,
         {"probs": 0, "logits": 0},
-        no_reference,
-        _bernoulli_statistics,
-        _bernoulli_natural,
-        zero_base_measure,
-        _bernoulli_moments,
-        {"probs": PROBABILITY, "logits": LOG_ODDS},
+        statistics=_bernoulli_statistics,
+        natural=_bernoulli_natural,
+        moments=_bernoulli_moments,
+        updates={"probs": PROBABILITY, "logits": LOG_ODDS},
+    )
+)
+
+
+def _geometric_natural(arguments, reference):
+    del reference
+    success, failure = _log_probabilities(arguments)
+    return failure[..., None], success
+
+
+def _geometric_moments(sums, count, reference):
+    del reference
+    return {"successes": count, "failures": sums[..., 0]}
+
+
+GEOMETRIC = add(
+    Family(
+        "Geometric",
+        (dist.GeometricProbs, dist.GeometricLogits),
+        0,
+        {"probs": 0, "logits": 0},
+        statistics=_bernoulli_statistics,
+        natural=_geometric_natural,
+        moments=_geometric_moments,
+        updates={"probs": PROBABILITY, "logits": LOG_ODDS},
     )
 )
 
@@ -132,18 +143,17 @@ def _binomial_moments(sums, count, reference):
     return {"successes": sums[..., 0], "failures": sums[..., 1]}
 
 
-BINOMIAL = register(
+BINOMIAL = add(
     Family(
         "Binomial",
         (dist.BinomialProbs, dist.BinomialLogits),
         0,
         {"probs": 0, "logits": 0, "total_count": 0},
-        no_reference,
-        _binomial_statistics,
-        _binomial_natural,
-        _binomial_base_measure,
-        _binomial_moments,
-        {"probs": PROBABILITY, "logits": LOG_ODDS},
+        statistics=_binomial_statistics,
+        natural=_binomial_natural,
+        base_measure=_binomial_base_measure,
+        moments=_binomial_moments,
+        updates={"probs": PROBABILITY, "logits": LOG_ODDS},
         fixed=("total_count",),
     )
 )
@@ -196,18 +206,16 @@ def _categorical_statistics(value, fixed, reference):
     return jax.nn.one_hot(value, fixed["categories"], dtype=jnp.result_type(float))
 
 
-CATEGORICAL = register(
+CATEGORICAL = add(
     Family(
         "Categorical",
         (dist.CategoricalProbs, dist.CategoricalLogits),
         0,
         {"probs": 1, "logits": 1},
-        no_reference,
-        _categorical_statistics,
-        _category_natural,
-        zero_base_measure,
-        _category_moments,
-        {"probs": SIMPLEX, "logits": CATEGORY_LOGITS},
+        statistics=_categorical_statistics,
+        natural=_category_natural,
+        moments=_category_moments,
+        updates={"probs": SIMPLEX, "logits": CATEGORY_LOGITS},
         indicator=True,
     )
 )
@@ -223,18 +231,17 @@ def _multinomial_base_measure(value, fixed):
     return gammaln(jnp.sum(value, -1) + 1.0) - jnp.sum(gammaln(value + 1.0), -1)
 
 
-MULTINOMIAL = register(
+MULTINOMIAL = add(
     Family(
         "Multinomial",
         (dist.MultinomialProbs, dist.MultinomialLogits),
         1,
         {"probs": 1, "logits": 1, "total_count": 0},
-        no_reference,
-        _multinomial_statistics,
-        _category_natural,
-        _multinomial_base_measure,
-        _category_moments,
-        {"probs": SIMPLEX, "logits": CATEGORY_LOGITS},
+        statistics=_multinomial_statistics,
+        natural=_category_natural,
+        base_measure=_multinomial_base_measure,
+        moments=_category_moments,
+        updates={"probs": SIMPLEX, "logits": CATEGORY_LOGITS},
         fixed=("total_count",),
     )
 )

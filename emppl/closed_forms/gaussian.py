@@ -10,14 +10,14 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.linalg import cho_solve, solve_triangular
 
-from emppl.closed_forms.discrete import zero_base_measure
-from emppl.families import Family, Update, register
+from emppl.families import Family, Update, add
 from emppl.numerics import matrix_transpose, safe_divide, symmetrize
 
 _LOG_TWO_PI = float(np.log(2 * np.pi))
 
 
-def _centre_and_unit(value, mean):
+def centre_and_unit(value, mean):
+    """Mean and standard deviation of the data, between which statistics keep their digits."""
     centre = mean(value)
     variance = mean((value - centre) ** 2)
     return {"centre": centre, "unit": jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 1)}
@@ -26,7 +26,8 @@ def _centre_and_unit(value, mean):
 # ------------------------------------------------------------------------------------------------- Normal
 
 
-def _normal_statistics(value, fixed, reference):
+def normal_statistics(value, fixed, reference):
+    """Standardised values and their squares."""
     del fixed
     standard = (value - reference["centre"]) / reference["unit"]
     return jnp.stack([standard, standard**2], -1)
@@ -153,18 +154,17 @@ def _normal_start(argument, seed, mean, spread):
     return seed if argument == "loc" else spread
 
 
-NORMAL = register(
+NORMAL = add(
     Family(
         "Normal",
         (dist.Normal,),
         0,
         {"loc": 0, "scale": 0},
-        _centre_and_unit,
-        _normal_statistics,
-        _normal_natural,
-        zero_base_measure,
-        _normal_moments,
-        {"loc": LOCATION, "scale": SCALE},
+        reference=centre_and_unit,
+        statistics=normal_statistics,
+        natural=_normal_natural,
+        moments=_normal_moments,
+        updates={"loc": LOCATION, "scale": SCALE},
         local_reference=lambda arguments: {"centre": arguments["loc"], "unit": arguments["scale"]},
         scale_floor=_normal_floor,
         start=_normal_start,
@@ -399,18 +399,18 @@ def _vector_start(argument, seed, mean, spread):
     return _identity(spread.shape, spread.dtype) * _as_row(spread) ** power
 
 
-MULTIVARIATE_NORMAL = register(
+MULTIVARIATE_NORMAL = add(
     Family(
         "MultivariateNormal",
         (dist.MultivariateNormal,),
         1,
         {"loc": 1, "covariance_matrix": 2, "scale_tril": 2, "precision_matrix": 2},
-        _centre_and_unit,
-        _vector_statistics,
-        _vector_natural,
-        lambda value, fixed: jnp.zeros_like(value[..., 0]),
-        _vector_moments,
-        {
+        reference=centre_and_unit,
+        statistics=_vector_statistics,
+        natural=_vector_natural,
+        base_measure=lambda value, fixed: jnp.zeros_like(value[..., 0]),
+        moments=_vector_moments,
+        updates={
             "loc": VECTOR_LOCATION,
             "covariance_matrix": COVARIANCE,
             "scale_tril": SCALE_TRIL,

@@ -5,9 +5,9 @@ statistics; ``latents`` answers questions about the latents themselves.
 """
 
 from emppl.estep.fused import Chunking, FusedPlan, expectations, plan_fused, prepare
-from emppl.estep.latents import decode, marginals, sample, user_layout
+from emppl.estep.latents import decode, marginals, sample, user_layout, whole_scans
 from emppl.estep.memory import check_memory, largest_table
-from emppl.estep.plain import Expectations, Posterior, e_step, from_posterior, log_evidence, log_likelihood
+from emppl.estep.plain import Expectations, Posterior, e_step, from_posterior, log_evidence, log_likelihood, q
 
 __all__ = [
     "Chunking",
@@ -25,6 +25,8 @@ __all__ = [
     "marginals",
     "plan_fused",
     "prepare",
+    "q",
     "sample",
     "user_layout",
+    "whole_scans",
 ]

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from emppl.elimination import EliminationPlan, log_normalizer
 from emppl.estep.plain import Expectations, owners_of
 from emppl.factors import Prepared
+from emppl.markov import Emission
 from emppl.numerics import impossible_to_infinite
 from emppl.program import Program
 
@@ -32,10 +33,12 @@ class FusedPlan:
     Attributes:
         natural: sites whose tables are matrix products.
         chunking: how rows are cut.
+        by_step: sites inside a scan whose tables are computed step by step, inside the kernel of the chain.
     """
 
     natural: frozenset[str]
     chunking: Chunking
+    by_step: frozenset[str] = frozenset()
 
 
 def plan_fused(program: Program, accurate: bool = False) -> FusedPlan:
@@ -66,8 +69,36 @@ def plan_fused(program: Program, accurate: bool = False) -> FusedPlan:
     rows = program.axes.sizes[program.axes.rows]
     chunked = any(part.by_rows for part in program.parts) and not accurate
     if not chunked or rows <= 2 * _CHUNK_ROWS[0]:
-        return FusedPlan(natural, Chunking(1, rows, 0))
-    return FusedPlan(natural, _cut(rows, _target_rows(program)))
+        return FusedPlan(natural, Chunking(1, rows, 0), _by_step(program, natural))
+    return FusedPlan(natural, _cut(rows, _target_rows(program)), _by_step(program, natural))
+
+
+def _by_step(program: Program, natural: frozenset[str]) -> frozenset[str]:
+    """Emissions in natural form that enter a chain directly, or after a sum over plates inside the step."""
+    found: set[str] = set()
+    for part in program.parts:
+        source = {step.output: step for step in part.plan.steps}
+        for step in part.plan.steps:
+            if step.chain is None:
+                continue
+            emissions = set()
+            for name in step.later:
+                before = source.get(name)
+                if before is not None and before.latent is None and before.chain is None and len(before.inputs) == 1:
+                    (name,) = before.inputs
+                emissions.add(name)
+            moves = {
+                n for n in emissions if n in program.factors and program.factors[n].all_latents & step.chain.before
+            }
+            emissions -= moves
+            if all(name in natural and _varies_by_step(program, name) for name in emissions):
+                found |= emissions
+    return frozenset(found)
+
+
+def _varies_by_step(program: Program, name: str) -> bool:
+    factor = program.factors[name]
+    return ("value",) in factor.timed and "cell_weight" not in factor.latents
 
 
 _CHUNK_ROWS = (256, 1024)
@@ -76,7 +107,7 @@ _CHUNK_CELLS = 16384
 
 def _has_small_arguments(program: Program, name: str, factor) -> bool:
     site = factor.site
-    if factor.family is None or factor.labels_of is not None or site.kind == "factor":
+    if not factor.has_statistics:
         return False
     if site.kind == "discrete":
         return "mask" not in factor.latents and not _rows_in_arguments(program, factor)
@@ -125,10 +156,21 @@ def prepare(program: Program, fused: FusedPlan, leaves) -> dict[str, Prepared]:
             design, known = factor.predictor.design(leaves)
             arrays[name].arguments.update(design=design, known=known)
         one = factor.prepare(arrays)
+        if name in fused.by_step:
+            one = dataclasses.replace(one, statistics=_with_first_step(program, factor, one.statistics))
         if name in fused.natural and _in_chunks(program, name):
             one = dataclasses.replace(one, statistics=_chunks(one.statistics, fused.chunking))
         prepared[name] = one
     return prepared
+
+
+def _with_first_step(program: Program, factor, statistics: jax.Array) -> jax.Array:
+    """A row in front for the first step, which a chain starts from: it adds nothing to its log-probability."""
+    axis = program.axes.names.index(factor.site.time.name)
+    nothing = -1 if jnp.issubdtype(statistics.dtype, jnp.integer) else 0
+    return jnp.concatenate(
+        [jnp.full_like(jax.lax.slice_in_dim(statistics, 0, 1, axis=axis), nothing), statistics], axis
+    )
 
 
 def _in_chunks(program: Program, name: str) -> bool:
@@ -167,7 +209,7 @@ def expectations(program: Program, fused: FusedPlan, params, leaves, prepared: M
         The expectations; ``log_likelihood`` includes every constant.
     """
     arrays = program.evaluate(params, leaves)
-    scales = program.scales(arrays)
+    scales, present = program.scales(arrays), program.present(arrays)
     natural, tables = {}, {}
     amplification = jnp.zeros((), jnp.result_type(float))
     for name, factor in program.factors.items():
@@ -178,7 +220,7 @@ def expectations(program: Program, fused: FusedPlan, params, leaves, prepared: M
                 amplification = jnp.maximum(amplification, _largest_sum(natural[name], prepared[name].bound))
         else:
             tables[name] = factor.table(arrays)
-    value = sum((prepared[name].base_measure for name in natural), jnp.zeros((), jnp.result_type(float)))
+    value = sum((prepared[name].base_measure for name in natural), program.fault(arrays))
     sums: dict[str, jax.Array] = {}
     weights: dict[str, jax.Array] = {}
     for part in program.parts:
@@ -186,12 +228,12 @@ def expectations(program: Program, fused: FusedPlan, params, leaves, prepared: M
         given = {name: tables[name] for name in part.factors if name in tables}
         statistics = {name: prepared[name].statistics for name in inside}
         if part.by_rows and fused.chunking.count > 1:
-            one, part_sums, part_weights = _by_chunks(program, part, fused.chunking, inside, given, statistics, scales)
+            one, part_sums, part_weights = _by_chunks(program, part, fused, inside, given, statistics, scales, present)
         else:
             if part.by_rows:
                 statistics = {name: value_[0] for name, value_ in statistics.items()}
             one, (part_sums, part_weights) = _value_and_gradient(
-                program, part, part.plan, inside, given, statistics, scales
+                program, part, part.plan, fused, inside, given, statistics, scales, present
             )
         value = value + one
         sums.update(part_sums)
@@ -205,18 +247,35 @@ def _largest_sum(natural, bound) -> jax.Array:
     return jnp.max(jnp.sum(jnp.abs(natural[..., :-1]) * bound[..., :-1], -1))
 
 
-def _value_and_gradient(program, part, plan, natural, tables, statistics, scales):
+def _value_and_gradient(program, part, plan, fused, natural, tables, statistics, scales, present):
     owners = owners_of(program, scales)
 
     def evidence(natural, tables):
-        from_statistics = {n: program.factors[n].contract(natural[n], statistics[n]) for n in natural}
+        from_statistics = {
+            n: _emission(program, program.factors[n], natural[n], statistics[n])
+            if n in fused.by_step
+            else program.factors[n].contract(natural[n], statistics[n])
+            for n in natural
+        }
         everything = {**tables, **from_statistics}
-        return log_normalizer(plan, {name: everything[name] for name in part.factors}, scales, owners)
+        return log_normalizer(
+            plan, {name: everything[name] for name in part.factors}, scales, owners, present=present, fast=True
+        )
 
     return jax.value_and_grad(evidence, argnums=(0, 1))(natural, tables)
 
 
-def _by_chunks(program, part, chunking, natural, tables, statistics, scales):
+def _emission(program, factor, natural, statistics) -> Emission:
+    axis = program.axes.names.index(factor.site.time.name)
+
+    def one_step(natural, statistics):
+        return factor.contract(natural, jnp.expand_dims(statistics, axis))
+
+    return Emission(one_step, natural, jnp.moveaxis(statistics, axis, 0))
+
+
+def _by_chunks(program, part, fused, natural, tables, statistics, scales, present):
+    chunking = fused.chunking
     rows = program.axes.rows
     constant = [name for name in natural if statistics[name].shape[-1] == 1]
     small, pull_back = jax.vjp(
@@ -234,16 +293,24 @@ def _by_chunks(program, part, chunking, natural, tables, statistics, scales):
     fixed_scales = {name: scale for name, scale in scales.items() if scale is None or scale.shape[-1] == 1}
     row_scales = {name: _chunks(scale, chunking) for name, scale in scales.items() if name not in fixed_scales}
 
+    fixed_present = {name: exists for name, exists in present.items() if exists.shape[-1] == 1}
+    row_present = {name: _chunks(exists, chunking) for name, exists in present.items() if name not in fixed_present}
+
     def step(carry, chunk):
-        wide, statistics, row_scales = chunk
+        wide, statistics, row_scales, row_present = chunk
         here = {**fixed_scales, **row_scales}
-        value, (sums, weights) = _value_and_gradient(program, part, plan, natural, {**small, **wide}, statistics, here)
+        exists = {**fixed_present, **row_present}
+        value, (sums, weights) = _value_and_gradient(
+            program, part, plan, fused, natural, {**small, **wide}, statistics, here, exists
+        )
         carry = jax.tree.map(jnp.add, carry, (sums, {name: weights[name] for name in small}))
         # Values are summed after the loop, pairwise: a running total would lose digits in float32.
         return carry, (value, {name: weights[name] for name in wide})
 
     zeros = jax.tree.map(jnp.zeros_like, (natural, small))
-    (sums, small_weights), (values, wide_weights) = jax.lax.scan(step, zeros, (wide, statistics, row_scales))
+    (sums, small_weights), (values, wide_weights) = jax.lax.scan(
+        step, zeros, (wide, statistics, row_scales, row_present)
+    )
     sums |= pull_back({name: small_weights.pop(name) for name in constant})[0]
     weights = {**small_weights, **{name: _uncut(weight, chunking) for name, weight in wide_weights.items()}}
     return jnp.sum(values), sums, weights

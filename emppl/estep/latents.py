@@ -11,9 +11,11 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from emppl.elimination import SumOut
+from emppl.elimination import log_sum, probe_name
 from emppl.estep.plain import owners_of, part_evidence
-from emppl.numerics import logsumexp, maximum_out, sample_out
+from emppl.markov import SumOut
+from emppl.naming import first
+from emppl.numerics import maximum_out, safe_divide, sample_out
 from emppl.program import Program
 
 
@@ -24,6 +26,8 @@ def _gradient_of_probes(program: Program, params, leaves, sum_outs: Mapping[int,
     # A cell of weight zero has a posterior too: let it count next to nothing instead of nothing.
     scales = {n: None if s is None else jnp.where(s == 0, 1e-30, s) for n, s in program.scales(arrays).items()}
     owners = owners_of(program, scales)
+    present = program.present(arrays)
+    in_chains = {probe for part in program.parts for probe in part.probes}
     probes = {}
     for latent in program.latents:
         factor = program.factors[latent]
@@ -32,8 +36,16 @@ def _gradient_of_probes(program: Program, params, leaves, sum_outs: Mapping[int,
         probes[latent] = jnp.zeros(shape, tables[latent].dtype)
 
     def evidence(probes):
-        raised = {name: table + probes[name] if name in probes else table for name, table in tables.items()}
-        return sum(part_evidence(p, raised, scales, owners, sum_outs[i]) for i, p in enumerate(program.parts))
+        raised = dict(tables)
+        for name, probe in probes.items():
+            if probe_name(name) in in_chains:  # apart from the transition, which need not vary over time
+                raised[probe_name(name)] = probe
+            else:
+                raised[name] = raised[name] + probe
+        return sum(
+            part_evidence(part, raised, scales, owners, present, sum_outs[number])
+            for number, part in enumerate(program.parts)
+        )
 
     return jax.grad(evidence)(probes)
 
@@ -44,18 +56,20 @@ def _sizes(program: Program):
 
 def marginals(program: Program, params, leaves) -> dict[str, jax.Array]:
     """Posterior probabilities of every latent's states: plates in model order, then the states."""
-    raw = _gradient_of_probes(program, params, leaves, dict.fromkeys(range(len(program.parts)), logsumexp))
+    raw = _gradient_of_probes(program, params, leaves, dict.fromkeys(range(len(program.parts)), log_sum))
     tidy = {}
     for latent, table in raw.items():
         moved = user_layout(program, latent, table)
-        tidy[latent] = moved / jnp.sum(moved, -1, keepdims=True)
-    return tidy
+        total = jnp.sum(moved, -1, keepdims=True)
+        # A step that does not exist says nothing about its state.
+        tidy[latent] = safe_divide(moved, total, jnp.full_like(moved, 1 / moved.shape[-1]))
+    return whole_scans(program, tidy)
 
 
 def decode(program: Program, params, leaves) -> dict[str, jax.Array]:
     """Jointly most probable state of every latent (index into its support), by max-product elimination."""
-    raw = _gradient_of_probes(program, params, leaves, dict.fromkeys(range(len(program.parts)), maximum_out))
-    return {latent: jnp.argmax(user_layout(program, latent, table), -1) for latent, table in raw.items()}
+    raw = _gradient_of_probes(program, params, leaves, dict.fromkeys(range(len(program.parts)), _maximum))
+    return _states(program, raw)
 
 
 def sample(program: Program, params, leaves, rng_key: jax.Array) -> dict[str, jax.Array]:
@@ -65,14 +79,40 @@ def sample(program: Program, params, leaves, rng_key: jax.Array) -> dict[str, ja
     def drawer(key):
         calls = iter(range(10**6))
 
-        def draw(table, axis):
-            noise = jax.random.gumbel(jax.random.fold_in(key, next(calls)), table.shape, table.dtype)
-            return sample_out(table, noise, axis)
+        def draw(table, axis, time=None):
+            mine = jax.random.fold_in(key, next(calls))
+            mine = mine if time is None else jax.random.fold_in(mine, time)
+            return sample_out(table, jax.random.gumbel(mine, table.shape, table.dtype), axis)
 
         return draw
 
     raw = _gradient_of_probes(program, params, leaves, {i: drawer(keys[i]) for i in range(len(program.parts))})
-    return {latent: jnp.argmax(user_layout(program, latent, table), -1) for latent, table in raw.items()}
+    return _states(program, raw)
+
+
+def _states(program: Program, raw: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    chosen = {latent: jnp.argmax(user_layout(program, latent, table), -1) for latent, table in raw.items()}
+    return whole_scans(program, chosen)
+
+
+def whole_scans(program: Program, found: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Join the first steps of every scanned latent with the later ones, time first."""
+    chains = {name: chain for chain in program.trace.chains for name in chain.depths}
+    early = {first(name, step): name for name, chain in chains.items() for step in range(chain.order)}
+    joined = {}
+    for name, array in found.items():
+        if name in early:
+            continue
+        if name in chains:
+            firsts = [found[first(name, step)][None] for step in range(chains[name].order)]
+            array = jnp.concatenate([*firsts, array])
+        joined[name] = array
+    return joined
+
+
+def _maximum(table: jax.Array, axis: int, time=None) -> jax.Array:
+    del time
+    return maximum_out(table, axis)
 
 
 def user_layout(program: Program, latent: str, table: jax.Array) -> jax.Array:

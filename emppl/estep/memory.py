@@ -51,6 +51,8 @@ def check_memory(program: Program, fused: FusedPlan | None) -> None:
     size = cells * jnp.dtype(jnp.result_type(float)).itemsize
     if size <= MEMORY_LIMIT or step is None:
         return
+    if step.chain is not None:
+        raise ModelError(_too_large_chain(program, step, size))
     sizes = {name: program.axes.sizes[name] for name in program.latents}
     what = "Exact enumeration" if fused is not None else "Keeping the weights of all rows at once (not a fit)"
     raise ModelError(
@@ -62,4 +64,15 @@ def check_memory(program: Program, fused: FusedPlan | None) -> None:
             if fused is not None
             else "Call it on fewer rows at a time: the answer is per row."
         )
+    )
+
+
+def _too_large_chain(program: Program, step: Step, size: int) -> str:
+    assert step.chain is not None
+    states = {name: program.axes.sizes[name] for name in step.chain.current}
+    return (
+        f"The joint state of the chain has {math.prod(states.values()):,} values ({states}) over "
+        f"{program.axes.sizes[step.chain.time] + 1:,} steps: summing it out needs a table of {size / 2**30:.3g} GiB, "
+        f"limit {MEMORY_LIMIT / 2**30:.3g} GiB. Reduce the number of states, make the transition independent of time "
+        "and data, or break the dependence between the scanned latents."
     )

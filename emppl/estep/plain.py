@@ -12,8 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from emppl.elimination import SumOut, log_normalizer
-from emppl.numerics import impossible_to_infinite, logsumexp
+from emppl.elimination import log_normalizer, log_sum
+from emppl.markov import SumOut
+from emppl.numerics import impossible_to_infinite, weighted
 from emppl.program import Part, Program
 
 
@@ -55,33 +56,55 @@ def owners_of(program: Program, scales: Mapping[str, Any]) -> dict[str, Any]:
     return {latent: scales.get(latent) for latent in program.latents}
 
 
-def part_evidence(part: Part, tables, scales, owners, sum_out: SumOut = logsumexp) -> jax.Array:
-    """Log normaliser of one part from log-probability tables."""
-    chosen = {name: tables[name] for name in part.factors}
-    return log_normalizer(part.plan, chosen, scales, owners, sum_out)
+def part_evidence(part: Part, tables, scales, owners, present=None, sum_out: SumOut = log_sum) -> jax.Array:
+    """Log normaliser of one part from log-probability tables (and from zero tables of scanned latents)."""
+    chosen = {name: tables[name] for name in (*part.factors, *part.probes) if name in tables}
+    return log_normalizer(part.plan, chosen, scales, owners, sum_out, present)
 
 
-def log_evidence(program: Program, tables, scales) -> jax.Array:
+def log_evidence(program: Program, tables, scales, present) -> jax.Array:
     """Log normaliser of all parts from log-probability tables."""
     owners = owners_of(program, scales)
     total = jnp.zeros((), jnp.result_type(float))
     for part in program.parts:
-        total = total + part_evidence(part, tables, scales, owners)
+        total = total + part_evidence(part, tables, scales, owners, present)
     return impossible_to_infinite(total)
 
 
 def log_likelihood(program: Program, params, leaves) -> jax.Array:
     """Log-likelihood of the observed data, by the plain path."""
     arrays = program.evaluate(params, leaves)
-    return log_evidence(program, program.tables(arrays), program.scales(arrays))
+    value = log_evidence(program, program.tables(arrays), program.scales(arrays), program.present(arrays))
+    return value + program.fault(arrays)
 
 
 def e_step(program: Program, params, leaves) -> Posterior:
     """Posterior weights of every cell of every likelihood site, by the plain path."""
     arrays = program.evaluate(params, leaves)
-    scales = program.scales(arrays)
-    value, weights = jax.value_and_grad(lambda tables: log_evidence(program, tables, scales))(program.tables(arrays))
-    return Posterior(value, weights)
+    scales, present = program.scales(arrays), program.present(arrays)
+
+    def evidence(tables):
+        return log_evidence(program, tables, scales, present)
+
+    value, weights = jax.value_and_grad(evidence)(program.tables(arrays))
+    return Posterior(value + program.fault(arrays), weights)
+
+
+def q(program: Program, params, posterior: Posterior, leaves) -> jax.Array:
+    """Expected complete-data log-likelihood: ``sum(stop_gradient(weight) * log_prob(params))`` over sites and cells.
+
+    Args:
+        program: the derived algorithm.
+        params: where it is evaluated.
+        posterior: outcome of an E-step, at any other parameters.
+        leaves: the data.
+
+    Returns:
+        A scalar (natural log), without priors.
+    """
+    weights = jax.lax.stop_gradient(posterior.weights)
+    tables = program.tables(program.evaluate(params, leaves))
+    return sum((jnp.sum(weighted(weights[name], tables[name])) for name in tables), jnp.zeros(()))
 
 
 def from_posterior(program: Program, params, posterior: Posterior, leaves, local: bool = False):

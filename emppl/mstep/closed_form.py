@@ -13,6 +13,7 @@ import numpy as np
 
 from emppl.axes import reduce_to
 from emppl.dependence import Selection
+from emppl.factors import SiteFactor
 from emppl.families import Update
 from emppl.maps import REAL, ElementMap, Interval
 from emppl.mstep.maximisation import Maximisation
@@ -47,6 +48,7 @@ class ClosedForm(Rule):
     map: ElementMap = ElementMap()
 
     kind: ClassVar[str] = "closed form"
+    exact: ClassVar[bool] = True
     reads_weights: ClassVar[bool] = False
 
     @property
@@ -91,7 +93,7 @@ def propose(context: RuleContext, name: str, anywhere: bool = False) -> ClosedFo
     for factor, field, position in found:
         if field in ("value", "mask", "cell_weight") or factor.labels_of or factor.site.kind == "factor":
             return f"it enters the {'log factor' if factor.site.kind == 'factor' else field} of site {factor.name!r}"
-        if factor.family is None:
+        if factor.family is None or not factor.family.updates:
             return f"site {factor.name!r} is {factor.site.distribution}, which has no registered closed form"
         if any(factor.parameters.get(other) for other in ("value", "mask", *factor.family.fixed)):
             return f"the value of site {factor.name!r} depends on a parameter"
@@ -100,6 +102,9 @@ def propose(context: RuleContext, name: str, anywhere: bool = False) -> ClosedFo
             return f"{factor.family.name}.{field} of site {factor.name!r} has no closed-form update"
         if update is not None and candidate is not update:
             return f"it enters as {update.title!r} and as {candidate.title!r}, which have no common closed form"
+        partner = _solved_jointly(context, factor, field)
+        if partner is not None:
+            return f"{field} of site {factor.name!r} is solved together with {partner!r}"
         update = candidate
         if any(
             factor.parameters.get(other, frozenset()) & {name}
@@ -131,6 +136,16 @@ def propose(context: RuleContext, name: str, anywhere: bool = False) -> ClosedFo
     if isinstance(prior, _Refusal):
         return prior.reason
     return ClosedForm((name,), update.title, tuple(targets), update, prior=prior)
+
+
+def _solved_jointly(context: RuleContext, factor: SiteFactor, field: str) -> str | None:
+    """Another free parameter, in an argument of the site that is to be maximised together with this one."""
+    assert factor.family is not None
+    if field not in factor.family.joint:
+        return None
+    others = frozenset().union(*(factor.parameters.get(o, frozenset()) for o in factor.family.joint if o != field))
+    free = sorted(other for other in others if other not in context.fixed and other not in context.user_rules)
+    return free[0] if free else None
 
 
 def _fixes_whole_cells(context: RuleContext, name: str, update: Update) -> bool:

@@ -20,6 +20,7 @@ class Fixed(Rule):
     """Held at a given value."""
 
     kind: ClassVar[str] = "fixed"
+    exact: ClassVar[bool] = True
     free: ClassVar[bool] = False
     reads_weights: ClassVar[bool] = False
 

@@ -57,9 +57,11 @@ class Newton(Rule):
         def constrained(free):
             return {name: constrain(constraints[name], value) for name, value in free.items()}
 
-        found, gain, finished = climb(
-            lambda free: step.q(constrained(free)), self.layout, start, free_entries(step.program, self.layout)
-        )
+        touched = [n for n, factor in step.program.factors.items() if factor.all_parameters & set(self.parameters)]
+        # From sums of statistics a step costs next to nothing: solve to the last digit.
+        enough = 0.0 if all(site in step.expectations.sums for site in touched) else _ENOUGH
+        free = free_entries(step.program, self.layout)
+        found, gain, finished = climb(lambda block: step.q(constrained(block)), self.layout, start, free, enough)
         step.report(finished)
         after = constrained(found)
         return {name: jnp.where(gain > 0, after[name], value) for name, value in before.items()}
@@ -107,7 +109,7 @@ def _joint(context: RuleContext, names: tuple[str, ...]) -> Newton:
     return Newton(names, f"Newton steps on {what}, with a line search" + describe(layout), layout)
 
 
-def climb(objective, layout: Layout, start, free):
+def climb(objective, layout: Layout, start, free, enough: float = _ENOUGH):
     """Newton's method with backtracking, never downhill.
 
     Args:
@@ -115,6 +117,7 @@ def climb(objective, layout: Layout, start, free):
         layout: how its entries are grouped.
         start: where to begin.
         free: as vectors of the layout, one for entries that may move, zero for those that are fixed.
+        enough: stop when a quadratic would still gain no more than this part of what was gained.
 
     Returns:
         ``(block, gain, finished)``: where it ended, how much higher that is, and whether what was left to gain was
@@ -161,7 +164,7 @@ def climb(objective, layout: Layout, start, free):
         gain = there - first_value
         # ``promise / 2`` is the squared Newton decrement: what a quadratic would still gain. Where it was small before
         # this step, it is far smaller after it.
-        finished = (promise / 2 <= rounding) | ((promise / 2 <= _ENOUGH * gain) & (scale == 1))
+        finished = (promise / 2 <= rounding) | ((promise / 2 <= enough * gain) & (scale == 1))
         return new, there, slope_there, number + 1, finished, ~risen | ~jnp.isfinite(promise)
 
     begin = (first, first_value, first_slope, 0, jnp.asarray(False), jnp.asarray(False))

@@ -32,6 +32,7 @@ class Quadratic(Rule):
     layout: Layout
 
     kind: ClassVar[str] = "quadratic"
+    exact: ClassVar[bool] = True
     reads_weights: ClassVar[bool] = False
 
     def update(self, step: Maximisation) -> dict[str, jax.Array]:

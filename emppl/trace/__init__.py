@@ -7,7 +7,17 @@ its own, left of the plates, holding its *atoms*.
 """
 
 from emppl.trace.distributions import as_numpyro_expects
-from emppl.trace.record import Plate, Site, SiteArrays, Trace
+from emppl.trace.pruning import path_names
+from emppl.trace.record import Chain, Plate, Site, SiteArrays, Trace
 from emppl.trace.tracing import trace_model
 
-__all__ = ["Plate", "Site", "SiteArrays", "Trace", "as_numpyro_expects", "trace_model"]
+__all__ = [
+    "Chain",
+    "Plate",
+    "Site",
+    "SiteArrays",
+    "Trace",
+    "as_numpyro_expects",
+    "path_names",
+    "trace_model",
+]

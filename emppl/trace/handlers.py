@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -16,24 +18,72 @@ from emppl.errors import EMError, ModelError
 from emppl.trace.distributions import as_numpyro_expects, is_discrete
 
 
-class Recorder(Messenger):
-    """Answers every unobserved site and records every message; the outermost handler but ``seed``."""
+@dataclasses.dataclass
+class Frame:
+    """What one run of a scan's step recorded."""
 
-    def __init__(self, model: Callable, answer: Callable[[dict], Any]):
+    messages: dict[str, dict]
+    latents: dict[str, str]
+
+
+class Recorder(Messenger):
+    """Answers every unobserved site and records every message; the outermost handler but ``seed``.
+
+    Args:
+        model: the model.
+        answer: gives every unobserved site its value.
+        answer_scan: ``(recorder, message)``, gives a ``scan`` its value and adds its sites.
+    """
+
+    def __init__(
+        self, model: Callable, answer: Callable[[dict], Any], answer_scan: Callable[[Recorder, dict], None] | None
+    ):
         super().__init__(model)
         self.answer = answer
+        self.answer_scan = answer_scan
         self.messages: dict[str, dict] = {}
         self.latents: dict[str, str] = {}
         self.plate_sizes: dict[str, int] = {}
+        self.scans: list[Any] = []
+        self.scanned: dict[str, Any] = {}
+        self.conditions: list[list[Any]] = []
+        self.timed: dict[str, frozenset[tuple[str, ...]]] = {}
+
+    @contextlib.contextmanager
+    def frame(self, answer: Callable[[dict], Any]):
+        """Record the messages of one run of a scan's step apart from the others."""
+        saved = self.messages, self.latents, self.answer, self.answer_scan
+        frame = Frame({}, {})
+        self.messages, self.latents, self.answer, self.answer_scan = frame.messages, frame.latents, answer, None
+        try:
+            yield frame
+        finally:
+            self.messages, self.latents, self.answer, self.answer_scan = saved
+
+    def add(self, name: str, msg: dict) -> None:
+        """Keep one message under a name."""
+        if name in self.messages:
+            raise ModelError(
+                f"The site name {name!r} is used twice. Give every sample and param site a name of its own."
+            )
+        self.messages[name] = msg
 
     def process_message(self, msg) -> None:
         """Record one message; answer it if it is an unobserved site."""
         kind = msg["type"]
         if kind == "control_flow":
-            raise ModelError(
-                "The model uses numpyro's scan or cond. This version of emppl derives EM for models without "
-                "control flow; write a short chain as a Python loop, or marginalise it in numpyro.factor."
-            )
+            if "history" not in msg["kwargs"]:
+                raise ModelError(
+                    "The model uses numpyro's cond, whose two branches emppl cannot look into. Compute both and choose "
+                    "with jnp.where, or make the condition a Python bool in an argument of its own."
+                )
+            if self.answer_scan is None:
+                raise ModelError(
+                    "The model's scan has another scan inside its step. Write the inner one as a Python loop, or as "
+                    "a plate inside the step."
+                )
+            self.answer_scan(self, msg)
+            return
         if kind == "deterministic" and f"{msg['name']}_unobserved" in self.latents:
             msg["value"] = self.messages[f"{msg['name']}_unobserved"]["value"]
         if kind == "plate":
@@ -41,10 +91,6 @@ class Recorder(Messenger):
         if kind not in ("sample", "param"):
             return
         name = msg["name"]
-        if name in self.messages:
-            raise ModelError(
-                f"The site name {name!r} is used twice. Give every sample and param site a name of its own."
-            )
         if kind == "sample" and isinstance(msg["fn"], Unit):
             msg["is_observed"] = True
         if kind == "sample" and not msg.get("is_observed") and msg["kwargs"].get("sample_shape"):
@@ -61,10 +107,17 @@ class Recorder(Messenger):
             if kind == "sample" and is_discrete(msg["fn"]):
                 self.latents[name] = name
         # A subsampled plate cuts the value of a param later, in place; what is estimated is the whole of it.
-        self.messages[name] = dict(msg) if kind == "param" else msg
+        self.add(name, dict(msg) if kind == "param" else msg)
 
 
-def run_model(model: Callable, answer: Callable[[dict], Any], leaves: list, skeleton: Any, rng_key) -> Recorder:
+def run_model(
+    model: Callable,
+    answer: Callable[[dict], Any],
+    leaves: list,
+    skeleton: Any,
+    rng_key,
+    answer_scan: Callable[[Recorder, dict], None] | None = None,
+) -> Recorder:
     """Run the model once under the recorder.
 
     Args:
@@ -73,6 +126,7 @@ def run_model(model: Callable, answer: Callable[[dict], Any], leaves: list, skel
         leaves: the model's array arguments.
         skeleton: its static arguments, from :func:`~emppl.arguments.split_arguments`.
         rng_key: random key, for models that draw.
+        answer_scan: gives a ``scan`` its value.
 
     Returns:
         The recorder with every message.
@@ -81,7 +135,7 @@ def run_model(model: Callable, answer: Callable[[dict], Any], leaves: list, skel
         ModelError: the model cannot be run; the message says where it stopped and why.
     """
     args, kwargs = join_arguments(leaves, skeleton)
-    recorder = Recorder(model, answer)
+    recorder = Recorder(model, answer, answer_scan)
     try:
         with as_numpyro_expects(), numpyro.handlers.seed(rng_seed=rng_key), recorder:
             model(*args, **kwargs)

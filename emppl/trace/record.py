@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,12 +13,47 @@ from jax.extend.core import ClosedJaxpr
 
 @dataclasses.dataclass(frozen=True)
 class Plate:
-    """One plate: its name, its (negative) batch dimension, its number of cells, and how many before subsampling."""
+    """One plate, or the time axis of a scan.
+
+    Attributes:
+        name: its name.
+        dim: its (negative) batch dimension.
+        size: number of cells.
+        full_size: number of cells before subsampling.
+        is_time: its cells are the later steps of a scan, so that cells depend on each other.
+    """
 
     name: str
     dim: int
     size: int
     full_size: int = 0
+    is_time: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """Latents of one ``scan`` that later steps refer to.
+
+    The first ``order`` steps are run one by one; their latents have names of their own (:mod:`emppl.naming`). All later
+    steps share the time axis: there a latent has its own axis, and one for each earlier step that the model still
+    refers to.
+
+    Attributes:
+        time: name of the time axis.
+        length: number of steps on the time axis, the first ones not counted.
+        order: how many steps back the carry reaches.
+        depths: by latent, how many steps back the carry holds it; zero for a latent that no later step sees.
+    """
+
+    time: str
+    length: int
+    order: int
+    depths: Mapping[str, int]
+
+    @property
+    def slots(self) -> tuple[tuple[str, int], ...]:
+        """The state between two steps: ``(latent, steps back)``."""
+        return tuple((name, lag) for name, depth in self.depths.items() for lag in range(depth))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +72,7 @@ class Site:
         constraint: support (unobserved sites and params), else None.
         states: number of atoms of a discrete latent, else 0.
         labels: for a partly observed latent, the name of the site that carries its labels.
+        is_scanned: is it inside a ``scan``?
     """
 
     name: str
@@ -51,6 +87,12 @@ class Site:
     constraint: Any = None
     states: int = 0
     labels: str | None = None
+    is_scanned: bool = False
+
+    @property
+    def time(self) -> Plate | None:
+        """The time axis of a site inside a ``scan``."""
+        return next((plate for plate in self.plates if plate.is_time), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +109,8 @@ class Trace:
         evaluate: ``evaluate(params, atoms, leaves, wanted=None) -> {site: SiteArrays}``, pure; ``wanted`` restricts it
             to some ``(site, field)`` pairs, the other fields are None.
         initial: ``initial(rng_key, leaves) -> params``: declared values of params, prior draws of sampled parameters.
+        chains: one per ``scan`` with latents that later steps refer to.
+        timed: for sites inside a ``scan``, the paths of the fields that vary over time; these have a leading time axis.
     """
 
     sites: dict[str, Site]
@@ -79,6 +123,8 @@ class Trace:
     distributions: dict[str, type]
     evaluate: Callable[..., dict[str, Any]]
     initial: Callable[[jax.Array, list], dict[str, jax.Array]]
+    chains: tuple[Chain, ...] = ()
+    timed: Mapping[str, frozenset[tuple[str, ...]]] = dataclasses.field(default_factory=dict)
 
     def without(self, names: Sequence[str]) -> Trace:
         """The same model when some continuous sites, on which nothing depends, are left out."""

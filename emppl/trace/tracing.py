@@ -12,14 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
-from numpyro.distributions import constraints
+from jax.extend.core import jaxpr_as_fun
 from numpyro.distributions.distribution import Unit
 
-from emppl.errors import DataError, ModelError
-from emppl.trace.distributions import element_mask, given_arguments, is_discrete, support_values, unwrap
+from emppl.dependence import Dependence
+from emppl.errors import ModelError
+from emppl.naming import lagged, latent_of
+from emppl.trace.distributions import is_discrete, support_values, unwrap
 from emppl.trace.handlers import run_model
-from emppl.trace.record import Plate, Site, SiteArrays, Trace
+from emppl.trace.messages import site_arrays, static_site
+from emppl.trace.pruning import path_names, prune
+from emppl.trace.record import Plate, Site, Trace
+from emppl.trace.scan import Scan, discover_scan, evaluate_scan
 
 
 def _start_value(msg):
@@ -56,8 +60,9 @@ def trace_model(model: Callable, leaves: list, skeleton: Any) -> Trace:
     discovered: dict[str, Any] = {}
 
     def discover(leaves):
-        recorder = run_model(model, _start_value, leaves, skeleton, jax.random.key(0))
+        recorder = run_model(model, _start_value, leaves, skeleton, jax.random.key(0), discover_scan)
         discovered.update(messages=recorder.messages, latents=list(recorder.latents), plate_sizes=recorder.plate_sizes)
+        discovered.update(scans=recorder.scans)
         names = [n for n, m in recorder.messages.items() if m["type"] == "param" or not m.get("is_observed")]
         values = {n: jnp.asarray(recorder.messages[n]["value"]) for n in names}
         atoms = {n: support_values(n, _enumerable(n, m)) for n, m in recorder.messages.items() if n in recorder.latents}
@@ -72,8 +77,19 @@ def trace_model(model: Callable, leaves: list, skeleton: Any) -> Trace:
         for name, plate in _plates(messages).items()
     }
     nesting = _nesting(messages)
-    latent_dims = {name: -(nesting + 1 + position) for position, name in enumerate(latents)}
-    atoms = {name: discovered["atoms"][name].reshape((-1,) + (1,) * (-latent_dims[name] - 1)) for name in latents}
+    scans: list[Scan] = discovered["scans"]
+    depths = {name: depth for one in scans for name, depth in one.chain.depths.items()}
+    enumerated = [lagged(name, lag) for name in latents for lag in range(depths.get(name, 0) + 1)]
+    latent_dims = {name: -(nesting + 1 + position) for position, name in enumerate(enumerated)}
+    atoms = {
+        name: discovered["atoms"][latent_of(name)].reshape((-1,) + (1,) * (-latent_dims[name] - 1))
+        for name in enumerated
+    }
+    times = [
+        Plate(one.chain.time, -(nesting + len(enumerated) + 1 + number), one.chain.length, one.chain.length, True)
+        for number, one in enumerate(scans)
+    ]
+    plates.update({plate.name: plate for plate in times})
     parameter_shapes = {
         name: value_shapes[name]
         for name, msg in messages.items()
@@ -82,33 +98,59 @@ def trace_model(model: Callable, leaves: list, skeleton: Any) -> Trace:
     sites: dict[str, Site] = {}
     classes: dict[str, type] = {}
 
-    def evaluate(params, atoms, leaves):
-        recorder = run_model(model, functools.partial(_answer, params, atoms), leaves, skeleton, jax.random.key(0))
+    timed: dict[str, frozenset[tuple[str, ...]]] = {}
+
+    def evaluate(params, atoms, poison, leaves):
+        remaining = iter(zip(scans, times, strict=True))
+
+        def answer_scan(recorder, msg):
+            evaluate_scan(recorder, msg, *next(remaining), value_shapes, atoms, poison)
+
+        answer = functools.partial(_answer, params, atoms)
+        recorder = run_model(model, answer, leaves, skeleton, jax.random.key(0), answer_scan)
+        timed.update(recorder.timed)
         arrays = {}
         for name, msg in recorder.messages.items():
-            if msg["type"] != "sample":
-                continue
-            arrays[name] = _site_arrays(name, msg, recorder)
-            classes[name] = type(arrays[name].distribution)
-        for name, msg in recorder.messages.items():
-            sites[name] = _site(name, msg, recorder, discovered["atoms"], value_shapes, nesting)
-        return arrays
+            if name in recorder.scanned:
+                arrays[name], sites[name] = recorder.scanned[name]
+            else:
+                shape = value_shapes[name].shape if name in value_shapes else None
+                states = len(discovered["atoms"].get(name, ()))
+                sites[name] = static_site(name, msg, recorder, states, shape)
+                if msg["type"] == "sample":
+                    arrays[name] = site_arrays(name, msg, recorder)
+            if name in arrays:
+                classes[name] = type(arrays[name].distribution)
+        return arrays, recorder.conditions
 
     atom_shapes = {
         name: jax.ShapeDtypeStruct(a.shape, jax.dtypes.canonicalize_dtype(a.dtype)) for name, a in atoms.items()
     }
-    jaxpr, out_shape = jax.make_jaxpr(evaluate, return_shape=True)(parameter_shapes, atom_shapes, shapes)
-    output_paths = [_path_names(path) for path, _ in jax.tree_util.tree_flatten_with_path(out_shape)[0]]
+    inputs = (
+        tuple(("parameter", name) for name in sorted(parameter_shapes))
+        + tuple(("latent", name) for name in sorted(enumerated))
+        + (("outputs of a scan", ""),)
+        + tuple(("data", str(position)) for position in range(len(shapes)))
+    )
+    arguments = (parameter_shapes, atom_shapes, jax.ShapeDtypeStruct((), jnp.result_type(float)), shapes)
+    jaxpr, (out_shape, conditions) = jax.make_jaxpr(evaluate, return_shape=True)(*arguments)
+    settled = _settled(jaxpr, inputs, conditions)
+    if any(settled):
+        scans[:] = [dataclasses.replace(one, settled=values) for one, values in zip(scans, settled, strict=True)]
+        again = functools.partial(evaluate)  # a function that JAX has not traced yet
+        jaxpr, (out_shape, _) = jax.make_jaxpr(again, return_shape=True)(*arguments)
+    jaxpr = prune(jaxpr, list(range(len(jax.tree.leaves(out_shape)))))
+    output_paths = [path_names(path) for path, _ in jax.tree_util.tree_flatten_with_path(out_shape)[0]]
     out_tree = jax.tree.structure(out_shape)
 
     @functools.cache
     def restricted(wanted):
         """The outputs that are wanted, and the smallest computation that gives them."""
         positions = [n for n, path in enumerate(output_paths) if wanted is None or (path[0], path[1]) in wanted]
-        return positions, jaxpr_as_fun(_prune(jaxpr, positions))
+        return positions, jaxpr_as_fun(prune(jaxpr, positions))
 
     def pure(params, atoms, leaves, wanted=None):
-        flat = jax.tree.leaves(({n: params[n] for n in parameter_shapes}, dict(atoms), list(leaves)))
+        flat = jax.tree.leaves(({n: params[n] for n in parameter_shapes}, dict(atoms), 0.0, list(leaves)))
         flat = [jnp.asarray(value, dtype=aval.dtype) for value, aval in zip(flat, jaxpr.in_avals, strict=True)]
         positions, function = restricted(wanted)
         outputs: list[Any] = [None] * len(output_paths)
@@ -117,18 +159,13 @@ def trace_model(model: Callable, leaves: list, skeleton: Any) -> Trace:
         return jax.tree.unflatten(out_tree, outputs)
 
     def initial(rng_key, leaves):
-        recorder = run_model(model, _start_value, leaves, skeleton, rng_key)
+        recorder = run_model(model, _start_value, leaves, skeleton, rng_key, discover_scan)
         return {
             name: jnp.asarray(recorder.messages[name]["value"], dtype=shape.dtype)
             for name, shape in parameter_shapes.items()
         }
 
-    inputs = (
-        tuple(("parameter", name) for name in sorted(parameter_shapes))
-        + tuple(("latent", name) for name in sorted(latents))
-        + tuple(("data", str(position)) for position in range(len(shapes)))
-    )
-    return Trace(
+    trace = Trace(
         sites=sites,
         atoms=atoms,
         latent_dims=latent_dims,
@@ -139,21 +176,43 @@ def trace_model(model: Callable, leaves: list, skeleton: Any) -> Trace:
         distributions=classes,
         evaluate=pure,
         initial=initial,
+        chains=tuple(one.chain for one in scans),
+        timed=timed,
     )
+    _check_outputs(trace)
+    return trace
 
 
-def _prune(closed: ClosedJaxpr, positions: list[int]) -> ClosedJaxpr:
-    """Keep the equations that some of the outputs need."""
-    jaxpr = closed.jaxpr
-    outputs = [jaxpr.outvars[position] for position in positions]
-    needed = {id(variable) for variable in outputs}
-    kept = []
-    for equation in reversed(jaxpr.eqns):
-        if any(id(variable) in needed for variable in equation.outvars):
-            kept.append(equation)
-            needed.update(id(atom) for atom in equation.invars)
-    names = jaxpr.debug_info._replace(result_paths=None)
-    return closed.replace(jaxpr=jaxpr.replace(eqns=kept[::-1], outvars=outputs, debug_info=names))
+def _settled(jaxpr, inputs, conditions) -> list[dict[int, bool]]:
+    """For every scan, the conditions that no input of the model touches and that are the same in all later steps."""
+    dependence = Dependence(jaxpr, inputs)
+    position = len(jaxpr.jaxpr.outvars) - len(jax.tree.leaves(conditions))
+    settled: list[dict[int, bool]] = []
+    for one in conditions:
+        found: dict[int, bool] = {}
+        for number, shape in enumerate(one):
+            if shape is None:
+                continue
+            if not dependence.of_output(position):
+                with jax.ensure_compile_time_eval():
+                    nothing = [jnp.zeros(aval.shape, aval.dtype) for aval in jaxpr.in_avals]
+                    value = np.asarray(jax.jit(jaxpr_as_fun(prune(jaxpr, [position])))(*nothing)[0])
+                if value.all() == value.any():
+                    found[number] = bool(value.all())
+            position += 1
+        settled.append(found)
+    return settled
+
+
+def _check_outputs(trace: Trace) -> None:
+    """Refuse sites that read the states out of what a scan returns."""
+    dependence = Dependence(trace.jaxpr, trace.inputs)
+    for path, position in trace.outputs.items():
+        if ("outputs of a scan", "") in dependence.of_output(position):
+            raise ModelError(
+                f"Site {path[0]!r} depends on latents through what the scan returns. Put {path[0]!r} inside the step, "
+                "with its data among the arrays that are scanned over: scan(step, init, x)."
+            )
 
 
 def _answer(params, atoms, msg):
@@ -196,98 +255,3 @@ def _nesting(messages) -> int:
             used.append(jnp.ndim(value) - len(msg["fn"].event_shape) if not isinstance(msg["fn"], Unit) else 0)
         used += [-frame.dim for frame in msg.get("cond_indep_stack", ())]
     return max(used)
-
-
-def _site_arrays(name, msg, recorder) -> SiteArrays:
-    fn, value = msg["fn"], msg["value"]
-    base, reinterpreted, masks = unwrap(fn)
-    label_mask = None
-    stem = _label_stem(name, recorder)
-    if stem is not None:
-        position = _label_layer(stem, recorder)
-        label_mask = masks[position][0]
-        masks = masks[:position] + masks[position + 1 :]
-    mask = element_mask(masks)
-    scale = msg.get("scale")
-    if isinstance(base, Unit):
-        return SiteArrays(base, {"log_factor": jnp.asarray(base.log_factor)}, jnp.zeros(()), mask, None, scale)
-    arguments = {key: jnp.asarray(argument) for key, argument in given_arguments(base).items() if _is_array(argument)}
-    return SiteArrays(
-        base, arguments, jnp.asarray(value), mask, label_mask, None if scale is None else jnp.asarray(scale)
-    )
-
-
-def _label_layer(stem, recorder) -> int:
-    """Which mask of a partly observed site says where labels are known: the first that differs between its halves."""
-    halves = [unwrap(recorder.messages[f"{stem}_{end}"]["fn"])[2] for end in ("observed", "unobserved")]
-    for position, (known, unknown) in enumerate(zip(*halves, strict=True)):
-        if known[0] is not unknown[0]:
-            return position
-    raise ModelError(
-        f"Sites {stem}_observed and {stem}_unobserved look like the halves of a partly observed site {stem!r}, but "
-        "carry no obs_mask. Rename them, or write numpyro.sample(..., obs=labels, obs_mask=known)."
-    )
-
-
-def _is_array(value) -> bool:
-    return isinstance(value, (jax.Array, np.ndarray, np.generic, int, float))
-
-
-def _label_stem(name, recorder) -> str | None:
-    for ending in ("_observed", "_unobserved"):
-        stem = name.removesuffix(ending)
-        if stem != name and f"{stem}_unobserved" in recorder.latents and f"{stem}_observed" in recorder.messages:
-            return stem
-    return None
-
-
-def _site(name, msg, recorder, atoms, value_shapes, nesting) -> Site:
-    frames = tuple(Plate(f.name, f.dim, f.size) for f in msg.get("cond_indep_stack", ()))
-    plates = tuple(sorted(frames, key=lambda plate: plate.dim))
-    value = msg["value"]
-    if msg["type"] == "param":
-        constraint = msg["kwargs"].get("constraint", constraints.real)
-        return Site(name, "param", "param", plates, jnp.shape(value), jnp.result_type(value), constraint=constraint)
-    base, reinterpreted, _ = unwrap(msg["fn"])
-    kind = "factor" if isinstance(base, Unit) else "observed" if msg.get("is_observed") else None
-    if kind is None:
-        kind = "discrete" if name in recorder.latents else "continuous"
-    shape = value_shapes[name].shape if name in value_shapes else jnp.shape(value)
-    labels = None
-    if kind == "discrete" and _label_stem(name, recorder) is not None:
-        labels = f"{name.removesuffix('_unobserved')}_observed"
-    return Site(
-        name,
-        kind,
-        type(base).__name__,
-        plates,
-        tuple(shape),
-        jnp.result_type(value),
-        event_shape=tuple(msg["fn"].event_shape),
-        batch_shape=_batch_shape(msg, base, kind),
-        reinterpreted=reinterpreted,
-        constraint=msg["fn"].support if kind in ("continuous", "discrete") else None,
-        states=len(atoms[name]) if kind == "discrete" else 0,
-        labels=labels,
-    )
-
-
-def _batch_shape(msg, base, kind) -> tuple[int, ...]:
-    if kind == "factor":
-        return jnp.shape(base.log_factor)
-    value_batch = jnp.shape(msg["value"])[: jnp.ndim(msg["value"]) - len(msg["fn"].event_shape)]
-    try:
-        return jnp.broadcast_shapes(tuple(msg["fn"].batch_shape), value_batch)
-    except ValueError:
-        raise DataError(
-            f"Site {msg['name']!r}: the value has batch shape {value_batch} but the distribution "
-            f"{tuple(msg['fn'].batch_shape)} (plates and enumerated latents included). Check the shape of the data, "
-            "and use .to_event(1) where a row is a vector."
-        ) from None
-
-
-def _path_names(path) -> tuple[str, ...]:
-    names = []
-    for key in path:
-        names.append(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))))
-    return tuple(names)

@@ -1,0 +1,11 @@
+"""Chains of discrete states: exact inference as pure JAX functions of log-probability tables.
+
+``evidence`` is the interface of the E-step (the gradient of the log evidence is the posterior); ``posterior`` answers
+questions about the states. ``recursion``, ``blocked``, ``associative`` and ``logspace`` are the kernels, ``plain``
+their twin, ``choose`` decides between them. Nothing here knows NumPyro.
+"""
+
+from emppl.chain.choose import Kernel, choose_kernel
+from emppl.chain.evidence import fused_log_evidence, log_evidence
+
+__all__ = ["Kernel", "choose_kernel", "fused_log_evidence", "log_evidence"]

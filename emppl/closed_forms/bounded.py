@@ -1,0 +1,157 @@
+"""Families on the unit interval, the simplex and the circle: Beta, BetaProportion, Dirichlet, VonMises.
+
+Their likelihood equations have no closed solution; Newton steps on sums of statistics solve them.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.scipy.special import gammaln, i0e
+
+from emppl.families import Family, Update, add
+
+# -------------------------------------------------------------------------------------------------------- Beta
+
+
+def _log_odds_reference(value, mean):
+    return {"success": mean(jnp.log(value)), "failure": mean(jnp.log1p(-value))}
+
+
+def _beta_statistics(value, fixed, reference):
+    del fixed
+    return jnp.stack([jnp.log(value) - reference["success"], jnp.log1p(-value) - reference["failure"]], -1)
+
+
+def _beta_natural(arguments, reference):
+    a, b = jnp.broadcast_arrays(arguments["concentration1"], arguments["concentration0"])
+    log_beta = gammaln(a) + gammaln(b) - gammaln(a + b)
+    return jnp.stack([a, b], -1), a * reference["success"] + b * reference["failure"] - log_beta
+
+
+def _beta_base_measure(value, fixed):
+    del fixed
+    return -jnp.log(value) - jnp.log1p(-value)
+
+
+def _beta_start(argument, seed, mean, spread):
+    size = jnp.clip(mean * (1 - mean) / spread**2 - 1, 0.5, 1e6)
+    centre = (seed + mean) / 2
+    return size * (centre if argument == "concentration1" else 1 - centre)
+
+
+BETA = add(
+    Family(
+        "Beta",
+        (dist.Beta,),
+        0,
+        {"concentration1": 0, "concentration0": 0},
+        reference=_log_odds_reference,
+        statistics=_beta_statistics,
+        natural=_beta_natural,
+        base_measure=_beta_base_measure,
+        joint=("concentration1", "concentration0"),
+        start=_beta_start,
+    )
+)
+
+
+# --------------------------------------------------------------------------------------------------- Dirichlet
+
+
+def _dirichlet_reference(value, mean):
+    return {"log": mean(jnp.log(value))}
+
+
+def _dirichlet_statistics(value, fixed, reference):
+    del fixed
+    return jnp.log(value) - reference["log"]
+
+
+def _dirichlet_natural(arguments, reference):
+    concentration = arguments["concentration"]
+    log_beta = jnp.sum(gammaln(concentration), -1) - gammaln(jnp.sum(concentration, -1))
+    return concentration, jnp.sum(concentration * reference["log"], -1) - log_beta
+
+
+DIRICHLET = add(
+    Family(
+        "Dirichlet",
+        (dist.Dirichlet,),
+        1,
+        {"concentration": 1},
+        reference=_dirichlet_reference,
+        statistics=_dirichlet_statistics,
+        natural=_dirichlet_natural,
+        base_measure=lambda value, fixed: -jnp.sum(jnp.log(value), -1),
+        start=lambda argument, seed, mean, spread: (seed + mean) / 2 * value_count(mean),
+    )
+)
+
+
+def value_count(vector):
+    """Length of the last axis, as a number of the same type."""
+    return jnp.asarray(vector.shape[-1], vector.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------- VonMises
+
+
+def _direction_statistics(value, fixed, reference):
+    del fixed, reference
+    return jnp.stack([jnp.cos(value), jnp.sin(value)], -1)
+
+
+def _direction_natural(arguments, reference):
+    del reference
+    loc, concentration = jnp.broadcast_arrays(arguments["loc"], arguments["concentration"])
+    eta = jnp.stack([concentration * jnp.cos(loc), concentration * jnp.sin(loc)], -1)
+    return eta, -jnp.log(i0e(concentration)) - concentration - float(np.log(2 * np.pi))
+
+
+def _direction_moments(sums, count, reference):
+    del count, reference
+    return {"cosine": sums[..., 0], "sine": sums[..., 1]}
+
+
+def _resultant(moments, arguments, current):
+    del current
+    return {name: arguments["concentration"] * moments[name] for name in ("cosine", "sine")}
+
+
+def _solve_direction(pooled, previous, stage):
+    del stage
+    known = (pooled["cosine"] != 0) | (pooled["sine"] != 0)
+    return jnp.where(known, jnp.arctan2(pooled["sine"], jnp.where(known, pooled["cosine"], 1)), previous)
+
+
+def _von_mises_on_direction(pooled, prior):
+    return {
+        "cosine": pooled["cosine"] + prior.concentration * jnp.cos(prior.loc),
+        "sine": pooled["sine"] + prior.concentration * jnp.sin(prior.loc),
+    }
+
+
+DIRECTION = Update(
+    "direction of the weighted resultant",
+    0,
+    ("real", "circular"),
+    (_resultant,),
+    _solve_direction,
+    {dist.VonMises: _von_mises_on_direction},
+)
+
+VON_MISES = add(
+    Family(
+        "VonMises",
+        (dist.VonMises,),
+        0,
+        {"loc": 0, "concentration": 0},
+        statistics=_direction_statistics,
+        natural=_direction_natural,
+        moments=_direction_moments,
+        updates={"loc": DIRECTION},
+        start=lambda argument, seed, mean, spread: seed if argument == "loc" else None,
+    )
+)

@@ -1,0 +1,171 @@
+"""A derived program with its compiled functions: one per public piece, and the blocks of the loop."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import emppl.closed_forms  # noqa: F401  registers the families
+from emppl import checks, estep, loop, mstep
+from emppl.criteria import cell_weights
+from emppl.derive import derive
+from emppl.errors import ParameterError, unknown_name
+from emppl.identification import shift_effects
+from emppl.parameters import check
+from emppl.program import Options, Program
+from emppl.start import starting_values
+from emppl.uncertainty import hessian_columns
+
+
+class Compiled:
+    """A program with its compiled functions, each compiled when it is first called.
+
+    Args:
+        model: the NumPyro model.
+        leaves: its array arguments; only shapes and dtypes are used.
+        skeleton: its static arguments.
+        options: the user's options.
+    """
+
+    def __init__(self, model, leaves, skeleton, options: Options):
+        _check_updates(options)
+        program = derive(model, leaves, skeleton, options)
+        _check_names(options, program)
+        self.program = program
+        self.fused = estep.plan_fused(program)
+        self.e_step = self._plain(estep.e_step)
+        self.log_likelihood = self._plain(estep.log_likelihood)
+        self.log_prior = jax.jit(program.log_prior)
+        self.marginals = self._plain(estep.marginals)
+        self.decode = self._plain(estep.decode)
+        self.sample = self._plain(
+            lambda program, params, leaves, keys: jax.vmap(lambda key: estep.sample(program, params, leaves, key))(keys)
+        )
+        # Estimates are arguments of these, so that no result compiles them anew.
+        self.hessian_columns = jax.jit(functools.partial(hessian_columns, program))
+        self.shift_effects = jax.jit(functools.partial(shift_effects, program))
+        self.cell_weights = jax.jit(functools.partial(cell_weights, program))
+        self._blocks: dict[tuple[int, bool], Any] = {}
+
+    def _plain(self, function: Callable) -> Callable:
+        """Compile a function of the plain path, which holds tables of all rows: refused where they would not fit."""
+        compiled = jax.jit(functools.partial(function, self.program))
+
+        def checked(*args):
+            estep.check_memory(self.program, None)
+            return compiled(*args)
+
+        return checked
+
+    def parameters(self, params: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """The free parameters of a user's dictionary."""
+        missing = [name for name in self.program.free if name not in params]
+        if missing:
+            raise ParameterError(f"params lacks {missing}; the model needs {self.program.free}.")
+        found = {name: jnp.asarray(params[name], jnp.result_type(float)) for name in self.program.free}
+        for name, value in found.items():
+            if value.shape != self.program.trace.sites[name].shape:
+                raise ParameterError(
+                    f"params[{name!r}] has shape {value.shape}; the model needs {self.program.trace.sites[name].shape}."
+                )
+        return found
+
+    @functools.cached_property
+    def q(self):
+        """Expected complete-data log-likelihood."""
+        return jax.jit(functools.partial(estep.q, self.program))
+
+    @functools.cached_property
+    def m_step(self):
+        """The M-step on a posterior."""
+
+        def m_step(params, posterior, leaves):
+            found, prepared = estep.from_posterior(self.program, params, posterior, leaves)
+            return mstep.m_step(self.program, params, found, leaves, prepared)
+
+        return jax.jit(m_step)
+
+    @functools.cached_property
+    def prepare(self):
+        """Statistics of the data, and what is wrong with them."""
+        return jax.jit(
+            lambda leaves: (
+                estep.prepare(self.program, self.fused, leaves),
+                checks.data_report(self.program, leaves),
+            )
+        )
+
+    @functools.cached_property
+    def start(self):
+        """Starting values of a number of restarts."""
+        return jax.jit(lambda key, leaves, number: starting_values(self.program, key, leaves, number), static_argnums=2)
+
+    @functools.cached_property
+    def evidence_by_row(self):
+        """Log-probability of every row under every state."""
+        return jax.jit(functools.partial(checks.row_tables, self.program))
+
+    @functools.cached_property
+    def begin(self):
+        """What M-step rules remember before the first M-step of every restart."""
+        return jax.jit(jax.vmap(functools.partial(mstep.begin, self.program)))
+
+    @functools.cached_property
+    def remembers(self) -> bool:
+        """Do any?"""
+        return any(isinstance(rule, mstep.Numeric) for rule in self.program.blocks)
+
+    def block(self, lanes: int, accurate: bool) -> Callable:
+        """The compiled block of iterations for a number of restarts."""
+        key = (lanes, accurate)
+        if key not in self._blocks:
+            self._blocks[key] = loop.make_block(loop.make_iteration(self.program, self.fused, accurate))
+        found = self._blocks[key]
+        return found.result() if isinstance(found, concurrent.futures.Future) else found
+
+    def compile_in_background(self, lanes: int, leaves) -> None:
+        """Let XLA compile the loop while the statistics and the starting values are compiled and computed.
+
+        Tracing happens here, so that thread-local settings of JAX hold; only XLA works in the other thread.
+        """
+        elsewhere = any(leaf.devices() != {jax.devices()[0]} for leaf in leaves)
+        if (lanes, False) in self._blocks or elsewhere:
+            return  # compiled already, or data on other devices, whose layout only the call itself shows
+        sites = self.program.trace.sites
+        params = {n: np.zeros((lanes, *sites[n].shape), sites[n].dtype) for n in self.program.free}
+        memory = jax.tree.map(lambda one: np.zeros(one.shape, one.dtype), jax.eval_shape(self.begin, params))
+        states = loop.initial_states(params, memory, lanes, jnp.result_type(float))
+        prepared, _ = jax.eval_shape(self.prepare, leaves)
+        block: Any = loop.make_block(loop.make_iteration(self.program, self.fused, False))
+        lowered = block.lower(states, leaves, prepared, *loop.limits(0.0, 0, 0))
+        pool = concurrent.futures.ThreadPoolExecutor(1)
+        self._blocks[lanes, False] = pool.submit(lowered.compile)
+        pool.shutdown(wait=False)
+
+
+def _check_updates(options: Options) -> None:
+    for name, given in options.m_step.items():
+        if not callable(given) and not mstep.is_optimizer(given):
+            raise ParameterError(
+                f"m_step[{name!r}] must be a function (params, posterior) -> value, or an "
+                "optax.GradientTransformation such as optax.adam(1e-2)."
+            )
+    if options.optimizer is not None and not mstep.is_optimizer(options.optimizer):
+        raise ParameterError(
+            f"optimizer must be an optax.GradientTransformation such as optax.adam(1e-2); it is {options.optimizer!r}."
+        )
+
+
+def _check_names(options: Options, program: Program) -> None:
+    for name in options.m_step:
+        if name not in program.trace.parameters:
+            raise unknown_name("m_step", name, program.trace.parameters)
+    for name, value in options.fixed.items():
+        site = program.trace.sites[name]
+        check(name, value, site.shape, site.constraint, "fixed")

@@ -1,0 +1,117 @@
+"""What one recorded message says: the arrays of a site, and the static facts about it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro.distributions import constraints
+from numpyro.distributions.distribution import Unit
+
+from emppl.errors import DataError, ModelError
+from emppl.trace.distributions import element_mask, given_arguments, unwrap
+from emppl.trace.record import Plate, Site, SiteArrays
+
+
+def site_arrays(name, msg, recorder) -> SiteArrays:
+    """Arrays of one recorded sample site.
+
+    Args:
+        name: the site.
+        msg: its message.
+        recorder: what was recorded with it (``messages`` and ``latents``).
+    """
+    fn, value = msg["fn"], msg["value"]
+    base, reinterpreted, masks = unwrap(fn)
+    label_mask = None
+    stem = _label_stem(name, recorder)
+    if stem is not None:
+        position = _label_layer(stem, recorder)
+        label_mask = masks[position][0]
+        masks = masks[:position] + masks[position + 1 :]
+    mask = element_mask(masks)
+    scale = msg.get("scale")
+    if isinstance(base, Unit):
+        return SiteArrays(base, {"log_factor": jnp.asarray(base.log_factor)}, jnp.zeros(()), mask, None, scale)
+    arguments = {key: jnp.asarray(argument) for key, argument in given_arguments(base).items() if _is_array(argument)}
+    return SiteArrays(
+        base, arguments, jnp.asarray(value), mask, label_mask, None if scale is None else jnp.asarray(scale)
+    )
+
+
+def _label_layer(stem, recorder) -> int:
+    """Which mask of a partly observed site says where labels are known: the first that differs between its halves."""
+    halves = [unwrap(recorder.messages[f"{stem}_{end}"]["fn"])[2] for end in ("observed", "unobserved")]
+    for position, (known, unknown) in enumerate(zip(*halves, strict=True)):
+        if known[0] is not unknown[0]:
+            return position
+    raise ModelError(
+        f"Sites {stem}_observed and {stem}_unobserved look like the halves of a partly observed site {stem!r}, but "
+        "carry no obs_mask. Rename them, or write numpyro.sample(..., obs=labels, obs_mask=known)."
+    )
+
+
+def _is_array(value) -> bool:
+    return isinstance(value, (jax.Array, np.ndarray, np.generic, int, float))
+
+
+def _label_stem(name, recorder) -> str | None:
+    for ending in ("_observed", "_unobserved"):
+        stem = name.removesuffix(ending)
+        if stem != name and f"{stem}_unobserved" in recorder.latents and f"{stem}_observed" in recorder.messages:
+            return stem
+    return None
+
+
+def static_site(name, msg, recorder, states, shape) -> Site:
+    """Static facts of one recorded site.
+
+    Args:
+        name: the site.
+        msg: its message.
+        recorder: what was recorded with it.
+        states: number of atoms of a discrete latent.
+        shape: shape of an unobserved site's value, or None.
+    """
+    frames = tuple(Plate(f.name, f.dim, f.size) for f in msg.get("cond_indep_stack", ()))
+    plates = tuple(sorted(frames, key=lambda plate: plate.dim))
+    value = msg["value"]
+    if msg["type"] == "param":
+        constraint = msg["kwargs"].get("constraint", constraints.real)
+        return Site(name, "param", "param", plates, jnp.shape(value), jnp.result_type(value), constraint=constraint)
+    base, reinterpreted, _ = unwrap(msg["fn"])
+    kind = "factor" if isinstance(base, Unit) else "observed" if msg.get("is_observed") else None
+    if kind is None:
+        kind = "discrete" if name in recorder.latents else "continuous"
+    shape = jnp.shape(value) if shape is None else shape
+    labels = None
+    if kind == "discrete" and _label_stem(name, recorder) is not None:
+        labels = f"{name.removesuffix('_unobserved')}_observed"
+    return Site(
+        name,
+        kind,
+        type(base).__name__,
+        plates,
+        tuple(shape),
+        jnp.result_type(value),
+        event_shape=tuple(msg["fn"].event_shape),
+        batch_shape=_batch_shape(msg, base, kind),
+        reinterpreted=reinterpreted,
+        constraint=msg["fn"].support if kind in ("continuous", "discrete") else None,
+        states=states if kind == "discrete" else 0,
+        labels=labels,
+    )
+
+
+def _batch_shape(msg, base, kind) -> tuple[int, ...]:
+    if kind == "factor":
+        return jnp.shape(base.log_factor)
+    value_batch = jnp.shape(msg["value"])[: jnp.ndim(msg["value"]) - len(msg["fn"].event_shape)]
+    try:
+        return jnp.broadcast_shapes(tuple(msg["fn"].batch_shape), value_batch)
+    except ValueError:
+        raise DataError(
+            f"Site {msg['name']!r}: the value has batch shape {value_batch} but the distribution "
+            f"{tuple(msg['fn'].batch_shape)} (plates and enumerated latents included). Check the shape of the data, "
+            "and use .to_event(1) where a row is a vector."
+        ) from None

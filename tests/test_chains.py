@@ -1,0 +1,368 @@
+"""Hidden Markov models of every kind, written with numpyro's scan, against enumeration of every path."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.contrib.control_flow import scan
+
+import emppl
+from tests.brute_force import BruteForce
+
+simplex = dist.constraints.simplex
+positive = dist.constraints.positive
+
+
+def draw(shape, seed, kind="simplex"):
+    key = jax.random.key(seed)
+    if kind == "simplex":
+        return jax.random.dirichlet(key, jnp.ones(shape[-1]), shape[:-1])
+    return jax.random.normal(key, shape) if kind == "real" else jnp.exp(0.5 * jax.random.normal(key, shape))
+
+
+def basic(x, K=3):
+    init = numpyro.param("init", draw((K,), 1), constraint=simplex)
+    trans = numpyro.param("trans", draw((K, K), 2), constraint=simplex)
+    mu = numpyro.param("mu", jnp.arange(float(K)))
+
+    def step(carry, x_t):
+        z_prev, t = carry
+        z = numpyro.sample("z", dist.Categorical(jnp.where(t == 0, init, trans[z_prev])))
+        numpyro.sample("x", dist.Normal(mu[z], 1), obs=x_t)
+        return (z, t + 1), None
+
+    scan(step, (0, 0), x)
+
+
+def site_before(x, K=2):
+    init = numpyro.param("init", draw((K,), 1), constraint=simplex)
+    trans = numpyro.param("trans", draw((K, K), 2), constraint=simplex)
+    mu = numpyro.param("mu", jnp.arange(float(K)))
+    z0 = numpyro.sample("z0", dist.Categorical(init))
+
+    def step(z_prev, x_t):
+        z = numpyro.sample("z", dist.Categorical(trans[z_prev]))
+        numpyro.sample("x", dist.Normal(mu[z], 1), obs=x_t)
+        return z, None
+
+    scan(step, z0, x)
+
+
+def fixed_start(x, K=3):
+    """Left-right: zeros below the diagonal, start in the first state."""
+    up = jnp.triu(jnp.ones((K, K)))
+    raw = numpyro.param("raw", draw((K, K), 2, "positive"), constraint=positive)
+    mu = numpyro.param("mu", jnp.arange(float(K)))
+    trans = up * raw / jnp.sum(up * raw, -1, keepdims=True)
+
+    def step(z_prev, x_t):
+        z = numpyro.sample("z", dist.Categorical(trans[z_prev]))
+        numpyro.sample("x", dist.Normal(mu[z], 1), obs=x_t)
+        return z, None
+
+    scan(step, 0, x)
+
+
+def sequences(x, length, K=2):
+    """A plate of ragged sequences, as in numpyro's HMM examples."""
+    init = numpyro.param("init", draw((K,), 1), constraint=simplex)
+    trans = numpyro.param("trans", draw((K, K), 2), constraint=simplex)
+    mu = numpyro.param("mu", draw((K, x.shape[-1]), 3, "real"))
+
+    def step(carry, x_t):
+        z_prev, t = carry
+        with numpyro.plate("sequences", len(length), dim=-2):
+            with numpyro.handlers.mask(mask=(t < length)[:, None]):
+                z = numpyro.sample("z", dist.Categorical(jnp.where(t == 0, init, trans[z_prev])))
+                with numpyro.plate("tones", x.shape[-1], dim=-1):
+                    numpyro.sample("x", dist.Normal(mu[z.squeeze(-1)], 1), obs=x_t)
+        return (z, t + 1), None
+
+    scan(step, (jnp.zeros((len(length), 1), int), 0), x)
+
+
+def covariates(x, u, K=2):
+    """Transitions and emissions depend on a covariate; the previous observation is in the carry."""
+    init = numpyro.param("init", draw((K,), 1), constraint=simplex)
+    bias = numpyro.param("bias", draw((K, K), 2, "real"))
+    slope = numpyro.param("slope", draw((K, K), 3, "real"))
+    mu = numpyro.param("mu", jnp.arange(float(K)))
+    rho = numpyro.param("rho", 0.3 * jnp.ones(K))
+
+    def step(carry, data):
+        z_prev, x_prev, t = carry
+        x_t, u_t = data
+        logits = jnp.where(t == 0, jnp.log(init), bias[z_prev] + slope[z_prev] * u_t)
+        z = numpyro.sample("z", dist.Categorical(logits=logits))
+        numpyro.sample("x", dist.Normal(mu[z] + rho[z] * x_prev, 1), obs=x_t)
+        return (z, x_t, t + 1), None
+
+    scan(step, (0, 0.0, 0), (x, u))
+
+
+def mixture_of_chains(x, K=2, C=2):
+    weight = numpyro.param("weight", draw((C,), 4), constraint=simplex)
+    init = numpyro.param("init", draw((K,), 1), constraint=simplex)
+    trans = numpyro.param("trans", draw((C, K, K), 2), constraint=simplex)
+    mu = numpyro.param("mu", jnp.arange(float(K)))
+    with numpyro.plate("sequences", x.shape[1]):
+        c = numpyro.sample("c", dist.Categorical(weight))
+
+    def step(carry, x_t):
+        z_prev, t = carry
+        with numpyro.plate("sequences", x.shape[1]):
+            z = numpyro.sample("z", dist.Categorical(jnp.where(t == 0, init, trans[c, z_prev])))
+            numpyro.sample("x", dist.Normal(mu[z], 1), obs=x_t)
+        return (z, t + 1), None
+
+    scan(step, (jnp.zeros(x.shape[1], int), 0), x)
+
+
+def second_order(x, K=2):
+    init = numpyro.param("init", draw((K,), 1), constraint=simplex)
+    trans = numpyro.param("trans", draw((K, K, K), 2), constraint=simplex)
+    mu = numpyro.param("mu", jnp.arange(float(K)))
+
+    def step(carry, x_t):
+        z_2, z_1, t = carry
+        probs = jnp.where(t == 0, init, trans[z_2, z_1])
+        z = numpyro.sample("z", dist.Categorical(probs))
+        numpyro.sample("x", dist.Normal(mu[z], 1), obs=x_t)
+        return (z_1, z, t + 1), None
+
+    scan(step, (0, 0, 0), x, history=2)
+
+
+def factorial(x, K=2, L=3):
+    """Two latents per step, one emission of both, and a mixture inside the step."""
+    a = numpyro.param("a", draw((K, K), 1), constraint=simplex)
+    b = numpyro.param("b", draw((L, L), 2), constraint=simplex)
+    weight = numpyro.param("weight", draw((K, 2), 5), constraint=simplex)
+    mu = numpyro.param("mu", draw((K, L), 3, "real"))
+    offset = numpyro.param("offset", jnp.array([0.0, 2.0]))
+
+    def step(carry, x_t):
+        z_prev, w_prev = carry
+        z = numpyro.sample("z", dist.Categorical(a[z_prev]))
+        w = numpyro.sample("w", dist.Categorical(b[w_prev]))
+        m = numpyro.sample("m", dist.Categorical(weight[z]))
+        numpyro.sample("x", dist.Normal(mu[z, w] + offset[m], 1), obs=x_t)
+        return (z, w), None
+
+    scan(step, (1, 2), x)
+
+
+def partly_known(x, labels, known, K=2):
+    init = numpyro.param("init", draw((K,), 1), constraint=simplex)
+    trans = numpyro.param("trans", draw((K, K), 2), constraint=simplex)
+    mu = numpyro.param("mu", jnp.arange(float(K)))
+
+    def step(carry, data):
+        z_prev, t = carry
+        x_t, label, is_known = data
+        probs = jnp.where(t == 0, init, trans[z_prev])
+        z = numpyro.sample("z", dist.Categorical(probs), obs=label, obs_mask=is_known)
+        numpyro.sample("x", dist.Normal(mu[z], 1).mask(~jnp.isnan(x_t)), obs=x_t)
+        return (z, t + 1), None
+
+    scan(step, (0, 0), (x, labels, known))
+
+
+X = draw((5,), 10, "real") + 1.0
+CASES = {
+    "basic": (basic, (X,)),
+    "site_before": (site_before, (X,)),
+    "fixed_start": (fixed_start, (X,)),
+    "sequences": (sequences, (draw((4, 3, 2), 11, "real"), jnp.array([4, 2, 1]))),
+    "covariates": (covariates, (X, draw((5,), 12, "real"))),
+    "mixture_of_chains": (mixture_of_chains, (draw((3, 2), 13, "real"),)),
+    "second_order": (second_order, (X,)),
+    "factorial": (factorial, (X[:3],)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_evidence_and_posterior_are_those_of_all_paths(name):
+    model, data = CASES[name]
+    em = emppl.EM(model)
+    params = em.start(jax.random.key(0), *data)
+    truth = BruteForce(model, params, *data)
+    np.testing.assert_allclose(em.log_likelihood(params, *data), truth.log_likelihood(), rtol=1e-12)
+    derived, leaves = em._derive(data, {})
+    found, expected = derived.marginals(params, leaves), truth.marginals()
+    assert set(found) == set(expected)
+    for latent, wanted in expected.items():
+        seen = ~np.isnan(wanted)
+        np.testing.assert_allclose(np.asarray(found[latent])[seen], wanted[seen], atol=1e-10)
+    decoded = derived.decode(params, leaves)
+    np.testing.assert_allclose(truth.score(decoded), truth.log_joint().max(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_iteration_raises_the_likelihood_and_both_paths_agree(name):
+    model, data = CASES[name]
+    em = emppl.EM(model, max_iterations=3, tolerance=0, progress_bar=False)
+    start = em.start(jax.random.key(0), *data)
+    result = em.run(jax.random.key(0), *data)
+    params = start
+    for _ in range(3):
+        params = em.m_step(params, em.e_step(params, *data), *data)
+    for parameter, value in params.items():
+        np.testing.assert_allclose(result.params[parameter], value, rtol=1e-6, atol=1e-9)
+    truth = BruteForce(model, params, *data)
+    assert truth.log_likelihood() > BruteForce(model, start, *data).log_likelihood()
+    np.testing.assert_allclose(result.log_likelihood, truth.log_likelihood(), rtol=1e-9)
+
+
+def test_known_states_and_missing_values_are_conditioned_on():
+    labels = jnp.array([0, 1, 0, 1, 0])
+    known = jnp.array([False, True, False, False, True])
+    x = X.at[3].set(jnp.nan)
+    em = emppl.EM(partly_known)
+    params = em.start(jax.random.key(0), x, labels, known)
+    truth = BruteForce(basic, params, jnp.where(jnp.isnan(x), 0.0, x), K=2)
+    paths = truth.assignments["z"]
+    log_joint = truth.log_joint() - truth.tables["x"][:, 3]  # the missing value drops out
+    log_joint = np.where(np.all((paths == np.asarray(labels)) | ~np.asarray(known), 1), log_joint, -np.inf)
+    evidence = jax.scipy.special.logsumexp(log_joint)
+    np.testing.assert_allclose(em.log_likelihood(params, x, labels, known), evidence, rtol=1e-12)
+    derived, leaves = em._derive((x, labels, known), {})
+    found = derived.marginals(params, leaves)["z_unobserved"]
+    np.testing.assert_allclose(found[:, 1], np.exp(log_joint - evidence) @ paths, atol=1e-10)
+    result = em.run(jax.random.key(0), x, labels, known)
+    assert result.decode()["z"][1] == 1 and result.posterior("z").shape == (5, 2)
+
+
+def test_steps_that_do_not_exist_must_be_at_the_end_and_without_data():
+    def model(x, exists, seen, K=2):
+        trans = numpyro.param("trans", draw((K, K), 2), constraint=simplex)
+        mu = numpyro.param("mu", jnp.arange(float(K)))
+
+        def step(z_prev, data):
+            x_t, exists_t, seen_t = data
+            z = numpyro.sample("z", dist.Categorical(trans[z_prev]).mask(exists_t))
+            numpyro.sample("x", dist.Normal(mu[z], 1).mask(seen_t), obs=x_t)
+            return z, None
+
+        scan(step, 0, (x, exists, seen))
+
+    em = emppl.EM(model)
+    good = jnp.array([True, True, True, False, False])
+    params = em.start(jax.random.key(0), X, good, good)
+    truth = BruteForce(model, params, X, good, good)
+    np.testing.assert_allclose(em.log_likelihood(params, X, good, good), truth.log_likelihood(), rtol=1e-12)
+    gap = good.at[4].set(True)
+    assert np.isnan(em.log_likelihood(params, X, gap, gap))
+    with pytest.raises(emppl.DataError, match="'z'.*exists again"):
+        em.run(jax.random.key(0), X, gap, gap)
+    with pytest.raises(emppl.DataError, match="'z'.*data"):
+        em.run(jax.random.key(0), X, good, jnp.ones(5, bool))
+
+
+def test_draws_follow_the_posterior_of_whole_paths():
+    em = emppl.EM(basic, max_iterations=0)
+    result = em.run(jax.random.key(0), X, K=2)
+    truth = BruteForce(basic, result.params, X, K=2)
+    draws = result.sample_posterior(jax.random.key(1), 20_000)["z"]
+    codes = draws @ (2 ** np.arange(5))
+    wanted = truth.posterior()
+    counts = np.bincount(codes, minlength=32)[truth.assignments["z"] @ (2 ** np.arange(5))]
+    assert np.sum((counts - 20_000 * wanted) ** 2 / (20_000 * wanted)) < 31 + 5 * np.sqrt(2 * 31)
+
+
+def accumulating(x):
+    mu = numpyro.param("mu", jnp.arange(2.0))
+
+    def step(total, x_t):
+        z = numpyro.sample("z", dist.Bernoulli(0.5))
+        numpyro.sample("x", dist.Normal(mu[z] + 0.1 * total, 1), obs=x_t)
+        return total + z, None
+
+    scan(step, 0, x)
+
+
+def outputs_read(x):
+    mu = numpyro.param("mu", jnp.arange(2.0))
+    trans = numpyro.param("trans", draw((2, 2), 2), constraint=simplex)
+
+    def step(z_prev, _):
+        z = numpyro.sample("z", dist.Categorical(trans[z_prev]))
+        return z, z
+
+    _, z = scan(step, 0, None, length=len(x))
+    with numpyro.plate("time", len(x)):
+        numpyro.sample("x", dist.Normal(mu[z], 1), obs=x)
+
+
+def continuous(x):
+    sigma = numpyro.param("sigma", 1.0, constraint=positive)
+
+    def step(level, x_t):
+        level = numpyro.sample("level", dist.Normal(level, sigma))
+        numpyro.sample("x", dist.Normal(level, 1), obs=x_t)
+        return level, None
+
+    scan(step, 0.0, x)
+
+
+def chain_inside_chain(x):
+    trans = numpyro.param("trans", draw((2, 2), 2), constraint=simplex)
+    mu = numpyro.param("mu", jnp.arange(2.0))
+
+    def step(carry, x_t):
+        z_prev, w_prev = carry
+        z = numpyro.sample("z", dist.Categorical(trans[z_prev]))
+        with numpyro.plate("many", 4):
+            w = numpyro.sample("w", dist.Categorical(0.5 * trans[w_prev] + 0.5 * trans[z][None]))
+            numpyro.sample("x", dist.Normal(mu[w], 1), obs=x_t)
+        return (z, w), None
+
+    scan(step, (0, jnp.zeros(4, int)), jnp.tile(x[:, None], (1, 4)))
+
+
+def timed_weight(x):
+    trans = numpyro.param("trans", draw((2, 2), 2), constraint=simplex)
+    mu = numpyro.param("mu", jnp.arange(2.0))
+
+    def step(z_prev, x_t):
+        with numpyro.handlers.scale(scale=jnp.abs(x_t)):
+            z = numpyro.sample("z", dist.Categorical(trans[z_prev]))
+            numpyro.sample("x", dist.Normal(mu[z], 1), obs=x_t)
+        return z, None
+
+    scan(step, 0, x)
+
+
+def backwards(x):
+    trans = numpyro.param("trans", draw((2, 2), 2), constraint=simplex)
+
+    def step(z_prev, x_t):
+        z = numpyro.sample("z", dist.Categorical(trans[z_prev]))
+        numpyro.sample("x", dist.Normal(1.0 * z, 1), obs=x_t)
+        return z, None
+
+    scan(step, 0, x, reverse=True)
+
+
+def around_a_plate(x):
+    with numpyro.plate("rows", 3):
+        basic(x)
+
+
+@pytest.mark.parametrize(
+    "model, says",
+    [
+        (accumulating, "accumulates latents.*'z'"),
+        (outputs_read, "'x'.*what the scan returns"),
+        (continuous, "'level'.*continuous latent inside a scan"),
+        (chain_inside_chain, "different plates depend on each other"),
+        (timed_weight, "varies over the steps"),
+        (backwards, "in reverse"),
+        (around_a_plate, "plate"),
+    ],
+)
+def test_what_is_not_supported_is_refused_with_the_reason(model, says):
+    with pytest.raises(emppl.ModelError, match=f"(?s){says}"):
+        emppl.EM(model).plan(X)
