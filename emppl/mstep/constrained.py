@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from emppl.maps import Interval
-from emppl.mstep import closed_form, newton, numeric
 from emppl.mstep.closed_form import FLAT, ClosedForm
+from emppl.mstep.closed_form import propose as propose_closed_form
 from emppl.mstep.maximisation import Maximisation
+from emppl.mstep.newton import propose as propose_newton
+from emppl.mstep.numeric import propose as propose_numeric
 from emppl.parameters import bounds, constraint_name
 from emppl.rules import Rule, RuleContext
 
@@ -63,13 +65,13 @@ class Constrained(Rule):
 
 def propose(context: RuleContext, name: str) -> Constrained | None:
     """A closed form that only the constraint stands in the way of, or None."""
-    closed = closed_form.propose(context, name, anywhere=True)
+    closed = propose_closed_form(context, name, anywhere=True)
     if not isinstance(closed, ClosedForm) or closed.map:
         return None
     constraint = context.trace.sites[name].constraint
     limits = bounds(constraint) if closed.closed.event_rank == 0 and closed.prior in (None, *FLAT, "flat") else None
-    found = newton.propose(context, name)
-    fallback: Rule = found if isinstance(found, Rule) else numeric.propose(context, name)
+    found = propose_newton(context, name)
+    fallback: Rule = found if isinstance(found, Rule) else propose_numeric(context, name)
     what = "or else the bound" if limits is not None else f"or else {fallback.kind}"
     detail = f"{closed.detail} where its constraint {constraint_name(constraint)!r} allows it, {what}"
     return Constrained((name,), detail, closed, limits, fallback, prior=closed.prior)
