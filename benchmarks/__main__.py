@@ -22,7 +22,9 @@ from benchmarks.workloads import WORKLOADS, load
 
 _RELATIVE = 1e-9
 _PEERS = {"G1": "scikit-learn", "G2": "scikit-learn", "L1": "StepMix", "OF": "scikit-learn"}
-_PACKAGES = ("jax", "numpyro", "numpy", "scipy", "scikit-learn", "stepmix")
+_PEERS |= dict.fromkeys(("H1", "H2", "H3"), "hmmlearn")
+_NO_PROTOTYPE = ("H1", "H2", "H3")
+_PACKAGES = ("jax", "numpyro", "numpy", "scipy", "scikit-learn", "stepmix", "hmmlearn")
 _COLUMNS = (
     *("iteration, best", "median", "ratio", "warm fit, best", "median"),
     *("process, best", "median", "memory", "log-likelihood"),
@@ -34,7 +36,7 @@ busy machine hits all of them alike. *best* is the fastest process, *median* the
 
 - **iteration**: one E-step and one M-step. For emppl and the hand-written JAX, the time of a fit minus the time of a
   fit with a quarter of the iterations, divided by the difference in iterations: compilation and set-up drop out. For
-  scikit-learn and StepMix, the median time between the starts of successive E-steps. The number of a process is the
+  scikit-learn, StepMix and hmmlearn, the median time between the starts of successive E-steps. The number of a process is the
   median of its repetitions.
 - **warm fit**: the whole call, all iterations and set-up, in a process that has made it before.
 - **process**: from the start of Python to the fitted model: interpreter, imports, reading the data, compilation, fit.
@@ -46,7 +48,8 @@ Threaded linear algebra suffers most from other load on the machine, so read rat
 
 
 def implementations(workload: str) -> tuple[str, ...]:
-    return ("emppl", "handwritten JAX", *([_PEERS[workload]] if workload in _PEERS else []))
+    handwritten = () if workload in _NO_PROTOTYPE else ("handwritten JAX",)
+    return ("emppl", *handwritten, *([_PEERS[workload]] if workload in _PEERS else []))
 
 
 def run_job(workload: str, implementation: str, once: bool) -> dict:

@@ -12,7 +12,7 @@ import statistics
 import time
 import warnings
 
-from benchmarks.workloads import WORKLOADS, load
+from benchmarks.workloads import SYMBOLS, WORKLOADS, load
 
 _REPEATS = {"OF": 50, "L1": 5}
 
@@ -107,8 +107,43 @@ def _stepmix(work, data, start, marks):
     return fit
 
 
+def _hmmlearn(work, data, start, marks):
+    import logging
+
+    import numpy as np
+    from hmmlearn import hmm
+
+    logging.disable(logging.WARNING)  # it warns of every step that rounding turns into a decrease
+    options = dict(tol=-np.inf, init_params="", implementation="scaling")
+    lengths = [len(data)] * (1 if work.kind == "chain" else data.shape[1])
+    rows = data if work.kind == "chain" else data.T.reshape(-1, 1)
+
+    def fit(iterations):
+        marks.clear()
+        if work.kind == "chain":
+            model = hmm.GaussianHMM(
+                work.components, "diag", 1e-12, covars_prior=0.0, covars_weight=0.0, n_iter=iterations, **options
+            )
+            model.n_features, model.means_, model.covars_ = data.shape[1], start["means"], start["scale"] ** 2
+        else:
+            model = hmm.CategoricalHMM(work.components, n_iter=iterations, **options)
+            model.n_features, model.emissionprob_ = SYMBOLS, start["emission"]
+        model.startprob_, model.transmat_ = start["initial"], start["transition"]
+        do_e_step = model._do_estep
+
+        def timed(*args, **kwargs):
+            marks.append(time.perf_counter())
+            return do_e_step(*args, **kwargs)
+
+        model._do_estep = timed
+        model.fit(rows, lengths)
+        return lambda: model.score(rows, lengths)
+
+    return fit
+
+
 _COMPILED = {"emppl": _emppl, "handwritten JAX": _handwritten}
-_EAGER = {"scikit-learn": _scikit_learn, "StepMix": _stepmix}
+_EAGER = {"scikit-learn": _scikit_learn, "StepMix": _stepmix, "hmmlearn": _hmmlearn}
 
 
 def measure(workload: str, implementation: str, once: bool) -> dict:

@@ -6,7 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
+
+from benchmarks.workloads import SYMBOLS
 
 
 def _mixture(x, K, component, parameter):
@@ -47,7 +50,41 @@ def regressions(x, K):
         numpyro.sample("y", dist.Normal(loc, sigma[z]), obs=x[:, -1])
 
 
-MODELS = {"full": full, "diagonal": diagonal, "classes": classes, "regressions": regressions}
+def _chain(K, sequences, xs, emit):
+    """A hidden Markov model, as NumPyro's documentation writes it."""
+    initial = numpyro.param("initial", jnp.ones(K) / K, constraint=constraints.simplex)
+    transition = numpyro.param("transition", jnp.ones((K, K)) / K, constraint=constraints.simplex)
+
+    def step(carry, x):
+        before, t = carry
+        with numpyro.plate("sequences", sequences):
+            z = numpyro.sample("z", dist.Categorical(jnp.where(t == 0, initial, transition[before])))
+            emit(z, x)
+        return (z, t + 1), None
+
+    scan(step, (jnp.zeros(sequences, int), 0), xs)
+
+
+def chain(x, K):
+    mean = numpyro.param("means", jnp.zeros((K, x.shape[1])))
+    scale = numpyro.param("scale", jnp.ones((K, x.shape[1])), constraint=constraints.positive)
+    _chain(K, 1, x, lambda z, x: numpyro.sample("x", dist.Normal(mean[z], scale[z]).to_event(1), obs=x))
+
+
+def symbols(x, K):
+    flat = jnp.ones((K, SYMBOLS)) / SYMBOLS
+    emission = numpyro.param("emission", flat, constraint=constraints.simplex)
+    _chain(K, x.shape[1], x, lambda z, x: numpyro.sample("x", dist.Categorical(emission[z]), obs=x))
+
+
+MODELS = {
+    "full": full,
+    "diagonal": diagonal,
+    "classes": classes,
+    "regressions": regressions,
+    "chain": chain,
+    "symbols": symbols,
+}
 
 
 def initial(kind: str, start: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

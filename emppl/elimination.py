@@ -16,14 +16,14 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from emppl.errors import ModelError
-from emppl.markov import ChainAxes, Emission, SumOut, arrange, forward, kernel_evidence
+from emppl.markov import ChainAxes, ChainTables, Emission, SumOut, arrange, forward, kernel_evidence
 from emppl.naming import first, lagged
 from emppl.numerics import logsumexp, safe_divide, weighted
 from emppl.trace import Chain
@@ -48,7 +48,8 @@ class Step:
 
     ``owner`` is the latent whose weight (``handlers.scale``) the inputs are measured against. With ``chain``, the step
     sums out all latents of a chain: ``inputs`` are the tables of its first steps, ``later`` those of the others.
-    ``cells`` is the size of the largest table, ``work`` the number of cells visited.
+    ``cells`` is the size of the largest table, ``work`` the number of cells visited; ``varies`` says whether the
+    transitions of a chain vary over time.
     """
 
     inputs: tuple[str, ...]
@@ -60,6 +61,7 @@ class Step:
     chain: ChainAxes | None = None
     later: tuple[str, ...] = ()
     work: int = 0
+    varies: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,13 +137,16 @@ def plan_elimination(
         output = Factor(f"*{counter}", frozenset(result_latents), frozenset(result_plates), is_timed)
         names = tuple(factor.name for factor in inputs)
         chain = None if run is None else run.axes
+        varies = chain is not None and any(f.is_timed for f in later if f.latents & chain.before)
         if chain is None:
             involved = frozenset().union(*(f.latents | f.plates for f in inputs))
             cells = work = math.prod(sizes[axis] for axis in involved)
         else:
             cells, work = _chain_cells(chain, inputs, later, sizes)
         later_names = tuple(factor.name for factor in later)
-        steps.append(Step(names, output.name, latent, tuple(sorted(plates)), owner, cells, chain, later_names, work))
+        steps.append(
+            Step(names, output.name, latent, tuple(sorted(plates)), owner, cells, chain, later_names, work, varies)
+        )
         return output
 
     while pending:
@@ -297,6 +302,7 @@ def log_normalizer(
     sum_out: SumOut = log_sum,
     present: Mapping[str, jax.Array] | None = None,
     fast: bool = False,
+    watch: Callable[[ChainAxes, ChainTables], None] | None = None,
 ) -> jax.Array:
     """Log of the sum over all latents of the product of all factors (natural log).
 
@@ -314,6 +320,7 @@ def log_normalizer(
             step of a chain, else None.
         present: by scanned latent, which steps exist.
         fast: run chains by the kernels, which can be differentiated once, instead of their twin.
+        watch: is shown the factors of every chain.
 
     Returns:
         A scalar.
@@ -328,7 +335,7 @@ def log_normalizer(
                 [_rescale(*pending.pop(name), reference) for name in names] for names in (step.inputs, step.later)
             )
             later += [pending.pop(probe)[0] for probe in map(probe_name, step.chain.current) if probe in pending]
-            table = _run_chain(plan, step.chain, initial, later, present or {}, None if fast else sum_out)
+            table = _run_chain(plan, step.chain, initial, later, present or {}, None if fast else sum_out, watch)
         else:
             table = functools.reduce(operator.add, (_rescale(*pending.pop(name), reference) for name in step.inputs))
         if step.latent is not None:
@@ -349,13 +356,15 @@ def probe_name(latent: str) -> str:
     return f"{latent}@probe"
 
 
-def _run_chain(plan: EliminationPlan, chain: ChainAxes, initial, later, present, sum_out: SumOut | None) -> jax.Array:
+def _run_chain(plan: EliminationPlan, chain: ChainAxes, initial, later, present, sum_out, watch) -> jax.Array:
     exists = None
     for latent in chain.presence:
         exists = present[latent] if exists is None else jnp.logical_or(exists, present[latent])
     if sum_out is None:
         return kernel_evidence(plan.axes, plan.sizes, chain, initial, later, exists)
     tables = arrange(plan.axes, plan.sizes, chain, initial, later, exists)
+    if watch is not None:
+        watch(chain, tables)
     return jnp.reshape(forward(tables, sum_out), tables.shape)
 
 

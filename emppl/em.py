@@ -174,6 +174,23 @@ class EM:
         derived, leaves = self._derive(args, kwargs)
         return derived.log_likelihood(derived.parameters(params), leaves)
 
+    def filter(self, params: Mapping[str, Any], *args, **kwargs) -> estep.Filtered:
+        """Filtered states and one-step-ahead predictions of the chains in a model with ``scan``.
+
+        Args:
+            params: constrained parameter values by name, of this fit or any other.
+            *args: model arguments: the data of the fit, or new sequences.
+            **kwargs: model keyword arguments.
+
+        Returns:
+            ``.states``, ``.predicted`` and ``.log_likelihood`` by latent, time first.
+
+        Raises:
+            ModelError: the model has no chain that can be filtered.
+        """
+        derived, leaves = self._derive(args, kwargs)
+        return derived.filtered(derived.parameters(params), leaves)
+
     def log_prior(self, params: Mapping[str, Any], *args, **kwargs) -> jax.Array:
         """Log prior density of the estimated parameters, in constrained space; zero with ``prior=False``."""
         derived, leaves = self._derive(args, kwargs)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from emppl.chain import fused_log_evidence, log_evidence
+from emppl.numerics import logsumexp
 
 SumOut = Callable[..., jax.Array]
 
@@ -188,6 +189,41 @@ def forward(tables: ChainTables, sum_out: SumOut) -> jax.Array:
     inputs = (tables.log_emission[1:], transition, present, jnp.arange(1, steps))
     log_alpha, levels = jax.lax.scan(advance, start, inputs)
     return sum_out(log_alpha, 0, steps)[0] + level + jnp.sum(levels, 0)
+
+
+def filter_steps(tables: ChainTables) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What the past says about every state.
+
+    Args:
+        tables: the factors.
+
+    Returns:
+        Probabilities of every state given the observations so far ``(steps, states, *batch)``, given the
+        observations before ``(steps - 1, states, *batch)``, from the second step on, and the log-probability of every
+        observation given those before ``(steps, *batch)``.
+    """
+    moving = tables.log_transition.shape[0] > 1
+
+    def normalised(log_alpha):
+        total = logsumexp(log_alpha, 0)
+        return log_alpha - jnp.where(jnp.isfinite(total), total, 0), total[0]
+
+    def advance(log_alpha, inputs):
+        emission, transition, present = inputs
+        transition = transition if moving else tables.log_transition[0]
+        predicted = logsumexp(log_alpha[:, None] + transition, 0)[0]
+        if present is not None:
+            predicted = jnp.where(present[None], predicted, log_alpha)
+            emission = jnp.where(present[None], emission, 0)
+        after, total = normalised(predicted + emission)
+        return after, (after, predicted, total)
+
+    start, first_total = normalised(tables.log_initial + tables.log_emission[0])
+    present = None if tables.present is None else tables.present[1:]
+    inputs = (tables.log_emission[1:], tables.log_transition if moving else None, present)
+    _, (after, predicted, totals) = jax.lax.scan(advance, start, inputs)
+    filtered = jnp.exp(jnp.concatenate([start[None], after]))
+    return filtered, jnp.exp(predicted), jnp.concatenate([first_total[None], totals])
 
 
 def _centred(log_alpha):

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
+import jax
 import jax.numpy as jnp
 
+from emppl.chain import choose_kernel
+from emppl.elimination import Step
 from emppl.estep import FusedPlan, largest_table
+from emppl.naming import latent_of, model_name
 from emppl.program import Program
 
 
@@ -123,23 +128,28 @@ def build_plan(program: Program, fused: FusedPlan) -> Plan:
             n, s.distribution, program.roles[n].role, program.roles[n].reason, tuple(p.name for p in s.plates), s.shape
         )
         for n, s in trace.sites.items()
+        if model_name(n) == n  # the first steps of a scan are no sites of their own
     )
-    latents, factors = [], []
+    cells_of: dict[str, int] = {}
+    factors = []
     for name, factor in program.factors.items():
         plates = axes.plates_of(factor.site, factor.site.batch_shape)
         present = [(n, axes.sizes[n]) for n in axes.names if n in plates or n in factor.all_latents]
         form = "statistics x natural parameters" if name in fused.natural else "log-probability table"
+        form += ", step by step" if name in fused.by_step else ""
         factors.append(FactorPlan(name, form, tuple(present)))
         if factor.site.kind == "discrete":
-            cells = 1
-            for _, size in present:
-                cells *= size
-            latents.append(LatentPlan(name, program.strategies[name].title, factor.site.states, cells))
+            cells = math.prod(size for _, size in present)
+            cells_of[model_name(name)] = cells_of.get(model_name(name), 0) + cells
+    latents = [
+        LatentPlan(name, program.strategies[name].title, trace.sites[name].states, cells)
+        for name, cells in cells_of.items()
+    ]
     parameters = tuple(
         ParameterPlan(name, trace.sites[name].shape, rule.kind, rule.detail, rule.prior, rule.rejected[name])
         for name, rule in program.rules.items()
     )
-    steps = [step for part in program.parts for step in part.plan.steps if step.latent is not None]
+    steps = [step for part in program.parts for step in part.plan.steps if step.latent is not None or step.chain]
     largest, _ = largest_table(program, fused)
     dtype = jnp.dtype(jnp.result_type(float))
     return Plan(
@@ -148,12 +158,27 @@ def build_plan(program: Program, fused: FusedPlan) -> Plan:
         tuple(latents),
         tuple(factors),
         parameters,
-        tuple(f"{step.latent!r}" for step in steps),
+        tuple(f"{step.latent!r}" if step.chain is None else _chain(program, fused, step) for step in steps),
         sum(part.plan.cost for part in program.parts),
         largest * dtype.itemsize,
         (fused.chunking.count, fused.chunking.size),
         str(dtype),
     )
+
+
+def _chain(program: Program, fused: FusedPlan, step: Step) -> str:
+    """How a chain is summed out: its joint state, its length, and the kernel."""
+    sizes, chain = program.axes.sizes, step.chain
+    assert chain is not None
+    states = math.prod(sizes[name] for name in chain.current)
+    length = sizes[chain.time] + 1
+    lanes = step.work // (2 * length * states * (states + 1))
+    if fused.chunking.count > 1:
+        lanes = lanes * fused.chunking.size // sizes[program.axes.rows]
+    dtype = jnp.dtype(jnp.result_type(float))
+    kernel = choose_kernel(length, states, lanes, dtype, jax.default_backend(), step.varies)
+    names = ", ".join(repr(name) for name in dict.fromkeys(latent_of(axis) for axis in chain.current))
+    return f"the chain of {names} ({states} joint states, {length:,} steps: {kernel})"
 
 
 def _objective(program: Program) -> str:

@@ -6,10 +6,14 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from numpyro.contrib.control_flow import scan
 
 import emppl
+from emppl import estep
 from tests.brute_force import BruteForce
+from tests.test_models import quick_compilation  # noqa: F401  a fixture of the module
 
 simplex = dist.constraints.simplex
 positive = dist.constraints.positive
@@ -366,3 +370,141 @@ def around_a_plate(x):
 def test_what_is_not_supported_is_refused_with_the_reason(model, says):
     with pytest.raises(emppl.ModelError, match=f"(?s){says}"):
         emppl.EM(model).plan(X)
+
+
+@pytest.mark.parametrize("name", ["basic", "fixed_start", "covariates", "sequences"])
+def test_the_filter_is_the_posterior_of_the_last_step_of_shorter_data(name):
+    model, data = CASES[name]
+    em = emppl.EM(model)
+    params = em.start(jax.random.key(0), *data)
+    found = em.filter(params, *data)
+    np.testing.assert_allclose(jnp.sum(found.log_likelihood["z"]), em.log_likelihood(params, *data), rtol=1e-12)
+    cut = (
+        data[0][:-1],
+        *(one[:-1] if one.shape[:1] == data[0].shape[:1] and name != "sequences" else one for one in data[1:]),
+    )
+    if name == "sequences":
+        cut = (data[0][:3], jnp.minimum(data[1], 3))
+    truth = BruteForce(model, params, *cut)
+    wanted = truth.marginals()["z"]
+    last = wanted[-1]
+    seen = ~np.isnan(last)
+    np.testing.assert_allclose(np.asarray(found.states["z"][len(wanted) - 1])[seen], last[seen], atol=1e-10)
+    gained = em.log_likelihood(params, *data) - truth.log_likelihood()
+    np.testing.assert_allclose(jnp.sum(found.log_likelihood["z"][-1]), gained, rtol=1e-9)
+    np.testing.assert_allclose(jnp.sum(found.predicted["z"], -1), 1, rtol=1e-12)
+
+
+def test_a_model_without_a_chain_has_no_filter():
+    def mixture(x):
+        mu = numpyro.param("mu", jnp.arange(2.0))
+        with numpyro.plate("rows", len(x)):
+            z = numpyro.sample("z", dist.Bernoulli(0.5))
+            numpyro.sample("x", dist.Normal(mu[z], 1), obs=x)
+
+    with pytest.raises(emppl.ModelError, match="no chain"):
+        emppl.EM(mixture).filter({"mu": np.arange(2.0)}, X)
+
+
+# ------------------------------------------------------------------------------------------ generated structures
+
+
+def generated(x, u, length, how):
+    """A chain with any of the features above, alone or together."""
+    K, sequences = how["states"], x.shape[1]
+    zeros = jnp.triu(jnp.ones((K, K))) if how["left_right"] else jnp.ones((K, K))
+    init = numpyro.param("init", draw((K,), 1), constraint=simplex)
+    raw = numpyro.param("raw", draw((2, K, K), 2, "positive"), constraint=positive)
+    mu = numpyro.param("mu", draw((2, K), 3, "real"))
+    slope = numpyro.param("slope", draw((K,), 4, "real"))
+    c = 0
+    if how["mixture"]:
+        with numpyro.plate("sequences", sequences):
+            c = numpyro.sample("c", dist.Bernoulli(0.3))
+    z0 = jnp.zeros(sequences, int)
+    if how["start"] == "site":
+        with numpyro.plate("sequences", sequences):
+            z0 = numpyro.sample("z0", dist.Categorical(init))
+
+    def step(carry, data):
+        z_2, z_1, w_1, x_before, t = carry
+        x_t, u_t = data
+        weight = zeros[z_1] * raw[c, z_1]
+        if how["second_order"]:
+            weight = weight + 0.5 * raw[0, z_2] * zeros[z_1]
+        if how["covariate"]:
+            weight = weight * jnp.exp(slope * u_t)
+        probs = weight / jnp.sum(weight, -1, keepdims=True)
+        if how["start"] == "where":
+            probs = jnp.where(t == 0, init, probs)
+        with numpyro.plate("sequences", sequences), numpyro.handlers.mask(mask=t < length):
+            z = numpyro.sample("z", dist.Categorical(probs))
+            mean = mu[c, z] + (0.5 * x_before if how["autoregressive"] else 0.0)
+            w = w_1
+            if how["second_latent"]:
+                w = numpyro.sample("w", dist.Bernoulli(jnp.where(w_1 == 1, 0.8, 0.3)))
+                mean = mean + 1.5 * w
+            if how["local"]:
+                mean = mean + numpyro.sample("m", dist.Bernoulli(0.4))
+            if how["poisson"]:
+                numpyro.sample("x", dist.Poisson(jnp.exp(0.3 * mean)), obs=jnp.abs(jnp.round(x_t)).astype(int))
+            else:
+                numpyro.sample("x", dist.Normal(mean, 1), obs=x_t)
+        return (z_1, z, w, x_t, t + 1), None
+
+    zero = jnp.zeros(sequences, int)
+    scan(step, (zero, z0, zero, jnp.zeros(sequences), 0), (x, u), history=2 if how["second_order"] else 1)
+
+
+class Frozen(dict):
+    """A static model argument must be hashable."""
+
+    def __hash__(self):
+        return hash(tuple(sorted(self.items())))
+
+
+switches = ("left_right", "mixture", "second_order", "covariate", "autoregressive", "second_latent", "local", "poisson")
+structures = st.fixed_dictionaries(
+    {"states": st.integers(2, 3), "start": st.sampled_from(["fixed", "where", "site"])}
+    | {name: st.booleans() for name in switches}
+)
+
+
+def check_structure(how, steps, seed):
+    how = Frozen(how)
+    many = how["second_latent"] + how["local"] + how["mixture"] + (how["start"] == "site") + (how["states"] > 2)
+    sequences = 1 if many > 1 else 2
+    steps = min(steps, 3 if many > 1 else 4) if not how["second_order"] else 3
+    x, u = draw((steps, sequences), seed, "real"), draw((steps, 1), seed + 1, "real")
+    length = jnp.array([steps, steps - 1][:sequences])
+    data = (x, u, length, how)
+    em = emppl.EM(generated)
+    params = em.start(jax.random.key(0), *data)
+    truth = BruteForce(generated, params, *data)
+    np.testing.assert_allclose(em.log_likelihood(params, *data), truth.log_likelihood(), rtol=1e-10)
+    derived, leaves = em._derive(data, {})
+    found, expected = derived.marginals(params, leaves), truth.marginals()
+    for latent, wanted in expected.items():
+        seen = ~np.isnan(wanted)
+        np.testing.assert_allclose(np.asarray(found[latent])[seen], wanted[seen], atol=1e-10)
+    # The loop runs the kernels; its gradient is checked through the statistics that it leaves to the M-step.
+    fused = estep.plan_fused(derived.program)
+    prepared = jax.jit(lambda leaves: estep.prepare(derived.program, fused, leaves))(leaves)
+    fast = jax.jit(lambda p: estep.expectations(derived.program, fused, p, leaves, prepared))(params)
+    np.testing.assert_allclose(fast.log_likelihood, truth.log_likelihood(), rtol=1e-10)
+    plain = derived.e_step(params, leaves)
+    for name, weight in fast.weights.items():
+        np.testing.assert_allclose(weight, plain.weights[name], atol=1e-10)
+
+
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(structures, st.integers(2, 4), st.integers(0, 50))
+def test_any_structure_agrees_with_all_paths(how, steps, seed):
+    check_structure(how, steps, seed)
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(structures, st.integers(2, 4), st.integers(0, 50))
+def test_any_structure_agrees_with_all_paths_at_length(how, steps, seed):
+    check_structure(how, steps, seed)

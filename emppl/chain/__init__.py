@@ -7,5 +7,16 @@ their twin, ``choose`` decides between them. Nothing here knows NumPyro.
 
 from emppl.chain.choose import Kernel, choose_kernel
 from emppl.chain.evidence import fused_log_evidence, log_evidence
+from emppl.chain.posterior import filtered, pairwise, sample_paths, smoothed, viterbi
 
-__all__ = ["Kernel", "choose_kernel", "fused_log_evidence", "log_evidence"]
+__all__ = [
+    "Kernel",
+    "choose_kernel",
+    "filtered",
+    "fused_log_evidence",
+    "log_evidence",
+    "pairwise",
+    "sample_paths",
+    "smoothed",
+    "viterbi",
+]

@@ -153,6 +153,5 @@ def _unless(suspect: jax.Array, fast, safe):
     A loop of at most one turn rather than a conditional: under ``vmap`` (restarts) a conditional would compute both
     branches always, a loop turns only if a member of the batch needs it.
     """
-    return jax.lax.while_loop(lambda state: state[0], lambda state: (jnp.zeros_like(suspect), safe()), (suspect, fast))[
-        1
-    ]
+    start = (suspect, fast)
+    return jax.lax.while_loop(lambda state: state[0], lambda _: (jnp.zeros_like(suspect), safe()), start)[1]

@@ -1,8 +1,9 @@
 """Explicit forward-backward in log space: slower than the scaled recursions, and safe where they underflow.
 
 Scaled probabilities lose a state once it is 1e-38 (float32) or 1e-308 (float64) times less probable than another.
-If only that state can go on, they see an impossible sequence where this module sees an improbable one. It also serves the
-posterior quantities asked for once per fit. It keeps several T x K tables, never T x K x K numbers unless asked for.
+If only that state can go on, they see an impossible sequence where this module sees an improbable one. It also
+serves the posterior quantities asked for once per fit. It keeps several T x K tables; T x K x K numbers only when
+asked for.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from emppl.chain.problem import check
 
 
 def _canonical(log_initial, log_transition, log_emission, present):
-    check(*log_emission.shape[:2], log_initial, log_transition, present)
+    check(log_emission.shape[0], log_emission.shape[1], log_initial, log_transition, present)
     layout, chain = prepare(log_initial, log_transition, log_emission, present, "plain")
     return layout, chain, full_table(layout, chain, None)
 

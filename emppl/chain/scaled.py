@@ -96,7 +96,7 @@ def backward(layout: Layout, chain: Chain, residual: Residual, weight: jax.Array
 
     beta = jnp.broadcast_to(weight, (layout.num_states, layout.lanes))
     counts = None if chain.varies else jnp.zeros(shape, beta.dtype)
-    carry = (beta, counts, jax.tree.map(jnp.zeros_like, chain.emission_params))
+    carry: Any = (beta, counts, jax.tree.map(jnp.zeros_like, chain.emission_params))
     late: tuple = (None, None)
     early: tuple = (None, None)
     if tiles.rest:

@@ -4,6 +4,7 @@
 statistics; ``latents`` answers questions about the latents themselves.
 """
 
+from emppl.estep.filtering import Filtered, filtered
 from emppl.estep.fused import Chunking, FusedPlan, expectations, plan_fused, prepare
 from emppl.estep.latents import decode, marginals, sample, user_layout, whole_scans
 from emppl.estep.memory import check_memory, largest_table
@@ -12,12 +13,14 @@ from emppl.estep.plain import Expectations, Posterior, e_step, from_posterior, l
 __all__ = [
     "Chunking",
     "Expectations",
+    "Filtered",
     "FusedPlan",
     "Posterior",
     "check_memory",
     "decode",
     "e_step",
     "expectations",
+    "filtered",
     "largest_table",
     "from_posterior",
     "log_evidence",

@@ -68,15 +68,18 @@ def discover_scan(recorder, msg) -> None:
     values = {name: frame.messages[name]["value"] for name in frame.latents}
 
     def graph(leaves, data, values):
-        with recorder.frame(lambda one: values.get(one["name"], frame.messages[one["name"]]["value"])):
-            return jax.tree.leaves(_run(step, jax.tree.unflatten(treedef, leaves), data)[0])
+        with recorder.frame(lambda one: values.get(one["name"], frame.messages[one["name"]]["value"])) as again:
+            out = jax.tree.leaves(_run(step, jax.tree.unflatten(treedef, leaves), data)[0])
+        return out, [site_arrays(name, one, again) for name, one in _samples(again)]
 
     closed = jax.make_jaxpr(graph)(leaves, _slice(xs, 0), values)
     labels = [("carry", str(number)) for number in range(len(leaves))]
     labels += [("data", "")] * len(jax.tree.leaves(xs)) + [("latent", name) for name in sorted(values)]
     dependence = Dependence(closed, tuple(labels))
     found = [dependence.of_output(number) for number in range(len(leaves))]
-    depths, free = _depths(found, list(frame.latents))
+    sites = [dependence.of_output(number) for number in range(len(leaves), len(closed.jaxpr.outvars))]
+    read = {int(label) for labels in sites for kind, label in labels if kind == "carry"}
+    depths, free = _depths(found, list(frame.latents), read)
     order = max(depths.values(), default=0)
     if length <= order:
         raise ModelError(
@@ -136,8 +139,14 @@ def _reply(msg, length, carry, outputs) -> None:
     msg["value"] = (length, None, carry), (types.SimpleNamespace(trace={}), outputs)
 
 
-def _depths(found, latents) -> tuple[dict[str, int], tuple[bool, ...]]:
-    """How many steps back the carry holds every latent, and which leaves hold none."""
+def _depths(found, latents, read: set[int]) -> tuple[dict[str, int], tuple[bool, ...]]:
+    """How many steps back every latent is read through the carry, and which leaves hold none.
+
+    Args:
+        found: for every leaf of the carry, what it depends on.
+        latents: the latents of the step.
+        read: leaves that a site depends on; what no site reads may hold anything.
+    """
     parents = [[int(label) for kind, label in labels if kind == "carry"] for labels in found]
     own = [sorted(label for kind, label in labels if kind == "latent") for labels in found]
     depends = {number for number, names in enumerate(own) if names}
@@ -162,7 +171,7 @@ def _depths(found, latents) -> tuple[dict[str, int], tuple[bool, ...]]:
             if parent in depends:
                 descend(parent, lag + 1, path | {leaf})
 
-    for leaf in depends:
+    for leaf in depends & read:
         descend(leaf, 1, frozenset())
     return depths, tuple(number not in depends for number in range(len(found)))
 
@@ -220,9 +229,8 @@ def evaluate_scan(recorder, msg, scan: Scan, plate: Plate, shapes: Mapping[str, 
         _record(recorder, frame, lambda name, number=number: first(name, number), shapes, ())
     used = {name: value for name, value in atoms.items() if latent_of(name) in chain.depths}
 
-    def later(window, used):
-        """One later step, and before it the previous ones, which rebuild the carry."""
-        leaves = jax.tree.leaves(init)
+    def later(window, used, leaves):
+        """One later step, and before it the previous ones, which rebuild the carry from anything."""
         for lag in range(chain.order, -1, -1):
             known, data = window[lag]
             leaves = [leaf if k is None else k for leaf, k in zip(leaves, known, strict=True)]
@@ -238,14 +246,11 @@ def evaluate_scan(recorder, msg, scan: Scan, plate: Plate, shapes: Mapping[str, 
         ([cut(lag, leaf) for leaf in carried], jax.tree.map(lambda leaf, lag=lag: cut(lag, leaf), xs))
         for lag in range(chain.order + 1)
     ]
-    arrays, last, outputs, timed, mixed = _over_time(recorder, scan, later, window, used)
+    arrays, last, outputs, timed, mixed = _over_time(recorder, scan, later, window, used, jax.tree.leaves(init))
     _record(recorder, later.frame, lambda name: name, shapes, (plate,), arrays, timed)  # type: ignore[attr-defined]
     marked = lambda leaf, is_mixed: _mark(leaf, poison) if is_mixed else leaf  # noqa: E731
     stacked = _stack_outputs(early, outputs, mixed["outputs"], length, marked)
-    end = [
-        marked(leaf, is_mixed) if is_mixed or known is None else known[length]
-        for leaf, is_mixed, known in zip(last, mixed["carry"], carried, strict=True)
-    ]
+    end = [marked(leaf, True) if known is None else known[length] for leaf, known in zip(last, carried, strict=True)]
     _reply(msg, length, jax.tree.unflatten(treedef, end), stacked)
 
 
@@ -343,20 +348,21 @@ def _recursion(closed: ClosedJaxpr, start, positions, carried: int, xs, length: 
     return [jnp.concatenate([leaf[None], new]) for leaf, new in zip(start, after, strict=True)]
 
 
-def _over_time(recorder, scan: Scan, later, window, used):
+def _over_time(recorder, scan: Scan, later, window, used, init):
     """``vmap`` of ``later`` over time; outputs that do not vary over time keep no time axis."""
     one = jax.tree.map(lambda leaf: leaf[0], window)
-    closed, shape = jax.make_jaxpr(later, return_shape=True)(one, used)
+    closed, shape = jax.make_jaxpr(later, return_shape=True)(one, used, init)
     length = scan.chain.length
     conditions = _conditions(closed.jaxpr)
     closed = _settle(closed, conditions, scan.settled)
     flat = jax.tree.leaves(window)
     labels = (("time", ""),) * len(flat) + tuple(("latent", name) for name in sorted(used))
+    labels += (("latent", "of steps too long ago"),) * len(init)
     dependence = Dependence(closed, labels)
     found = [dependence.of_output(number) for number in range(len(closed.jaxpr.outvars))]
     varies = [("time", "") in labels for labels in found]
     recorder.conditions.append([_all_steps(closed, dependence, variable, flat) for variable in conditions])
-    atoms = jax.tree.leaves(used)
+    atoms = [*jax.tree.leaves(used), *init]
     results: list = [None] * len(found)
     for moving in (False, True):
         positions = [number for number, value in enumerate(varies) if value is moving]
@@ -377,6 +383,7 @@ def _over_time(recorder, scan: Scan, later, window, used):
     carried = len(last)
     for number, path in enumerate(paths):
         if number < sites:
+            assert ("latent", "of steps too long ago") not in found[number], path
             if varies[number]:
                 timed[path[1]].add(path[2:])
         else:

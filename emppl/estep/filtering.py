@@ -1,0 +1,95 @@
+"""Filters: what the observations so far say about the states of a chain, and how well they predict the next one."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from emppl.elimination import log_normalizer
+from emppl.errors import ModelError
+from emppl.estep.plain import owners_of
+from emppl.markov import ChainAxes, ChainTables, filter_steps
+from emppl.program import Part, Program
+
+
+class Filtered(NamedTuple):
+    """What a filter finds out, time first.
+
+    Attributes:
+        states: by scanned latent, ``p(state | observations up to this step)``: ``(time, *plates, states)``.
+        predicted: by scanned latent, ``p(state | observations before this step)``, from the second step on:
+            ``(time - 1, *plates, states)``.
+        log_likelihood: by scanned latent, the log-probability of a step's observations given those before (natural
+            log): ``(time, *plates)``; its sum over time is the log-likelihood.
+    """
+
+    states: dict[str, jax.Array]
+    predicted: dict[str, jax.Array]
+    log_likelihood: dict[str, jax.Array]
+
+
+def filtered(program: Program, params, leaves) -> Filtered:
+    """Filter every chain of the model.
+
+    Args:
+        program: the derived algorithm.
+        params: constrained parameter values.
+        leaves: the data.
+
+    Returns:
+        The filter.
+
+    Raises:
+        ModelError: the model has no chain, or one that cannot be filtered; the message says why.
+    """
+    arrays = program.evaluate(params, leaves)
+    tables, scales, present = program.tables(arrays), program.scales(arrays), program.present(arrays)
+    outcome = Filtered({}, {}, {})
+    for part in program.parts:
+
+        def watch(chain: ChainAxes, tables: ChainTables, part: Part = part) -> None:
+            _one_chain(program, part, chain, tables, outcome)
+
+        chosen = {name: tables[name] for name in part.factors}
+        log_normalizer(part.plan, chosen, scales, owners_of(program, scales), present=present, watch=watch)
+    if not outcome.states:
+        raise ModelError("The model has no chain of latents (a scan whose carry holds one), so nothing to filter.")
+    fault = program.fault(arrays)
+    return jax.tree.map(lambda array: array + fault, outcome)
+
+
+def _one_chain(program: Program, part: Part, chain: ChainAxes, tables: ChainTables, outcome: Filtered) -> None:
+    names = part.plan.axes
+    special = {chain.time, *chain.initial, *chain.current, *chain.previous}
+    outer = [n for n, size in zip(names, tables.shape, strict=True) if size > 1 and n in program.axes.latents - special]
+    record = next(one for one in program.trace.chains if one.time == chain.time)
+    latent = chain.current[0]
+    if outer or record.order > 1:
+        why = f"latents {outer} outside the scan are summed over" if outer else f"it is of order {record.order}"
+        raise ModelError(
+            f"The chain of {latent!r} cannot be filtered: {why}. em.log_likelihood on the first steps of the data, and "
+            "result.posterior, answer most questions about it."
+        )
+    states, predicted, evidence = filter_steps(tables)
+    batch = [n for n in names if n not in special]
+    width = tuple(tables.shape[names.index(n)] for n in batch)
+    sizes = tuple(program.axes.sizes[n] for n in chain.current)
+    for position, name in enumerate(chain.current):
+        site = program.trace.sites[name]
+        plates = program.axes.plates_of(site, site.batch_shape) - {chain.time}
+        order = [batch.index(n) for n in sorted(plates, key=lambda n: program.axes.dims[n])]
+        rest = [number for number in range(len(batch)) if number not in order]
+
+        def tidy(array: Any, kept: tuple[int, ...], order=order, rest=rest, position=position) -> jax.Array:
+            table = jnp.reshape(array, (array.shape[0], *kept, *width))
+            if kept:
+                others = tuple(1 + a for a in range(len(kept)) if a != position)
+                table = jnp.moveaxis(jnp.sum(table, others), 1, -1)
+            moved = jnp.transpose(table, [0, *(1 + a for a in rest + order), *range(1 + len(width), table.ndim)])
+            return jnp.reshape(moved, (moved.shape[0], *moved.shape[1 + len(rest) :]))
+
+        outcome.states[name] = tidy(states, sizes)
+        outcome.predicted[name] = tidy(predicted, sizes)
+        outcome.log_likelihood[name] = tidy(evidence, ())
