@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from emppl.axes import Axes, contract, look_up
 from emppl.dependence import Dependence
 from emppl.families import Family
-from emppl.trace import Site, SiteArrays, Trace, as_numpyro_expects, path_names
+from emppl.trace import Site, SiteArrays, Trace, as_numpyro_expects, log_density, path_names
 
 _MOST_ONE_HOT = 32
 
@@ -144,7 +144,7 @@ class SiteFactor:
                 if rank:  # NumPyro's multivariate densities do not broadcast a value against the batch
                     batch = jnp.broadcast_shapes(value.shape[: value.ndim - rank], mine.distribution.batch_shape)
                     value = jnp.broadcast_to(value, batch + value.shape[value.ndim - rank :])
-                table = mine.distribution.log_prob(value)
+                table = log_density(mine.distribution, value)
                 if self.site.kind == "observed":
                     # Outside its support a density is zero, which NumPyro's log_prob leaves to the caller.
                     table = _zero_outside(mine.distribution, value, table)

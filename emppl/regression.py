@@ -195,10 +195,10 @@ REGRESSION = Family(
     (dist.Normal,),
     1,
     {"coefficients": 1, "scale": 0},
+    reference=_reference,
     statistics=_statistics,
     natural=_natural,
     base_measure=lambda value, fixed: jnp.zeros_like(value[..., 0]),
-    reference=_reference,
     moments=lambda sums, count, reference: {"count": count, "sums": sums},
 )
 """Not in the registry: a site gets it when its location turns out to be a linear predictor."""

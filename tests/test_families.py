@@ -520,3 +520,69 @@ def test_location_with_corners_is_the_best_data_value(build):
         at_values = build(x[:, None, None], start["scale"][:, None]).log_prob(x)
         best = jnp.argmax(jnp.sum(at_values * responsibility, -1), 0)
     np.testing.assert_allclose(new, x[best], rtol=1e-14)
+
+
+# ------------------------------------------------------------------------- far from the origin, tiny and huge units
+
+MOVES = {
+    "Gamma": {"rate": lambda v, shift, unit: v / unit},
+    "LogNormal": {"loc": lambda v, shift, unit: v + np.log(unit)},
+    "Weibull": {"scale": lambda v, shift, unit: v * unit},
+    "StudentT": {"loc": lambda v, shift, unit: v * unit + shift, "scale": lambda v, shift, unit: v * unit},
+    "Gumbel": {"loc": lambda v, shift, unit: v * unit + shift, "scale": lambda v, shift, unit: v * unit},
+    "InverseGamma": {"rate": lambda v, shift, unit: v * unit},
+    "HalfNormal": {"scale": lambda v, shift, unit: v * unit},
+}
+
+
+@pytest.mark.parametrize(
+    "name, shift, unit",
+    [
+        pytest.param(n, shift, unit, marks=() if n in QUICK else pytest.mark.slow)
+        for n in MOVES
+        for shift, unit in ((0.0, 2.0**-27), (0.0, 2.0**27), (2.0**20, 1.0))
+        if not shift or "loc" in MOVES[n] and n != "LogNormal"
+    ],
+)
+def test_solution_moves_with_the_data(name, shift, unit):
+    """Data in units of 1e-8 and 1e8, and a million away from the origin: the solution of the plain data, moved."""
+    case = CASES[name]
+    # Multiples of 2**-20: the move is exact.
+    x, weight = np.ceil(data_of(case, 1) * 2**20) / 2**20, np.random.default_rng(2).uniform(0.5, 2, ROWS)
+    move = lambda n, v: MOVES[name].get(n, lambda v, *_: v)(v, shift, unit)  # noqa: E731
+    step, _ = compiled(name)
+    plain = step(start_of(case), x, weight)
+    moved = step({n: move(n, v) for n, v in start_of(case).items()}, x * unit + shift, weight)
+    for n in plain:
+        # A location of a million is itself known to 1e-10 only.
+        np.testing.assert_allclose(moved[n], move(n, plain[n]), rtol=1e-8 if not shift or n != "loc" else 1e-14)
+
+
+@pytest.mark.slow
+def test_narrow_gamma_keeps_its_digits():
+    """Shape of a gamma with a spread of 1e-4 of its mean, against the same equation in long double."""
+    from scipy.optimize import brentq
+
+    rng = np.random.default_rng(12)
+    x = 1e6 * (1 + 1e-4 * rng.normal(size=ROWS))
+
+    def model(x):
+        concentration = numpyro.param("concentration", 1e7, constraint=POSITIVE)
+        rate = numpyro.param("rate", 10.0, constraint=POSITIVE)
+        with numpyro.plate("rows", len(x)):
+            numpyro.sample("z", dist.Categorical(jnp.ones(1)))
+            numpyro.sample("x", dist.Gamma(concentration, rate), obs=x)
+
+    import emppl
+
+    result = emppl.EM(model, progress_bar=False).run(jax.random.key(0), x)
+    d = (x.astype(np.longdouble) - 1000000) / 1000000
+    gap = float(np.log1p(d.mean()) - np.log1p(d).mean())  # log of the mean minus mean of the log
+
+    def equation(log_k):
+        k = np.exp(log_k)
+        # log k - digamma(k) for large k, to 1e-30
+        return 1 / (2 * k) + 1 / (12 * k**2) - 1 / (120 * k**4) - gap
+
+    wanted = np.exp(brentq(lambda u: equation(u) / gap, 10, 25, xtol=1e-14))
+    np.testing.assert_allclose(result.params["concentration"], wanted, rtol=1e-7)

@@ -132,3 +132,21 @@ def test_answer(name):
         wanted = np.array(list(wanted.values()) if isinstance(wanted, dict) else wanted)
         limit = oracle["tolerance"]["params"]
         assert np.all(np.abs(result.params[key] - wanted) <= limit * np.maximum(1, np.abs(wanted))), key
+
+
+@pytest.mark.parametrize("make", [lambda v: dist.Bernoulli(logits=v), lambda v: dist.Binomial(5, logits=v)])
+def test_gradient_at_logit_zero_is_right(make):
+    """Where every logistic regression starts, NumPyro's own gradient is wrong: it clips its logits there."""
+
+    def model(y):
+        logit = numpyro.param("logit", 0.0)
+        with numpyro.plate("rows", len(y)):
+            one_component()
+            numpyro.sample("y", make(logit * jnp.ones(len(y))), obs=y)
+
+    y = np.array([1, 1, 0, 1])
+    em = emppl.EM(model)
+    value = lambda logit: em.log_likelihood({"logit": logit}, y)  # noqa: E731
+    step = 1e-5
+    difference = (value(jnp.array(step)) - value(jnp.array(-step))) / (2 * step)
+    np.testing.assert_allclose(jax.grad(value)(jnp.array(0.0)), difference, rtol=1e-8)

@@ -21,6 +21,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import emppl
 from models import (
     abo_blood_groups,
+    biochemists,
     carcinoma,
     chest_girths,
     dawid_skene,
@@ -220,7 +221,26 @@ LINES = {"intercept": "quadratic", "slope": "quadratic"}
 
 moth_names, abo_names = entries("p_C", "p_I", "p_T"), entries("p_A", "p_B", "p_O")
 
+
+def biochemist_blocks() -> dict:
+    names = entries(*biochemists.names)
+    parts = ("count", "zero")
+    return {
+        "params": lambda result: {"full": {part: names(result.params[part]) for part in parts}},
+        "loglik": lambda result: {"full": result.log_likelihood},
+        "standard_errors": lambda result: {"full": {part: names(result.standard_errors()[part]) for part in parts}},
+    }
+
+
 CASES = [
+    Case(
+        "biochemists",
+        "biochemists_zip",
+        emppl.EM(biochemists.model),
+        biochemists.data(),
+        biochemist_blocks(),
+        rules={"count": "newton", "zero": "newton"},
+    ),
     Case(
         "two_coins",
         "coins_do_batzoglou",

@@ -88,6 +88,15 @@ def _log1p_minus(d):
     return jnp.where(near, series, jnp.log1p(jnp.where(near, 0, d)) - d)
 
 
+def _stirling(k):
+    """``k log k - k - log Gamma(k)``, by Stirling's series where its terms would cancel."""
+    large = k > 30
+    x, far = jnp.where(large, 1.0, k), jnp.where(large, k, 30.0)
+    inverse = 1 / far**2
+    series = (1 / 12 - inverse * (1 / 360 - inverse * (1 / 1260 - inverse * (1 / 1680 - inverse / 1188)))) / far
+    return jnp.where(large, 0.5 * jnp.log(far / (2 * np.pi)) - series, x * jnp.log(x) - x - gammaln(x))
+
+
 def _gamma_statistics(value, fixed, reference):
     del fixed
     d = (value - reference["unit"]) / reference["unit"]
@@ -97,7 +106,8 @@ def _gamma_statistics(value, fixed, reference):
 def _gamma_natural(arguments, reference):
     concentration, rate = arguments["concentration"], arguments["rate"] * reference["unit"]
     linear, logarithmic = jnp.broadcast_arrays(concentration - rate, concentration)
-    offset = concentration * jnp.log(rate) - gammaln(concentration) - rate
+    # The same as concentration log(rate) - log Gamma(concentration) - rate, whose terms are large and nearly cancel.
+    offset = concentration * _log1p_minus((rate - concentration) / concentration) + _stirling(concentration)
     return jnp.stack([linear, logarithmic], -1), offset
 
 

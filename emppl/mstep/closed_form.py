@@ -75,8 +75,14 @@ class ClosedForm(Rule):
 # ------------------------------------------------------------------------------------- does it apply, and why not
 
 
-def propose(context: RuleContext, name: str) -> ClosedForm | str:
-    """The closed form of a parameter, or the reason why there is none."""
+def propose(context: RuleContext, name: str, anywhere: bool = False) -> ClosedForm | str:
+    """The closed form of a parameter, or the reason why there is none.
+
+    Args:
+        context: the model.
+        name: the parameter.
+        anywhere: may the solution lie outside the parameter's constraint?
+    """
     rank = len(context.trace.sites[name].shape)
     targets: list[Target] = []
     update: Update | None = None
@@ -124,7 +130,7 @@ def propose(context: RuleContext, name: str) -> ClosedForm | str:
     if maps[0]:
         return _through_map(context, name, update, tuple(targets), maps[0])
     refusal = _constraint_binds(context, name, update)
-    if refusal is not None:
+    if refusal is not None and not anywhere:
         return refusal
     prior = _conjugate_prior(context, name, update)
     if isinstance(prior, _Refusal):

@@ -43,6 +43,7 @@ def _predictor(program: Program, name: str, shapes) -> LinearPredictor | None:
     if (
         factor.labels_of is not None
         or factor.site.reinterpreted
+        or factor.site.time is not None
         or axes.plates_of(factor.site, factor.site.batch_shape) != {axes.rows}
         or sizes["loc"][rows] == 1
         or sizes["scale"][rows] > 1

@@ -6,7 +6,7 @@ site's distribution arguments, value, mask and scale. Discrete latents are enume
 its own, left of the plates, holding its *atoms*.
 """
 
-from emppl.trace.distributions import as_numpyro_expects
+from emppl.trace.distributions import as_numpyro_expects, log_density
 from emppl.trace.pruning import path_names
 from emppl.trace.record import Chain, Plate, Site, SiteArrays, Trace
 from emppl.trace.tracing import trace_model
@@ -18,6 +18,7 @@ __all__ = [
     "SiteArrays",
     "Trace",
     "as_numpyro_expects",
+    "log_density",
     "path_names",
     "trace_model",
 ]

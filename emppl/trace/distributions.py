@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jax.scipy.special import gammaln
 from numpyro.distributions.distribution import validation_enabled
 
 from emppl.errors import ModelError
@@ -76,6 +77,23 @@ def given_arguments(base) -> dict[str, Any]:
         if preferred in present:
             present.pop("scale_tril", None)
     return {name: value for name, value in present.items() if value is not None}
+
+
+def log_density(distribution, value):
+    """A distribution's ``log_prob``, differentiable where NumPyro's is not.
+
+    NumPyro's Bernoulli and Binomial clip their logits at zero, so that exactly there, where every logistic regression
+    starts, the automatic gradient is wrong (1 instead of 1/2). The values are the same.
+    """
+    if isinstance(distribution, dist.BernoulliLogits):
+        trials, ways = 1, jnp.zeros(())
+    elif isinstance(distribution, dist.BinomialLogits):
+        trials = distribution.total_count
+        ways = gammaln(trials + 1.0) - gammaln(value + 1.0) - gammaln(trials - value + 1.0)
+    else:
+        return distribution.log_prob(value)
+    logits = distribution.logits
+    return ways - value * jax.nn.softplus(-logits) - (trials - value) * jax.nn.softplus(logits)
 
 
 def support_values(name: str, base) -> np.ndarray:

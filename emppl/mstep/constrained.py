@@ -1,0 +1,77 @@
+"""A closed form whose solution may lie outside the parameter's constraint: ordered means, a scale with a floor.
+
+Inside the constraint the closed form is the maximum. Beyond a bound on single numbers the maximum is the bound itself,
+because Q rises towards the closed form and falls after it. Where entries constrain each other, the fallback takes over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from emppl.maps import Interval
+from emppl.mstep.closed_form import FLAT, ClosedForm
+from emppl.mstep.closed_form import propose as propose_closed_form
+from emppl.mstep.maximisation import Maximisation
+from emppl.mstep.newton import propose as propose_newton
+from emppl.mstep.numeric import propose as propose_numeric
+from emppl.parameters import bounds, constraint_name
+from emppl.rules import Rule, RuleContext
+
+
+@dataclasses.dataclass(frozen=True)
+class Constrained(Rule):
+    """The closed form where the constraint allows it.
+
+    Attributes:
+        closed: the update without the constraint.
+        limits: the constraint, if it bounds every entry by itself.
+        fallback: what is done where the solution is outside.
+    """
+
+    closed: ClosedForm
+    limits: Interval | None
+    fallback: Rule
+
+    kind: ClassVar[str] = "constrained"
+    reads_weights: ClassVar[bool] = False
+
+    @property
+    def order(self) -> int:
+        """As the closed form."""
+        return self.closed.order
+
+    def begin(self, program, params) -> Any:
+        """What the fallback remembers."""
+        return None if self.limits is not None else self.fallback.begin(program, params)
+
+    def update(self, step: Maximisation) -> dict[str, jax.Array]:
+        """The closed form, moved to the bound or replaced by the fallback where it is outside."""
+        ((name, value),) = self.closed.update(step).items()
+        constraint = step.program.trace.sites[name].constraint
+        if self.limits is not None:
+            low, high = (jnp.asarray(end, value.dtype) for end in self.limits)
+            # A bound may itself be excluded: stop one step short of it.
+            return {name: jnp.clip(value, jnp.nextafter(low, high), jnp.nextafter(high, low))}
+        inside = jnp.all(constraint(value)) & jnp.all(jnp.isfinite(value))
+        before = step.unfinished
+        otherwise = self.fallback.update(step)[name]
+        step.unfinished = jnp.where(inside, before, step.unfinished)
+        return {name: jnp.where(inside, value, otherwise)}
+
+
+def propose(context: RuleContext, name: str) -> Constrained | None:
+    """A closed form that only the constraint stands in the way of, or None."""
+    closed = propose_closed_form(context, name, anywhere=True)
+    if not isinstance(closed, ClosedForm) or closed.map:
+        return None
+    constraint = context.trace.sites[name].constraint
+    limits = bounds(constraint) if closed.closed.event_rank == 0 and closed.prior in (None, *FLAT, "flat") else None
+    found = propose_newton(context, name)
+    fallback: Rule = found if isinstance(found, Rule) else propose_numeric(context, name)
+    what = "or else the bound" if limits is not None else f"or else {fallback.kind}"
+    detail = f"{closed.detail} where its constraint {constraint_name(constraint)!r} allows it, {what}"
+    return Constrained((name,), detail, closed, limits, fallback, prior=closed.prior)
