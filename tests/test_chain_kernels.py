@@ -117,7 +117,7 @@ def chains(draw):
     )
     if draw(st.booleans()):
         present = np.ones_like(arrays[3])
-        arrays = (*arrays[:2], np.nan_to_num(arrays[2], nan=0.5), present)
+        arrays = (*arrays[:2], np.where(np.isnan(arrays[2]), 0.5, arrays[2]), present)
     return arrays
 
 
