@@ -6,11 +6,13 @@ their twin, ``choose`` decides between them. Nothing here knows NumPyro.
 """
 
 from emppl.chain.choose import Kernel, choose_kernel
+from emppl.chain.emission import Symbols
 from emppl.chain.evidence import fused_log_evidence, log_evidence
 from emppl.chain.posterior import filtered, pairwise, sample_paths, smoothed, viterbi
 
 __all__ = [
     "Kernel",
+    "Symbols",
     "choose_kernel",
     "filtered",
     "fused_log_evidence",

@@ -134,10 +134,14 @@ def tile_table(layout: Layout, emission_params, slices, blocks: int = 1) -> jax.
         if layout.emission is not None:
             table = jax.vmap(layout.emission, (None, -1), -1)(emission_params, slices)
         return jnp.reshape(table, (states, lanes, table.shape[-1]))
-    table = slices
-    if layout.emission is not None:
+    if layout.emission is None:
+        return jnp.reshape(slices, (-1, states, lanes))
+    if jax.tree.leaves(slices)[0].shape[0] == 1:
+        # One step: a gather stays a plain gather, whose transpose is a faster scatter than a batched one's.
+        table = layout.emission(emission_params, jax.tree.map(lambda array: array[0], slices))
+    else:
         table = jax.vmap(layout.emission, (None, 0))(emission_params, slices)
-    return jnp.reshape(table, (table.shape[0], states, lanes))
+    return jnp.reshape(table, (-1, states, lanes))
 
 
 def few_lanes(lanes: int) -> bool:
@@ -254,6 +258,9 @@ class Tiles:
         self.full = later // self.size if later else 0
         self.rest = later - self.full * self.size
         self.starts = jnp.arange(self.full) * self.size
+        self.prepared = None
+        if hasattr(layout.emission, "scaled") and not self.few:
+            self.prepared = layout.emission.prepare(chain.emission_params)
         self.transition = None if chain.varies else split_peak(chain.log_transition, (1, 2))[0]
 
     def present(self, start, size) -> jax.Array | None:
@@ -264,6 +271,23 @@ class Tiles:
         """Log emissions of a tile, laid out as :func:`tile_table` does; zero where a step does not exist."""
         table = tile_table(self.layout, emission_params, slice_time(self.chain.slices, start + 1, size))
         return mask_table(table, self.present(start, size), self.few)
+
+    def emissions(self, start, size, table) -> tuple[jax.Array, jax.Array]:
+        """(C, K, N) scaled densities and (C, N) logs of their scales; ``table`` from :meth:`table`."""
+        if self.prepared is None:
+            return scaled_emissions(table, self.few)
+        slices = slice_time(self.chain.slices, start + 1, size)
+        layout = self.layout
+        if size == 1:
+            densities, peak = layout.emission.scaled(self.prepared, jax.tree.map(lambda array: array[0], slices))
+        else:
+            densities, peak = jax.vmap(layout.emission.scaled, (None, 0))(self.prepared, slices)
+        densities = jnp.reshape(densities, (size, layout.num_states, layout.lanes))
+        peak = jnp.reshape(peak, (size, layout.lanes))
+        present = self.present(start, size)
+        if present is None:
+            return densities, peak
+        return jnp.where(present[:, None], densities, 1), jnp.where(present, peak, 0)
 
     def table_gradient(self, marginals, start, size) -> jax.Array | None:
         """Gradient of a table: the marginals of steps that exist. None for a fused emission."""

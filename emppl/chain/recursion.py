@@ -113,7 +113,11 @@ def filter_tile(tile: Tile, joint: jax.Array) -> tuple[jax.Array, jax.Array, jax
             onwards = jnp.where(present[None], propagate(transition, joint) * emission, joint) * inverse(scale)
         return onwards, (onwards, scale)
 
-    last, (stack, scales) = jax.lax.scan(step, joint, (tile.emission, transitions, tile.present))
+    inputs = (tile.emission, transitions, tile.present)
+    if tile.emission.shape[0] == 1:
+        last, (_, scale) = step(joint, jax.tree.map(lambda array: array[0], inputs))
+        return last[None], scale[None], last
+    last, (stack, scales) = jax.lax.scan(step, joint, inputs)
     return stack, scales, last
 
 

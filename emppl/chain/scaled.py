@@ -20,7 +20,6 @@ from emppl.chain.problem import (
     initial_joint,
     initial_marginals,
     join_time,
-    scaled_emissions,
     transition_peaks,
 )
 from emppl.chain.recursion import pair_counts
@@ -44,14 +43,15 @@ def forward(layout: Layout, chain: Chain) -> tuple[jax.Array, jax.Array, Residua
         backward pass needs.
     """
     tiles = Tiles(layout, chain)
-    joint, evidence = initial_joint(layout, chain)
+    start, evidence = initial_joint(layout, chain)
+    joint = start
 
     def one(joint, start, size):
-        emission, peaks = scaled_emissions(tiles.table(start, size, chain.emission_params), tiles.few)
+        emission, peaks = tiles.emissions(start, size, tiles.table(start, size, chain.emission_params))
         stack, scales, last = _steps(layout).filter_tile(tiles.tile(start, size, emission), joint)
         # Sums of logs within a tile, then over tiles: pairwise, never a running total.
         logs = jnp.sum(jnp.log(scales[:, 0]) + peaks, 0)
-        return last, ((joint, stack, scales), logs, jnp.min(scales[:, 0], 0))
+        return last, ((stack, scales), logs, jnp.min(scales[:, 0], 0))
 
     full = tail = None
     worst = jnp.full_like(evidence, jnp.inf)
@@ -63,7 +63,7 @@ def forward(layout: Layout, chain: Chain) -> tuple[jax.Array, jax.Array, Residua
         evidence, worst = evidence + logs, jnp.minimum(worst, least)
     scale = jnp.sum(joint, 0)
     evidence = evidence + jnp.log(scale) + transition_peaks(layout, chain)
-    return evidence, jnp.minimum(worst, scale), (full, tail)
+    return evidence, jnp.minimum(worst, scale), (start, full, tail)
 
 
 def backward(layout: Layout, chain: Chain, residual: Residual, weight: jax.Array):
@@ -80,14 +80,20 @@ def backward(layout: Layout, chain: Chain, residual: Residual, weight: jax.Array
         (T, K, N) (None for a fused emission).
     """
     tiles = Tiles(layout, chain)
-    full, tail = residual
+    first_joint, full, tail = residual
     shape = chain.log_transition.shape
 
-    def one(carry, start, size, stored):
+    def last_of(tile_before):
+        # u of the step before a tile: the last of the tile before, or the first step's.
+        if not tiles.full:
+            return first_joint
+        return jnp.where(tile_before < 0, first_joint, full[0][jnp.maximum(tile_before, 0), -1])
+
+    def one(carry, start, size, before, stored):
         beta, counts, gradient = carry
         table, pull = jax.vjp(lambda params: tiles.table(start, size, params), chain.emission_params)
-        tile = tiles.tile(start, size, scaled_emissions(table, tiles.few)[0])
-        marginals, filtered, v, beta = _steps(layout).smooth_tile(tile, *stored, beta)
+        tile = tiles.tile(start, size, tiles.emissions(start, size, table)[0])
+        marginals, filtered, v, beta = _steps(layout).smooth_tile(tile, before, *stored, beta)
         pairs = pair_counts(tile, filtered, v, (size if chain.varies else 1, *shape[1:]))
         gradient = jax.tree.map(jnp.add, gradient, pull(as_table(marginals))[0])
         if not chain.varies:
@@ -100,12 +106,12 @@ def backward(layout: Layout, chain: Chain, residual: Residual, weight: jax.Array
     late: tuple = (None, None)
     early: tuple = (None, None)
     if tiles.rest:
-        carry, late = one(carry, tiles.full * tiles.size, tiles.rest, tail)
+        carry, late = one(carry, tiles.full * tiles.size, tiles.rest, last_of(tiles.full - 1), tail)
     if tiles.full:
         carry, early = jax.lax.scan(
-            lambda carry, inputs: one(carry, inputs[0], tiles.size, inputs[1]),
+            lambda carry, at: one(carry, at[0] * tiles.size, tiles.size, last_of(at[0] - 1), at[1]),
             carry,
-            (tiles.starts, full),
+            (jnp.arange(tiles.full), full),
             reverse=True,
         )
     beta, counts, gradient = carry
