@@ -107,7 +107,7 @@ def smooth_log(chain: Chain, table: jax.Array, keep_pairs: bool):
     marginals = jnp.where(possible[None, None], marginals, 0)
     if keep_pairs:
         return marginals, jnp.where(possible[None, None, None], pairs, 0)
-    return marginals, jnp.where(possible[None, None], recent + counts, 0)
+    return marginals, jnp.where(possible[None, None], recent + counts, 0)  # type: ignore[operator]
 
 
 def backward(layout: Layout, chain: Chain, weight: jax.Array):

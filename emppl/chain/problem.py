@@ -260,7 +260,7 @@ class Tiles:
         self.starts = jnp.arange(self.full) * self.size
         self.prepared = None
         if hasattr(layout.emission, "scaled") and not self.few:
-            self.prepared = layout.emission.prepare(chain.emission_params)
+            self.prepared = layout.emission.prepare(chain.emission_params)  # type: ignore[union-attr]
         self.transition = None if chain.varies else split_peak(chain.log_transition, (1, 2))[0]
 
     def present(self, start, size) -> jax.Array | None:
@@ -279,9 +279,9 @@ class Tiles:
         slices = slice_time(self.chain.slices, start + 1, size)
         layout = self.layout
         if size == 1:
-            densities, peak = layout.emission.scaled(self.prepared, jax.tree.map(lambda array: array[0], slices))
+            densities, peak = layout.emission.scaled(self.prepared, jax.tree.map(lambda array: array[0], slices))  # type: ignore[union-attr]
         else:
-            densities, peak = jax.vmap(layout.emission.scaled, (None, 0))(self.prepared, slices)
+            densities, peak = jax.vmap(layout.emission.scaled, (None, 0))(self.prepared, slices)  # type: ignore[union-attr]
         densities = jnp.reshape(densities, (size, layout.num_states, layout.lanes))
         peak = jnp.reshape(peak, (size, layout.lanes))
         present = self.present(start, size)

@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from emppl.chain import associative, recursion
+import emppl.chain.associative as associative
+import emppl.chain.recursion as recursion
 from emppl.chain.problem import (
     Chain,
     Layout,
@@ -67,7 +68,7 @@ def forward(layout: Layout, chain: Chain) -> tuple[jax.Array, jax.Array, Residua
 
 
 def _renew(joint, beta, weight):
-    """Beta scaled so that marginals sum to the weight again: over a million steps rounding drifts by 1e-3 in float32."""
+    """Beta scaled so that marginals sum to the weight again: over a million steps float32 would drift by 1e-3."""
     total = jnp.sum(joint, 0)
     mass = jnp.sum(joint * beta, 0)
     return beta * jnp.where(mass != 0, weight * total / jnp.where(mass != 0, mass, 1), 1)[None]
@@ -106,7 +107,7 @@ def backward(layout: Layout, chain: Chain, residual: Residual, weight: jax.Array
         pairs = pair_counts(tile, filtered, v, (size if chain.varies else 1, *shape[1:]))
         gradient = jax.tree.map(jnp.add, gradient, pull(as_table(marginals))[0])
         if not chain.varies:
-            counts, pairs = counts + pairs, None
+            counts, pairs = counts + pairs, None  # type: ignore[assignment]
         return (beta, counts, gradient), (tiles.table_gradient(marginals, start, size), pairs)
 
     beta = jnp.broadcast_to(weight, (layout.num_states, layout.lanes))
