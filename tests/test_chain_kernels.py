@@ -17,7 +17,6 @@ FAST = (
     Kernel("sequential", 2048),
     Kernel("sequential", 3),
     Kernel("blocked", 2, 2),
-    Kernel("associative", 4096),
     Kernel("associative", 3),
 )
 IDS = [f"{k.name}-{k.chunk}" for k in FAST]
@@ -122,7 +121,7 @@ def chains(draw):
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate])
-@given(chains(), st.sampled_from(("plain", *FAST[1:3], FAST[4])))
+@given(chains(), st.sampled_from(("plain", *FAST[1:])))
 def test_evidence_and_gradient_equal_enumeration(arrays, kernel):
     initial, transition, emission, present = arrays
     if not isinstance(kernel, str) and kernel.name == "blocked" and transition.shape[0] > 1:
@@ -220,13 +219,15 @@ def linear(natural, statistics):
     return natural @ statistics
 
 
-@pytest.mark.parametrize("kernel", FAST[1:4], ids=IDS[1:4])
-@pytest.mark.parametrize(("batch", "emission"), [((), linear), ((2,), gather), ((9,), gather)], ids=str)
+@pytest.mark.parametrize("kernel", FAST[1:], ids=IDS[1:])
+@pytest.mark.parametrize(
+    ("batch", "emission"), [((), linear), ((2,), gather), ((9,), chain.Symbols())], ids=["linear", "gather", "symbols"]
+)
 def test_fused_emission_equals_its_table(kernel, batch, emission):
     rng = np.random.default_rng(4)
     steps, states = 21, 3
     initial, transition, _, present = random_chain(5, steps, states, batch, batch_transition=False, gaps=True)
-    if emission is gather:
+    if emission is not linear:
         params, slices = rng.normal(size=(states, 6)), rng.integers(0, 6, (steps, *batch))
     else:
         params, slices = rng.normal(size=(states, 2)), rng.normal(size=(steps, 2, *batch))
@@ -262,7 +263,7 @@ def test_second_derivatives_of_the_plain_path():
         np.testing.assert_allclose(hessian[:, :, t, k], (up - down) / (2 * step), atol=1e-8)
 
 
-@pytest.mark.parametrize("kernel", FAST[1:4], ids=IDS[1:4])
+@pytest.mark.parametrize("kernel", FAST[1:], ids=IDS[1:])
 def test_an_impossible_sequence_has_evidence_minus_infinity_and_gradient_zero(kernel):
     initial, transition, emission, _ = random_chain(7, 12, 3, (2,))
     emission[5, :, 0] = -np.inf
@@ -272,7 +273,7 @@ def test_an_impossible_sequence_has_evidence_minus_infinity_and_gradient_zero(ke
         assert np.all(gradient[..., 0] == 0) and np.all(np.isfinite(gradient)) and np.any(gradient[..., 1] != 0)
 
 
-@pytest.mark.parametrize("kernel", FAST[1:4], ids=IDS[1:4])
+@pytest.mark.parametrize("kernel", FAST[1:], ids=IDS[1:])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_underflow_is_noticed_and_repaired(kernel, dtype):
     """The state that explains the data cannot be reached: every scaled probability of the other one underflows."""
@@ -347,7 +348,8 @@ def test_a_million_steps_of_a_left_right_chain(kernel):
         counts = np.asarray(gradient[1][0], np.float64)
         assert np.all(counts[np.exp(tables[1][0]) == 0] == 0)
         np.testing.assert_allclose(counts.sum(), 999_999, rtol=1e-4)
-        assert np.all(gradient[2][0] == jnp.asarray([1, 0, 0]))
+        assert np.all(gradient[2][0, 1:] == 0)
+        np.testing.assert_allclose(gradient[2].sum(1), 1, rtol=1e-3 if dtype == "float32" else 1e-10)
     assert abs(float(values["float32"]) - float(values["float64"])) < 2
 
 

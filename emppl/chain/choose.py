@@ -93,5 +93,7 @@ def _sized(name: str, num_steps: int, num_states: int, lanes: int) -> Kernel:
     if name == "associative":
         return Kernel(name, max(min(num_steps, 4_194_304 // (num_states**2 * lanes)), 1))
     if name == "sequential":
-        return Kernel(name, max(min(2048, _CELLS // (num_states * lanes)), 1))
+        chunk = min(2048, _CELLS // (num_states * lanes))
+        # An inner loop of two or three turns costs more than it saves.
+        return Kernel(name, chunk if chunk >= 4 else 1)
     return Kernel(name)

@@ -158,15 +158,17 @@ def smooth_tile(
     final = factor[-1] * beta
     if length == 1:
         v = final[None]
+        marginals = jnp.where(stack > 0, stack * inverse(last) * beta[None], 0)
     else:
         _, v = jax.lax.scan(step, final, later, reverse=True)
         v = jnp.concatenate([v, final[None]])
-    beta = back(
+    earlier = back(
         v[0], None if transitions is None else transitions[0], None if tile.present is None else tile.present[0]
     )
-    marginals = jnp.where(stack > 0, stack / jnp.where(stack > 0, tile.emission, 1), 0) * v
+    if length > 1:
+        marginals = jnp.where(stack > 0, stack / jnp.where(stack > 0, tile.emission, 1), 0) * v
     filtered = jnp.concatenate([before[None], stack[:-1]]) * inverse(scales)
-    return marginals, filtered, v, beta
+    return marginals, filtered, v, earlier
 
 
 def pair_counts(tile: Tile, filtered: jax.Array, v: jax.Array, like: tuple[int, ...]) -> jax.Array:
