@@ -1,15 +1,15 @@
 """emppl: write a latent-variable model in NumPyro; get its EM algorithm derived, compiled and explained."""
 
-from emppl.compare import Comparison, compare
 from emppl.em import EM
 from emppl.errors import DataError, EMError, ModelError, ParameterError
 from emppl.estep import Posterior
 from emppl.families import Family, Update, register
-from emppl.outcome import StopReason
+from emppl.fit.outcome import StopReason
 from emppl.plan import Plan
-from emppl.result import Certificate, EMResult
+from emppl.report.compare import Comparison, compare
+from emppl.report.result import Certificate, EMResult
+from emppl.report.uncertainty import Covariance
 from emppl.strategies import Enumerate
-from emppl.uncertainty import Covariance
 
 __version__ = "0.1.0"
 

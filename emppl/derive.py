@@ -12,7 +12,6 @@ from typing import Any
 import jax
 
 from emppl.axes import model_axes
-from emppl.dependence import Dependence
 from emppl.elimination import Factor, plan_elimination
 from emppl.errors import ModelError, unknown_name
 from emppl.estep import check_memory, plan_fused
@@ -22,12 +21,13 @@ from emppl.held import check_held
 from emppl.mstep import choose_rules
 from emppl.mstep.analysis import Analysis
 from emppl.mstep.linear_predictors import find_regressions
-from emppl.naming import latent_of
 from emppl.program import Options, Part, Program
 from emppl.roles import assign_roles, without_missing_cells
 from emppl.rules import RuleContext
 from emppl.strategies import Enumerate
+from emppl.structure.dependence import Dependence
 from emppl.trace import Trace, trace_model
+from emppl.trace.naming import latent_of
 
 
 def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Program:

@@ -24,9 +24,9 @@ import jax.numpy as jnp
 
 from emppl.errors import ModelError
 from emppl.markov import ChainAxes, ChainTables, Emission, SumOut, arrange, forward, kernel_evidence
-from emppl.naming import first, lagged
 from emppl.numerics import logsumexp, safe_divide, weighted
 from emppl.trace import Chain
+from emppl.trace.naming import first, lagged
 
 
 @dataclasses.dataclass(frozen=True)

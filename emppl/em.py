@@ -11,17 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import emppl.closed_forms  # noqa: F401  registers the families
-from emppl import checks, estep, loop
-from emppl.arguments import split_arguments
-from emppl.compiled import Compiled
+from emppl import estep
 from emppl.errors import DataError, ParameterError, unknown_name
+from emppl.fit import checks, loop
+from emppl.fit.compiled import Compiled
+from emppl.fit.progress import Progress
 from emppl.held import split_fixed
 from emppl.parameters import check
 from emppl.plan import Plan, build_plan
 from emppl.program import Options, Program
-from emppl.progress import Progress
-from emppl.result import EMResult
+from emppl.report.result import EMResult
+from emppl.trace.arguments import split_arguments
 
 _TOLERANCE = 1e-9
 

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from emppl.axes import Axes, contract, look_up
-from emppl.dependence import Dependence
 from emppl.families import Family
+from emppl.structure.dependence import Dependence
 from emppl.trace import Site, SiteArrays, Trace, as_numpyro_expects, log_density, path_names
 
 _MOST_ONE_HOT = 32

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from emppl.chain import choose_kernel
 from emppl.elimination import Step
 from emppl.estep import FusedPlan, largest_table
-from emppl.naming import latent_of, model_name
 from emppl.program import Program
+from emppl.trace.naming import latent_of, model_name
 
 
 @dataclasses.dataclass(frozen=True)

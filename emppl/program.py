@@ -15,16 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl.axes import Axes
-from emppl.dependence import Dependence
 from emppl.elimination import EliminationPlan, probe_name
 from emppl.factors import SiteFactor
 from emppl.held import pin
-from emppl.naming import model_name
 from emppl.regression import RegressionFactor
 from emppl.roles import Role
 from emppl.rules import Rule
 from emppl.strategies import Evidence, Strategy
+from emppl.structure.dependence import Dependence
 from emppl.trace import Trace, as_numpyro_expects
+from emppl.trace.naming import model_name
 
 
 @dataclasses.dataclass(frozen=True)

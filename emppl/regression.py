@@ -25,8 +25,8 @@ from jax.scipy.linalg import solve_triangular
 
 from emppl.factors import SiteFactor
 from emppl.families import Family
-from emppl.layout import Layout
 from emppl.numerics import matrix_transpose
+from emppl.structure.layout import Layout
 
 _LOG_TWO_PI = float(np.log(2 * np.pi))
 

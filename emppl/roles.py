@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from emppl.dependence import Dependence
 from emppl.errors import ModelError, ParameterError, unknown_name
 from emppl.factors import field_dependences
 from emppl.strategies import Strategy
+from emppl.structure.dependence import Dependence
 from emppl.trace import Trace
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import jax
 import numpy as np
 
-from emppl.dependence import Dependence
 from emppl.factors import SiteFactor
+from emppl.structure.dependence import Dependence
 from emppl.trace import Trace
 
 if TYPE_CHECKING:

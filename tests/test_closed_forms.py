@@ -21,10 +21,10 @@ from numpyro.distributions import constraints
 
 import emppl  # noqa: F401  registers the families
 from emppl import estep, mstep
-from emppl.arguments import split_arguments
 from emppl.derive import derive
 from emppl.families import registered_families
 from emppl.program import Options
+from emppl.trace.arguments import split_arguments
 
 ROWS, K = 60, 2
 WEIGHTS = np.array([0.4, 0.6])

@@ -9,11 +9,11 @@ import pytest
 from numpyro.distributions import constraints
 
 import emppl
-from emppl.arguments import split_arguments
-from emppl.components import component_axes
-from emppl.dependence import Dependence
 from emppl.derive import derive
 from emppl.program import Options
+from emppl.report.components import component_axes
+from emppl.structure.dependence import Dependence
+from emppl.trace.arguments import split_arguments
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)

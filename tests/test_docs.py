@@ -9,7 +9,7 @@ import sys
 
 import jax
 
-from emppl.family_table import family_table
+from emppl.families.table import family_table
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 
@@ -27,6 +27,6 @@ def test_extending_prints_what_the_page_shows():
 
 def test_table_of_families_is_up_to_date():
     # In a process of its own: other tests register families.
-    done = subprocess.run([sys.executable, "-m", "emppl.family_table"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "emppl.families.table"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() in (DOCS / "families.md").read_text(), "write it again: see the top of docs/families.md"
     assert family_table().startswith("| family |")

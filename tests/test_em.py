@@ -13,9 +13,9 @@ from numpyro.distributions import constraints
 
 import emppl
 from emppl import estep, mstep
-from emppl.arguments import split_arguments
 from emppl.derive import derive
 from emppl.program import Options
+from emppl.trace.arguments import split_arguments
 
 KEY = jax.random.key(0)
 

@@ -22,11 +22,11 @@ from brute_force import QUICK_COMPILE, unconstrained_gradient
 from numpyro.distributions import biject_to, constraints
 
 from emppl import estep, mstep
-from emppl.arguments import split_arguments
 from emppl.derive import derive
 from emppl.families import registered_families
-from emppl.family_check import check_family
+from emppl.families.check import check_family
 from emppl.program import Options
+from emppl.trace.arguments import split_arguments
 
 ROWS, K = 80, 2
 WEIGHTS = np.array([0.4, 0.6])

@@ -19,9 +19,9 @@ from random_models import model, random_data, random_params, specs
 
 import emppl  # noqa: F401  registers the families
 from emppl import estep, mstep
-from emppl.arguments import split_arguments
 from emppl.derive import derive
 from emppl.program import Options
+from emppl.trace.arguments import split_arguments
 
 DRAWS = 5
 EM_STEPS = 10

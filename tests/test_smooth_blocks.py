@@ -13,7 +13,8 @@ import scipy.stats
 from numpyro.distributions import constraints
 
 import emppl
-from emppl import loop, mstep
+from emppl import mstep
+from emppl.fit import loop
 
 KEY = jax.random.key(0)
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from emppl.elimination import log_sum, probe_name
 from emppl.estep.plain import owners_of, part_evidence
 from emppl.markov import SumOut
-from emppl.naming import first
 from emppl.numerics import maximum_out, safe_divide, sample_out
 from emppl.program import Program
+from emppl.trace.naming import first
 
 
 def _gradient_of_probes(program: Program, params, leaves, sum_outs: Mapping[int, SumOut]) -> dict[str, jax.Array]:

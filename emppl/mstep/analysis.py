@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from emppl.layout import Layout, find_layout
 from emppl.numerics import weighted
 from emppl.parameters import constrain, unconstrain
 from emppl.program import Program, prior_cells
+from emppl.structure.layout import Layout, find_layout
 
 
 class Analysis:

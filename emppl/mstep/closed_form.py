@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl.axes import reduce_to
-from emppl.dependence import Selection
 from emppl.factors import SiteFactor
 from emppl.families import Update
-from emppl.maps import REAL, ElementMap, Interval
 from emppl.mstep.maximisation import Maximisation
 from emppl.parameters import bounds, constraint_name
 from emppl.rules import Rule, RuleContext
+from emppl.structure.dependence import Selection
+from emppl.structure.maps import REAL, ElementMap, Interval
 from emppl.trace import Trace
 
 FLAT = ("ImproperUniform", "Uniform", "Unit")

@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from emppl.maps import Interval
 from emppl.mstep.closed_form import FLAT, ClosedForm
 from emppl.mstep.closed_form import propose as propose_closed_form
 from emppl.mstep.maximisation import Maximisation
@@ -20,6 +19,7 @@ from emppl.mstep.newton import propose as propose_newton
 from emppl.mstep.numeric import propose as propose_numeric
 from emppl.parameters import bounds, constraint_name
 from emppl.rules import Rule, RuleContext
+from emppl.structure.maps import Interval
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpyro.distributions as dist
 
-from emppl.layout import find_layout, group_numbers
 from emppl.mstep.quadratic import Quadratic
 from emppl.program import Program
 from emppl.regression import LinearPredictor, RegressionFactor
-from emppl.separation import Grouped, Separation
+from emppl.structure.layout import find_layout, group_numbers
+from emppl.structure.separation import Grouped, Separation
 
 _MOST_COLUMNS = 30
 _MOST_NUMBERS = 2**27

@@ -16,11 +16,11 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from emppl.layout import Layout
 from emppl.mstep.maximisation import Maximisation
 from emppl.mstep.quadratic import describe, free_entries, scaled_eigen
 from emppl.parameters import bounds, constrain, unconstrain
 from emppl.rules import Rule, RuleContext
+from emppl.structure.layout import Layout
 
 _MOST_ENTRIES = 200
 _MOST_PROBES = 400

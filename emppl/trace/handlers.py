@@ -13,8 +13,8 @@ import numpyro
 from numpyro.distributions.distribution import Unit
 from numpyro.primitives import Messenger
 
-from emppl.arguments import join_arguments
 from emppl.errors import EMError, ModelError
+from emppl.trace.arguments import join_arguments
 from emppl.trace.distributions import as_numpyro_expects, is_discrete
 
 
@@ -124,7 +124,7 @@ def run_model(
         model: a NumPyro model.
         answer: gives every unobserved site its value.
         leaves: the model's array arguments.
-        skeleton: its static arguments, from :func:`~emppl.arguments.split_arguments`.
+        skeleton: its static arguments, from :func:`~emppl.trace.arguments.split_arguments`.
         rng_key: random key, for models that draw.
         answer_scan: gives a ``scan`` its value.
 

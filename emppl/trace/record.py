@@ -34,9 +34,9 @@ class Plate:
 class Chain:
     """Latents of one ``scan`` that later steps refer to.
 
-    The first ``order`` steps are run one by one; their latents have names of their own (:mod:`emppl.naming`). All later
-    steps share the time axis: there a latent has its own axis, and one for each earlier step that the model still
-    refers to.
+    The first ``order`` steps are run one by one; their latents have names of their own (:mod:`emppl.trace.naming`).
+    All later steps share the time axis: there a latent has its own axis, and one for each earlier step that the model
+    still refers to.
 
     Attributes:
         time: name of the time axis.

@@ -11,16 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import emppl.closed_forms  # noqa: F401  registers the families
-from emppl import checks, estep, loop, mstep
-from emppl.criteria import cell_weights
+from emppl import estep, mstep
 from emppl.derive import derive
 from emppl.errors import ParameterError, unknown_name
-from emppl.identification import shift_effects
+from emppl.fit import checks, loop
+from emppl.fit.start import starting_values
 from emppl.parameters import check
 from emppl.program import Options, Program
-from emppl.start import starting_values
-from emppl.uncertainty import hessian_columns
+from emppl.report.criteria import cell_weights
+from emppl.report.identification import shift_effects
+from emppl.report.uncertainty import hessian_columns
 
 
 class Compiled:

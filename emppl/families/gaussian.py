@@ -10,7 +10,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.linalg import cho_solve, solve_triangular
 
-from emppl.families import Family, Update, add
+from emppl.families.registry import Family, Update, add
 from emppl.numerics import matrix_transpose, safe_divide, symmetrize
 
 _LOG_TWO_PI = float(np.log(2 * np.pi))

@@ -169,7 +169,7 @@ def register(family: Family | type, *, check: bool = True, **description: Any) -
         if distribution in _REGISTRY:
             raise ValueError(f"{distribution.__name__} is already registered, as {_REGISTRY[distribution].name}.")
     if check:
-        from emppl.family_check import check_family
+        from emppl.families.check import check_family
 
         check_family(family)
     _REGISTRY.update(dict.fromkeys(family.distributions, family))

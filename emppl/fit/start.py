@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from emppl.factors import SiteFactor
-from emppl.maps import ElementMap
 from emppl.mstep import ClosedForm
 from emppl.mstep.closed_form import Target
 from emppl.parameters import constrain, unconstrain
 from emppl.program import Program
 from emppl.rules import Rule
+from emppl.structure.maps import ElementMap
 
 _SEED_ROWS = 20_000
 _JITTER = 0.5

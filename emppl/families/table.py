@@ -1,8 +1,8 @@
-"""The table of registered families for the documentation: ``python -m emppl.family_table`` prints it."""
+"""The table of registered families for the documentation: ``python -m emppl.families.table`` prints it."""
 
 from __future__ import annotations
 
-from emppl.families import Family, registered_families
+from emppl.families.registry import Family, registered_families
 
 
 def family_table() -> str:
@@ -37,6 +37,4 @@ def _row(family: Family, argument: str) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    import emppl.closed_forms  # noqa: F401  registers the families
-
     print(family_table())

@@ -10,7 +10,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.special import gammaln, i0e
 
-from emppl.families import Family, Update, add
+from emppl.families.registry import Family, Update, add
 
 # -------------------------------------------------------------------------------------------------------- Beta
 

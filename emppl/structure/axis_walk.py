@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from emppl.jaxpr_walk import Label, Walk, gather_axes, reshaped_axis
+from emppl.structure.jaxpr_walk import Label, Walk, gather_axes, reshaped_axis
 
 AxisPositions = tuple[frozenset[int], ...]
 """For every axis of the parameter, the axes of an array along which it runs (entry i beside entry i)."""

@@ -11,19 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emppl import summary
-from emppl.certificate import Certificate, build_certificate
-from emppl.charts import Chart
-from emppl.components import component_axes, symmetric_latent
-from emppl.criteria import entropy, number_of_observations
 from emppl.errors import ParameterError
+from emppl.fit.outcome import StopReason
 from emppl.held import held_dimensions
-from emppl.identification import shift_candidates
-from emppl.outcome import StopReason
 from emppl.parameters import free_dimensions
 from emppl.program import Program
-from emppl.restarts import best_restart, collapsed_name
-from emppl.uncertainty import (
+from emppl.report import summary
+from emppl.report.certificate import Certificate, build_certificate
+from emppl.report.charts import Chart
+from emppl.report.components import component_axes, symmetric_latent
+from emppl.report.criteria import entropy, number_of_observations
+from emppl.report.identification import shift_candidates
+from emppl.report.restarts import best_restart, collapsed_name
+from emppl.report.uncertainty import (
     Covariance,
     Information,
     boundary_labels,
@@ -36,7 +36,7 @@ from emppl.uncertainty import (
 
 if TYPE_CHECKING:
     from emppl.em import EM
-    from emppl.loop import History, LaneState
+    from emppl.fit.loop import History, LaneState
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

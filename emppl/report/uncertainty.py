@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl import estep
-from emppl.charts import Chart, Frame, chart, has_bounds, jacobian, pressed, value_at
 from emppl.program import Program
+from emppl.report.charts import Chart, Frame, chart, has_bounds, jacobian, pressed, value_at
 
 EDGE = 1e-5
 """How close to its bound a probability counts as being on it."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import biject_to
 
-from emppl.families import Family, Update
+from emppl.families.registry import Family, Update
 from emppl.parameters import constrain, innermost, unconstrain
 from emppl.trace import as_numpyro_expects
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from emppl.outcome import StopReason
+from emppl.fit.outcome import StopReason
 
 
 class Progress:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.scipy.special import gammaln
 
-from emppl.families import Family, Update, add
+from emppl.families.registry import Family, Update, add
 from emppl.numerics import IMPOSSIBLE, finite_log, safe_divide
 
 _PROBABILITY_SUPPORT = ("unit_interval", "real")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from emppl.errors import ParameterError, optional_import
-from emppl.result import EMResult
+from emppl.report.result import EMResult
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 
 from emppl.errors import optional_import
-from emppl.outcome import StopReason
-from emppl.restarts import distinct_optima
+from emppl.fit.outcome import StopReason
+from emppl.report.restarts import distinct_optima
 
 if TYPE_CHECKING:
-    from emppl.result import EMResult
+    from emppl.report.result import EMResult
 
 LARGEST = 500
 """Most free dimensions for which a summary computes standard errors unasked: a second derivative for each of them."""

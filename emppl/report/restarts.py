@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from emppl.outcome import StopReason
+from emppl.fit.outcome import StopReason
 from emppl.program import Program
 
 

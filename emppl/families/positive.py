@@ -9,9 +9,9 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.special import gammaln
 
-from emppl.closed_forms.counts import gamma_on_rate
-from emppl.closed_forms.gaussian import NORMAL, SCALE, centre_and_unit, normal_statistics
-from emppl.families import Family, Update, add
+from emppl.families.counts import gamma_on_rate
+from emppl.families.gaussian import NORMAL, SCALE, centre_and_unit, normal_statistics
+from emppl.families.registry import Family, Update, add
 from emppl.numerics import safe_divide
 
 _POSITIVE = ("positive", "softplus_positive", "real")

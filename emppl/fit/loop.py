@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl import estep, mstep
-from emppl.convergence import Progress, convergence_test
-from emppl.outcome import StopReason
+from emppl.fit.convergence import Progress, convergence_test
+from emppl.fit.outcome import StopReason
 from emppl.program import Program
 
 _BUFFER = 256

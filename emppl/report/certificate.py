@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from emppl.outcome import StopReason
-from emppl.restarts import distinct_optima
+from emppl.fit.outcome import StopReason
+from emppl.report.restarts import distinct_optima
 
 if TYPE_CHECKING:
-    from emppl.result import EMResult
+    from emppl.report.result import EMResult
 
 
 @dataclasses.dataclass(frozen=True)

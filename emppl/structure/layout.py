@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emppl.separation import SHARED, Meeting, Separation
+from emppl.structure.separation import SHARED, Meeting, Separation
 
 Block = Mapping[str, jax.Array]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpyro.distributions as dist
 
-from emppl.families import Family, add
+from emppl.families.registry import Family, add
 
 
 def _start(argument, seed, mean, spread):

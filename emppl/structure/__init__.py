@@ -1,0 +1,1 @@
+"""What the traced computation says without any arithmetic: dependences, selections, maps, what never meets."""
