@@ -9,10 +9,10 @@ from scipy.optimize import minimize
 from scipy.special import expit, logsumexp
 
 import emppl
-from models import dippers, dishonest_casino, earthquakes, nile, old_faithful_durations, response_speed
+from models import dippers, dishonest_casino, earthquakes, lynx, nile, old_faithful_durations, response_speed
 from tests.test_models import check, oracle, quick_compilation  # noqa: F401  a fixture of the module
 
-TESTED = ("earthquakes", "response_speed", "dippers", "dishonest_casino", "old_faithful_durations", "nile")
+TESTED = ("earthquakes", "response_speed", "dippers", "dishonest_casino", "old_faithful_durations", "nile", "lynx")
 
 
 @functools.cache
@@ -52,6 +52,7 @@ DATA = {
     (dishonest_casino, ()): (dishonest_casino.data(),),
     (old_faithful_durations, ()): (old_faithful_durations.data(),),
     (nile, (2,)): (nile.data(),),
+    (lynx, ()): (lynx.data(),),
 }
 
 
@@ -191,3 +192,30 @@ def test_the_nile_with_three_levels():
     flow, em = nile.data(), emppl.EM(nile.model)
     start = {name: np.asarray(value) for name, value in em.start(jax.random.key(0), flow, 3).items()}
     check(em.log_likelihood(start, flow, 3), log_likelihood(start), 1e-10, "loglik")
+
+
+def test_lynx_by_direct_maximisation():
+    result, trapped = fit(lynx), lynx.data()
+
+    def log_likelihood(params):
+        mean = params["intercept"] + params["lag1"] * trapped[1:-1, None] + params["lag2"] * trapped[:-2, None]
+        standard = (trapped[2:, None] - mean) / params["scale"]
+        emission = -0.5 * standard**2 - np.log(params["scale"] * np.sqrt(2 * np.pi))
+        return forward(params["initial"], params["transition"], emission)
+
+    def named(free):
+        first, a, b = expit(free[:3])
+        return {
+            "initial": np.array([first, 1 - first]),
+            "transition": np.array([[1 - a, a], [b, 1 - b]]),
+            **dict(zip(("intercept", "lag1", "lag2"), free[3:9].reshape(3, 2), strict=True)),
+            "scale": np.exp(free[9:]),
+        }
+
+    check(result.log_likelihood, log_likelihood(result.params), 1e-10, "loglik")
+    start = [0.0, -1.4, -1.4, 0.5, 1.0, 1.2, 1.4, -0.3, -0.8, -1.6, -1.6]
+    best, free = highest(lambda free: log_likelihood(named(free)), start)
+    check(result.log_likelihood, best, 1e-6, "loglik")
+    check(result.log_likelihood, lynx.known["log_likelihood"], 1e-5, "loglik")
+    for name in ("transition", "intercept", "lag1", "lag2", "scale"):
+        check(result.params[name], named(free)[name], 1e-3, name)
