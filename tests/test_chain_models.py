@@ -6,13 +6,33 @@ import jax
 import numpy as np
 import pytest
 from scipy.optimize import minimize
-from scipy.special import expit, logsumexp
+from scipy.special import expit, gammaln, logsumexp
 
 import emppl
-from models import dippers, dishonest_casino, earthquakes, lynx, nile, old_faithful_durations, response_speed
+from models import (
+    dippers,
+    dishonest_casino,
+    earthquakes,
+    lynx,
+    nile,
+    old_faithful_durations,
+    old_faithful_second_order,
+    response_speed,
+    two_sources,
+)
 from tests.test_models import check, oracle, quick_compilation  # noqa: F401  a fixture of the module
 
-TESTED = ("earthquakes", "response_speed", "dippers", "dishonest_casino", "old_faithful_durations", "nile", "lynx")
+TESTED = (
+    "earthquakes",
+    "response_speed",
+    "dippers",
+    "dishonest_casino",
+    "old_faithful_durations",
+    "old_faithful_second_order",
+    "nile",
+    "lynx",
+    "two_sources",
+)
 
 
 @functools.cache
@@ -51,8 +71,10 @@ DATA = {
     (dippers, ("flood",)): (SEEN, FIRST, FLOOD, 2),
     (dishonest_casino, ()): (dishonest_casino.data(),),
     (old_faithful_durations, ()): (old_faithful_durations.data(),),
+    (old_faithful_second_order, ()): (old_faithful_second_order.data(),),
     (nile, (2,)): (nile.data(),),
     (lynx, ()): (lynx.data(),),
+    (two_sources, ()): (two_sources.data(),),
 }
 
 
@@ -219,3 +241,62 @@ def test_lynx_by_direct_maximisation():
     check(result.log_likelihood, lynx.known["log_likelihood"], 1e-5, "loglik")
     for name in ("transition", "intercept", "lag1", "lag2", "scale"):
         check(result.params[name], named(free)[name], 1e-3, name)
+
+
+def test_old_faithful_with_a_memory_of_two():
+    result, is_long = fit(old_faithful_second_order), old_faithful_second_order.data()
+
+    def log_likelihood(params):
+        """Pairs (last but one, last) are the states of a chain of first order, which starts at the second step."""
+        long, transition = params["long"], params["transition"]
+        emission = np.log(np.where(is_long[:, None], long, 1 - long))
+        one = params["initial"] * np.exp(emission[0])
+        pairs = np.zeros((2, 2, 2, 2))
+        for i, j in np.ndindex(2, 2):
+            pairs[i, j, j] = transition[i, j]
+        first = one[:, None] * np.stack([transition[0, 0], transition[1, 1]])
+        scale = first.sum()
+        later = np.stack([emission[1:], emission[1:]], 1).reshape(-1, 4)
+        return np.log(scale) + forward(first.ravel() / scale, pairs.reshape(4, 4), later)
+
+    def named(free):
+        to_long = expit(free[1:5].reshape(2, 2))
+        first = expit(free[0])
+        return {
+            "initial": np.array([first, 1 - first]),
+            "transition": np.stack([1 - to_long, to_long], -1),
+            "long": expit(free[5:]),
+        }
+
+    ours = {name: np.asarray(value) for name, value in result.params.items()}
+    ours["long"] = np.minimum(ours["long"], 1 - 1e-15)
+    check(result.log_likelihood, log_likelihood(ours), 1e-10, "loglik")
+    best, free = highest(lambda free: log_likelihood(named(free)), [0.0, 1.0, -0.4, 2.0, 0.0, -1.4, 2.0])
+    check(result.log_likelihood, best, 1e-6, "loglik")
+    check(result.log_likelihood, old_faithful_second_order.known["log_likelihood"], 1e-5, "loglik")
+    check(result.params["transition"][:, 1], named(free)["transition"][:, 1], 2e-3, "transition")
+
+
+def test_two_sources_of_earthquakes():
+    result, counts = fit(two_sources), two_sources.data()
+
+    def log_likelihood(params):
+        """The pair of sources is one chain of four states."""
+        moves = [
+            np.array([[1 - up, up], [down, 1 - down]]) for up, down in zip(params["rise"], params["fall"], strict=True)
+        ]
+        log_rate = params["base"] + np.add.outer([0, params["effect"][0]], [0, params["effect"][1]]).ravel()
+        emission = counts[:, None] * log_rate - np.exp(log_rate) - gammaln(counts + 1)[:, None]
+        transition = np.kron(*moves)
+        return forward(transition[0], transition, emission)
+
+    def named(free):
+        return {"rise": expit(free[:2]), "fall": expit(free[2:4]), "base": free[4], "effect": free[5:]}
+
+    check(result.log_likelihood, log_likelihood(result.params), 1e-10, "loglik")
+    start = [-2.2, -1.4, -2.2, -1.4, np.log(12), 0.6, 0.3]  # the highest of the maxima that eight starts find
+    best, free = highest(lambda free: log_likelihood(named(free)), start)
+    check(result.log_likelihood, best, 1e-6, "loglik")
+    check(result.log_likelihood, two_sources.known["log_likelihood"], 1e-5, "loglik")
+    for name, theirs in named(free).items():
+        check(result.params[name], theirs, 2e-3, name)
