@@ -65,7 +65,7 @@ def main() -> None:
     print(em.plan(data()))
     result = em.run(jax.random.key(0), data())
     result.print_summary()
-    print("the dice that were rolled:", published)
+    print("known, the dice that were rolled:", published)
     print("most probable dice:", "".join("FL"[die] for die in result.decode()["die"]))
 
 

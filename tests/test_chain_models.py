@@ -19,6 +19,7 @@ from models import (
     old_faithful_second_order,
     response_speed,
     two_sources,
+    unigram_tokenizer,
 )
 from tests.test_models import check, oracle, quick_compilation  # noqa: F401  a fixture of the module
 
@@ -32,6 +33,7 @@ TESTED = (
     "nile",
     "lynx",
     "two_sources",
+    "unigram_tokenizer",
 )
 
 
@@ -75,6 +77,7 @@ DATA = {
     (nile, (2,)): (nile.data(),),
     (lynx, ()): (lynx.data(),),
     (two_sources, ()): (two_sources.data(),),
+    (unigram_tokenizer, ()): unigram_tokenizer.data(),
 }
 
 
@@ -300,3 +303,39 @@ def test_two_sources_of_earthquakes():
     check(result.log_likelihood, two_sources.known["log_likelihood"], 1e-5, "loglik")
     for name, theirs in named(free).items():
         check(result.params[name], theirs, 2e-3, name)
+
+
+def lattice(probability, longest=4):
+    """Log-likelihood and expected counts of pieces, over all segmentations of every word."""
+    total, counts = 0.0, dict.fromkeys(probability, 0.0)
+    for word in unigram_tokenizer.TEXT.split():
+        edges = [
+            (start, stop, word[start:stop])
+            for start in range(len(word))
+            for stop in range(start + 1, min(len(word), start + longest) + 1)
+            if word[start:stop] in probability
+        ]
+        before, after = np.zeros(len(word) + 1), np.zeros(len(word) + 1)
+        before[0] = after[-1] = 1
+        for start, stop, piece in edges:
+            before[stop] += before[start] * probability[piece]
+        for start, stop, piece in reversed(edges):
+            after[start] += probability[piece] * after[stop]
+        for start, stop, piece in edges:
+            counts[piece] += before[start] * probability[piece] * after[stop] / after[0]
+        total += np.log(after[0])
+    return total, counts
+
+
+def test_the_unigram_tokenizer_by_em_on_its_lattice():
+    result, data = fit(unigram_tokenizer), unigram_tokenizer.data()
+    ours = unigram_tokenizer.probabilities(result.params)
+    check(result.log_likelihood, lattice(ours)[0], 1e-10, "loglik")
+    theirs = unigram_tokenizer.probabilities(emppl.EM(unigram_tokenizer.model).start(jax.random.key(0), *data))
+    for _ in range(1500):
+        counts = lattice(theirs)[1]
+        pieces = sum(counts.values())
+        theirs = {piece: count / pieces for piece, count in counts.items()}
+    check(result.log_likelihood, lattice(theirs)[0], 1e-6, "loglik")
+    check(result.log_likelihood, unigram_tokenizer.known["log_likelihood"], 1e-6, "loglik")
+    check(ours, theirs, 1e-3, "probability")

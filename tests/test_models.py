@@ -596,7 +596,7 @@ def test_ibm_model1_translation_tables():
 
 MODULES = sorted(path.stem for path in pathlib.Path(two_coins.__file__).parent.glob("[a-z]*.py"))
 # Several fits of different size each, or NUTS.
-LONG = ("carcinoma", "response_speed", "dippers", "galaxies", "hair_eye", "old_faithful")
+LONG = ("carcinoma", "response_speed", "dippers", "galaxies", "hair_eye", "old_faithful", "lynx", "two_sources")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in MODULES])
