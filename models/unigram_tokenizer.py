@@ -25,8 +25,10 @@ from numpyro.distributions import constraints
 
 import emppl
 
-TEXT = """peter piper picked a peck of pickled peppers a peck of pickled peppers peter piper picked if peter piper picked
-    a peck of pickled peppers wheres the peck of pickled peppers peter piper picked"""
+TEXT = """
+    peter piper picked a peck of pickled peppers a peck of pickled peppers peter piper picked if
+    peter piper picked a peck of pickled peppers wheres the peck of pickled peppers peter piper picked
+"""
 
 known = {"log_likelihood": -167.03846}
 
