@@ -29,3 +29,10 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled():
+    """Thousands of compiled programs take gigabytes: no module needs those of another."""
+    yield
+    jax.clear_caches()
