@@ -8,7 +8,7 @@ import pytest
 
 import emppl
 from models import dippers, earthquakes, response_speed
-from tests.test_models import check, oracle, quick_compilation  # noqa: F401  a fixture of the module
+from tests.test_models import check, oracle
 
 TESTED = ("earthquakes", "response_speed", "dippers")
 

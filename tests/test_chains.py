@@ -13,7 +13,6 @@ from numpyro.contrib.control_flow import scan
 import emppl
 from emppl import estep
 from tests.brute_force import BruteForce
-from tests.test_models import quick_compilation  # noqa: F401  a fixture of the module
 
 simplex = dist.constraints.simplex
 positive = dist.constraints.positive
