@@ -98,7 +98,10 @@ def _by_step(program: Program, natural: frozenset[str]) -> frozenset[str]:
 
 def _varies_by_step(program: Program, name: str) -> bool:
     factor = program.factors[name]
-    return ("value",) in factor.timed and "cell_weight" not in factor.latents
+    # Arguments that vary over time (a regression on the step before) make natural parameters that do: a table anyway.
+    # In a regression's own form they are in the statistics.
+    moving = name not in program.regressions and any(path[0] == "arguments" for path in factor.timed)
+    return ("value",) in factor.timed and not moving and "cell_weight" not in factor.latents
 
 
 _CHUNK_ROWS = (256, 1024)
