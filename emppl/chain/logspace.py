@@ -8,6 +8,8 @@ asked for.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -98,7 +100,7 @@ def smooth_log(chain: Chain, table: jax.Array, keep_pairs: bool):
         return (before, recent, counts), (before, pairs if keep_pairs else None)
 
     last = jnp.where(filtered[-1] > -jnp.inf, 0.0, -jnp.inf).astype(filtered.dtype)
-    zeros = jnp.zeros(shape, filtered.dtype) if carry_counts else None
+    zeros: Any = jnp.zeros(shape, filtered.dtype) if carry_counts else None
     indices = jnp.arange(filtered.shape[0] - 1)
     inputs = (indices, filtered[:-1], table[1:], totals[1:], *_inputs(chain))
     (_, recent, counts), (betas, pairs) = jax.lax.scan(step, (last, zeros, zeros), inputs, reverse=True)

@@ -67,7 +67,7 @@ def forward(layout: Layout, chain: Chain) -> tuple[jax.Array, jax.Array, Residua
 
 
 def _renew(joint, beta, weight):
-    """Beta scaled so that marginals sum to the weight again: over a million steps rounding drifts by 1e-3 in float32."""
+    """Beta scaled so that marginals sum to the weight again: rounding drifts over a million steps."""
     total = jnp.sum(joint, 0)
     mass = jnp.sum(joint * beta, 0)
     return beta * jnp.where(mass != 0, weight * total / jnp.where(mass != 0, mass, 1), 1)[None]
