@@ -43,6 +43,7 @@ class Groups(Tiles):
 
     def __init__(self, layout: Layout, chain: Chain):
         super().__init__(layout, chain)
+        assert self.transition is not None
         self.blocks = layout.kernel.blocks
         self.steps = layout.kernel.chunk
         self.size = self.blocks * self.steps
@@ -154,7 +155,7 @@ def backward(layout: Layout, chain: Chain, residual, weight: jax.Array):
         start = groups.full * groups.size
         table, pull = jax.vjp(lambda params: groups.table(start, groups.rest, params), chain.emission_params)
         tile = groups.tile(start, groups.rest, scaled_emissions(table, groups.few)[0])
-        marginals, filtered, v, beta = smooth_tile(tile, *tail, beta)
+        marginals, filtered, v, beta = smooth_tile(tile, tail[0], tail[1], tail[2], beta)
         counts = counts + pair_counts(tile, filtered, v, shape)
         gradient = pull(as_table(marginals))[0]
         late = groups.table_gradient(marginals, start, groups.rest)

@@ -103,14 +103,14 @@ def backward(layout: Layout, chain: Chain, residual: Residual, weight: jax.Array
         if size >= 16:
             beta = _renew(stored[0][-1], beta, weight)
         marginals, filtered, v, beta = _steps(layout).smooth_tile(tile, before, *stored, beta)
-        pairs = pair_counts(tile, filtered, v, (size if chain.varies else 1, *shape[1:]))
+        pairs: Any = pair_counts(tile, filtered, v, (size if chain.varies else 1, *shape[1:]))
         gradient = jax.tree.map(jnp.add, gradient, pull(as_table(marginals))[0])
         if not chain.varies:
             counts, pairs = counts + pairs, None
         return (beta, counts, gradient), (tiles.table_gradient(marginals, start, size), pairs)
 
     beta = jnp.broadcast_to(weight, (layout.num_states, layout.lanes))
-    counts = None if chain.varies else jnp.zeros(shape, beta.dtype)
+    counts: Any = None if chain.varies else jnp.zeros(shape, beta.dtype)
     carry: Any = (beta, counts, jax.tree.map(jnp.zeros_like, chain.emission_params))
     late: tuple = (None, None)
     early: tuple = (None, None)
