@@ -12,7 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from emppl.chain import blocked, logspace, scaled
+import emppl.chain.blocked as blocked
+import emppl.chain.logspace as logspace
+import emppl.chain.scaled as scaled
 from emppl.chain.choose import Kernel, resolve
 from emppl.chain.plain import plain_log_evidence
 from emppl.chain.problem import Chain, Emission, Layout, canonical, check

@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from emppl.chain import associative, recursion
+import emppl.chain.associative as associative
+import emppl.chain.recursion as recursion
 from emppl.chain.problem import (
     Chain,
     Layout,
