@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from emppl.chain import fused_log_evidence, log_evidence
+from emppl.chain import Symbols, fused_log_evidence, log_evidence
 from emppl.numerics import logsumexp
 
 SumOut = Callable[..., jax.Array]
@@ -241,16 +241,20 @@ class Emission:
         function: ``(parameters, slice) -> table`` of one step, with the common axes; closes over no traced array.
         parameters: what it is differentiated by.
         slices: constants with a leading time axis, the first row of which gives zero.
+        gathers: it only looks up the last axis of the parameters at the slices' positions (-1 gives zero).
     """
 
     function: Callable[[jax.Array, jax.Array], jax.Array]
     parameters: jax.Array
     slices: jax.Array
+    gathers: bool = False
 
     def map(self, function: Callable[[jax.Array], jax.Array]) -> Emission:
         """Change the table of every step."""
         mine = self.function
-        return dataclasses.replace(self, function=lambda parameters, one: function(mine(parameters, one)))
+        return dataclasses.replace(
+            self, function=lambda parameters, one: function(mine(parameters, one)), gathers=False
+        )
 
 
 def kernel_evidence(
@@ -291,6 +295,15 @@ def kernel_evidence(
     width = tuple(tables.shape[place[n]] for n in axes if n not in special)
     states = tuple(sizes[n] for n in chain.current)
 
+    symbols = _symbols(lazy, place, chain, width, states)
+    if symbols is not None:
+        log_table, codes = symbols
+        codes = jnp.reshape(codes, (len(codes), *batch))
+        evidence = fused_log_evidence(
+            tables.log_initial, tables.log_transition, Symbols(), log_table, codes, tables.present
+        )
+        return jnp.reshape(evidence, tables.shape)
+
     def emission(parameters, slices):
         tables = [one.function(eta, part) for one, eta, part in zip(lazy, parameters, slices, strict=True)]
         total = jnp.transpose(functools.reduce(operator.add, tables), order + rest)
@@ -306,6 +319,32 @@ def kernel_evidence(
         tables.present,
     )
     return jnp.reshape(evidence, tables.shape)
+
+
+def _symbols(lazy: list[Emission], place, chain: ChainAxes, width, states) -> tuple[jax.Array, jax.Array] | None:
+    """The one emission as a table of symbols, if it is nothing but a look-up that all batch cells share.
+
+    Returns:
+        ``(states, symbols + 1)``, whose last column of zeros stands for no symbol, and codes ``(steps, *batch axes)``.
+    """
+    if len(lazy) != 1 or not lazy[0].gathers:
+        return None
+    natural, codes = lazy[0].parameters, lazy[0].slices
+    current = [place[name] for name in chain.current]
+    if codes.shape[-2] != 1 or math.prod(natural.shape[:-1]) != math.prod(natural.shape[a] for a in current):
+        return None
+    others = [a for a in range(natural.ndim - 1) if a not in current]
+    table = jnp.transpose(natural, [*current, *others, natural.ndim - 1])
+    table = jnp.reshape(table, table.shape[: len(current)] + table.shape[-1:])
+    table = jnp.reshape(jnp.broadcast_to(table, states + table.shape[-1:]), (math.prod(states), -1))
+    codes = jnp.squeeze(codes, -2)
+    # The axes of a slice are the common ones without time.
+    special = {place[name] for name in (*chain.initial, *chain.current, *chain.previous)}
+    axes = [a for a in range(len(place)) if a != place[chain.time]]
+    gone = [1 + number for number, a in enumerate(axes) if a in special]
+    codes = jnp.broadcast_to(jnp.squeeze(codes, gone), (len(codes), *width))
+    none = table.shape[1]
+    return jnp.concatenate([table, jnp.zeros_like(table[:, :1])], 1), jnp.where(codes < 0, none, codes)
 
 
 def _materialised(one: Emission, position: int) -> jax.Array:

@@ -23,9 +23,6 @@ from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.distribution import validation_enabled
 from numpyro.handlers import seed, substitute, trace
 
-QUICK_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-"""Tests compile many small programs once: time goes into compiling, not running."""
-
 Coordinates = frozenset[tuple[str, int]]
 
 
@@ -254,7 +251,7 @@ def _site_tables(model, skeleton, arrays, params, assignments):
     return {name: jnp.broadcast_to(table, (count, *table.shape[1:])) for name, table in tables.items()}
 
 
-_compiled_site_tables = jax.jit(_site_tables, static_argnums=(0, 1), compiler_options=QUICK_COMPILE)
+_compiled_site_tables = jax.jit(_site_tables, static_argnums=(0, 1))
 
 
 def unconstrained_gradient(function: Callable, params: Mapping[str, Any], supports: Mapping[str, Any]) -> dict:

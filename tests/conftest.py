@@ -1,7 +1,11 @@
 """Settings of the whole test session."""
 
+import atexit
+import os
 import pathlib
+import shutil
 import sys
+import tempfile
 
 import jax
 import pytest
@@ -10,6 +14,14 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 # Silent broadcasting between arrays of different rank hides axis mistakes.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# The suite runs thousands of small programs: nearly all the time goes into compiling, so do little of it, and nothing
+# twice, whichever worker did it first.
+jax.config.update("jax_disable_most_optimizations", True)
+if "EMPPL_TEST_PROGRAMS" not in os.environ:  # workers inherit it from the process that starts them
+    os.environ["EMPPL_TEST_PROGRAMS"] = tempfile.mkdtemp(prefix="emppl-tests-")
+    atexit.register(shutil.rmtree, os.environ["EMPPL_TEST_PROGRAMS"], ignore_errors=True)
+jax.config.update("jax_compilation_cache_dir", os.environ["EMPPL_TEST_PROGRAMS"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 # models/ and benchmarks/ are not in the wheel; tests import them from the repository.
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
@@ -22,10 +34,8 @@ else:
     matplotlib.use("Agg")
 
 
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """For problems so tiny that nearly all the time goes into compiling: do little of it."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled():
+    """Thousands of compiled programs take gigabytes: no module needs those of another."""
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()

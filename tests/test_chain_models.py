@@ -21,7 +21,7 @@ from models import (
     two_sources,
     unigram_tokenizer,
 )
-from tests.test_models import check, oracle, quick_compilation  # noqa: F401  a fixture of the module
+from tests.test_models import check, oracle
 
 TESTED = (
     "earthquakes",

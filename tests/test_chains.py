@@ -13,7 +13,6 @@ from numpyro.contrib.control_flow import scan
 import emppl
 from emppl import estep
 from tests.brute_force import BruteForce
-from tests.test_models import quick_compilation  # noqa: F401  a fixture of the module
 
 simplex = dist.constraints.simplex
 positive = dist.constraints.positive
@@ -221,6 +220,34 @@ def test_an_iteration_raises_the_likelihood_and_both_paths_agree(name):
     truth = BruteForce(model, params, *data)
     assert truth.log_likelihood() > BruteForce(model, start, *data).log_likelihood()
     np.testing.assert_allclose(result.log_likelihood, truth.log_likelihood(), rtol=1e-9)
+
+
+def test_many_symbols_are_looked_up():
+    """Forty symbols, ragged sequences: the loop, which gathers densities, equals the pieces, which use `log_prob`."""
+
+    def model(x, lengths, K=3, M=40):
+        init = numpyro.param("init", draw((K,), 1), constraint=simplex)
+        trans = numpyro.param("trans", draw((K, K), 2), constraint=simplex)
+        emission = numpyro.param("emission", draw((K, M), 3), constraint=simplex)
+
+        def step(carry, x_t):
+            z_prev, t = carry
+            with numpyro.plate("sequences", x.shape[1]), numpyro.handlers.mask(mask=t < lengths):
+                z = numpyro.sample("z", dist.Categorical(jnp.where(t == 0, init, trans[z_prev])))
+                numpyro.sample("x", dist.Categorical(emission[z]), obs=x_t)
+            return (z, t + 1), None
+
+        scan(step, (jnp.zeros(x.shape[1], int), 0), x)
+
+    data = np.random.default_rng(0).integers(0, 40, (6, 4)), np.array([6, 3, 6, 5])
+    em = emppl.EM(model, max_iterations=2, tolerance=0, progress_bar=False)
+    params = em.start(jax.random.key(0), *data)
+    result = em.run(jax.random.key(0), *data)
+    for _ in range(2):
+        params = em.m_step(params, em.e_step(params, *data), *data)
+    for parameter, value in params.items():
+        np.testing.assert_allclose(result.params[parameter], value, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(result.log_likelihood, em.log_likelihood(params, *data), rtol=1e-12)
 
 
 def test_known_states_and_missing_values_are_conditioned_on():

@@ -16,7 +16,7 @@ import numpyro.distributions as dist
 import pytest
 import scipy.optimize
 import scipy.stats
-from brute_force import QUICK_COMPILE, unconstrained_gradient
+from brute_force import unconstrained_gradient
 from numpyro.distributions import constraints
 
 import emppl  # noqa: F401  registers the families
@@ -306,7 +306,7 @@ def update(x, weight, name, variant, params, fixed=None, components=K):
         found, statistics = estep.from_posterior(program, params, posterior, leaves)
         return mstep.m_step(program, params, found, leaves, statistics), posterior.log_likelihood
 
-    new, log_likelihood = jax.jit(step, compiler_options=QUICK_COMPILE)(params, leaves)
+    new, log_likelihood = jax.jit(step)(params, leaves)
     return new, log_likelihood, program.rules
 
 

@@ -18,7 +18,7 @@ import scipy.optimize
 import scipy.special
 import scipy.stats
 import test_closed_forms
-from brute_force import QUICK_COMPILE, unconstrained_gradient
+from brute_force import unconstrained_gradient
 from numpyro.distributions import biject_to, constraints
 
 from emppl import estep, mstep
@@ -308,7 +308,7 @@ def compiled(name, fixed=(), tied=(), priors=(), dtype="float64"):
         again = lambda _, params: {**params, **mstep.m_step(program, params, found, leaves, prepared)}  # noqa: E731
         return jax.lax.fori_loop(0, 1 if by_sums else 4, again, params)
 
-    run = jax.jit(step, compiler_options=QUICK_COMPILE)
+    run = jax.jit(step)
     return lambda params, x, weight: run(params, [jnp.asarray(x), jnp.asarray(weight)]), program.rules
 
 
@@ -513,7 +513,7 @@ def test_location_with_corners_is_the_best_data_value(build):
         found, prepared = estep.from_posterior(program, params, estep.e_step(program, params, leaves), leaves)
         return mstep.m_step(program, params, found, leaves, prepared)
 
-    new = jax.jit(step, compiler_options=QUICK_COMPILE)({"loc": start["loc"]}, leaves)["loc"]
+    new = jax.jit(step)({"loc": start["loc"]}, leaves)["loc"]
     with jax.numpy_rank_promotion("allow"):
         joint = build(start["loc"][:, None], start["scale"][:, None]).log_prob(x[None]) + np.log(WEIGHTS)[:, None]
         responsibility = jax.nn.softmax(joint, 0) * weight

@@ -16,7 +16,6 @@ from emppl import estep, mstep
 from emppl.structure.layout import find_layout
 
 KEY = jax.random.key(0)
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def rules(em, *args):

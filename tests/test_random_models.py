@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from brute_force import QUICK_COMPILE, BruteForce, unconstrained_gradient
+from brute_force import BruteForce, unconstrained_gradient
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from numpyro.distributions import biject_to
@@ -85,7 +85,7 @@ def check(spec, priors):
             program, leaves = derived(spec, priors, data)
             assert {rule.kind for rule in program.rules.values()} == {"closed form"}
             function = functools.partial(everything, program, estep.plan_fused(program))
-            compiled = jax.jit(function, compiler_options=QUICK_COMPILE)
+            compiled = jax.jit(function)
         leaves, _ = split_arguments((data, spec, priors), {})
         got = jax.device_get(compiled(params, leaves))
 
@@ -149,15 +149,13 @@ def m_step_is_stationary(spec, priors):
         step = lambda _, new: mstep.m_step(program, new, found, leaves, statistics)  # noqa: E731
         return jax.lax.fori_loop(0, 60, step, {name: jnp.asarray(value) for name, value in params.items()})
 
-    solution = jax.jit(solve, compiler_options=QUICK_COMPILE)(params, leaves)
+    solution = jax.jit(solve)(params, leaves)
     objective = lambda values: oracle.q(values) + oracle.log_prior(values)  # noqa: E731
     solution = off_the_kink(solution)
     interior = inside(solution, oracle.constraints)
     held = {name: value for name, value in solution.items() if name not in interior}
     partly = lambda values: objective({**held, **values})  # noqa: E731
-    gradient = jax.jit(
-        lambda values: unconstrained_gradient(partly, values, oracle.constraints), compiler_options=QUICK_COMPILE
-    )
+    gradient = jax.jit(lambda values: unconstrained_gradient(partly, values, oracle.constraints))
     no_gradient(gradient(interior), 1e-8 * (1 + abs(float(objective(solution)))))
 
 
@@ -212,7 +210,5 @@ def fixed_point_is_stationary(spec):
         values = {**held, **values}
         return oracle.log_likelihood(values) + oracle.log_prior(values)
 
-    gradient = jax.jit(
-        lambda values: unconstrained_gradient(objective, values, oracle.constraints), compiler_options=QUICK_COMPILE
-    )
+    gradient = jax.jit(lambda values: unconstrained_gradient(objective, values, oracle.constraints))
     no_gradient(gradient(interior), 1e-6)

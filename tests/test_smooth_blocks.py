@@ -17,7 +17,6 @@ from emppl import mstep
 from emppl.fit import loop
 
 KEY = jax.random.key(0)
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def rules(em, *args):

@@ -43,13 +43,14 @@ class Groups(Tiles):
 
     def __init__(self, layout: Layout, chain: Chain):
         super().__init__(layout, chain)
+        assert self.transition is not None
         self.blocks = layout.kernel.blocks
         self.steps = layout.kernel.chunk
         self.size = self.blocks * self.steps
         self.full = (layout.num_steps - 1) // self.size
         self.rest = layout.num_steps - 1 - self.full * self.size
         self.starts = jnp.arange(self.full) * self.size
-        self.wide = self.transition if self.transition.shape[3] == 1 else jnp.repeat(self.transition, self.blocks, 3)  # type: ignore[arg-type, union-attr]
+        self.wide = self.transition if self.transition.shape[3] == 1 else jnp.repeat(self.transition, self.blocks, 3)
 
     def lanes(self, array: jax.Array) -> jax.Array:
         """(blocks * C, N or 1) to (C, N * blocks)."""
@@ -110,7 +111,7 @@ def forward(layout: Layout, chain: Chain) -> tuple[jax.Array, jax.Array, Any]:
 
     def products(_, start):
         emission, peaks = scaled_emissions(groups.group_table(start, chain.emission_params), False)
-        product, logs = block_products(Tile(emission, groups.wide, groups.group_present(start)))  # type: ignore[arg-type]
+        product, logs = block_products(Tile(emission, groups.wide, groups.group_present(start)))
         logs = jnp.reshape(logs + jnp.sum(peaks, 0), (lanes, groups.blocks))
         return None, (jnp.moveaxis(jnp.reshape(product, (states, states, lanes, groups.blocks)), -1, 0), logs)
 
@@ -154,7 +155,7 @@ def backward(layout: Layout, chain: Chain, residual, weight: jax.Array):
         start = groups.full * groups.size
         table, pull = jax.vjp(lambda params: groups.table(start, groups.rest, params), chain.emission_params)
         tile = groups.tile(start, groups.rest, scaled_emissions(table, groups.few)[0])
-        marginals, filtered, v, beta = smooth_tile(tile, *tail, beta)  # type: ignore[call-arg]
+        marginals, filtered, v, beta = smooth_tile(tile, tail[0], tail[1], tail[2], beta)
         counts = counts + pair_counts(tile, filtered, v, shape)
         gradient = pull(as_table(marginals))[0]
         late = groups.table_gradient(marginals, start, groups.rest)
@@ -175,12 +176,12 @@ def backward(layout: Layout, chain: Chain, residual, weight: jax.Array):
         counts, gradient = carry
         start, joint, beta = inputs
         table, pull = jax.vjp(lambda params: groups.group_table(start, params), chain.emission_params)
-        tile = Tile(scaled_emissions(table, False)[0], groups.wide, groups.group_present(start))  # type: ignore[arg-type]
+        tile = Tile(scaled_emissions(table, False)[0], groups.wide, groups.group_present(start))
         stack, scales, last = filter_tile(tile, joint)
         mass = jnp.sum(last * beta, 0, keepdims=True)
         beta = beta * (wide_weight * jnp.sum(last, 0, keepdims=True) * inverse(mass))
         marginals, filtered, v, _ = smooth_tile(tile, joint, stack, scales, beta)
-        pairs = pair_counts(tile, filtered, v, groups.wide.shape)  # type: ignore[union-attr]
+        pairs = pair_counts(tile, filtered, v, groups.wide.shape)
         if pairs.shape[3] > 1:
             pairs = jnp.sum(jnp.reshape(pairs, (1, states, states, lanes, groups.blocks)), 4)
         gradient = jax.tree.map(jnp.add, gradient, pull(marginals)[0])

@@ -130,7 +130,7 @@ def _forward(layout: Layout, *arrays):
     evidence, worst, residual = _module(layout).forward(layout, chain)
     limit = layout.num_states * jnp.finfo(worst.dtype).tiny / jnp.finfo(worst.dtype).eps
     suspect = jnp.logical_not(jnp.all(worst > limit))
-    evidence = _unless(suspect, evidence, lambda: logspace.forward(layout, chain))
+    evidence = _unless(suspect, evidence, lambda *inside: logspace.forward(layout, Chain(*inside)), arrays)
     return evidence, (arrays, residual, suspect)
 
 
@@ -138,8 +138,12 @@ def _backward(layout: Layout, saved, weight):
     arrays, residual, suspect = saved
     chain = Chain(*arrays)
     gradients = _module(layout).backward(layout, chain, residual, weight)
-    initial, transition, params, table = _unless(suspect, gradients, lambda: logspace.backward(layout, chain, weight))
-    return initial, transition, params, table, None
+    safe = functools.partial(_safe_gradients, layout)
+    return *_unless(suspect, gradients, safe, (weight, *arrays)), None
+
+
+def _safe_gradients(layout: Layout, weight, *arrays):
+    return logspace.backward(layout, Chain(*arrays), weight)
 
 
 _evidence.defvjp(_forward, _backward)
@@ -149,11 +153,16 @@ def _module(layout: Layout):
     return blocked if layout.kernel.name == "blocked" else scaled
 
 
-def _unless(suspect: jax.Array, fast, safe):
-    """``safe()`` if ``suspect``, else ``fast``.
+def _unless(suspect: jax.Array, fast, safe, arrays):
+    """``safe(*arrays)`` if ``suspect``, else ``fast``.
 
     A loop of at most one turn rather than a conditional: under ``vmap`` (restarts) a conditional would compute both
-    branches always, a loop turns only if a member of the batch needs it.
+    branches always, a loop turns only if a member of the batch needs it. The barrier ties the arrays to the loop's
+    state; without it XLA moves work that does not change from turn to turn out of the loop, and does it always.
     """
-    start = (suspect, fast)
-    return jax.lax.while_loop(lambda state: state[0], lambda _: (jnp.zeros_like(suspect), safe()), start)[1]
+
+    def repair(state):
+        inside, _ = jax.lax.optimization_barrier((arrays, state[0]))
+        return jnp.zeros_like(suspect), safe(*inside)
+
+    return jax.lax.while_loop(lambda state: state[0], repair, (suspect, fast))[1]

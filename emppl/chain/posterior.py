@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from emppl.chain.evidence import prepare
-from emppl.chain.logspace import filter_log, full_table, smooth_log
+from emppl.chain.logspace import filter_log, smooth_log
 from emppl.chain.problem import check
 
 
 def _canonical(log_initial, log_transition, log_emission, present):
     check(log_emission.shape[0], log_emission.shape[1], log_initial, log_transition, present)
     layout, chain = prepare(log_initial, log_transition, log_emission, present, "plain")
-    return layout, chain, full_table(layout, chain, None)
+    return layout, chain
 
 
 def filtered(log_initial, log_transition, log_emission, present=None) -> tuple[jax.Array, jax.Array]:
@@ -33,8 +33,8 @@ def filtered(log_initial, log_transition, log_emission, present=None) -> tuple[j
         (T, K, *B) log p(z_t | x_0..x_t), and (T, *B) log p(x_t | x_0..x_{t-1}), whose sum over time is the log
         evidence (0 at steps that do not exist).
     """
-    layout, chain, table = _canonical(log_initial, log_transition, log_emission, present)
-    states, predictive = filter_log(chain, table)
+    layout, chain = _canonical(log_initial, log_transition, log_emission, present)
+    states, predictive = filter_log(layout, chain)
     return jnp.reshape(states, log_emission.shape), jnp.reshape(predictive, (layout.num_steps, *layout.batch_shape))
 
 
@@ -52,8 +52,9 @@ def smoothed(log_initial, log_transition, log_emission, present=None) -> jax.Arr
     Returns:
         (T, K, *B) probabilities.
     """
-    _, chain, table = _canonical(log_initial, log_transition, log_emission, present)
-    return jnp.reshape(smooth_log(chain, table, True)[0], log_emission.shape)
+    layout, chain = _canonical(log_initial, log_transition, log_emission, present)
+    ones = jnp.ones(layout.lanes, log_emission.dtype)
+    return jnp.reshape(smooth_log(layout, chain, ones, True, False)[3], log_emission.shape)
 
 
 def pairwise(log_initial, log_transition, log_emission, present=None) -> jax.Array:
@@ -71,8 +72,8 @@ def pairwise(log_initial, log_transition, log_emission, present=None) -> jax.Arr
     Returns:
         (T-1, K, K, *B) probabilities [time, from, to].
     """
-    layout, chain, table = _canonical(log_initial, log_transition, log_emission, present)
-    pairs = smooth_log(chain, table, True)[1]
+    layout, chain = _canonical(log_initial, log_transition, log_emission, present)
+    pairs = smooth_log(layout, chain, jnp.ones(layout.lanes, log_emission.dtype), False, True)[4][1:]
     return jnp.reshape(pairs, (*pairs.shape[:3], *layout.batch_shape))
 
 
@@ -91,7 +92,8 @@ def viterbi(log_initial, log_transition, log_emission, present=None) -> jax.Arra
     Reference:
         Viterbi (1967), Error bounds for convolutional codes.
     """
-    layout, chain, table = _canonical(log_initial, log_transition, log_emission, present)
+    layout, chain = _canonical(log_initial, log_transition, log_emission, present)
+    table = chain.slices if chain.present is None else jnp.where(chain.present[:, None], chain.slices, 0)
     pointer = jnp.uint8 if layout.num_states <= 256 else jnp.int32
     stay = jnp.arange(layout.num_states, dtype=pointer)[:, None]
 
@@ -139,8 +141,8 @@ def sample_paths(rng_key: jax.Array, log_initial, log_transition, log_emission, 
     Reference:
         Chib (1996), Calculating posterior distributions and modal estimates in Markov mixture models.
     """
-    layout, chain, table = _canonical(log_initial, log_transition, log_emission, present)
-    states, _ = filter_log(chain, table)
+    layout, chain = _canonical(log_initial, log_transition, log_emission, present)
+    states, _ = filter_log(layout, chain)
     uniforms = jax.random.uniform(rng_key, (layout.num_steps, layout.lanes), states.dtype)
 
     def draw(logits, uniform):

@@ -27,14 +27,14 @@ class Layout:
         num_steps: T.
         num_states: K.
         batch_shape: the batch axes, whose product is the number of lanes N.
-        emission: None when the slices are the log-emission table itself, (T, K, N).
+        emission: an :data:`Emission`; None when the slices are the log-emission table itself, (T, K, N).
         kernel: how it is computed.
     """
 
     num_steps: int
     num_states: int
     batch_shape: tuple[int, ...]
-    emission: Emission | None
+    emission: Any
     kernel: Kernel
 
     @property
@@ -190,11 +190,15 @@ def scaled_emissions(table: jax.Array, few: bool) -> tuple[jax.Array, jax.Array]
     Returns:
         (C, K, N) scaled densities, and (C, N) the logs of what they were divided by.
     """
-    # The maximum over states is written out: XLA:CPU does not vectorise a reduction over an axis this short.
     states = table if few else jnp.swapaxes(table, 0, 1)
-    peak = states[0]
-    for state in range(1, states.shape[0]):
-        peak = jnp.maximum(peak, states[state])
+    if few or len(states) > 12:
+        peak = jnp.max(states, 0)
+    else:
+        # Written out, because XLA:CPU does not vectorise a reduction over a short middle axis. For many states the
+        # chain of maxima costs K times K: it is computed again for every state that it is fused into.
+        peak = states[0]
+        for state in range(1, len(states)):
+            peak = jnp.maximum(peak, states[state])
     peak = jnp.where(peak == -jnp.inf, 0, peak)
     scaled = jnp.exp(states - peak[None])
     return (jnp.transpose(scaled, (2, 0, 1)), peak.T) if few else (jnp.swapaxes(scaled, 0, 1), peak)
@@ -260,7 +264,7 @@ class Tiles:
         self.starts = jnp.arange(self.full) * self.size
         self.prepared = None
         if hasattr(layout.emission, "scaled") and not self.few:
-            self.prepared = layout.emission.prepare(chain.emission_params)  # type: ignore[union-attr]
+            self.prepared = layout.emission.prepare(chain.emission_params)
         self.transition = None if chain.varies else split_peak(chain.log_transition, (1, 2))[0]
 
     def present(self, start, size) -> jax.Array | None:
@@ -278,10 +282,11 @@ class Tiles:
             return scaled_emissions(table, self.few)
         slices = slice_time(self.chain.slices, start + 1, size)
         layout = self.layout
+        emission: Any = layout.emission
         if size == 1:
-            densities, peak = layout.emission.scaled(self.prepared, jax.tree.map(lambda array: array[0], slices))  # type: ignore[union-attr]
+            densities, peak = emission.scaled(self.prepared, jax.tree.map(lambda array: array[0], slices))
         else:
-            densities, peak = jax.vmap(layout.emission.scaled, (None, 0))(self.prepared, slices)  # type: ignore[union-attr]
+            densities, peak = jax.vmap(emission.scaled, (None, 0))(self.prepared, slices)
         densities = jnp.reshape(densities, (size, layout.num_states, layout.lanes))
         peak = jnp.reshape(peak, (size, layout.lanes))
         present = self.present(start, size)

@@ -68,7 +68,7 @@ def forward(layout: Layout, chain: Chain) -> tuple[jax.Array, jax.Array, Residua
 
 
 def _renew(joint, beta, weight):
-    """Beta scaled so that marginals sum to the weight again: over a million steps float32 would drift by 1e-3."""
+    """Beta scaled so that marginals sum to the weight again: rounding drifts over a million steps."""
     total = jnp.sum(joint, 0)
     mass = jnp.sum(joint * beta, 0)
     return beta * jnp.where(mass != 0, weight * total / jnp.where(mass != 0, mass, 1), 1)[None]
@@ -104,14 +104,14 @@ def backward(layout: Layout, chain: Chain, residual: Residual, weight: jax.Array
         if size >= 16:
             beta = _renew(stored[0][-1], beta, weight)
         marginals, filtered, v, beta = _steps(layout).smooth_tile(tile, before, *stored, beta)
-        pairs = pair_counts(tile, filtered, v, (size if chain.varies else 1, *shape[1:]))
+        pairs: Any = pair_counts(tile, filtered, v, (size if chain.varies else 1, *shape[1:]))
         gradient = jax.tree.map(jnp.add, gradient, pull(as_table(marginals))[0])
         if not chain.varies:
-            counts, pairs = counts + pairs, None  # type: ignore[assignment]
+            counts, pairs = counts + pairs, None
         return (beta, counts, gradient), (tiles.table_gradient(marginals, start, size), pairs)
 
     beta = jnp.broadcast_to(weight, (layout.num_states, layout.lanes))
-    counts = None if chain.varies else jnp.zeros(shape, beta.dtype)
+    counts: Any = None if chain.varies else jnp.zeros(shape, beta.dtype)
     carry: Any = (beta, counts, jax.tree.map(jnp.zeros_like, chain.emission_params))
     late: tuple = (None, None)
     early: tuple = (None, None)

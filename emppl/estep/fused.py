@@ -274,7 +274,8 @@ def _emission(program, factor, natural, statistics) -> Emission:
     def one_step(natural, statistics):
         return factor.contract(natural, jnp.expand_dims(statistics, axis))
 
-    return Emission(one_step, natural, jnp.moveaxis(statistics, axis, 0))
+    gathers = jnp.issubdtype(statistics.dtype, jnp.integer)
+    return Emission(one_step, natural, jnp.moveaxis(statistics, axis, 0), gathers)
 
 
 def _by_chunks(program, part, fused, natural, tables, statistics, scales, present):
