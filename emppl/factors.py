@@ -272,7 +272,8 @@ class SiteFactor:
         def aligned(mine):
             value = self._unmasked(mine, rank)
             value = jnp.reshape(value, (1,) * max(0, trailing - value.ndim) + value.shape)
-            return self._constant(value, self.latents["value"], trailing)
+            # Masked cells hold another value: it varies with the mask.
+            return self._constant(value, self.latents["value"] | self.latents.get("mask", frozenset()), trailing)
 
         return self._over_time(mine, ("value", "mask", "distribution") if masked else ("value",), aligned)
 

@@ -235,6 +235,27 @@ def test_pieces_give_minus_infinity_outside_the_support():
     assert float(emppl.EM(model).log_likelihood(PARAMS, np.array([0, 1, 7]))) == -np.inf
 
 
+def test_a_mask_that_depends_on_a_latent():
+    """Zero-inflated categories: rows of the second state say nothing about the probabilities, in closed form by hand."""
+
+    def model(d, x):
+        probs = numpyro.param("probs", jnp.ones(3) / 3, constraint=constraints.simplex)
+        with numpyro.plate("rows", len(d)):
+            z = numpyro.sample("z", dist.Categorical(jnp.array([0.4, 0.6])))
+            numpyro.sample("x", dist.Normal(jnp.array([-1.0, 1.0])[z], 1.0), obs=x)
+            numpyro.sample("d", dist.Categorical(probs).mask(z == 1), obs=d)
+
+    d, x = np.array([0, 1, 2, 2, 1, 1, 0, 2]), np.linspace(-2, 2, 8)
+    density = np.stack([0.4 * scipy.stats.norm.pdf(x, -1), 0.6 * scipy.stats.norm.pdf(x, 1) / 3])
+    responsibility = density[1] / density.sum(0)
+    expected = np.bincount(d, responsibility) / responsibility.sum()
+    em = emppl.EM(model, progress_bar=False, max_iterations=1)
+    params = {"probs": np.ones(3) / 3}
+    new = em.m_step(params, em.e_step(params, d, x), d, x)
+    np.testing.assert_allclose(new["probs"], expected, rtol=1e-12)
+    np.testing.assert_allclose(em.run(KEY, d, x).params["probs"], expected, rtol=1e-12)
+
+
 def test_more_poisson_components_than_rows_is_refused():
     def model(x, K):
         rate = numpyro.param("rate", jnp.arange(1.0, K + 1), constraint=constraints.positive)
