@@ -198,7 +198,7 @@ def test_fast_kernels_equal_the_plain_twin(kernel, batch, gaps):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), gradient, twin_gradient)
 
 
-@pytest.mark.parametrize(("states", "lanes"), [(13, 1), (13, 12), (50, 12)])
+@pytest.mark.parametrize(("states", "lanes"), [(13, 1), (13, 12), pytest.param(50, 12, marks=pytest.mark.slow)])
 def test_many_states(states, lanes):
     arrays = random_chain(3, 7, states, (lanes,), batch_transition=False, zeros=True)
     for kernel in (Kernel("sequential", 4), Kernel("blocked", 2, 2)) if lanes == 1 else (Kernel("blocked", 2, 2),):
@@ -243,6 +243,7 @@ def test_fused_emission_equals_its_table(kernel, batch, emission):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), got, expected)
 
 
+@pytest.mark.slow
 def test_second_derivatives_of_the_plain_path():
     """Gradients of counts: the Hessian agrees with finite differences of the fast kernel's own gradient."""
     initial, transition, emission, present = map(jnp.asarray, random_chain(6, 6, 2, (), gaps=False)[:3] + (True,))

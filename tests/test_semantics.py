@@ -304,6 +304,7 @@ def chain(x):
             numpyro.sample(f"x{t}", dist.Normal(Vindex(mu)[last, z], 1.0), obs=x[:, t])
 
 
+@pytest.mark.slow  # NumPyro's enumeration compiles for long
 @pytest.mark.parametrize("model, shape", [(pair, (2, 50)), (chain, (3, 5))])
 def test_log_likelihood_equals_numpyros_enumeration(model, shape):
     """Value and gradient equal ``numpyro.contrib.funsor.log_density`` on models too large for a loop."""
