@@ -22,6 +22,9 @@ from emppl.report.criteria import cell_weights
 from emppl.report.identification import shift_effects
 from emppl.report.uncertainty import hessian_columns
 
+_FEW_CELLS = 4096
+"""So few table cells an iteration that a fit takes less time than compiling it well."""
+
 
 class Compiled:
     """A program with its compiled functions, each compiled when it is first called.
@@ -146,7 +149,10 @@ class Compiled:
         block: Any = loop.make_block(loop.make_iteration(self.program, self.fused, False))
         lowered = block.lower(states, leaves, prepared, *loop.limits(0.0, 0, 0))
         pool = concurrent.futures.ThreadPoolExecutor(1)
-        self._blocks[lanes, False] = pool.submit(lowered.compile)
+        cells = lanes * sum(part.plan.cost for part in self.program.parts)
+        # On few cells compiling takes longer than the whole fit: let XLA do less of it.
+        quick = {"xla_backend_optimization_level": 0} if cells < _FEW_CELLS and jax.default_backend() == "cpu" else None
+        self._blocks[lanes, False] = pool.submit(lowered.compile, quick)
         pool.shutdown(wait=False)
 
 
