@@ -111,6 +111,27 @@ def test_a_nearly_symmetric_start_is_left():
     assert np.sort(result.params["mu"]) == pytest.approx([-2, 2], abs=0.5)
 
 
+@pytest.mark.parametrize("cut", ["tril", "where"])
+def test_a_triangle_cut_out_of_a_parameter_is_no_plain_selection(cut):
+    """The M-step ends where the gradient of Q is zero (the closed form of the whole matrix does not)."""
+
+    def model(x):
+        root = numpyro.param("root", jnp.stack([jnp.eye(2), 2 * jnp.eye(2)]))
+        scale_tril = jnp.tril(root) if cut == "tril" else jnp.where(jnp.eye(2) > 0, root, 0.0)
+        with numpyro.plate("rows", len(x)):
+            z = numpyro.sample("z", dist.Categorical(jnp.array([0.4, 0.6])))
+            numpyro.sample("x", dist.MultivariateNormal(jnp.zeros(2), scale_tril=scale_tril[z]), obs=x)
+
+    x = np.random.default_rng(0).multivariate_normal([0, 0], [[2.0, 0.8], [0.8, 1.0]], 40)
+    em = emppl.EM(model)
+    new = {"root": jnp.stack([jnp.eye(2), 2 * jnp.eye(2)])}
+    posterior = em.e_step(new, x)
+    for _ in range(5):
+        new = em.m_step(new, posterior, x)
+    gradient = jax.grad(lambda params: em.q(params, posterior, x))(new)["root"]
+    np.testing.assert_allclose(gradient, 0, atol=1e-6)
+
+
 def test_a_table_that_a_chunk_of_rows_would_make_too_large_is_refused():
     """Eight latents of ten states: 0.75 GiB a row fits, the 256 rows of a chunk do not."""
 

@@ -225,7 +225,9 @@ def _concatenate(tracker, equation, tracked):
 def _select(tracker, equation, tracked):
     if tracked[0] is not None:
         return _Mixed("it decides a `where`")
-    return _agree([entry for entry in tracked[1:] if entry is not None])
+    # Where the condition varies along an axis, the axis is cut: some of its entries are replaced by others.
+    cut = tracker.varying_axes(equation.invars[0])
+    return _agree([_moved(entry, lambda a: None if a in cut else a) for entry in tracked[1:] if entry is not None])
 
 
 def _agree(entries):

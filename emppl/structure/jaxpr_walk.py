@@ -71,6 +71,8 @@ class Walk:
             if entry is not None:
                 nested[variable] = entry
             self.labels[variable] = self.labels_of(atom)
+            if not isinstance(atom, Literal) and atom in self.producers:
+                self.producers[variable] = self.producers[atom]
         propagate(inner, self.labels)
         self.run(inner, nested)
         for variable, result in zip(equation.outvars, inner.outvars, strict=True):
@@ -89,6 +91,16 @@ class Walk:
         if producer is not None and producer.primitive.name in ("broadcast_in_dim", "convert_element_type"):
             return self.scalar(producer.invars[0])
         return None
+
+    def varying_axes(self, atom) -> frozenset[int]:
+        """Axes along which an array may vary: not those along which it was broadcast."""
+        shape = getattr(atom.aval, "shape", ())
+        along = frozenset(axis for axis, size in enumerate(shape) if size > 1)
+        producer = None if isinstance(atom, Literal) else self.producers.get(atom)
+        if producer is not None and producer.primitive.name == "broadcast_in_dim":
+            dims, source = producer.params["broadcast_dimensions"], producer.invars[0].aval.shape
+            return along & {axis for axis, size in zip(dims, source, strict=True) if size > 1}
+        return along
 
     def column_labels(self, atom, columns: int) -> list[frozenset[Label]]:
         """Labels of every column of an index array (the last axis), where they were concatenated."""
