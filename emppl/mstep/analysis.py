@@ -34,6 +34,28 @@ class Analysis:
         self.why_not_smooth = functools.cache(self._why_not_smooth)
         self.layout = functools.cache(self._layout)
 
+    def blocks(self, rules, fits) -> list[tuple[str, ...]]:
+        """Parameters of single rules put together where they meet in a site.
+
+        Args:
+            rules: rules of one parameter each.
+            fits: says of some parameters whether they may form one block.
+
+        Returns:
+            The blocks, every parameter in one of them.
+        """
+        blocks: list[tuple[str, ...]] = []
+        for rule in rules:
+            (name,) = rule.parameters
+            for number, block in enumerate(blocks):
+                meet = set(self.touched(block)) & set(self.touched((name,)))
+                if meet and fits((*block, name)):
+                    blocks[number] = (*block, name)
+                    break
+            else:
+                blocks.append((name,))
+        return blocks
+
     def touched(self, names: tuple[str, ...]) -> list[str]:
         """Likelihood sites that depend on any of these parameters."""
         return [name for name, factor in self.program.factors.items() if factor.all_parameters & set(names)]

@@ -84,19 +84,12 @@ def propose(context: RuleContext, name: str) -> Newton | str:
 
 def join(context: RuleContext, rules: list[Newton]) -> list[Newton]:
     """Put parameters together that meet in a site, as long as their Hessian stays small."""
-    blocks: list[tuple[str, ...]] = []
-    for rule in rules:
-        (name,) = rule.parameters
-        for number, block in enumerate(blocks):
-            meet = set(context.analysis.touched(block)) & set(context.analysis.touched((name,)))
-            together = (*block, name)
-            if meet and context.analysis.why_not_smooth(together) is None:
-                if not _too_large(context.analysis.layout(together)):
-                    blocks[number] = together
-                    break
-        else:
-            blocks.append((name,))
-    return [_joint(context, block) for block in blocks]
+    analysis = context.analysis
+
+    def fits(names):
+        return analysis.why_not_smooth(names) is None and not _too_large(analysis.layout(names))
+
+    return [_joint(context, block) for block in analysis.blocks(rules, fits)]
 
 
 def _too_large(layout: Layout) -> bool:

@@ -55,19 +55,12 @@ def join(context: RuleContext, rules: list[Quadratic]) -> list[Quadratic]:
 
     What cannot be put together is updated in turn, each exactly (a conditional maximisation).
     """
-    blocks: list[tuple[str, ...]] = []
-    for rule in rules:
-        (name,) = rule.parameters
-        for number, block in enumerate(blocks):
-            meet = set(context.analysis.touched(block)) & set(context.analysis.touched((name,)))
-            together = (*block, name)
-            if meet and context.analysis.why_not_quadratic(together) is None:
-                if context.analysis.layout(together).entries <= MOST_ENTRIES:
-                    blocks[number] = together
-                    break
-        else:
-            blocks.append((name,))
-    return [_joint(context, block) for block in blocks]
+    analysis = context.analysis
+
+    def fits(names):
+        return analysis.why_not_quadratic(names) is None and analysis.layout(names).entries <= MOST_ENTRIES
+
+    return [_joint(context, block) for block in analysis.blocks(rules, fits)]
 
 
 def _joint(context: RuleContext, names: tuple[str, ...]) -> Quadratic:
