@@ -108,8 +108,8 @@ def _strategy(program: Program, integral: Integral, reason: str | None, wishes: 
         return Quadrature(_NODES[dimensions])
     raise ModelError(
         f"The continuous latents {names} cannot be integrated exactly ({reason}), and {dimensions} numbers are too "
-        f"many for quadrature. Write EM(model, latents={{{integral.latents[0]!r}: Laplace()}}), which is approximate, or "
-        f"maximise over it: EM(model, estimate=[{integral.latents[0]!r}])."
+        f"many for quadrature. Write EM(model, latents={{{integral.latents[0]!r}: Laplace()}}), which is approximate, "
+        f"or maximise over it: EM(model, estimate=[{integral.latents[0]!r}])."
     )
 
 
