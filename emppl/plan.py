@@ -73,6 +73,7 @@ class Plan:
         memory: bytes of the largest table that exists at once.
         chunks: ``(number of chunks, rows per chunk)``.
         dtype: floating-point type of the fit.
+        compression: what a fit does with the rows of the data, in words; empty where the question does not arise.
     """
 
     objective: str
@@ -85,6 +86,7 @@ class Plan:
     memory: int
     chunks: tuple[int, int]
     dtype: str
+    compression: str = ""
 
     def __str__(self) -> str:
         lines = [f"EM plan: {self.objective}, {self.dtype}", "", "Sites"]
@@ -102,6 +104,7 @@ class Plan:
             + (f"{number:,} chunks of {rows:,} rows; " if number > 1 else "")
             + f"largest table {_bytes(self.memory)}"
         )
+        lines += [f"  {self.compression}"] if self.compression else []
         lines += ["", "M-step"]
         for one in self.parameters:
             prior = f", prior {one.prior}" if one.prior else ""
@@ -112,12 +115,13 @@ class Plan:
     __repr__ = __str__
 
 
-def build_plan(program: Program, fused: FusedPlan) -> Plan:
+def build_plan(program: Program, fused: FusedPlan, compression: str = "") -> Plan:
     """Describe a derived algorithm.
 
     Args:
         program: the algorithm.
         fused: static choices of the fused path.
+        compression: what a fit does with the rows of the data, in words.
 
     Returns:
         The plan.
@@ -163,6 +167,7 @@ def build_plan(program: Program, fused: FusedPlan) -> Plan:
         largest * dtype.itemsize,
         (fused.chunking.count, fused.chunking.size),
         str(dtype),
+        compression,
     )
 
 

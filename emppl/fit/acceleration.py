@@ -1,8 +1,8 @@
 """Acceleration of slow EM: two plain steps show how the steps shrink, a third one leaps to where they lead.
 
 From ``t0`` two EM steps give ``t1`` and ``t2``. With ``r = t1 - t0`` and ``v = t2 - t1 - r``, all on the unconstrained
-space, the leap goes to ``t0 + 2 s r + s^2 v`` with ``s = |r| / |v|``. It is kept if the objective there is no lower than
-at ``t1``; otherwise ``t2`` is next, as without acceleration.
+space, the leap goes to ``t0 + 2 s r + s^2 v`` with ``s = |r| / |v|``. It is kept if the objective there is no lower
+than at ``t1``; otherwise ``t2`` is next, as without acceleration.
 
 Reference:
     Varadhan and Roland (2008), Simple and globally convergent methods for accelerating the convergence of any EM
@@ -100,9 +100,7 @@ def leap(
     converged = at_second & jnp.isfinite(objective) & ((near & progress.near) | (stalls >= 2))
 
     def choose(first, second, leapt):
-        return jax.tree.map(
-            lambda a, b, c: jnp.where(at_second, b, jnp.where(is_leap, c, a)), first, second, leapt
-        )
+        return jax.tree.map(lambda a, b, c: jnp.where(at_second, b, jnp.where(is_leap, c, a)), first, second, leapt)
 
     jump = jax.tree.map(lambda far, plain: jnp.where(usable, far, plain), target, after)
     landed = jax.tree.map(lambda plain, back: jnp.where(failed, back, plain), after, leaping.fallback)
@@ -120,7 +118,9 @@ def leap(
 def _extrapolated(program: Program, start, middle, end) -> tuple[dict[str, jax.Array], jax.Array]:
     """Where two steps lead, and the factor by which steps shrink."""
     constraints = {name: program.trace.sites[name].constraint for name in start}
-    points = [{name: unconstrain(constraints[name], value) for name, value in one.items()} for one in (start, middle, end)]
+    points = [
+        {name: unconstrain(constraints[name], value) for name, value in one.items()} for one in (start, middle, end)
+    ]
     first = {name: points[1][name] - points[0][name] for name in start}
     change = {name: points[2][name] - points[1][name] - first[name] for name in start}
     norm = lambda block: jnp.sqrt(sum(jnp.sum(value**2) for value in block.values()))  # noqa: E731

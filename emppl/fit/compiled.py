@@ -13,14 +13,16 @@ import numpy as np
 
 from emppl import estep, mstep
 from emppl.derive import derive
-from emppl.errors import ParameterError, unknown_name
+from emppl.errors import EMError, ParameterError, unknown_name
 from emppl.fit import checks, loop
+from emppl.fit.compression import Compression, find_compression
 from emppl.fit.start import starting_values
 from emppl.parameters import check
 from emppl.program import Options, Program
 from emppl.report.criteria import cell_weights
 from emppl.report.identification import shift_effects
 from emppl.report.uncertainty import hessian_columns
+from emppl.trace import WeightedRows
 
 _FEW_CELLS = 4096
 """So few table cells an iteration that a fit takes less time than compiling it well."""
@@ -38,9 +40,11 @@ class Compiled:
 
     def __init__(self, model, leaves, skeleton, options: Options):
         _check_updates(options)
+        self._source = model, skeleton, options
         program = derive(model, leaves, skeleton, options)
         _check_names(options, program)
         self.program = program
+        self._shapes = [jax.ShapeDtypeStruct(one.shape, jax.dtypes.canonicalize_dtype(one.dtype)) for one in leaves]
         self.fused = estep.plan_fused(program)
         self.e_step = self._plain(estep.e_step)
         self.log_likelihood = self._plain(estep.log_likelihood)
@@ -79,6 +83,37 @@ class Compiled:
                     f"params[{name!r}] has shape {value.shape}; the model needs {self.program.trace.sites[name].shape}."
                 )
         return found
+
+    @functools.cached_property
+    def compression(self) -> Compression | str:
+        """What of the data a fit may compress, or the reason why nothing."""
+        return find_compression(self.program, self._shapes)
+
+    @functools.cached_property
+    def compressed(self) -> Compiled | None:
+        """The same algorithm for compressed data; None if nothing is compressed."""
+        found = self.compression
+        if isinstance(found, str):
+            return None
+        model, skeleton, options = self._source
+        short = [
+            jax.ShapeDtypeStruct((2 * found.columns, *one.shape[1:]), one.dtype) if n in found.leaves else one
+            for n, one in enumerate(self._shapes)
+        ]
+        try:
+            compiled = Compiled(WeightedRows(model, found.plate, found.weight), short, skeleton, options)
+            same = compiled.program.axes.sizes.get(found.plate) == 2 * found.columns
+        except EMError:
+            same = False
+        if not same or compiled.program.free != self.program.free:
+            self.compression = "the model does not take its number of rows from the data"
+            return None
+        return compiled
+
+    @functools.cached_property
+    def report(self):
+        """What is wrong with the data."""
+        return jax.jit(functools.partial(checks.data_report, self.program))
 
     @functools.cached_property
     def q(self):

@@ -11,6 +11,7 @@ from emppl.trace.missing import MissingCells
 from emppl.trace.pruning import path_names
 from emppl.trace.record import Chain, Draws, Plate, Site, SiteArrays, Trace
 from emppl.trace.tracing import trace_model
+from emppl.trace.weighted_rows import WeightedRows
 
 __all__ = [
     "Chain",
@@ -20,6 +21,7 @@ __all__ = [
     "Site",
     "SiteArrays",
     "Trace",
+    "WeightedRows",
     "as_numpyro_expects",
     "log_density",
     "path_names",

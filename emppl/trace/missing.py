@@ -38,8 +38,8 @@ class MissingCells(Messenger):
         name = msg["name"]
         if reinterpreted or masks:
             raise ModelError(
-                f"Site {name!r} is a multivariate normal under to_event or a mask, and the data hold NaN. Missing cells "
-                "are integrated out where rows lie in a plate: drop the mask, and put the rows in a numpyro.plate."
+                f"Site {name!r} is a multivariate normal under to_event or a mask, and the data hold NaN. Missing "
+                "cells are integrated out where rows lie in a plate: drop the mask, and put the rows in a numpyro.plate."
             )
         value = jnp.asarray(msg["value"])
         absent = jnp.isnan(value)
