@@ -25,6 +25,9 @@ from emppl.report.uncertainty import hessian_columns
 _FEW_CELLS = 4096
 """So few table cells an iteration that a fit takes less time than compiling it well."""
 
+_CELLS_OF_DRAWS = 2**24
+"""Cells of all tables of the draws that are made at once."""
+
 _WITHOUT_EMITTERS = {"xla_cpu_use_fusion_emitters": False}
 """XLA's older code generator. On chains its code is as fast (measured for 3 to 32 states), and compiling takes two
 thirds of the time and 230 MB less. The loops of mixtures it makes up to 1.5 times slower."""
@@ -52,9 +55,7 @@ class Compiled:
         self.marginals = self._plain(estep.marginals)
         self.filtered = self._plain(estep.filtered)
         self.decode = self._plain(estep.decode)
-        self.sample = self._plain(
-            lambda program, params, leaves, keys: jax.vmap(lambda key: estep.sample(program, params, leaves, key))(keys)
-        )
+        self.sample = self._plain(_draws)
         # Estimates are arguments of these, so that no result compiles them anew.
         self.hessian_columns = jax.jit(functools.partial(hessian_columns, program))
         self.shift_effects = jax.jit(functools.partial(shift_effects, program))
@@ -167,6 +168,13 @@ class Compiled:
             options |= {"xla_backend_optimization_level": 0}
         self._blocks[lanes, False] = pool.submit(lowered.compile, options)
         pool.shutdown(wait=False)
+
+
+def _draws(program: Program, params, leaves, keys) -> dict[str, jax.Array]:
+    """Joint draws of all latents, as many at once as memory allows."""
+    one = functools.partial(estep.sample, program, params, leaves)
+    at_once = max(_CELLS_OF_DRAWS // estep.largest_table(program, None)[0], 1)
+    return jax.vmap(one)(keys) if len(keys) <= at_once else jax.lax.map(one, keys, batch_size=at_once)
 
 
 @functools.cache
