@@ -141,7 +141,7 @@ STRUCTURES = {
     "cumulated within rows": (lambda p, z, X: (jnp.cumsum(p["beta"], -1)[z] * X).sum(-1), (BETA,), 2, 3),
     "softmax within rows": (lambda p, z, X: (jax.nn.softmax(p["beta"], -1)[z] * X).sum(-1), (BETA,), 2, 3),
     "softmax across rows": (lambda p, z, X: (jax.nn.softmax(p["beta"], 0)[z] * X).sum(-1), (BETA,), 0, 6),
-    "indexed by data": (lambda p, z, X: p["alpha"][(X[..., 0] > 0).astype(int)], (ALPHA,), 0, 2),
+    "indexed by data": (lambda p, z, X: p["alpha"][(X[..., 0] > 0).astype(int)], (ALPHA,), 2, 1),
 }
 
 
