@@ -64,6 +64,12 @@ class Step:
     work: int = 0
     varies: bool = False
 
+    def chain_sizes(self, sizes: Mapping[str, int]) -> tuple[int, int, int]:
+        """Joint states of a chain, its steps, and how many chains there are side by side."""
+        assert self.chain is not None
+        states, length = math.prod(sizes[name] for name in self.chain.current), sizes[self.chain.time] + 1
+        return states, length, self.work // (2 * length * states * (states + 1))
+
 
 @dataclasses.dataclass(frozen=True)
 class EliminationPlan:
