@@ -368,17 +368,6 @@ def outputs_read(x):
         numpyro.sample("x", dist.Normal(mu[z], 1), obs=x)
 
 
-def continuous(x):
-    sigma = numpyro.param("sigma", 1.0, constraint=positive)
-
-    def step(level, x_t):
-        level = numpyro.sample("level", dist.Normal(level, sigma))
-        numpyro.sample("x", dist.Normal(level, 1), obs=x_t)
-        return level, None
-
-    scan(step, 0.0, x)
-
-
 def chain_inside_chain(x):
     trans = numpyro.param("trans", draw((2, 2), 2), constraint=simplex)
     mu = numpyro.param("mu", jnp.arange(2.0))
@@ -428,7 +417,6 @@ def around_a_plate(x):
     [
         (accumulating, "accumulates latents.*'z'"),
         (outputs_read, "'x'.*what the scan returns"),
-        (continuous, "'level'.*continuous latent inside a scan"),
         (chain_inside_chain, "different plates depend on each other"),
         (timed_weight, "varies over the steps"),
         (backwards, "in reverse"),
@@ -604,7 +592,7 @@ structures = st.fixed_dictionaries(
 )
 
 
-def check_structure(how, steps, seed):
+def check_structure(how, steps, seed, decode=False):
     how = Frozen(how)
     many = how["second_latent"] + how["local"] + how["mixture"] + (how["start"] == "site") + (how["states"] > 2)
     sequences = 1 if many > 1 else 2
@@ -621,7 +609,8 @@ def check_structure(how, steps, seed):
     for latent, wanted in expected.items():
         seen = ~np.isnan(wanted)
         np.testing.assert_allclose(np.asarray(found[latent])[seen], wanted[seen], atol=1e-10)
-    np.testing.assert_allclose(truth.score(derived.decode(params, leaves)), truth.log_joint().max(), rtol=1e-10)
+    if decode:
+        np.testing.assert_allclose(truth.score(derived.decode(params, leaves)), truth.log_joint().max(), rtol=1e-10)
     # The loop runs the kernels; its gradient is checked through the statistics that it leaves to the M-step.
     fused = estep.plan_fused(derived.program)
     prepared = jax.jit(lambda leaves: estep.prepare(derived.program, fused, leaves))(leaves)
@@ -642,4 +631,4 @@ def test_any_structure_agrees_with_all_paths(how, steps, seed):
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(structures, st.integers(2, 4), st.integers(0, 50))
 def test_any_structure_agrees_with_all_paths_at_length(how, steps, seed):
-    check_structure(how, steps, seed)
+    check_structure(how, steps, seed, decode=True)
