@@ -478,6 +478,16 @@ def test_other_data_of_the_same_shapes_compile_nothing():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
+def test_an_option_that_the_compiler_no_longer_has_is_left_out(monkeypatch):
+    """The options are XLA's internal ones, so a release without them must not stop a fit."""
+    em = emppl.EM(basic, max_iterations=1, progress_bar=False)
+    assert em._derive((X,), {})[0]._compiler_options == {"xla_cpu_use_fusion_emitters": False}
+    monkeypatch.setattr(compiled, "_WITHOUT_EMITTERS", {"xla_no_such_option": False})
+    em = emppl.EM(basic, max_iterations=1, progress_bar=False)
+    assert em._derive((X,), {})[0]._compiler_options is None
+    assert em.run(jax.random.key(0), X).num_iterations == 1
+
+
 def moving_transition(x, K):
     slope = numpyro.param("slope", jnp.zeros((K, K)))
 
