@@ -175,9 +175,7 @@ def _chain(program: Program, fused: FusedPlan, step: Step) -> str:
     """How a chain is summed out: its joint state, its length, and the kernel."""
     sizes, chain = program.axes.sizes, step.chain
     assert chain is not None
-    states = math.prod(sizes[name] for name in chain.current)
-    length = sizes[chain.time] + 1
-    lanes = step.work // (2 * length * states * (states + 1))
+    states, length, lanes = step.chain_sizes(sizes)
     if fused.chunking.count > 1:
         lanes = lanes * fused.chunking.size // sizes[program.axes.rows]
     dtype = jnp.dtype(jnp.result_type(float))

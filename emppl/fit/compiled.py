@@ -27,6 +27,13 @@ from emppl.trace import WeightedRows
 _FEW_CELLS = 4096
 """So few table cells an iteration that a fit takes less time than compiling it well."""
 
+_CELLS_OF_DRAWS = 2**24
+"""Cells of all tables of the draws that are made at once."""
+
+_WITHOUT_EMITTERS = {"xla_cpu_use_fusion_emitters": False}
+"""XLA's older code generator. On a chain its code is as fast (measured for 3 to 32 states), and compiling takes two
+thirds of the time and 230 MB less. Mixtures and many chains side by side are up to 1.5 times slower with it."""
+
 
 class Compiled:
     """A program with its compiled functions, each compiled when it is first called.
@@ -52,9 +59,7 @@ class Compiled:
         self.marginals = self._plain(estep.marginals)
         self.filtered = self._plain(estep.filtered)
         self.decode = self._plain(estep.decode)
-        self.sample = self._plain(
-            lambda program, params, leaves, keys: jax.vmap(lambda key: estep.sample(program, params, leaves, key))(keys)
-        )
+        self.sample = self._plain(_draws)
         # Estimates are arguments of these, so that no result compiles them anew.
         self.hessian_columns = jax.jit(functools.partial(hessian_columns, program))
         self.shift_effects = jax.jit(functools.partial(shift_effects, program))
@@ -133,12 +138,20 @@ class Compiled:
     @functools.cached_property
     def prepare(self):
         """Statistics of the data, and what is wrong with them."""
-        return jax.jit(
-            lambda leaves: (
-                estep.prepare(self.program, self.fused, leaves),
-                checks.data_report(self.program, leaves),
-            )
-        )
+
+        def prepare(leaves):
+            return estep.prepare(self.program, self.fused, leaves), checks.data_report(self.program, leaves)
+
+        return jax.jit(prepare, compiler_options=self._compiler_options)
+
+    @functools.cached_property
+    def _compiler_options(self) -> dict[str, Any] | None:
+        """How XLA is to compile what takes a fit's time; only for functions that no other jit calls."""
+        if jax.default_backend() != "cpu":
+            return None
+        steps = [step for part in self.program.parts for step in part.plan.steps if step.chain is not None]
+        lanes = [step.chain_sizes(self.program.axes.sizes)[2] for step in steps]
+        return _WITHOUT_EMITTERS if lanes and max(lanes) < 8 and _knows(tuple(_WITHOUT_EMITTERS)) else None
 
     @functools.cached_property
     def start(self):
@@ -186,9 +199,28 @@ class Compiled:
         pool = concurrent.futures.ThreadPoolExecutor(1)
         cells = lanes * sum(part.plan.cost for part in self.program.parts)
         # On few cells compiling takes longer than the whole fit: let XLA do less of it.
-        quick = {"xla_backend_optimization_level": 0} if cells < _FEW_CELLS and jax.default_backend() == "cpu" else None
-        self._blocks[lanes, False] = pool.submit(lowered.compile, quick)
+        options = dict(self._compiler_options or {})
+        if cells < _FEW_CELLS and jax.default_backend() == "cpu":
+            options |= {"xla_backend_optimization_level": 0}
+        self._blocks[lanes, False] = pool.submit(lowered.compile, options)
         pool.shutdown(wait=False)
+
+
+def _draws(program: Program, params, leaves, keys) -> dict[str, jax.Array]:
+    """Joint draws of all latents, as many at once as memory allows."""
+    one = functools.partial(estep.sample, program, params, leaves)
+    at_once = max(_CELLS_OF_DRAWS // estep.largest_table(program, None)[0], 1)
+    return jax.vmap(one)(keys) if len(keys) <= at_once else jax.lax.map(one, keys, batch_size=at_once)
+
+
+@functools.cache
+def _knows(options: tuple[str, ...]) -> bool:
+    """Does this version of XLA have these options? They are internal, and may vanish."""
+    try:
+        jax.jit(lambda: np.int32(0)).lower().compile(dict.fromkeys(options, False))
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def _check_updates(options: Options) -> None:
