@@ -39,7 +39,7 @@ class MissingCells(Messenger):
         if reinterpreted or masks:
             raise ModelError(
                 f"Site {name!r} is a multivariate normal under to_event or a mask, and the data hold NaN. Missing "
-                "cells are integrated out where rows lie in a plate: drop the mask, and put the rows in a numpyro.plate."
+                "cells are integrated out where rows lie in a plate: drop the mask, and put rows in a numpyro.plate."
             )
         value = jnp.asarray(msg["value"])
         absent = jnp.isnan(value)
