@@ -36,6 +36,9 @@ class Update:
         solve: ``(pooled quantities, previous value, stage) -> value``.
         priors: by prior distribution class, ``(pooled quantities, prior) -> pooled quantities``.
         order: updates with a lower number come first in one M-step (locations before scales).
+        by_entry: for vectors and matrices: is the log-likelihood a sum over single entries, each with quantities of its
+            own, so that only the parameter's constraint ties them together? Then the argument may be put together
+            from entries of the parameter in any way (padded, reversed, transposed).
     """
 
     title: str
@@ -45,6 +48,7 @@ class Update:
     solve: Callable[[Arrays, jax.Array, int], jax.Array]
     priors: Mapping[type, Callable[[dict, Any], dict]] = dataclasses.field(default_factory=dict)
     order: int = 0
+    by_entry: bool = False
 
 
 def no_reference(value, mean) -> Arrays:

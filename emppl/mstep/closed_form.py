@@ -117,7 +117,7 @@ def propose(context: RuleContext, name: str, anywhere: bool = False) -> ClosedFo
             return f"{field} of site {factor.name!r} is not a plain selection of it: {selection}"
         if name in context.held and not _fixes_whole_cells(context, name, update):
             return f"some entries of a cell of {field} are fixed and others free"
-        if not _keeps_cells_whole(context, selection, rank, update.event_rank, position):
+        if not (update.by_entry or _keeps_cells_whole(context, selection, rank, update.event_rank, position)):
             return f"{field} of site {factor.name!r} cuts through its last {update.event_rank} axes"
         targets.append(Target(factor.name, field))
         maps.append(selection.map)

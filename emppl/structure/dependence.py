@@ -222,6 +222,11 @@ def _concatenate(tracker, equation, tracked):
     return _agree([_moved(entry, lambda a: None if a == dimension else a) for entry in tracked if entry is not None])
 
 
+def _stack(tracker, equation, tracked):
+    new = equation.params["axis"]
+    return _agree([_moved(entry, lambda a: a + (a >= new)) for entry in tracked if entry is not None])
+
+
 def _select(tracker, equation, tracked):
     if tracked[0] is not None:
         return _Mixed("it decides a `where`")
@@ -269,6 +274,7 @@ _RULES = {
     "dynamic_slice": _same_size_axes,
     "rev": _reverse,
     "concatenate": _concatenate,
+    "stack": _stack,
     "select_n": _select,
     "gather": _gather,
 }
