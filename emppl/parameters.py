@@ -88,6 +88,12 @@ def from_coordinates(constraint: Any, coordinates: jax.Array) -> jax.Array:
     return constrain(constraint, coordinates)
 
 
+def random_inside(constraint: Any, shape: tuple[int, ...], rng: np.random.Generator) -> jax.Array:
+    """Random values inside a constraint."""
+    free = biject_to(constraint).inverse_shape(tuple(shape))
+    return constrain(constraint, jnp.asarray(rng.normal(size=free), jnp.result_type(float)))
+
+
 def is_relative(constraint: Any) -> bool:
     """Are all coordinates logarithms or log-odds, so that a unit is a large step whatever the data?"""
     name = constraint_name(constraint)

@@ -253,6 +253,20 @@ CASES = {
         lambda rng, k: [-2.0, 3.0][k] + rng.standard_t(4, (ROWS, 2)) @ np.array([[1.2, 0.4], [0.0, 0.7]]),
         lambda x, a: stats.multivariate_t.logpdf(x, a["loc"], a["scale_tril"] @ a["scale_tril"].T, 4.0),
     ),
+    "LowRankMultivariateNormal": Case(
+        lambda a: dist.LowRankMultivariateNormal(a["loc"], a["cov_factor"], a["cov_diag"]),
+        {
+            "loc": ([[-1.0, 0.0, 1.0], [2.0, 1.0, 0.0]], constraints.real_vector),
+            "cov_factor": (np.array([[[1.0], [0.5], [0.4]], [[0.5], [0.6], [0.7]]]), constraints.real_matrix),
+            "cov_diag": ([[1.0, 0.8, 0.7], [0.5, 0.6, 0.9]], constraints.independent(POSITIVE, 1)),
+        },
+        lambda rng, k: (
+            [-2.0, 3.0][k] + rng.normal(size=(ROWS, 1)) * [1.2, 0.9, 0.8] + rng.normal(size=(ROWS, 3)) * [0.7, 0.6, 0.8]
+        ),
+        lambda x, a: stats.multivariate_normal.logpdf(
+            x, a["loc"], a["cov_factor"] @ a["cov_factor"].T + np.diag(a["cov_diag"])
+        ),
+    ),
     "Kumaraswamy": Case(
         lambda a: dist.Kumaraswamy(a["concentration1"], a["concentration0"]),
         {"concentration1": SHAPES, "concentration0": ([4.0, 2.0], POSITIVE)},

@@ -187,6 +187,10 @@ def scale_tril_of(arguments):
         return arguments["scale_tril"]
     if "covariance_matrix" in arguments:
         return jnp.linalg.cholesky(arguments["covariance_matrix"])
+    if "cov_factor" in arguments:
+        factor, diagonal = arguments["cov_factor"], arguments["cov_diag"]
+        covariance = factor @ matrix_transpose(factor) + _identity(diagonal.shape, diagonal.dtype) * _as_row(diagonal)
+        return jnp.linalg.cholesky(covariance)
     return _tril_of_inverse(arguments["precision_matrix"])
 
 
@@ -381,6 +385,56 @@ SCALE_TRIL = Update(
 )
 
 
+# Diagonal matrices: quantities have the matrix's shape; pulled back to the parameter, only the diagonal is left.
+
+
+def _squares(moments, arguments, current):
+    found = _scatter(moments, arguments, current)
+    return {"count": found["count"], "square": jnp.maximum(found["scatter"], 0)}
+
+
+def _solve_variance(pooled, previous, stage):
+    del stage
+    return safe_divide(pooled["square"], pooled["count"], previous)
+
+
+def _solve_single_precision(pooled, previous, stage):
+    del stage
+    return safe_divide(pooled["count"], pooled["square"], previous)
+
+
+def _inverse_gamma_on_variance(pooled, prior):
+    return {"count": pooled["count"] + 2 * (prior.concentration + 1), "square": pooled["square"] + 2 * prior.rate}
+
+
+def _gamma_on_precision(pooled, prior):
+    return {"count": pooled["count"] + 2 * (prior.concentration - 1), "square": pooled["square"] + 2 * prior.rate}
+
+
+_POSITIVE = ("positive", "nonnegative", "softplus_positive", "real")
+VARIANCES = Update(
+    "mean squared residual on the diagonal",
+    0,
+    _POSITIVE,
+    (_squares,),
+    _solve_variance,
+    {dist.InverseGamma: _inverse_gamma_on_variance},
+    order=1,
+)
+PRECISIONS = Update(
+    "inverse mean squared residual on the diagonal",
+    0,
+    _POSITIVE,
+    (_squares,),
+    _solve_single_precision,
+    {dist.Gamma: _gamma_on_precision},
+    order=1,
+)
+SCALES = Update(
+    "root mean squared residual on the diagonal", 0, _POSITIVE, (_squares,), _solve_scale, SCALE.priors, order=1
+)
+
+
 def _vector_local_reference(arguments):
     scale_tril = scale_tril_of(arguments)
     return {"centre": arguments["loc"], "unit": jnp.sqrt(jnp.sum(scale_tril**2, -1))}
@@ -395,7 +449,9 @@ def _vector_start(argument, seed, mean, spread):
     del mean
     if argument == "loc":
         return seed
-    power = {"covariance_matrix": 2.0, "scale_tril": 1.0, "precision_matrix": -2.0}[argument]
+    power = {"covariance_matrix": 2.0, "scale_tril": 1.0, "precision_matrix": -2.0}.get(argument)
+    if power is None:
+        return None
     return _identity(spread.shape, spread.dtype) * _as_row(spread) ** power
 
 
@@ -416,6 +472,28 @@ MULTIVARIATE_NORMAL = add(
             "scale_tril": SCALE_TRIL,
             "precision_matrix": PRECISION,
         },
+        diagonals={"covariance_matrix": VARIANCES, "scale_tril": SCALES, "precision_matrix": PRECISIONS},
+        local_reference=_vector_local_reference,
+        scale_floor=_vector_floor,
+        start=_vector_start,
+    )
+)
+
+# A low-rank covariance plus a diagonal (factor analysis, the factors integrated out) has no closed form; Newton steps
+# go on the same sums of products.
+LOW_RANK_MULTIVARIATE_NORMAL = add(
+    Family(
+        "LowRankMultivariateNormal",
+        (dist.LowRankMultivariateNormal,),
+        1,
+        {"loc": 1, "cov_factor": 2, "cov_diag": 1},
+        reference=centre_and_unit,
+        statistics=_vector_statistics,
+        natural=_vector_natural,
+        base_measure=lambda value, fixed: jnp.zeros_like(value[..., 0]),
+        moments=_vector_moments,
+        updates={"loc": VECTOR_LOCATION},
+        joint=("cov_factor", "cov_diag"),
         local_reference=_vector_local_reference,
         scale_floor=_vector_floor,
         start=_vector_start,

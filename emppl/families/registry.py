@@ -89,6 +89,7 @@ class Family:
             averages over rows; anything that makes the statistics well conditioned.
         moments: ``(sums (..., F), count (...), reference) -> quantities`` for the updates.
         updates: by argument; the others are maximised by Newton steps.
+        diagonals: by matrix argument, the update of single entries where the argument is a diagonal matrix.
         joint: arguments that depend on each other so strongly that they are maximised together, by Newton steps,
             whenever the model lets them (each has a parameter of its own with the same cells).
         kinks: arguments in which ``log_prob`` is not smooth, so that Newton steps do not apply.
@@ -111,6 +112,7 @@ class Family:
     reference: Callable[[jax.Array, Callable], Arrays] = no_reference
     moments: Callable[[jax.Array, jax.Array, Arrays], Arrays] = no_moments
     updates: Mapping[str, Update] = dataclasses.field(default_factory=dict)
+    diagonals: Mapping[str, Update] = dataclasses.field(default_factory=dict)
     joint: tuple[str, ...] = ()
     kinks: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ import numpy as np
 from emppl.axes import reduce_to
 from emppl.factors import SiteFactor
 from emppl.families import Update
+from emppl.mstep.diagonals import diagonal_update
 from emppl.mstep.maximisation import Maximisation
 from emppl.parameters import bounds, constraint_name
 from emppl.rules import Rule, RuleContext
@@ -97,7 +98,15 @@ def propose(context: RuleContext, name: str, anywhere: bool = False) -> ClosedFo
             return f"site {factor.name!r} is {factor.site.distribution}, which has no registered closed form"
         if any(factor.parameters.get(other) for other in ("value", "mask", *factor.family.fixed)):
             return f"the value of site {factor.name!r} depends on a parameter"
+        selection = context.dependence.selection(name, position)
         candidate = factor.family.updates.get(field)
+        if isinstance(selection, Selection) and candidate is not None:
+            whole = candidate.by_entry or _keeps_cells_whole(context, selection, rank, candidate.event_rank, position)
+            if selection.masked or not whole:
+                diagonal = diagonal_update(context, factor, field, name, selection.map, position)
+                candidate = diagonal if isinstance(diagonal, Update) else candidate
+                if isinstance(diagonal, str) and selection.masked:
+                    selection = diagonal
         if candidate is None:
             return f"{factor.family.name}.{field} of site {factor.name!r} has no closed-form update"
         if update is not None and candidate is not update:
@@ -112,7 +121,6 @@ def propose(context: RuleContext, name: str, anywhere: bool = False) -> ClosedFo
             if other != field
         ):
             return f"it enters more than one argument of site {factor.name!r}"
-        selection = context.dependence.selection(name, position)
         if isinstance(selection, str):
             return f"{field} of site {factor.name!r} is not a plain selection of it: {selection}"
         if name in context.held and not _fixes_whole_cells(context, name, update):
