@@ -267,6 +267,12 @@ CASES = {
             x, a["loc"], a["cov_factor"] @ a["cov_factor"].T + np.diag(a["cov_diag"])
         ),
     ),
+    "Pareto": Case(
+        lambda a: dist.Pareto(0.5, a["alpha"]),
+        {"alpha": SHAPES},
+        lambda rng, k: 0.5 * (1 + rng.pareto([1.0, 4.0][k], ROWS)),
+        lambda x, a: stats.pareto.logpdf(x, a["alpha"], scale=0.5),
+    ),
     "Kumaraswamy": Case(
         lambda a: dist.Kumaraswamy(a["concentration1"], a["concentration0"]),
         {"concentration1": SHAPES, "concentration0": ([4.0, 2.0], POSITIVE)},
@@ -492,7 +498,8 @@ def test_every_family_has_a_case():
         k.__name__ for k in seen
     }
     # Corners in the location: see below. SoftLaplace would test nothing that Gumbel and Logistic do not.
-    assert missing == {"Laplace", "AsymmetricLaplace", "AsymmetricLaplaceQuantile", "SoftLaplace"}
+    # The bounds of a Uniform have no rule of their own: see below.
+    assert missing == {"Uniform", "Laplace", "AsymmetricLaplace", "AsymmetricLaplaceQuantile", "SoftLaplace"}
 
 
 # --------------------------------------------------------------------------------------- corners in the location
@@ -534,6 +541,63 @@ def test_location_with_corners_is_the_best_data_value(build):
         at_values = build(x[:, None, None], start["scale"][:, None]).log_prob(x)
         best = jnp.argmax(jnp.sum(at_values * responsibility, -1), 0)
     np.testing.assert_allclose(new, x[best], rtol=1e-14)
+
+
+# ------------------------------------------------------------------------------------------ bounds of a support
+
+
+def bounded(x, mask, kind):
+    with numpyro.plate("rows", len(x)):
+        z = numpyro.sample("z", dist.Categorical(jnp.asarray(WEIGHTS)))
+        with numpyro.handlers.mask(mask=mask):
+            if kind == "Uniform":
+                low, high = numpyro.param("low", jnp.array([-9.0, 0.5])), numpyro.param("high", jnp.array([1.5, 9.0]))
+                numpyro.sample("x", dist.Uniform(low[z], high[z]), obs=x)
+            else:
+                low = numpyro.param("low", 0.01, constraint=POSITIVE)
+                alpha = numpyro.param("alpha", jnp.array([1.0, 3.0]), constraint=POSITIVE)
+                numpyro.sample("x", dist.Pareto(low, alpha[z]), obs=x)
+
+
+def test_bounds_of_a_uniform_are_the_extremes_of_what_has_weight():
+    """Values inside both supports count for both components; masked and impossible ones for none."""
+    import emppl
+
+    rng = np.random.default_rng(13)
+    x = np.concatenate([rng.uniform(-3, 1, ROWS // 2), rng.uniform(0, 4, ROWS // 2)])
+    mask = np.arange(ROWS) % 9 != 4
+    em = emppl.EM(bounded, progress_bar=False)
+    assert {one.rule for one in em.plan(x, mask, "Uniform").parameters} == {"edge of the support"}
+    result = em.run(jax.random.key(0), x, mask, "Uniform")
+    assert result.converged
+    seen = x[mask]
+    first, second = seen[seen <= 1.5], seen[seen >= 0.5]
+    np.testing.assert_allclose(result.params["low"], [first.min(), second.min()], rtol=1e-12)
+    np.testing.assert_allclose(result.params["high"], [first.max(), second.max()], rtol=1e-12)
+    density = [stats.uniform.pdf(seen, one.min(), np.ptp(one)) for one in (first, second)]
+    assert result.log_likelihood == pytest.approx(np.log(WEIGHTS @ np.array(density)).sum(), abs=1e-9)
+
+
+def test_both_arguments_of_a_pareto():
+    """The smallest value, and scipy's maximum in the others given that one."""
+    import emppl
+
+    rng = np.random.default_rng(14)
+    x = 0.7 * (1 + np.where(FIRST, rng.pareto(0.8, ROWS), rng.pareto(6.0, ROWS)))
+    em = emppl.EM(bounded, progress_bar=False)
+    rules = {one.name: one.rule for one in em.plan(x, np.ones(ROWS, bool), "Pareto").parameters}
+    assert rules == {"low": "edge of the support", "alpha": "newton"}
+    result = em.run(jax.random.key(0), x, np.ones(ROWS, bool), "Pareto")
+    assert result.converged, result.stop_reason
+    np.testing.assert_allclose(result.params["low"], x.min(), rtol=1e-14)
+
+    def loss(free):
+        density = [stats.pareto.pdf(x, a, scale=x.min()) for a in np.exp(free)]
+        return -np.log(WEIGHTS @ np.array(density)).sum()
+
+    best = scipy.optimize.minimize(loss, np.log([1.0, 3.0]), method="BFGS", options={"gtol": 1e-8})
+    assert result.log_likelihood == pytest.approx(-best.fun, abs=1e-7)
+    np.testing.assert_allclose(result.params["alpha"], np.exp(best.x), rtol=1e-3)
 
 
 # ------------------------------------------------------------------------- far from the origin, tiny and huge units

@@ -1,4 +1,4 @@
-"""Families on the unit interval, the simplex and the circle: Beta, BetaProportion, Dirichlet, VonMises.
+"""Families on an interval, the simplex and the circle: Beta, BetaProportion, Dirichlet, VonMises, Uniform.
 
 Their likelihood equations have no closed solution; Newton steps on sums of statistics solve them.
 """
@@ -155,3 +155,8 @@ VON_MISES = add(
         start=lambda argument, seed, mean, spread: seed if argument == "loc" else None,
     )
 )
+
+
+# ----------------------------------------------------------------------------------------------------- Uniform
+
+UNIFORM = add(Family("Uniform", (dist.Uniform,), 0, {"low": 0, "high": 0}, edges={"low": -1, "high": 1}))

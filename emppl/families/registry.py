@@ -93,6 +93,8 @@ class Family:
         joint: arguments that depend on each other so strongly that they are maximised together, by Newton steps,
             whenever the model lets them (each has a parameter of its own with the same cells).
         kinks: arguments in which ``log_prob`` is not smooth, so that Newton steps do not apply.
+        edges: arguments at which the support begins (-1) or ends (1), and towards which the density rises: Q has its
+            maximum where it has no slope.
         fixed: arguments that belong to the statistics and may not depend on a parameter (``total_count``).
         indicator: the statistics are one-hot vectors of the value, so that with many categories the matrix product
             can be a look-up.
@@ -115,6 +117,7 @@ class Family:
     diagonals: Mapping[str, Update] = dataclasses.field(default_factory=dict)
     joint: tuple[str, ...] = ()
     kinks: tuple[str, ...] = ()
+    edges: Mapping[str, int] = dataclasses.field(default_factory=dict)
     fixed: tuple[str, ...] = ()
     local_reference: Callable[[Arrays], Arrays] | None = None
     indicator: bool = False

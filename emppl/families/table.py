@@ -17,7 +17,9 @@ def family_table() -> str:
 
 def _row(family: Family, argument: str) -> tuple[str, ...]:
     update = family.updates.get(argument)
-    if argument in family.fixed:
+    if argument in family.edges:
+        words = f"the {'largest' if family.edges[argument] > 0 else 'smallest'} value with weight"
+    elif argument in family.fixed:
         words = "belongs to the data"
     elif argument in family.kinks:
         words = "weighted median (quantile), by bisection"

@@ -16,6 +16,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from emppl.mstep.closed_form import at_an_edge, entries_of
 from emppl.mstep.maximisation import Maximisation
 from emppl.mstep.quadratic import describe, free_entries, scaled_eigen
 from emppl.parameters import bounds, from_coordinates, is_relative, to_coordinates
@@ -76,6 +77,9 @@ def propose(context: RuleContext, name: str) -> Newton | str:
         return "an optimizer is given"
     if name in context.held and bounds(context.trace.sites[name].constraint) is None:
         return "some of its entries are fixed, and its constraint ties entries together"
+    for factor, field, _ in entries_of(context, name):
+        if factor.family is not None and field in factor.family.edges:
+            return at_an_edge(factor, field)
     reason = context.analysis.why_not_smooth((name,))
     if reason is not None:
         return reason
