@@ -159,4 +159,12 @@ VON_MISES = add(
 
 # ----------------------------------------------------------------------------------------------------- Uniform
 
-UNIFORM = add(Family("Uniform", (dist.Uniform,), 0, {"low": 0, "high": 0}, edges={"low": -1, "high": 1}))
+
+def _declared_start(argument, seed, mean, spread):
+    """Bounds near the data would exclude some of them: the declared start is kept."""
+    del argument, seed, mean, spread
+
+
+UNIFORM = add(
+    Family("Uniform", (dist.Uniform,), 0, {"low": 0, "high": 0}, edges={"low": -1, "high": 1}, start=_declared_start)
+)
