@@ -300,7 +300,7 @@ def _words(primitive: str) -> str:
 
 
 _MIXING = {
-    "add add_any sub": "it is added to other values; for a convex combination, make the components states of a latent",
+    "add add_any sub": "it is added to other values",
     "reduce_sum reduce_max cumsum": "its entries are summed or compared; constrain what sums to one to a simplex",
     "dot_general": "a matrix product mixes its entries",
 }
