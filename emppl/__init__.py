@@ -9,7 +9,7 @@ from emppl.plan import Plan
 from emppl.report.compare import Comparison, compare
 from emppl.report.result import Certificate, EMResult
 from emppl.report.uncertainty import Covariance
-from emppl.strategies import Enumerate
+from emppl.strategies import Enumerate, Gaussian, Laplace, Quadrature
 
 __version__ = "0.1.0"
 
@@ -23,10 +23,13 @@ __all__ = [
     "EMResult",
     "Enumerate",
     "Family",
+    "Gaussian",
+    "Laplace",
     "ModelError",
     "ParameterError",
     "Plan",
     "Posterior",
+    "Quadrature",
     "StopReason",
     "Update",
     "compare",

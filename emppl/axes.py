@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ class Axes:
         sizes: number of atoms or plate cells.
         latents: names that are latents; the rest are plates.
         times: plates that are the time axis of a scan.
+        draws: latents' axes that hold the atoms of integrated latents.
     """
 
     names: tuple[str, ...]
@@ -36,6 +38,7 @@ class Axes:
     sizes: dict[str, int]
     latents: frozenset[str]
     times: frozenset[str] = frozenset()
+    draws: frozenset[str] = frozenset()
 
     @property
     def rows(self) -> str:
@@ -112,12 +115,13 @@ _IMPLICIT = "batch["
 _SINGLE = "single"
 
 
-def model_axes(trace: Trace, batch_shapes: dict[str, tuple[int, ...]]) -> Axes:
+def model_axes(trace: Trace, batch_shapes: dict[str, tuple[int, ...]], draws: Mapping[str, int] | None = None) -> Axes:
     """Axes of a traced model; batch axes in no plate get an implicit one, shared by dimension.
 
     Args:
         trace: the model.
         batch_shapes: batch shape of every site's table.
+        draws: number of atoms by axis of integrated latents.
 
     Returns:
         The common axes, sorted by dimension.
@@ -140,9 +144,15 @@ def model_axes(trace: Trace, batch_shapes: dict[str, tuple[int, ...]]) -> Axes:
     if not set(dims) - set(trace.latent_dims) - times:
         dims[_SINGLE], sizes[_SINGLE] = -(len(dims) + 1), 1
     plates = [name for name in dims if name not in trace.latent_dims and name not in times]
+    drawn = dict(draws or {})
+    for axis, number in drawn.items():
+        # No array of the model has this axis; it is put in where a function of one atom is mapped over all of them.
+        dims[axis], sizes[axis] = min(dims.values(), default=0) - 1, number
     rows = max(plates, key=lambda name: (sizes[name], name))
     others = sorted(set(dims) - {rows}, key=lambda name: (dims[name], name))
-    return Axes((*others, rows), dims, sizes, frozenset(trace.latent_dims))
+    return Axes(
+        (*others, rows), dims, sizes, frozenset({*trace.latent_dims, *(draws or {})}), times, frozenset(draws or {})
+    )
 
 
 def contract(natural: jax.Array, statistics: jax.Array) -> jax.Array:

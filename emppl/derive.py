@@ -11,20 +11,23 @@ from typing import Any
 
 import jax
 
-from emppl.axes import model_axes
+from emppl.axes import Axes, model_axes
 from emppl.elimination import Factor, plan_elimination
 from emppl.errors import ModelError, unknown_name
 from emppl.estep import check_memory, plan_fused
+from emppl.estep.settle import settle_integrals
 from emppl.factors import SiteFactor, field_dependences
 from emppl.families import family_of
 from emppl.held import check_held
+from emppl.integral import find_integrals
+from emppl.state_space import find_chains
 from emppl.mstep import choose_rules
 from emppl.mstep.analysis import Analysis
 from emppl.mstep.linear_predictors import find_regressions
 from emppl.program import Options, Part, Program
 from emppl.roles import assign_roles, without_missing_cells
 from emppl.rules import RuleContext
-from emppl.strategies import Enumerate
+from emppl.strategies import Enumerate, Strategy
 from emppl.structure.dependence import Dependence
 from emppl.trace import Trace, trace_model
 from emppl.trace.naming import latent_of
@@ -45,16 +48,73 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
     Raises:
         ModelError: the model cannot be handled; the message names the site and the remedy.
     """
+    trace, dependence, roles, integrals = _see(model, leaves, skeleton, options)
+    for name, held in options.held.items():
+        if name not in trace.parameters:
+            raise unknown_name("fixed", name, trace.parameters)
+        check_held(name, held, trace.sites[name].shape, trace.sites[name].constraint)
+    shapes = [jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
+    likelihood = [name for name, site in trace.sites.items() if site.kind in LIKELIHOOD]
+    axes = model_axes(
+        trace, {name: trace.sites[name].batch_shape for name in likelihood}, {one.axis: 1 for one in integrals}
+    )
+    factors = _factors(trace, dependence, axes, likelihood)
+    strategies: dict[str, Strategy] = {n: Enumerate() for n, role in roles.items() if role.role == "latent"}
+    program = Program(trace, dependence, axes, factors, (), roles, strategies, {}, dict(options.fixed), options.prior)
+    program = dataclasses.replace(program, integrals=tuple(integrals), held=dict(options.held))
+    program = settle_integrals(program, shapes, options.latents)
+    tables = _table_shapes(program, shapes)
+    _check_fields(program, tables)
+    program = dataclasses.replace(program, parts=_parts(program, tables), argument_shapes=_shapes(program, shapes))
+    context = RuleContext(
+        trace,
+        dependence,
+        program.factors,
+        options.prior,
+        options.fixed,
+        options.held,
+        options.m_step,
+        options.optimizer,
+        Analysis(program, shapes),
+    )
+    rules = choose_rules(context)
+    program = dataclasses.replace(program, rules=rules)
+    program = dataclasses.replace(program, regressions=find_regressions(program, shapes))
+    check_memory(program, plan_fused(program))
+    return program
+
+
+LIKELIHOOD = ("observed", "factor", "discrete", "integrated")
+"""Kinds of sites that are factors of the likelihood."""
+
+
+def _see(model: Callable, leaves: list, skeleton: Any, options: Options):
+    """Trace a model and settle the roles of its sites; traced again if some of them are continuous latents."""
     trace = trace_model(model, leaves, skeleton)
     dependence = Dependence(trace.jaxpr, trace.inputs)
     trace = without_missing_cells(trace, dependence)
     roles = assign_roles(trace, dependence, options.estimate, options.latents, options.fixed)
-    likelihood = [name for name, site in trace.sites.items() if site.kind in ("observed", "factor", "discrete")]
-    axes = model_axes(trace, {name: trace.sites[name].batch_shape for name in likelihood})
+    hidden = [n for n, role in roles.items() if role.role == "latent" and trace.sites[n].kind == "continuous"]
+    integrals = find_integrals(trace, dependence, hidden) + find_chains(trace, dependence, hidden)
+    draws = {name: integral.draws for integral in integrals for name in integral.latents}
+    if all(trace.draws.get(name) == one for name, one in draws.items()):
+        return trace, dependence, roles, integrals
+    trace = trace_model(model, leaves, skeleton, draws)
+    dependence = Dependence(trace.jaxpr, trace.inputs)
+    return without_missing_cells(trace, dependence), dependence, roles, integrals
+
+
+def _factors(trace: Trace, dependence: Dependence, axes: Axes, likelihood: list[str]) -> dict[str, SiteFactor]:
     labels = {site.labels: name for name, site in trace.sites.items() if site.labels}
+    given = {one.axis: frozenset(one.given) for one in trace.draws.values()}
     factors = {}
     for name in likelihood:
         in_latents, in_parameters = field_dependences(trace, dependence, name)
+        # An atom is drawn for each state of the discrete latents it is given.
+        in_latents = {
+            field: found.union(*(given.get(latent, frozenset()) for latent in found))
+            for field, found in in_latents.items()
+        }
         site = trace.sites[name]
         if site.kind == "discrete":
             in_latents["value"] = frozenset([name])
@@ -81,35 +141,9 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
             _categories(trace, name),
             trace.timed.get(name, frozenset()),
             is_presence,
+            trace.drawn.get(name),
         )
-    for name, held in options.held.items():
-        if name not in trace.parameters:
-            raise unknown_name("fixed", name, trace.parameters)
-        check_held(name, held, trace.sites[name].shape, trace.sites[name].constraint)
-    shapes = [jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
-    strategies = {name: options.latents.get(name, Enumerate()) for name, role in roles.items() if role.role == "latent"}
-    program = Program(trace, dependence, axes, factors, (), roles, strategies, {}, dict(options.fixed), options.prior)
-    tables = _table_shapes(program, shapes)
-    _check_fields(program, tables)
-    parts = _parts(program, tables)
-    shapes_of = _shapes(program, shapes)
-    program = dataclasses.replace(program, parts=parts, argument_shapes=shapes_of, held=dict(options.held))
-    context = RuleContext(
-        trace,
-        dependence,
-        factors,
-        options.prior,
-        options.fixed,
-        options.held,
-        options.m_step,
-        options.optimizer,
-        Analysis(program, shapes),
-    )
-    rules = choose_rules(context)
-    program = dataclasses.replace(program, rules=rules)
-    program = dataclasses.replace(program, regressions=find_regressions(program, shapes))
-    check_memory(program, plan_fused(program))
-    return program
+    return factors
 
 
 def _categories(trace: Trace, name: str) -> int:
@@ -134,7 +168,7 @@ def _table_shapes(program: Program, leaves) -> dict[str, jax.ShapeDtypeStruct]:
     sites = program.trace.sites
     params = {n: jax.ShapeDtypeStruct(sites[n].shape, sites[n].dtype) for n in program.trace.parameters}
     return jax.eval_shape(
-        lambda params, leaves: program.tables(program.trace.evaluate(params, program.trace.atoms, leaves)),
+        lambda params, leaves: program.tables(program.evaluate(params, leaves)),
         params,
         leaves,
     )
@@ -143,11 +177,16 @@ def _table_shapes(program: Program, leaves) -> dict[str, jax.ShapeDtypeStruct]:
 def _parts(program: Program, tables: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[Part, ...]:
     axes, trace = program.axes, program.trace
     plates_of_latent = {}
-    for name in axes.latents:
+    for name in axes.latents - axes.draws:
         site = trace.sites[latent_of(name)]
         plates_of_latent[name] = axes.plates_of(site, site.batch_shape)
     named = {}
+    for integral in program.integrals:  # an integral is one factor, in place of those that depend on its latents
+        here = frozenset(integral.given), frozenset(integral.cells) - frozenset(integral.given)
+        named[integral.axis] = Factor(integral.axis, *here)
     for name, factor in program.factors.items():
+        if name in program.integrated:
+            continue
         time = factor.site.time
         is_timed = time is not None and tables[name].shape[axes.names.index(time.name)] > 1
         plates = axes.plates_of(factor.site, factor.site.batch_shape)
@@ -184,7 +223,7 @@ def _check_fields(program: Program, tables: Mapping[str, jax.ShapeDtypeStruct]) 
                 f"The weight (handlers.scale) of site {name!r} varies over the steps of its scan. A weight counts a "
                 "whole sequence that many times; put one weight per sequence around the scan."
             )
-        for latent in sorted(factor.all_latents):
+        for latent in sorted(factor.all_latents - program.axes.draws):
             if tables[name].shape[program.axes.names.index(latent)] == 1 and program.axes.sizes[latent] > 1:
                 raise ModelError(
                     f"Site {name!r} depends on latent {latent!r} through a sum, mean or similar over its array. "
@@ -194,7 +233,9 @@ def _check_fields(program: Program, tables: Mapping[str, jax.ShapeDtypeStruct]) 
 
 
 def _scanned(program: Program) -> frozenset[str]:
-    return frozenset(n for n in program.axes.latents if program.trace.sites[latent_of(n)].is_scanned)
+    return frozenset(
+        n for n in program.axes.latents - program.axes.draws if program.trace.sites[latent_of(n)].is_scanned
+    )
 
 
 def _shapes(program: Program, leaves) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -203,7 +244,7 @@ def _shapes(program: Program, leaves) -> dict[str, dict[str, tuple[int, ...]]]:
     params = {n: jax.ShapeDtypeStruct(sites[n].shape, sites[n].dtype) for n in program.trace.parameters}
 
     def arguments(params, leaves):
-        arrays = program.trace.evaluate(params, program.trace.atoms, leaves)
+        arrays = program.evaluate(params, leaves)
         return {
             name: factor.arguments(arrays)
             for name, factor in program.factors.items()

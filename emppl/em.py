@@ -235,7 +235,7 @@ class EM:
             for name, value in given.items():
                 params[name][0] = program.pin(name, value)
         memory = derived.begin(params) if derived.remembers else {}
-        states = loop.initial_states(params, memory, self.restarts, jnp.result_type(float))
+        states = loop.initial_states(program, params, memory, self.restarts, jnp.result_type(float))
         tolerance = _TOLERANCE if self.tolerance is None else self.tolerance
         progress = Progress(self.progress_bar, self.max_iterations)
         states, history, interrupted, accurate = loop.run_blocks(

@@ -54,6 +54,7 @@ class SiteFactor:
         labels_of: the latent whose labels this site carries, or None.
         categories: number of categories of a distribution over a finite set.
         timed: paths of the fields that vary along the time axis of a scan.
+        drawn: axis of the atoms of an integrated latent, and the paths of the fields that vary along it; or None.
         is_presence: its mask says which steps of a chain exist, and is no part of its table.
     """
 
@@ -66,6 +67,7 @@ class SiteFactor:
     categories: int = 0
     timed: frozenset[tuple[str, ...]] = frozenset()
     is_presence: bool = False
+    drawn: tuple[str, frozenset[tuple[str, ...]]] | None = None
 
     @property
     def name(self) -> str:
@@ -105,6 +107,11 @@ class SiteFactor:
             return False
         assert self.family is not None
         return not any(self.parameters.get(field) for field in ("value", "mask", *self.family.fixed))
+
+    @property
+    def value_is_drawn(self) -> bool:
+        """Does its value hold atoms of an integrated latent, which move in every iteration?"""
+        return bool(self.latents.get("value", frozenset()) & self.axes.draws)
 
     def why_not_natural(self) -> str | None:
         """The reason why there is no natural form, or None."""
@@ -196,10 +203,16 @@ class SiteFactor:
         """
         nothing: dict[str, Any] = {f.name: None for f in dataclasses.fields(mine) if f.name not in fields}
         read = dataclasses.replace(mine, **nothing)
+        if self.drawn is None:
+            return self._over_steps(read, function)
+        axis, paths = self.drawn
+        return _mapped(read, lambda one: self._over_steps(one, function), paths, self.axes.names.index(axis))
+
+    def _over_steps(self, mine: SiteArrays, function: Callable) -> jax.Array:
         time = self.site.time
         if time is None:
-            return function(read)
-        return self.by_step(read, function, self.axes.names.index(time.name))
+            return function(mine)
+        return self.by_step(mine, function, self.axes.names.index(time.name))
 
     def by_step(self, mine: SiteArrays, function: Callable, position: int | None = None) -> Any:
         """A function of the arrays of one step, for all steps.
@@ -210,20 +223,14 @@ class SiteFactor:
             position: where the time axis goes, in place of an axis of size one; default: a new axis in front. What does
                 not vary over time gets no time axis.
         """
+        return _mapped(mine, function, self.timed, position)
+
+    def at_one_atom(self, mine: SiteArrays) -> SiteArrays:
+        """Arrays of a site without the axis of atoms, at the first of them."""
+        if self.drawn is None:
+            return mine
         flat, treedef = jax.tree_util.tree_flatten_with_path(mine)
-        moving = [path_names(path) in self.timed for path, _ in flat]
-        if not any(moving):
-            return function(mine)
-
-        def one(varying):
-            varying = iter(varying)
-            leaves = [next(varying) if moves else leaf for moves, (_, leaf) in zip(moving, flat, strict=True)]
-            return function(jax.tree.unflatten(treedef, leaves))
-
-        varying = [leaf for moves, (_, leaf) in zip(moving, flat, strict=True) if moves]
-        if position is None:
-            return jax.vmap(one)(varying)
-        return jnp.squeeze(jax.vmap(one, out_axes=position)(varying), position + 1)
+        return jax.tree.unflatten(treedef, [leaf[0] if path_names(path) in self.drawn[1] else leaf for path, leaf in flat])
 
     def _constant(self, array: jax.Array, depends: frozenset[str], trailing: int) -> jax.Array:
         """Align, keeping one copy along the axes of latents on which the array does not depend."""
@@ -424,6 +431,24 @@ class SiteFactor:
         split = jnp.reshape(sums[..., :-1], sums.shape[:rank] + events + (-1,))
         count = jnp.reshape(sums[..., -1], sums.shape[:rank] + (1,) * len(events))
         return self.family.moments(split, jnp.broadcast_to(count, split.shape[:-1]), reference)
+
+
+def _mapped(mine: SiteArrays, function: Callable, paths, position: int | None) -> Any:
+    """A function of arrays, mapped over the leading axis that some of them have."""
+    flat, treedef = jax.tree_util.tree_flatten_with_path(mine)
+    moving = [path_names(path) in paths for path, _ in flat]
+    if not any(moving):
+        return function(mine)
+
+    def one(varying):
+        varying = iter(varying)
+        leaves = [next(varying) if moves else leaf for moves, (_, leaf) in zip(moving, flat, strict=True)]
+        return function(jax.tree.unflatten(treedef, leaves))
+
+    varying = [leaf for moves, (_, leaf) in zip(moving, flat, strict=True) if moves]
+    if position is None:
+        return jax.vmap(one)(varying)
+    return jnp.squeeze(jax.vmap(one, out_axes=position)(varying), position + 1)
 
 
 def _zero_outside(distribution, value, table):

@@ -103,6 +103,13 @@ def is_relative(constraint: Any) -> bool:
     return name != "softplus_positive" and interval is not None and interval != (-math.inf, math.inf)
 
 
+def log_jacobian(constraint: Any, value: jax.Array) -> jax.Array:
+    """Log-derivative of every entry of a constrained value in its own unconstrained one (elementwise constraints)."""
+    transform = biject_to(innermost(constraint))
+    with as_numpyro_expects():
+        return jnp.broadcast_to(transform.log_abs_det_jacobian(value, transform(value)), value.shape)
+
+
 def check(name: str, value: Any, shape: tuple[int, ...], constraint: Any, origin: str) -> np.ndarray:
     """Check a parameter value that a user gave.
 

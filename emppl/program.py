@@ -18,13 +18,15 @@ from emppl.axes import Axes
 from emppl.elimination import EliminationPlan, probe_name
 from emppl.factors import SiteFactor
 from emppl.held import pin
+from emppl.integral import Integral
+from emppl.parameters import constrain
 from emppl.regression import RegressionFactor
 from emppl.roles import Role
 from emppl.rules import Rule
 from emppl.strategies import Evidence, Strategy
 from emppl.structure.dependence import Dependence
 from emppl.trace import Trace, as_numpyro_expects
-from emppl.trace.naming import model_name
+from emppl.trace.naming import latent_of, model_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Program:
         argument_shapes: by site with a registered family, the aligned shape of every argument.
         held: parameters of which some entries are fixed, NaN where they are free.
         regressions: normal sites whose location is a linear predictor, in that form.
+        integrals: continuous latents, those that are integrated out together in one entry.
     """
 
     trace: Trace
@@ -94,6 +97,7 @@ class Program:
     argument_shapes: Mapping[str, Mapping[str, tuple[int, ...]]] = dataclasses.field(default_factory=dict)
     held: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     regressions: Mapping[str, RegressionFactor] = dataclasses.field(default_factory=dict)
+    integrals: tuple[Integral, ...] = ()
 
     def complete(self, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Add the frozen parameters."""
@@ -108,14 +112,34 @@ class Program:
         sites = self.trace.sites
         return {name: jnp.ones(sites[name].shape, sites[name].dtype) for name in self.trace.parameters}
 
-    def evaluate(self, params, leaves, wanted: frozenset[tuple[str, str]] | None = None) -> dict[str, Any]:
-        """Arrays of every site at these parameters, or only those of some ``(site, field)`` pairs."""
+    def evaluate(
+        self, params, leaves, wanted: frozenset[tuple[str, str]] | None = None, atoms: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Arrays of every site at these parameters, or only those of some ``(site, field)`` pairs.
+
+        Args:
+            params: constrained values.
+            leaves: the data.
+            wanted: which fields; None for all.
+            atoms: of the integrated latents; a single atom each where nothing depends on what it is.
+        """
         params = self.complete(params)
-        arrays = self.trace.evaluate(params, self.trace.atoms, leaves, wanted)
+        arrays = self.trace.evaluate(params, {**self.trace.atoms, **self.any_atoms, **(atoms or {})}, leaves, wanted)
         for name, factor in self.regressions.items():
             if wanted is None or (name, "arguments") in wanted:
                 arrays[name].arguments["coefficients"] = factor.predictor.coefficients(params)
         return arrays
+
+    @property
+    def any_atoms(self) -> dict[str, jax.Array]:
+        """One atom of every integrated latent, inside its support."""
+        sites, shapes = self.trace.sites, self.trace.value_shapes
+        return {name: constrain(sites[latent_of(name)].constraint, jnp.zeros(shape))[None] for name, shape in shapes.items()}
+
+    @property
+    def integrated(self) -> frozenset[str]:
+        """Sites that depend on an integrated latent."""
+        return frozenset().union(*(integral.factors for integral in self.integrals))
 
     def natural_factor(self, name: str) -> SiteFactor:
         """The factor whose natural form a site has: its regression form if there is one."""
@@ -138,7 +162,7 @@ class Program:
 
     @property
     def latents(self) -> list[str]:
-        """Latent sites, in model order."""
+        """Discrete latent sites, in model order."""
         return [name for name, site in self.trace.sites.items() if site.kind == "discrete"]
 
     @property
@@ -146,9 +170,9 @@ class Program:
         """Latents by the model's own names, all steps of a scan counting as one."""
         return list(dict.fromkeys(map(model_name, self.latents)))
 
-    def tables(self, arrays) -> dict[str, jax.Array]:
-        """Log-probability tables of all likelihood sites, by the plain path."""
-        return {name: factor.table(arrays) for name, factor in self.factors.items()}
+    def tables(self, arrays, without: frozenset[str] = frozenset()) -> dict[str, jax.Array]:
+        """Log-probability tables of all likelihood sites, or of all but some, by the plain path."""
+        return {name: factor.table(arrays) for name, factor in self.factors.items() if name not in without}
 
     def scales(self, arrays) -> dict[str, jax.Array | None]:
         """Weights of every factor's cells."""

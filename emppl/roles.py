@@ -38,8 +38,8 @@ def assign_roles(
     """Give every site its role.
 
     ``numpyro.param`` is estimated; a discrete unobserved site is a latent; an observed site is data. A continuous
-    unobserved site is a parameter when it lies in no plate or is indexed by a discrete latent, a latent when it
-    shares a plate with data, and otherwise ambiguous.
+    unobserved site is a latent when it shares a plate with data, a parameter when it lies in no plate or is indexed by
+    a discrete latent (and its prior depends on no parameter), and otherwise ambiguous.
 
     Args:
         trace: the model.
@@ -52,12 +52,13 @@ def assign_roles(
         A role by site name, in model order.
 
     Raises:
-        ModelError: an ambiguous site, a continuous latent, or nothing to do.
+        ModelError: an ambiguous site, or nothing to do.
         ParameterError: an option names a site that it cannot refer to.
     """
     sites = trace.sites
     continuous = [name for name, site in sites.items() if site.kind == "continuous"]
     discrete = [name for name, site in sites.items() if site.kind == "discrete"]
+    scanned = [name for name, site in sites.items() if site.kind == "integrated"]
     for name in estimate:
         if name not in trace.parameters:
             raise unknown_name("estimate", name, trace.parameters)
@@ -65,8 +66,8 @@ def assign_roles(
         if name not in trace.parameters:
             raise unknown_name("fixed", name, trace.parameters)
     for name, strategy in latents.items():
-        if name not in continuous + discrete:
-            raise unknown_name("latents", name, continuous + discrete)
+        if name not in continuous + discrete + scanned:
+            raise unknown_name("latents", name, continuous + discrete + scanned)
         if not isinstance(strategy, Strategy):
             raise ParameterError(
                 f"latents[{name!r}] must be a strategy such as emppl.Enumerate(), which sums over a discrete latent; "
@@ -75,8 +76,6 @@ def assign_roles(
         refusal = strategy.why_not(name, sites[name].kind)
         if refusal is not None:
             raise ParameterError(f"latents[{name!r}]={strategy!r}: {refusal}")
-    for name in continuous:
-        _check_prior(trace, dependence, name)
     roles: dict[str, Role] = {}
     for name, site in sites.items():
         if name in fixed:
@@ -85,14 +84,20 @@ def assign_roles(
             roles[name] = Role(name, "parameter", "numpyro.param")
         elif site.kind == "discrete":
             roles[name] = Role(name, "latent", "discrete and unobserved")
+        elif site.kind == "integrated":
+            roles[name] = Role(name, "latent", "continuous and unobserved, inside a scan")
         elif site.kind == "factor":
             roles[name] = Role(name, "data", "numpyro.factor")
         elif site.kind == "observed":
             roles[name] = Role(name, "data", "observed")
         elif name in estimate:
             roles[name] = Role(name, "parameter", "listed in estimate=")
+        elif name in latents:
+            roles[name] = Role(name, "latent", "listed in latents=")
         else:
             roles[name] = _continuous_role(trace, dependence, name, fixed)
+    for name in continuous:
+        _check_prior(trace, dependence, name, roles[name])
     _check_complete(roles)
     return roles
 
@@ -120,12 +125,14 @@ def without_missing_cells(trace: Trace, dependence: Dependence) -> Trace:
     return trace.without(missing) if missing else trace
 
 
-def _check_prior(trace: Trace, dependence: Dependence, name: str) -> None:
+def _check_prior(trace: Trace, dependence: Dependence, name: str, role: Role) -> None:
     if trace.sites[name].distribution == "Delta":
         raise ModelError(
             f"Site {name!r} is an unobserved Delta, which is no random variable. Write "
             f"numpyro.deterministic({name!r}, value) instead."
         )
+    if role.role == "latent":
+        return
     in_latents, _ = field_dependences(trace, dependence, name)
     found = sorted(frozenset().union(*(latents for field, latents in in_latents.items() if field != "value")))
     if found:
@@ -141,23 +148,18 @@ def _continuous_role(trace: Trace, dependence: Dependence, name: str, fixed) -> 
     data_plates = {plate.name for other in trace.sites.values() if other.kind == "observed" for plate in other.plates}
     shared = sorted({plate.name for plate in site.plates} & data_plates)
     indexing = sorted(dependence.indexing_latents(name)) if site.plates else []
+    if shared and indexing:
+        raise _ambiguous(name, f"it shares plate {shared[0]!r} with data but is indexed by latent {indexing[0]!r}")
+    if shared:
+        return Role(name, "latent", f"continuous and unobserved, in plate {shared[0]!r} with data")
     _, parameters = field_dependences(trace, dependence, name)
     hyper = sorted(frozenset().union(*parameters.values()) - {name} - set(fixed))
     if hyper:
         raise _ambiguous(name, f"its prior depends on {', '.join(map(repr, hyper))}, which is estimated too")
-    if shared and indexing:
-        raise _ambiguous(name, f"it shares plate {shared[0]!r} with data but is indexed by latent {indexing[0]!r}")
     if not site.plates:
         return Role(name, "parameter", "sampled in no plate, with a prior")
     if indexing:
         return Role(name, "parameter", f"indexed by latent {indexing[0]!r}, with a prior")
-    if shared:
-        raise ModelError(
-            f"Site {name!r} is a continuous latent: it shares plate {shared[0]!r} with data, so it is to be integrated "
-            "out, and this version of emppl only sums over discrete latents.\n"
-            f"To maximise over it instead, write    EM(model, estimate=[{name!r}])\n"
-            f"To integrate it, once available        EM(model, latents={{{name!r}: Gaussian()}})"
-        )
     plates = ", ".join(repr(plate.name) for plate in site.plates)
     raise _ambiguous(name, f"its plate {plates} holds no data and no discrete latent indexes it")
 
@@ -179,7 +181,7 @@ def _check_complete(roles: Mapping[str, Role]) -> None:
         )
     if "latent" not in present:
         raise ModelError(
-            "The model has no latent variable, so there is nothing for EM to do. Leave the discrete site unobserved "
+            "The model has no latent variable, so there is nothing for EM to do. Leave the latent site unobserved "
             "(no obs=), or fit the model with numpyro.infer.SVI and an AutoDelta guide."
         )
     if "parameter" not in present:

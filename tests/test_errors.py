@@ -230,20 +230,6 @@ def test_ambiguous_role_shows_both_lines():
     assert fit(model, X, group, estimate=["b"]).params["b"].shape == (2,)
 
 
-def test_continuous_latent_is_refused():
-    """A continuous site in the plate of the data is a latent, which this version does not integrate."""
-
-    def model(x):
-        mu = numpyro.param("mu", jnp.zeros(2))
-        with numpyro.plate("data", len(x)):
-            z = numpyro.sample("z", dist.Bernoulli(0.5))
-            b = numpyro.sample("b", dist.Normal(0, 1))
-            numpyro.sample("x", dist.Normal(mu[z] + b, 1.0), obs=x)
-
-    with pytest.raises(emppl.ModelError, match="'b' is a continuous latent: it shares plate 'data'"):
-        fit(model, X)
-
-
 def test_prior_on_estimated_hyperparameter_is_ambiguous():
     """A prior that depends on another parameter is never guessed."""
 

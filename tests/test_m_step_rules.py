@@ -143,7 +143,7 @@ STRUCTURES = {
     "softmax across rows": (lambda p, z, X: (jax.nn.softmax(p["beta"], 0)[z] * X).sum(-1), (BETA,), 0, 6),
     "stacked": (lambda p, z, X: jnp.stack([p["alpha"], 2 * p["alpha"]], -1)[z, 1], (ALPHA,), 2, 1),
     "stacked entries": (lambda p, z, X: jnp.stack([p["alpha"][1], p["alpha"][0]])[z], (ALPHA,), 2, 1),
-    "indexed by data": (lambda p, z, X: p["alpha"][(X[..., 0] > 0).astype(int)], (ALPHA,), 0, 2),
+    "indexed by data": (lambda p, z, X: p["alpha"][(X[..., 0] > 0).astype(int)], (ALPHA,), 2, 1),
 }
 
 

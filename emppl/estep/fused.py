@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from emppl.elimination import EliminationPlan, log_normalizer
-from emppl.estep.plain import Expectations, owners_of
+from emppl.estep.integration import integrate_all
+from emppl.estep.plain import Expectations, all_scales, owners_of, spread_over_atoms
 from emppl.factors import Prepared
 from emppl.markov import Emission
 from emppl.numerics import impossible_to_infinite
@@ -64,6 +65,7 @@ def plan_fused(program: Program, accurate: bool = False) -> FusedPlan:
         for name, factor in program.factors.items()
         if not accurate
         and name not in need_weights
+        and name not in program.integrated
         and (name in program.regressions or _has_small_arguments(program, name, factor))
     )
     rows = program.axes.sizes[program.axes.rows]
@@ -152,7 +154,7 @@ def prepare(program: Program, fused: FusedPlan, leaves) -> dict[str, Prepared]:
     arrays = program.evaluate(program.placeholders(), leaves)
     prepared = {}
     for name, factor in program.factors.items():
-        if not factor.has_statistics:
+        if not factor.has_statistics or factor.value_is_drawn:
             continue
         if name in fused.natural and name in program.regressions:
             factor = program.regressions[name]
@@ -198,7 +200,9 @@ def _uncut(array: jax.Array, chunking: Chunking) -> jax.Array:
     return joined[..., : chunking.count * chunking.size - chunking.padding]
 
 
-def expectations(program: Program, fused: FusedPlan, params, leaves, prepared: Mapping[str, Prepared]) -> Expectations:
+def expectations(
+    program: Program, fused: FusedPlan, params, leaves, prepared: Mapping[str, Prepared], guesses=None
+) -> Expectations:
     """Expected statistics and weights at given parameters, rows in chunks.
 
     Args:
@@ -207,12 +211,14 @@ def expectations(program: Program, fused: FusedPlan, params, leaves, prepared: M
         params: constrained parameter values.
         leaves: the data.
         prepared: from :func:`prepare`.
+        guesses: by integral, where its atoms were last.
 
     Returns:
         The expectations; ``log_likelihood`` includes every constant.
     """
     arrays = program.evaluate(params, leaves)
-    scales, present = program.scales(arrays), program.present(arrays)
+    scales, present = all_scales(program, arrays), program.present(arrays)
+    integrated = integrate_all(program, params, leaves, guesses)
     natural, tables = {}, {}
     amplification = jnp.zeros((), jnp.result_type(float))
     for name, factor in program.factors.items():
@@ -222,7 +228,9 @@ def expectations(program: Program, fused: FusedPlan, params, leaves, prepared: M
             if factor.family is not None and factor.family.local_reference is not None:
                 amplification = jnp.maximum(amplification, _largest_sum(natural[name], prepared[name].bound))
         else:
-            tables[name] = factor.table(arrays)
+            if name not in program.integrated:
+                tables[name] = factor.table(arrays)
+    tables |= {name: one.evidence for name, one in integrated.items()}
     value = sum((prepared[name].base_measure for name in natural), program.fault(arrays))
     sums: dict[str, jax.Array] = {}
     weights: dict[str, jax.Array] = {}
@@ -241,7 +249,12 @@ def expectations(program: Program, fused: FusedPlan, params, leaves, prepared: M
         value = value + one
         sums.update(part_sums)
         weights.update(part_weights)
-    return Expectations(impossible_to_infinite(value), sums, weights, amplification)
+    weights, atoms = spread_over_atoms(program, integrated, weights, params, leaves)
+    centers = {name: one.mean for name, one in integrated.items()}
+    drawn = [name for name, factor in program.factors.items() if factor.value_is_drawn and factor.has_statistics]
+    at_atoms = program.evaluate(params, leaves, atoms=atoms) if drawn else {}
+    of_atoms = {name: program.factors[name].prepare(at_atoms) for name in drawn}
+    return Expectations(impossible_to_infinite(value), sums, weights, amplification, atoms, centers, of_atoms)
 
 
 def _largest_sum(natural, bound) -> jax.Array:

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from emppl.elimination import log_normalizer, log_sum
+from emppl.estep.integration import atom_weights, integrate_all
+from emppl.factors import Prepared
 from emppl.markov import SumOut
 from emppl.numerics import impossible_to_infinite, weighted
 from emppl.program import Part, Program
@@ -26,10 +28,14 @@ class Posterior:
     Attributes:
         log_likelihood: log-likelihood of the observed data, latents summed out, constants included (natural log).
         weights: for every likelihood site the posterior weight of every cell of its log-probability table.
+        atoms: of integrated latents, ``(atoms, *states, *plates, *event)``.
+        centers: by integral, where the atoms lie, ``(groups, dimensions)``.
     """
 
     log_likelihood: jax.Array
     weights: dict[str, jax.Array]
+    atoms: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+    centers: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
 @jax.tree_util.register_dataclass
@@ -43,12 +49,18 @@ class Expectations:
         weights: for the other sites, the posterior weights.
         amplification: how much larger than the log-probabilities the terms are that the matrix products add up;
             times the machine epsilon it bounds the rounding error of one row's log-probability.
+        atoms: of integrated latents.
+        centers: by integral, where the atoms lie.
+        prepared: statistics of the atoms, of sites whose value is an integrated latent.
     """
 
     log_likelihood: jax.Array
     sums: dict[str, jax.Array]
     weights: dict[str, jax.Array]
     amplification: jax.Array
+    atoms: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+    centers: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+    prepared: dict[str, Prepared] = dataclasses.field(default_factory=dict)
 
 
 def owners_of(program: Program, scales: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,20 +86,49 @@ def log_evidence(program: Program, tables, scales, present) -> jax.Array:
 def log_likelihood(program: Program, params, leaves) -> jax.Array:
     """Log-likelihood of the observed data, by the plain path."""
     arrays = program.evaluate(params, leaves)
-    value = log_evidence(program, program.tables(arrays), program.scales(arrays), program.present(arrays))
+    tables = program.tables(arrays, program.integrated) | {
+        name: one.evidence for name, one in integrate_all(program, params, leaves).items()
+    }
+    value = log_evidence(program, tables, all_scales(program, arrays), program.present(arrays))
     return value + program.fault(arrays)
+
+
+def all_scales(program: Program, arrays) -> dict[str, Any]:
+    """Weights of the cells of every factor, integrals included."""
+    scales = program.scales(arrays)
+    return scales | {one.axis: scales[one.latents[0]] for one in program.integrals}
 
 
 def e_step(program: Program, params, leaves) -> Posterior:
     """Posterior weights of every cell of every likelihood site, by the plain path."""
     arrays = program.evaluate(params, leaves)
-    scales, present = program.scales(arrays), program.present(arrays)
+    scales, present = all_scales(program, arrays), program.present(arrays)
+    integrated = integrate_all(program, params, leaves)
 
     def evidence(tables):
         return log_evidence(program, tables, scales, present)
 
-    value, weights = jax.value_and_grad(evidence)(program.tables(arrays))
-    return Posterior(value + program.fault(arrays), weights)
+    tables = program.tables(arrays, program.integrated)
+    tables |= {name: one.evidence for name, one in integrated.items()}
+    value, weights = jax.value_and_grad(evidence)(tables)
+    weights, atoms = spread_over_atoms(program, integrated, weights, params, leaves)
+    centers = {name: one.mean for name, one in integrated.items()}
+    return Posterior(value + program.fault(arrays), weights, atoms, centers)
+
+
+def spread_over_atoms(program: Program, integrated, weights: dict[str, jax.Array], params, leaves):
+    """Weights of the sites that depend on integrated latents, in place of the weights of their integrals.
+
+    Returns:
+        ``(weights, atoms)``.
+    """
+    atoms: dict[str, jax.Array] = {}
+    weights = dict(weights)
+    for integral in program.integrals:
+        found = integrated[integral.axis]
+        weights |= atom_weights(program, integral, found, weights.pop(integral.axis), params, leaves)
+        atoms |= found.atoms
+    return weights, atoms
 
 
 def q(program: Program, params, posterior: Posterior, leaves) -> jax.Array:
@@ -102,8 +143,8 @@ def q(program: Program, params, posterior: Posterior, leaves) -> jax.Array:
     Returns:
         A scalar (natural log), without priors.
     """
-    weights = jax.lax.stop_gradient(posterior.weights)
-    tables = program.tables(program.evaluate(params, leaves))
+    weights, atoms = jax.lax.stop_gradient((posterior.weights, posterior.atoms))
+    tables = program.tables(program.evaluate(params, leaves, atoms=atoms))
     return sum((jnp.sum(weighted(weights[name], tables[name])) for name in tables), jnp.zeros(()))
 
 
@@ -120,8 +161,11 @@ def from_posterior(program: Program, params, posterior: Posterior, leaves, local
     Returns:
         ``(expectations, prepared)``.
     """
-    arrays = program.evaluate(params, leaves)
+    arrays = program.evaluate(params, leaves, atoms=posterior.atoms)
     prepared = {
         name: factor.prepare(arrays, local=local) for name, factor in program.factors.items() if factor.has_statistics
     }
-    return Expectations(posterior.log_likelihood, {}, posterior.weights, jnp.zeros(())), prepared
+    found = Expectations(
+        posterior.log_likelihood, {}, posterior.weights, jnp.zeros(()), posterior.atoms, posterior.centers
+    )
+    return found, prepared

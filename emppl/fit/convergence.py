@@ -95,4 +95,34 @@ def _exact(objective, progress: Progress, iteration, amplification, tolerance) -
 _SETTLED = 0.1
 """Largest difference of two successive ratios of gains that counts as one ratio."""
 
-_TESTS = {Evidence.EXACT: _exact}
+
+def _approximate(objective, progress: Progress, iteration, amplification, tolerance) -> Judgement:
+    """As with exact evidence, but a step down by less than the approximation moves is no defect.
+
+    Where an approximation takes the place of the log-likelihood, the M-step need not raise it: near the end it may fall
+    by as much as its error changes. Such a step, small beside what was gained before, ends the iterations when it comes
+    three times in a row.
+
+    Args:
+        objective: log-likelihood plus log prior, in nats, approximately.
+        progress: what the test before this one left.
+        iteration: number of M-steps made.
+        amplification: as in the exact test.
+        tolerance: in nats, on the gain that is left.
+
+    Returns:
+        The judgement.
+    """
+    said = _exact(objective, progress, iteration, amplification, tolerance)
+    gain = objective - progress.objective
+    small = jnp.abs(gain) <= jnp.maximum(tolerance, _DRIFT * (1 + jnp.abs(objective)))
+    falling = said.decreased & small
+    stalls = jnp.where((gain <= 0) & small, progress.stalls + 1, said.progress.stalls)
+    converged = said.converged | (jnp.isfinite(objective) & (stalls >= 3))
+    return Judgement(converged, said.decreased & ~falling, said.progress._replace(stalls=stalls))
+
+
+_DRIFT = 1e-4
+"""Largest fall, relative to the objective, that an approximation of the log-likelihood may show."""
+
+_TESTS = {Evidence.EXACT: _exact, Evidence.QUADRATURE: _approximate, Evidence.APPROXIMATE: _approximate}

@@ -24,7 +24,7 @@ class LaneState(NamedTuple):
 
     ``params`` are to be evaluated next; ``good_params`` were, with ``progress.objective`` and ``log_likelihood``.
     ``unfinished``: did an inner iteration of the M-step that gave ``params`` stop short? ``memory`` is what M-step
-    rules keep for the next one (the state of an optimiser).
+    rules keep for the next one (the state of an optimiser). ``centers``: where the atoms of integrated latents were.
     """
 
     params: Any
@@ -37,6 +37,7 @@ class LaneState(NamedTuple):
     rounding: Any
     unfinished: Any
     memory: Any
+    centers: Any
 
 
 class History(NamedTuple):
@@ -46,14 +47,15 @@ class History(NamedTuple):
     log_likelihood: np.ndarray
 
 
-def initial_states(params: dict[str, np.ndarray], memory: Any, lanes: int, dtype) -> LaneState:
+def initial_states(program: Program, params: dict[str, np.ndarray], memory: Any, lanes: int, dtype) -> LaneState:
     """State of all restarts before the first E-step, made on the host (nothing to compile)."""
     number = np.zeros(lanes, np.int32)
     nothing = np.full(lanes, -np.inf, dtype)
     zero = np.zeros(lanes, dtype)
     no = np.zeros(lanes, bool)
     beginning = Progress.beginning(lanes, dtype)
-    return LaneState(params, params, beginning, nothing, number, number, number - 1, zero, no, memory)
+    centers = {one.axis: np.zeros((lanes, one.groups, one.dimensions), dtype) for one in program.integrals}
+    return LaneState(params, params, beginning, nothing, number, number, number - 1, zero, no, memory, centers)
 
 
 def limits(tolerance: float, max_iterations: int, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -78,15 +80,15 @@ def make_iteration(program: Program, fused: estep.FusedPlan, accurate: bool) -> 
     """
     judge = convergence_test(program.evidence)
 
-    def expectations(params, leaves, prepared):
+    def expectations(params, leaves, prepared, guesses):
         if accurate:
             posterior = estep.e_step(program, params, leaves)
             return estep.from_posterior(program, params, posterior, leaves, local=True)
-        return estep.expectations(program, fused, params, leaves, prepared), prepared
+        return estep.expectations(program, fused, params, leaves, prepared, guesses), prepared
 
     def iterate(state: LaneState, leaves, prepared, tolerance, max_iterations) -> LaneState:
         floor, where = _smallest_scale(program, state.params, leaves, prepared)
-        found, prepared = expectations(state.params, leaves, prepared)
+        found, prepared = expectations(state.params, leaves, prepared, state.centers)
         objective = found.log_likelihood + program.log_prior(state.params, leaves)
         said = judge(objective, state.progress, state.iteration, found.amplification, tolerance)
         eps = jnp.finfo(objective.dtype).eps
@@ -127,6 +129,7 @@ def make_iteration(program: Program, fused: estep.FusedPlan, accurate: bool) -> 
             found.amplification,
             step.unfinished,
             jax.tree.map(lambda after, now: jnp.where(running, after, now), step.memory, state.memory),
+            found.centers,
         )
         if accurate:
             return after

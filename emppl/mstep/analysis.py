@@ -12,6 +12,7 @@ from emppl.numerics import weighted
 from emppl.parameters import from_coordinates, to_coordinates
 from emppl.program import Program, prior_cells
 from emppl.structure.layout import Layout, find_layout
+from emppl.structure.quadratic import affine_gradient
 
 
 class Analysis:
@@ -92,7 +93,8 @@ class Analysis:
 
     def _why_not_quadratic(self, names: tuple[str, ...]) -> str | None:
         """The reason why Q is not quadratic in a block jointly, or None if it is."""
-        return affine_gradient(*self._gradient(self.cells(names), {name: self.params[name] for name in names}))
+        reason = affine_gradient(*self._gradient(self.cells(names), {name: self.params[name] for name in names}))
+        return None if reason is None else f"the gradient of Q is not affine in it ({reason})"
 
     def _why_not_smooth(self, names: tuple[str, ...]) -> str | None:
         """The reason why Q has no second derivatives on the unconstrained space, or None if it has."""
@@ -130,22 +132,3 @@ class Analysis:
 
 def _structs(shapes: Mapping[str, tuple[int, ...]]):
     return {name: jax.ShapeDtypeStruct(shape, jnp.result_type(float)) for name, shape in shapes.items()}
-
-
-def affine_gradient(gradient: Callable, block: Mapping[str, jax.ShapeDtypeStruct]) -> str | None:
-    """Is a function's gradient affine, so that the function is quadratic? Answered without arithmetic.
-
-    Args:
-        gradient: the gradient as a function of the block.
-        block: shapes of the block.
-
-    Returns:
-        None if it is, else the reason.
-    """
-    try:
-        jax.eval_shape(lambda cotangent: jax.linear_transpose(gradient, block)(cotangent), block)
-    except Exception as error:  # noqa: BLE001  jax raises many kinds, all meaning "not linear"
-        words = str(error).split("\n")[0]
-        primitive = words.split("'")[1] if "'" in words else "a non-linear operation"
-        return f"the gradient of Q is not affine in it ({primitive})"
-    return None

@@ -66,7 +66,7 @@ class ClosedForm(Rule):
         for stage, contributions in enumerate(self.closed.contributions):
             here = {**step.params, name: self.map.inverse(value)}
             wanted = {(target.site, "arguments") for target in self.targets} | {(name, "distribution")}
-            arrays = step.program.evaluate(here, step.leaves, frozenset(wanted))
+            arrays = step.evaluate(here, frozenset(wanted))
             pooled = _pool(self, step, here, arrays, contributions)
             if self.prior not in (None, "flat"):
                 prior = next(rule for kind, rule in self.closed.priors.items() if kind.__name__ == self.prior)
@@ -308,7 +308,7 @@ def _pool(rule: ClosedForm, step: Maximisation, params, arrays, contributions) -
     wanted = frozenset((target.site, "arguments") for target in rule.targets)
 
     def selected(value):
-        there = program.evaluate({**params, name: value}, step.leaves, wanted)
+        there = step.evaluate({**params, name: value}, wanted)
         return [program.factors[t.site].argument(there, t.argument) for t in rule.targets]
 
     # Through the map and back: the derivative of what is differentiated is that of the selection alone.

@@ -41,6 +41,8 @@ def diagonal_update(context: RuleContext, factor, field: str, name: str, map: El
         return "it is multiplied by an array"
     if any(kind not in ("parameter", "latent") for kind, _ in context.dependence.of_output(position)):
         return "it is multiplied by data"
+    if factor.latents.get(field, frozenset()) & context.analysis.program.axes.draws:
+        return "it is multiplied by a continuous latent"
     reason = _why_not_diagonal(context, factor, field, name, map)
     return update if reason is None else reason
 

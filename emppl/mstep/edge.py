@@ -37,11 +37,11 @@ class Edge(Rule):
         for site, field in self.targets:
             factor = step.program.factors[site]
             fields = frozenset((site, f) for f in ("value", "mask", "distribution", "arguments"))
-            arrays = step.program.evaluate(step.params, step.leaves, fields)
+            arrays = step.evaluate(step.params, fields)
 
             def argument(value, site=site, field=field, factor=factor):
                 wanted = frozenset([(site, "arguments")])
-                return factor.argument(step.program.evaluate({**step.params, name: value}, step.leaves, wanted), field)
+                return factor.argument(step.evaluate({**step.params, name: value}, wanted), field)
 
             # The derivative tells the cells that hold an entry from those that hold something else.
             entry, holds = jax.jvp(argument, (numbers,), (jnp.ones_like(before),))

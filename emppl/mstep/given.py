@@ -51,7 +51,8 @@ class UserUpdate(Rule):
     def update(self, step: Maximisation) -> dict[str, jax.Array]:
         """Call the user's function."""
         (name,) = self.parameters
-        posterior = Posterior(step.expectations.log_likelihood, step.expectations.weights)
+        found = step.expectations
+        posterior = Posterior(found.log_likelihood, found.weights, found.atoms, found.centers)
         value = jnp.asarray(self.function(dict(step.params), posterior), step.params[name].dtype)
         return {name: value.reshape(step.params[name].shape)}
 

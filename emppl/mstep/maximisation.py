@@ -41,16 +41,20 @@ class Maximisation:
         self.params: dict[str, jax.Array] = dict(params)
         self.expectations = expectations
         self.leaves = leaves
-        self.prepared = prepared
+        self.prepared = {**prepared, **expectations.prepared}
         self.memory = dict(memory)
         self.unfinished = jnp.asarray(False)
         self._moments: dict[str, Mapping[str, jax.Array]] = {}
+
+    def evaluate(self, params, wanted=None):
+        """Arrays of the sites at the atoms of the E-step; see :meth:`Program.evaluate`."""
+        return self.program.evaluate(params, self.leaves, wanted, self.expectations.atoms)
 
     def moments(self, site: str) -> Mapping[str, jax.Array]:
         """Named expected statistics of a site with a registered family."""
         regression = self._regression(site)
         if regression is not None:  # of the residuals, at the newest coefficients
-            arrays = self.program.evaluate(self.params, self.leaves, frozenset([(site, "arguments")]))
+            arrays = self.evaluate(self.params, frozenset([(site, "arguments")]))
             coefficients = regression.arguments(arrays)["coefficients"]
             return regression.residuals(self.expectations.sums[site], coefficients, self.prepared[site].reference)
         if site not in self._moments:
@@ -71,7 +75,7 @@ class Maximisation:
         if name in self.expectations.sums:
             return self.expectations.sums[name]
         factor, prepared = self.program.factors[name], self.prepared[name]
-        arrays = self.program.evaluate(self.params, self.leaves, frozenset([(name, "arguments")]))
+        arrays = self.evaluate(self.params, frozenset([(name, "arguments")]))
         shape = jax.eval_shape(lambda: factor.natural(factor.arguments(arrays), prepared.reference)).shape
         return factor.expected_statistics(self.expectations.weights[name], shape, prepared)
 
@@ -85,7 +89,7 @@ class Maximisation:
             A scalar (natural log); differentiable in the block.
         """
         program = self.program
-        arrays = program.evaluate({**self.params, **block}, self.leaves)
+        arrays = self.evaluate({**self.params, **block})
         total = jnp.zeros((), jnp.result_type(float)) + program.log_prior_from(arrays)
         for name, factor in program.factors.items():
             if not factor.all_parameters & set(block):

@@ -38,7 +38,7 @@ class Median(Rule):
         (name,) = self.parameters
         before = step.params[name]
         fields = frozenset((site, field) for site in self.sites for field in ("value", "mask"))
-        arrays = step.program.evaluate(step.params, step.leaves, fields)
+        arrays = step.evaluate(step.params, fields)
         values = jnp.sort(jnp.concatenate([_seen(arrays[site]) for site in self.sites]))
         last = values.shape[0] - 1
         slope = jax.grad(lambda value: step.q({name: value}))

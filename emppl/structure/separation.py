@@ -3,7 +3,8 @@
 Give every entry of ``beta`` the number of its row. Then ``(beta[z] * x).sum(-1)`` carries, for every cell of the table,
 the number of the only row it depends on, and two rows never share a cell: the Hessian of Q is block-diagonal. Numbers
 go through the operations of the jaxpr as values would; where two different ones meet, the answer is "they meet". The
-atoms of latents are known, so an index made of them is a number too; nothing of the data is looked at.
+atoms of latents are known, so an index made of them is a number too. Nothing of the data is looked at: an index made of
+data picks some group, of which only is known that the same index picks the same group.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
 SHARED = -1
-"""Number of an entry that may meet every group."""
+"""Number of an entry that may meet every group. Smaller numbers are groups picked by the data, one for every index."""
 
 _MOST_CELLS = 2_000_000
 _INLINE = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint")
@@ -82,6 +83,22 @@ class _Run:
     def __init__(self):
         self.state: dict[Any, Grouped | Meeting] = {}
         self.constants: dict[Any, np.ndarray] = {}
+        self.keys: dict[Any, Any] = {}
+        self.picked: dict[Any, int] = {}
+
+    def key(self, atom) -> Any:
+        """Equal for two arrays that are computed in the same way from the same inputs."""
+        return ("literal", str(atom.val)) if isinstance(atom, Literal) else self.keys.get(atom, atom)
+
+    def number_of(self, indices, columns: tuple[int, ...]) -> int:
+        """The number of the group that some columns of an index made of data pick."""
+        key = self.key(indices)
+        match key:
+            case (0, ("concatenate", _, *parts)) if len(parts) == indices.aval.shape[-1]:
+                key = tuple(parts[column] for column in columns)
+            case _:
+                key = (key,) if indices.aval.shape[-1] == 1 else (key, columns)
+        return self.picked.setdefault(key, SHARED - 1 - len(self.picked))
 
     def of(self, atom) -> Grouped | Meeting | None:
         return None if isinstance(atom, Literal) else self.state.get(atom)
@@ -112,6 +129,9 @@ class _Run:
                 continue
             if all(entry is None for entry in touched):
                 self._fold(equation)
+                params = id(equation) if "jaxpr" in equation.params else str(equation.params)
+                key = (name, params, *map(self.key, equation.invars))
+                self.keys.update({variable: (n, key) for n, variable in enumerate(equation.outvars)})
                 continue
             meeting = next((entry for entry in touched if isinstance(entry, Meeting)), None)
             rule = _RULES.get(name, _unknown)
@@ -129,6 +149,7 @@ class _Run:
         for variable in (*inner.invars, *(v for one in inner.eqns for v in one.outvars)):
             self.state.pop(variable, None)
             self.constants.pop(variable, None)
+            self.keys.pop(variable, None)
         for variable, value in zip(inner.constvars, consts, strict=True):
             self._remember(variable, value)
         for variable, atom in zip(inner.invars, equation.invars, strict=True):
@@ -142,7 +163,9 @@ class _Run:
         entry = self.of(atom)
         if entry is not None:
             self.state[variable] = entry
-        elif self.known(atom):
+            return
+        self.keys[variable] = self.key(atom)
+        if self.known(atom):
             self.constants[variable] = self.value(atom)
 
     def _fold(self, equation) -> None:
@@ -196,7 +219,7 @@ def _together(operands: list[Grouped]) -> Grouped | Meeting:
         left, right = np.broadcast_arrays(numbers, other.numbers)
         if np.any((left != right) & (left != SHARED) & (right != SHARED)):
             return Meeting("entries of different groups meet")
-        numbers = np.maximum(left, right)
+        numbers = np.where(left == SHARED, right, left)
     varies = tuple(any(one.varies[axis] for one in operands) for axis in range(numbers.ndim))
     return Grouped(_compact(numbers), varies)
 
@@ -341,6 +364,15 @@ def _gather(run: _Run, equation):
     places = [axis for axis in range(rank) if axis not in dims.offset_dims]
     indexed = set(dims.start_index_map)
     known = run.known(indices)
+    if not known and _picks_one_group(entry, dims, sizes, shape):
+        # Which group is picked is for the data to say.
+        moves = tuple(
+            entry.varies[kept[dims.offset_dims.index(place)]] if place in dims.offset_dims else True
+            for kept in [[axis for axis in range(len(shape)) if axis not in dims.collapsed_slice_dims]]
+            for place in range(rank)
+        )
+        columns = tuple(column for column, axis in enumerate(dims.start_index_map) if entry.numbers.shape[axis] > 1)
+        return Grouped(np.full((1,) * rank, run.number_of(indices, columns)), moves)
     if dims.operand_batching_dims or any(
         entry.numbers.shape[axis] > 1
         and (sizes[axis] != shape[axis] if axis not in indexed else not known or axis not in dims.collapsed_slice_dims)
@@ -373,12 +405,37 @@ def _gather(run: _Run, equation):
     return Grouped(_compact(np.transpose(picked, order)), tuple(varies))
 
 
+def _picks_one_group(entry: Grouped, dims, sizes, shape) -> bool:
+    """Does a gather take, in every cell, entries of one group only: is it an index into all axes of the groups?"""
+    return (
+        not dims.operand_batching_dims
+        and all(
+            axis in dims.start_index_map and axis in dims.collapsed_slice_dims and sizes[axis] == 1
+            for axis in range(len(shape))
+            if entry.numbers.shape[axis] > 1
+        )
+        and any(size > 1 for size in entry.numbers.shape)
+    )
+
+
 def _linear_algebra(run: _Run, equation):
     """Matrices and vectors in the last two axes, everything before them batch."""
     entries = [run.operand(atom) for atom in equation.invars]
     if any(size > 1 for one in entries for size in one.numbers.shape[-2:]):
         return Meeting("different groups meet in one matrix")
     found = _together(entries)
+    if isinstance(found, Meeting):
+        return found
+    return Grouped(found.numbers, found.varies[:-2] + (True, True))
+
+
+def _triangular_solve(run: _Run, equation):
+    """One matrix, many right-hand sides, which do not meet."""
+    matrix, sides = (run.operand(atom) for atom in equation.invars)
+    across = -2 if equation.params["left_side"] else -1
+    if any(size > 1 for size in matrix.numbers.shape[-2:]) or sides.numbers.shape[across] > 1:
+        return Meeting("different groups meet in one matrix")
+    found = _together([matrix, sides])
     if isinstance(found, Meeting):
         return found
     return Grouped(found.numbers, found.varies[:-2] + (True, True))
@@ -395,7 +452,8 @@ _RULES: dict[str, Callable] = {
     ),
     **dict.fromkeys("reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin".split(), _reduce),
     **dict.fromkeys("cumsum cumprod cummax cummin cumlogsumexp".split(), _cumulative),
-    **dict.fromkeys("cholesky triangular_solve".split(), _linear_algebra),
+    "cholesky": _linear_algebra,
+    "triangular_solve": _triangular_solve,
     "broadcast_in_dim": _broadcast,
     "reshape": _reshape,
     "transpose": _transpose,

@@ -42,13 +42,15 @@ class Chain:
         time: name of the time axis.
         length: number of steps on the time axis, the first ones not counted.
         order: how many steps back the carry reaches.
-        depths: by latent, how many steps back the carry holds it; zero for a latent that no later step sees.
+        depths: by discrete latent, how many steps back the carry holds it; zero for one that no later step sees.
+        hidden: the same by continuous latent.
     """
 
     time: str
     length: int
     order: int
     depths: Mapping[str, int]
+    hidden: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def slots(self) -> tuple[tuple[str, int], ...]:
@@ -57,12 +59,27 @@ class Chain:
 
 
 @dataclasses.dataclass(frozen=True)
+class Draws:
+    """A continuous latent that is integrated out: it takes several values at once.
+
+    Attributes:
+        axis: name of the axis of its atoms (sigma points, nodes or draws), common to latents that are integrated
+            together.
+        given: discrete latents; it has atoms of its own for each of their states.
+    """
+
+    axis: str
+    given: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Site:
     """Static facts about one site.
 
     Attributes:
         name: the site's name.
-        kind: ``"param"``, ``"continuous"`` (unobserved), ``"discrete"`` (unobserved), ``"observed"`` or ``"factor"``.
+        kind: ``"param"``, ``"continuous"`` (unobserved), ``"integrated"`` (unobserved and continuous, but a latent),
+            ``"discrete"`` (unobserved), ``"observed"`` or ``"factor"``.
         distribution: class name of the innermost distribution, for messages.
         plates: the plates it sits in.
         shape: shape of its value (for a discrete latent: one cell per plate cell).
@@ -107,10 +124,15 @@ class Trace:
         distributions: class of every sample site's innermost distribution.
         jaxpr: the traced computation; its inputs and outputs are named by ``inputs`` and ``outputs``.
         evaluate: ``evaluate(params, atoms, leaves, wanted=None) -> {site: SiteArrays}``, pure; ``wanted`` restricts it
-            to some ``(site, field)`` pairs, the other fields are None.
+            to some ``(site, field)`` pairs, the other fields are None. ``atoms`` holds those of discrete latents, and
+            of integrated ones with a leading axis.
         initial: ``initial(rng_key, leaves) -> params``: declared values of params, prior draws of sampled parameters.
         chains: one per ``scan`` with latents that later steps refer to.
         timed: for sites inside a ``scan``, the paths of the fields that vary over time; these have a leading time axis.
+        draws: latents that are integrated out.
+        drawn: for sites that depend on one, the axis of its atoms and the paths of the fields that vary along it; these
+            have it as their leading axis, before time.
+        value_shapes: shape of one atom of every integrated latent: states of discrete latents, plates, event.
     """
 
     sites: dict[str, Site]
@@ -125,6 +147,9 @@ class Trace:
     initial: Callable[[jax.Array, list], dict[str, jax.Array]]
     chains: tuple[Chain, ...] = ()
     timed: Mapping[str, frozenset[tuple[str, ...]]] = dataclasses.field(default_factory=dict)
+    draws: Mapping[str, Draws] = dataclasses.field(default_factory=dict)
+    drawn: Mapping[str, tuple[str, frozenset[tuple[str, ...]]]] = dataclasses.field(default_factory=dict)
+    value_shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     def without(self, names: Sequence[str]) -> Trace:
         """The same model when some continuous sites, on which nothing depends, are left out."""

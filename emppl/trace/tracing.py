@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,9 +20,9 @@ from emppl.structure.dependence import Dependence
 from emppl.trace.distributions import is_discrete, support_values, unwrap
 from emppl.trace.handlers import run_model
 from emppl.trace.messages import site_arrays, static_site
-from emppl.trace.naming import lagged, latent_of
+from emppl.trace.naming import first, lagged, latent_of
 from emppl.trace.pruning import path_names, prune
-from emppl.trace.record import Plate, Site, Trace
+from emppl.trace.record import Draws, Plate, Site, Trace
 from emppl.trace.scan import Scan, discover_scan, evaluate_scan
 
 
@@ -42,13 +42,14 @@ def _start_value(msg):
     return fn.sample(key)
 
 
-def trace_model(model: Callable, leaves: list, skeleton: Any) -> Trace:
+def trace_model(model: Callable, leaves: list, skeleton: Any, draws: Mapping[str, Draws] | None = None) -> Trace:
     """Trace a model for data of given shapes.
 
     Args:
         model: a NumPyro model.
         leaves: its array arguments (only shapes and dtypes matter).
         skeleton: its static arguments, from :func:`split_arguments`.
+        draws: continuous sites that are latents; without them all are parameters.
 
     Returns:
         The :class:`Trace`.
@@ -57,6 +58,7 @@ def trace_model(model: Callable, leaves: list, skeleton: Any) -> Trace:
         ModelError: a site that cannot be handled, with its name and the remedy.
     """
     shapes = [jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
+    draws = dict(draws or {})
     discovered: dict[str, Any] = {}
 
     def discover(leaves):
@@ -90,11 +92,24 @@ def trace_model(model: Callable, leaves: list, skeleton: Any) -> Trace:
         for number, one in enumerate(scans)
     ]
     plates.update({plate.name: plate for plate in times})
+    chains = [one.chain for one in scans]
+    for chain in chains:  # a continuous site inside a scan is a latent, whatever else it is
+        for name in chain.hidden:
+            mine = draws.setdefault(name, Draws(f"{next(iter(chain.hidden))}@atoms"))
+            draws.update({first(name, step): mine for step in range(chain.order)})
     parameter_shapes = {
         name: value_shapes[name]
         for name, msg in messages.items()
-        if name not in latents and (msg["type"] == "param" or not msg.get("is_observed"))
+        if name not in latents and name not in draws and (msg["type"] == "param" or not msg.get("is_observed"))
     }
+    one_atom = {
+        name: _with_states(value_shapes[name], len(messages[name]["fn"].event_shape), one.given, latent_dims, atoms)
+        for name, one in draws.items()
+    }
+    for chain in chains:
+        for name, depth in chain.hidden.items():
+            every = jax.ShapeDtypeStruct((chain.length, *one_atom[name].shape), one_atom[name].dtype)
+            one_atom.update({lagged(name, lag): every for lag in range(depth + 1)})
     sites: dict[str, Site] = {}
     classes: dict[str, type] = {}
 
@@ -117,6 +132,8 @@ def trace_model(model: Callable, leaves: list, skeleton: Any) -> Trace:
                 shape = value_shapes[name].shape if name in value_shapes else None
                 states = len(discovered["atoms"].get(name, ()))
                 sites[name] = static_site(name, msg, recorder, states, shape)
+                if name in draws and msg["type"] == "sample":
+                    sites[name] = dataclasses.replace(sites[name], kind="integrated")
                 if msg["type"] == "sample":
                     arrays[name] = site_arrays(name, msg, recorder)
             if name in arrays:
@@ -126,9 +143,11 @@ def trace_model(model: Callable, leaves: list, skeleton: Any) -> Trace:
     atom_shapes = {
         name: jax.ShapeDtypeStruct(a.shape, jax.dtypes.canonicalize_dtype(a.dtype)) for name, a in atoms.items()
     }
+    atom_shapes |= one_atom
+    axis_of = {name: draws[latent_of(name)].axis if latent_of(name) in draws else name for name in atom_shapes}
     inputs = (
         tuple(("parameter", name) for name in sorted(parameter_shapes))
-        + tuple(("latent", name) for name in sorted(enumerated))
+        + tuple(("latent", axis_of[name]) for name in sorted(atom_shapes))
         + (("outputs of a scan", ""),)
         + tuple(("data", str(position)) for position in range(len(shapes)))
     )
@@ -143,19 +162,33 @@ def trace_model(model: Callable, leaves: list, skeleton: Any) -> Trace:
     output_paths = [path_names(path) for path, _ in jax.tree_util.tree_flatten_with_path(out_shape)[0]]
     out_tree = jax.tree.structure(out_shape)
 
+    moving = _axis_of_outputs(jaxpr, inputs, {one.axis for one in draws.values()}, output_paths)
+
     @functools.cache
     def restricted(wanted):
-        """The outputs that are wanted, and the smallest computation that gives them."""
+        """The outputs that are wanted, by the axis of atoms along which they vary, and what computes them."""
         positions = [n for n, path in enumerate(output_paths) if wanted is None or (path[0], path[1]) in wanted]
-        return positions, jaxpr_as_fun(prune(jaxpr, positions))
+        groups = {axis: [n for n in positions if moving[n] == axis] for axis in dict.fromkeys(moving)}
+        return [(axis, group, jaxpr_as_fun(prune(jaxpr, group))) for axis, group in groups.items() if group]
 
     def pure(params, atoms, leaves, wanted=None):
-        flat = jax.tree.leaves(({n: params[n] for n in parameter_shapes}, dict(atoms), 0.0, list(leaves)))
+        flat_draws = [latent_of(name) in draws for name in sorted(atom_shapes)]
+        given = {name: atoms[name] for name in atom_shapes}
+        flat = jax.tree.leaves(({n: params[n] for n in parameter_shapes}, given, 0.0, list(leaves)))
         flat = [jnp.asarray(value, dtype=aval.dtype) for value, aval in zip(flat, jaxpr.in_avals, strict=True)]
-        positions, function = restricted(wanted)
+        start = len(parameter_shapes)
         outputs: list[Any] = [None] * len(output_paths)
-        for position, value in zip(positions, function(*flat), strict=True):
-            outputs[position] = jnp.asarray(value)
+        for axis, positions, function in restricted(wanted):
+            mine = [drawn and label[1] == axis for drawn, label in zip(flat_draws, inputs[start:], strict=False)]
+            over = [0 if 0 <= n - start < len(mine) and mine[n - start] else None for n in range(len(flat))]
+            # The atoms of other latents do not matter here: any one of them will do.
+            here = [
+                value[0] if 0 <= n - start < len(mine) and flat_draws[n - start] and not mine[n - start] else value
+                for n, value in enumerate(flat)
+            ]
+            run = jax.vmap(function, in_axes=over) if axis is not None else function
+            for position, value in zip(positions, run(*here), strict=True):
+                outputs[position] = jnp.asarray(value)
         return jax.tree.unflatten(out_tree, outputs)
 
     def initial(rng_key, leaves):
@@ -178,9 +211,44 @@ def trace_model(model: Callable, leaves: list, skeleton: Any) -> Trace:
         initial=initial,
         chains=tuple(one.chain for one in scans),
         timed=timed,
+        draws=draws,
+        drawn=_drawn_fields(moving, output_paths),
+        value_shapes={name: tuple(one.shape) for name, one in one_atom.items()},
     )
     _check_outputs(trace)
     return trace
+
+
+def _with_states(value, event_rank: int, given, latent_dims, atoms) -> jax.ShapeDtypeStruct:
+    """Shape of one atom of an integrated latent: in front of its plates, the states of some discrete latents."""
+    split = len(value.shape) - event_rank
+    batch = value.shape[:split]
+    rank = max([split, *(-latent_dims[name] for name in given)])
+    shape = [1] * (rank - split) + list(batch)
+    for name in given:
+        shape[rank + latent_dims[name]] = atoms[name].size
+    return jax.ShapeDtypeStruct(tuple(shape) + value.shape[split:], value.dtype)
+
+
+def _axis_of_outputs(jaxpr, inputs, axes: set[str], paths) -> list[str | None]:
+    """For every output, the axis of atoms of the integrated latents on which it depends."""
+    if not axes:
+        return [None] * len(paths)
+    dependence = Dependence(jaxpr, inputs)
+    found: list[str | None] = []
+    for position in range(len(paths)):
+        here = sorted(name for kind, name in dependence.of_output(position) if kind == "latent" and name in axes)
+        found.append(here[0] if here else None)
+    return found
+
+
+def _drawn_fields(moving, paths) -> dict[str, tuple[str, frozenset[tuple[str, ...]]]]:
+    """By site, the axis of atoms along which its fields vary, and the paths of these fields."""
+    fields: dict[str, tuple[str, set]] = {}
+    for axis, path in zip(moving, paths, strict=True):
+        if axis is not None:
+            fields.setdefault(path[0], (axis, set()))[1].add(path[1:])
+    return {site: (axis, frozenset(found)) for site, (axis, found) in fields.items()}
 
 
 def _settled(jaxpr, inputs, conditions) -> list[dict[int, bool]]:

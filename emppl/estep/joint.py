@@ -1,0 +1,202 @@
+"""The log joint density of continuous latents that are integrated together, group by group."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from emppl.integral import Integral
+from emppl.numerics import safe_divide
+from emppl.parameters import constrain, constraint_name, log_jacobian
+from emppl.program import Program
+from emppl.structure.layout import group_numbers
+from emppl.structure.numbering import number_cells
+from emppl.trace import SiteArrays
+from emppl.trace.naming import latent_of
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(SiteArrays))
+
+
+class Joint:
+    """Log joint density of the latents of one integral, at given parameters and data.
+
+    Latents are seen unconstrained, as vectors ``(groups, dimensions)``; the density includes the log-Jacobian.
+
+    Args:
+        program: the derived algorithm.
+        integral: the latents.
+        params: constrained parameter values.
+        leaves: the data.
+    """
+
+    def __init__(self, program: Program, integral: Integral, params, leaves):
+        self.program = program
+        self.integral = integral
+        self.params = params
+        self.leaves = leaves
+        self.axes = program.axes
+        self.rank = program.axes.rank
+        self.atom_axis = program.axes.names.index(integral.axis)
+        sites = program.trace.sites
+        self.constraints = {name: sites[latent_of(name)].constraint for name in program.trace.value_shapes}
+        self.is_real = all(constraint_name(sites[name].constraint).startswith("real") for name in integral.latents)
+        self.wanted = frozenset((name, field) for name in integral.factors for field in _FIELDS)
+        # Here and not where they are used, which may be inside a loop.
+        self.numbers: dict[str, jax.Array] = {}
+        if integral.is_indexed:
+            layout = integral.layout
+            numbers = {n: group_numbers(shape, layout.grouped.get(n)) for n, shape in layout.shapes.items()}
+            self.numbers = number_cells(self.tables, numbers)
+
+    # --------------------------------------------------------------------------------------- the latents as vectors
+
+    def zeros(self) -> dict[str, jax.Array]:
+        """Zero everywhere, unconstrained."""
+        return self.integral.zeros()
+
+    def pack(self, values: Mapping[str, jax.Array]) -> jax.Array:
+        """Values as vectors ``(groups, dimensions)``."""
+        return self.integral.layout.pack(values)
+
+    def unpack(self, vectors: jax.Array) -> dict[str, jax.Array]:
+        """Inverse of :meth:`pack`."""
+        return self.integral.layout.unpack(vectors)
+
+    def constrained(self, values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Values as the model has them."""
+        return {name: constrain(self.constraints[name], value) for name, value in values.items()}
+
+    # ------------------------------------------------------------------------------------------------- the density
+
+    def tables(self, values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Log-probabilities of all sites that the latents enter, at one unconstrained value of each."""
+        tables = self.tables_at({name: value[None] for name, value in self.constrained(values).items()})
+        if not self.is_real:
+            name = self.integral.latents[0]
+            tables[name] = tables[name] + self.to_cells(self.log_jacobian(values))
+        return tables
+
+    def tables_at(self, atoms: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """The same at many atoms, as the model has them, without the Jacobian."""
+        arrays = self.program.evaluate(self.params, self.leaves, self.wanted, atoms)
+        return {name: self.program.factors[name].table(arrays) for name in self.integral.factors}
+
+    def by_cell(self, tables: Mapping[str, jax.Array]) -> jax.Array:
+        """Their sum in every cell of the integral: linear in the tables.
+
+        Weights of cells (``handlers.scale``) count relative to the weight of the latents' own cells.
+        """
+        cells = set(self.integral.cells)
+        sizes = self.axes.sizes
+        total = jnp.zeros((1,) * self.rank)
+        arrays = None
+        if any(self.program.factors[name].latents.get("cell_weight") is not None for name in tables):
+            fields = frozenset((name, "cell_weight") for name in self.integral.factors)
+            arrays = self.program.evaluate(self.params, self.leaves, fields)
+        for name, table in tables.items():
+            factor = self.program.factors[name]
+            if arrays is not None:
+                table = table * self._relative_weight(arrays, name)
+            plates = self.axes.plates_of(factor.site, factor.site.batch_shape)
+            if self.integral.is_indexed and self._is_numbered(name):
+                table = self._by_index(name, table, plates)
+            else:
+                for axis, other in enumerate(self.axes.names):
+                    if other in cells or other == self.integral.axis:
+                        continue
+                    if table.shape[axis] > 1:
+                        table = jnp.sum(table, axis, keepdims=True)
+                    elif other in plates:
+                        table = table * sizes[other]
+            total = total + table
+        full = tuple(
+            sizes[name] if name in cells else total.shape[axis] if name == self.integral.axis else 1
+            for axis, name in enumerate(self.axes.names)
+        )
+        return jnp.broadcast_to(total, full)
+
+    def by_group(self, vectors: jax.Array) -> jax.Array:
+        """Log joint density of every group, ``(groups,)``."""
+        table = self.by_cell(self.tables(self.unpack(vectors)))
+        names = self._group_axes()
+        order = [self.axes.names.index(name) for name in names]
+        rest = [axis for axis in range(self.rank) if axis not in order]
+        return jnp.reshape(jnp.transpose(table, rest + order), (self.integral.groups,))
+
+    def gradient(self, vectors: jax.Array) -> jax.Array:
+        """Gradient of every group, ``(groups, dimensions)``."""
+        return jax.grad(self._total)(vectors)
+
+    def hessian(self, vectors: jax.Array) -> jax.Array:
+        """Second derivatives of every group, ``(groups, dimensions, dimensions)``."""
+        gradient = jax.grad(lambda values: jnp.sum(self.by_cell(self.tables(values))))
+        return self.integral.layout.hessian(gradient, self.unpack(vectors))
+
+    # ------------------------------------------------------------------------------------------------ common axes
+
+    def to_cells(self, numbers: jax.Array) -> jax.Array:
+        """One number per group, with the common axes; summed over groups that need not be told apart."""
+        names = self._group_axes()
+        by_name = jnp.reshape(numbers, tuple(self.axes.sizes[name] for name in names))
+        order = sorted(range(len(names)), key=lambda n: self.axes.names.index(names[n]))
+        shape = tuple(self.axes.sizes[name] if name in names else 1 for name in self.axes.names)
+        table = jnp.reshape(jnp.transpose(by_name, order), shape)
+        apart = set(self.integral.cells)
+        summed = tuple(a for a, name in enumerate(self.axes.names) if name in names and name not in apart)
+        return jnp.sum(table, summed, keepdims=True) if summed else table
+
+    def along_atoms(self, numbers: jax.Array) -> jax.Array:
+        """One number per atom, with the common axes."""
+        return jnp.reshape(numbers, tuple(-1 if axis == self.atom_axis else 1 for axis in range(self.rank)))
+
+    def _group_axes(self) -> list[str]:
+        """Names of the axes that number the groups, in that order."""
+        states = self.integral.states
+        layout = self.integral.layout if states is None else states.firsts
+        if not layout.groups:
+            return []
+        name = next(iter(layout.grouped))
+        site, shape = self.program.trace.sites[name], layout.shapes[name]
+        rank = len(shape) - len(site.event_shape)
+        by_dim = self.axes.of_site(site)
+        return [by_dim[axis - rank] for axis in layout.grouped[name]]
+
+    # ------------------------------------------------------------------------------------------------------ pieces
+
+    def _total(self, vectors: jax.Array) -> jax.Array:
+        return jnp.sum(self.by_cell(self.tables(self.unpack(vectors))))
+
+    def log_jacobian(self, values: Mapping[str, jax.Array]) -> jax.Array:
+        """Log-Jacobian of every group, from unconstrained values to those of the model."""
+        return jnp.sum(self.pack({n: log_jacobian(self.constraints[n], value) for n, value in values.items()}), -1)
+
+    def _relative_weight(self, arrays, name: str) -> jax.Array | float:
+        scale = self.program.factors[name].scale(arrays)
+        own = self.program.factors[self.integral.latents[0]].scale(arrays)
+        if own is None:
+            return 1.0 if scale is None else scale
+        ratio = jnp.ones_like(own) if scale is None else scale
+        return safe_divide(*jnp.broadcast_arrays(ratio, own, jnp.ones_like(own)))
+
+    def _is_numbered(self, name: str) -> bool:
+        factor = self.program.factors[name]
+        plates = self.axes.plates_of(factor.site, factor.site.batch_shape)
+        return not set(self.integral.cells) <= plates
+
+    def _by_index(self, name: str, table: jax.Array, plates) -> jax.Array:
+        """Sum over the cells that an index sends to one group."""
+        moved = jnp.moveaxis(table, self.atom_axis, -1)
+        numbers = jnp.squeeze(self.numbers[name], self.atom_axis)
+        full = jnp.broadcast_shapes(
+            moved.shape[:-1],
+            numbers.shape,
+            tuple(self.axes.sizes[n] if n in plates else 1 for n in self.axes.names if n != self.integral.axis),
+        )
+        flat = jnp.reshape(jnp.broadcast_to(moved, full + moved.shape[-1:]), (math.prod(full), -1))
+        where = jnp.reshape(jnp.broadcast_to(numbers, full), (-1,))
+        sums = jax.ops.segment_sum(flat, where, self.integral.groups)
+        return jnp.concatenate([self.to_cells(column) for column in sums.T], self.atom_axis)

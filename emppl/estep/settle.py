@@ -1,0 +1,127 @@
+"""How every integral is done: where it falls apart into groups, and by which strategy, with the reason."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from emppl.errors import ModelError, ParameterError
+from emppl.estep.joint import Joint
+from emppl.integral import Integral, arrange
+from emppl.parameters import constraint_name
+from emppl.program import Program
+from emppl.state_space import arrange_chain
+from emppl.strategies import Continuous, Gaussian, Quadrature, Strategy
+from emppl.structure.quadratic import affine_gradient
+
+_NODES = {1: 15, 2: 9, 3: 7}
+"""Nodes per dimension of the quadrature that is taken by default."""
+
+
+def settle_integrals(program: Program, shapes, wishes: Mapping[str, Any]) -> Program:
+    """Choose groups and strategy of every integral.
+
+    Args:
+        program: the model with its factors.
+        shapes: shapes of the data.
+        wishes: the user's strategies by latent.
+
+    Returns:
+        The program with settled integrals; strategies and numbers of atoms are filled in.
+
+    Raises:
+        ModelError: an integral that no strategy can do, or not the one that was asked for.
+    """
+    if not program.integrals:
+        return program
+    integrals = []
+    strategies: dict[str, Strategy] = dict(program.strategies)
+    sizes = dict(program.axes.sizes)
+    for integral in program.integrals:
+
+        def tables(values, params, leaves, integral=integral):
+            return Joint(program, integral, params, leaves).tables(values)
+
+        sites = program.trace.sites
+        params = {n: jax.ShapeDtypeStruct(sites[n].shape, sites[n].dtype) for n in program.trace.parameters}
+        place = arrange if integral.states is None else arrange_chain
+        integral = place(integral, program.trace, program.axes, tables, params, shapes)
+        _check_weights(program, integral)
+        strategy = _strategy(program, integral, _why_not_quadratic(program, integral, params, shapes), wishes)
+        integral = dataclasses.replace(integral, strategy=strategy)
+        if integral.is_indexed and isinstance(strategy, Gaussian):
+            # The total is enough, and needs no sums by index.
+            integral = dataclasses.replace(integral, cells=(), is_indexed=False)
+        integrals.append(integral)
+        strategies.update(dict.fromkeys(integral.latents, strategy))
+        sizes[integral.axis] = integral.atoms
+    axes = dataclasses.replace(program.axes, sizes=sizes)
+    factors = {name: dataclasses.replace(factor, axes=axes) for name, factor in program.factors.items()}
+    return dataclasses.replace(program, axes=axes, factors=factors, integrals=tuple(integrals), strategies=strategies)
+
+
+def _why_not_quadratic(program: Program, integral: Integral, params, shapes) -> str | None:
+    """The reason why the log joint is not quadratic in the latents for every parameter value, or None if it is."""
+    for name in integral.latents:
+        constraint = constraint_name(program.trace.sites[name].constraint)
+        if not constraint.startswith("real"):
+            return f"{name!r} is {constraint}"
+
+    def gradient(values):
+        # Zeros stand for parameters and data: no arithmetic is ever done with them.
+        nothing, leaves = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), (params, shapes))
+        joint = Joint(program, integral, nothing, leaves)
+        return jax.grad(lambda values: sum(jnp.sum(table) for table in joint.tables(values).values()))(values)
+
+    block = {name: jax.ShapeDtypeStruct(one.shape, one.dtype) for name, one in integral.zeros().items()}
+    reason = affine_gradient(gradient, block)
+    return None if reason is None else f"the log joint is not quadratic in it ({reason})"
+
+
+def _strategy(program: Program, integral: Integral, reason: str | None, wishes: Mapping[str, Any]) -> Continuous:
+    names = ", ".join(map(repr, integral.latents))
+    asked = {wishes[name] for name in integral.latents if name in wishes}
+    if len(asked) > 1:
+        raise ParameterError(
+            f"The latents {names} meet in a site and are integrated together: give them one and the same strategy, not "
+            f"{', '.join(map(repr, sorted(asked, key=repr)))}."
+        )
+    dimensions = integral.dimensions
+    if asked:
+        (strategy,) = asked
+        if isinstance(strategy, Gaussian) and reason is not None:
+            raise ModelError(
+                f"Gaussian() cannot integrate {names}: {reason}. Write EM(model, latents={{{integral.latents[0]!r}: "
+                "Quadrature(15)}), or Laplace(), which is approximate."
+            )
+        if isinstance(strategy, Quadrature) and dimensions > 3:
+            raise ModelError(
+                f"Quadrature() integrates up to 3 numbers together, but {names} has {dimensions} in every group. Use "
+                "Laplace(), which is approximate."
+            )
+        return strategy
+    if reason is None:
+        return Gaussian()
+    if dimensions in _NODES:
+        return Quadrature(_NODES[dimensions])
+    raise ModelError(
+        f"The continuous latents {names} cannot be integrated exactly ({reason}), and {dimensions} numbers are too "
+        f"many for quadrature. Write EM(model, latents={{{integral.latents[0]!r}: Laplace()}}), which is approximate, "
+        f"or maximise over it: EM(model, estimate=[{integral.latents[0]!r}])."
+    )
+
+
+def _check_weights(program: Program, integral: Integral) -> None:
+    if not integral.is_indexed:
+        return
+    weighted = [name for name in integral.factors if "cell_weight" in program.factors[name].latents]
+    if weighted:
+        raise ModelError(
+            f"Sites {', '.join(map(repr, weighted))} have weights (handlers.scale), and an index among the data tells "
+            f"which cell of {integral.latents[0]!r} they belong to. Weights count whole cells of the latent: put the "
+            "observations of a cell in a plate inside the latent's, so that one weight covers them all."
+        )
