@@ -21,6 +21,7 @@ from emppl.parameters import check
 from emppl.plan import Plan, build_plan
 from emppl.program import Options, Program
 from emppl.report.result import EMResult
+from emppl.trace import MissingCells
 from emppl.trace.arguments import split_arguments
 
 _TOLERANCE = 1e-9
@@ -48,6 +49,8 @@ class EM:
             for smooth blocks of moderate size, and L-BFGS with a line search for the rest. No step that lowers Q is
             ever kept.
         prior: False drops the priors of sampled parameters: maximum likelihood from a Bayesian model.
+        accelerate: ``"squarem"`` leaps ahead every third iteration, where plain EM crawls; a leap that lowers the
+            objective is taken back.
         restarts: number of starts, run together; the best is kept.
         max_iterations: most M-steps of one run.
         tolerance: in nats: stop when the estimated gain still to come is below it. Default 1e-9, or the
@@ -79,6 +82,7 @@ class EM:
         m_step: Mapping[str, Any] | None = None,
         optimizer: Any = None,
         prior: bool = True,
+        accelerate: str | None = None,
         restarts: int = 1,
         max_iterations: int = 1000,
         tolerance: float | None = None,
@@ -90,6 +94,8 @@ class EM:
             raise ParameterError(f"max_iterations must not be negative; it is {max_iterations}.")
         if tolerance is not None and tolerance < 0:
             raise ParameterError(f"tolerance must not be negative; it is {tolerance}.")
+        if accelerate not in (None, "squarem"):
+            raise ParameterError(f"accelerate must be None or 'squarem'; it is {accelerate!r}.")
         if isinstance(estimate, str):
             raise ParameterError(f"estimate must be a list of names: estimate=[{estimate!r}].")
         self.model = model
@@ -97,6 +103,7 @@ class EM:
         self.options = Options(
             tuple(estimate or ()), dict(latents or {}), whole, dict(m_step or {}), optimizer, prior, partly
         )
+        self.accelerate = accelerate
         self.restarts = restarts
         self.max_iterations = max_iterations
         self.tolerance = tolerance
@@ -224,7 +231,7 @@ class EM:
         derived, leaves = self._derive(args, kwargs)
         program = derived.program
         given = self._initial_values(program, init_params)
-        derived.compile_in_background(self.restarts, leaves)
+        derived.compile_in_background(self.restarts, leaves, self.accelerate is not None)
         prepared, report = derived.prepare(leaves)
         checks.check_report(program, jax.device_get(report))
         _say_float32()
@@ -235,7 +242,9 @@ class EM:
             for name, value in given.items():
                 params[name][0] = program.pin(name, value)
         memory = derived.begin(params) if derived.remembers else {}
-        states = loop.initial_states(program, params, memory, self.restarts, jnp.result_type(float))
+        states = loop.initial_states(
+            program, params, memory, self.restarts, jnp.result_type(float), self.accelerate is not None
+        )
         tolerance = _TOLERANCE if self.tolerance is None else self.tolerance
         progress = Progress(self.progress_bar, self.max_iterations)
         states, history, interrupted, accurate = loop.run_blocks(
@@ -282,10 +291,19 @@ class EM:
             if leaf.size == 0:
                 raise DataError(f"Array argument number {number + 1} of the model is empty (shape {leaf.shape}).")
         leaves = [jnp.asarray(leaf) for leaf in leaves]
-        key = (skeleton, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves), jnp.result_type(float))
+        has_missing = any(_has_nan(leaf) for leaf in leaves)
+        key = (skeleton, has_missing, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves), jnp.result_type(float))
         if key not in self._derived:
-            self._derived[key] = Compiled(self.model, leaves, skeleton, self.options)
+            model = MissingCells(self.model) if has_missing else self.model
+            self._derived[key] = Compiled(model, leaves, skeleton, self.options)
         return self._derived[key], leaves
+
+
+def _has_nan(leaf: jax.Array) -> bool:
+    """Does an array of data hold NaN? Under a transformation of JAX its values cannot be seen: no."""
+    if isinstance(leaf, jax.core.Tracer) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return False
+    return bool(np.isnan(np.asarray(leaf)).any())
 
 
 @functools.cache

@@ -152,7 +152,7 @@ class SiteFactor:
                     batch = jnp.broadcast_shapes(value.shape[: value.ndim - rank], mine.distribution.batch_shape)
                     value = jnp.broadcast_to(value, batch + value.shape[value.ndim - rank :])
                 table = log_density(mine.distribution, value)
-                if self.site.kind == "observed":
+                if self.site.kind == "observed" and not self.value_is_drawn:
                     # Outside its support a density is zero, which NumPyro's log_prob leaves to the caller.
                     table = _zero_outside(mine.distribution, value, table)
         events = self.site.reinterpreted

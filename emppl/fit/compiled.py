@@ -133,7 +133,7 @@ class Compiled:
         found = self._blocks[key]
         return found.result() if isinstance(found, concurrent.futures.Future) else found
 
-    def compile_in_background(self, lanes: int, leaves) -> None:
+    def compile_in_background(self, lanes: int, leaves, accelerate: bool = False) -> None:
         """Let XLA compile the loop while the statistics and the starting values are compiled and computed.
 
         Tracing happens here, so that thread-local settings of JAX hold; only XLA works in the other thread.
@@ -144,7 +144,7 @@ class Compiled:
         sites = self.program.trace.sites
         params = {n: np.zeros((lanes, *sites[n].shape), sites[n].dtype) for n in self.program.free}
         memory = jax.tree.map(lambda one: np.zeros(one.shape, one.dtype), jax.eval_shape(self.begin, params))
-        states = loop.initial_states(self.program, params, memory, lanes, jnp.result_type(float))
+        states = loop.initial_states(self.program, params, memory, lanes, jnp.result_type(float), accelerate)
         prepared, _ = jax.eval_shape(self.prepare, leaves)
         block: Any = loop.make_block(loop.make_iteration(self.program, self.fused, False))
         lowered = block.lower(states, leaves, prepared, *loop.limits(0.0, 0, 0))
