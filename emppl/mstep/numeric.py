@@ -58,7 +58,9 @@ class Numeric(Rule):
             lambda free: -step.q(constrained(free)), self._solver(), start, step.recall(self)
         )
         step.remember(self, memory)
-        step.report(finished)
+        # Towards the edge of a support a line search comes to nothing far from the maximum.
+        edges = [f.parameters[field] for f in step.program.factors.values() if f.family for field in f.family.edges]
+        step.report(finished & (not frozenset().union(*edges) & set(self.parameters)))
         after = constrained(found)
         return {name: jnp.where(gain > 0, after[name], value) for name, value in before.items()}
 
