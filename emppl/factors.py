@@ -184,6 +184,9 @@ class SiteFactor:
             inside = mine.distribution.support.feasible_like(value)
         except NotImplementedError:
             return value
+        except ValueError:  # bounds that vary between states: NumPyro wants the value spread over them
+            value, mask, _ = jnp.broadcast_arrays(value, mask, jnp.zeros(mine.distribution.batch_shape + (1,) * rank))
+            inside = mine.distribution.support.feasible_like(value)
         return jnp.where(mask, value, inside)
 
     def scale(self, arrays: Mapping[str, SiteArrays]) -> jax.Array | None:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from emppl.numerics import weighted
-from emppl.parameters import constrain, unconstrain
+from emppl.parameters import from_coordinates, to_coordinates
 from emppl.program import Program, prior_cells
 from emppl.structure.layout import Layout, find_layout
 from emppl.structure.quadratic import affine_gradient
@@ -81,10 +81,12 @@ class Analysis:
         cells = self.cells(names, by_element)
 
         def free(block, params, leaves):
-            return cells({name: constrain(constraints[name], value) for name, value in block.items()}, params, leaves)
+            return cells(
+                {name: from_coordinates(constraints[name], value) for name, value in block.items()}, params, leaves
+            )
 
         shapes = {
-            name: jax.eval_shape(functools.partial(unconstrain, constraints[name]), self.params[name]).shape
+            name: jax.eval_shape(functools.partial(to_coordinates, constraints[name]), self.params[name]).shape
             for name in names
         }
         return free, shapes
