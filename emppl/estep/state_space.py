@@ -47,20 +47,24 @@ def integrate_states(joint: Joint) -> tuple[jax.Array, dict[str, jax.Array], jax
 
     first_precision = curvature(states.firsts, firsts, windows)
     window_precision = curvature(states.windows, windows, firsts)
-    slopes = _parts(states, slope)
-    smoothed = smooth(
-        *_blocks(
-            states, first_precision, window_precision, states.firsts.pack(slopes[0]), states.windows.pack(slopes[1])
-        )
-    )
-    mean = _by_step(states, smoothed.mean[None])[..., 0]  # (steps, cells, d)
-    linear = _linear(states, states.firsts.pack(slopes[0]), states.windows.pack(slopes[1]))
+
+    def solve(slope):
+        packed = [layout.pack(one) for layout, one in zip(layouts, _parts(states, slope), strict=True)]
+        found = smooth(*_blocks(states, first_precision, window_precision, *packed))
+        return found, _by_step(states, found.mean[None])[..., 0], _linear(states, *packed)  # (steps, cells, d)
+
+    layouts = states.firsts, states.windows
+    smoothed, mean, linear = solve(slope)
     volume = smoothed.log_normalizer - jnp.sum(linear * mean, (0, 2)) / 2
     volume = volume - _extra(states) * math.log(2 * math.pi) / 2
+    # From the mean the slopes are small, and a second solution recovers the digits that the first one lost.
+    near = _at(states, mean)
+    _, correction, _ = solve(jax.grad(total)(near))
+    mean = mean + correction
     number = joint.integral.atoms // 2
     window_mean, window_covariance = _windows(states, mean, smoothed)
     spread = _deviations(window_covariance, number)
-    first_mean = jnp.reshape(jnp.moveaxis(mean[: states.chain.order], 0, 1), (states.cells, -1))
+    first_mean = _first_mean(states, mean)
     first_spread = _deviations(jnp.moveaxis(smoothed.covariance[:, :, 0], -1, 0), number)
     values = {**states.firsts.unpack(first_mean), **states.windows.unpack(window_mean)}
     evidence = joint.by_cell(joint.tables(values)) + joint.to_cells(volume)
@@ -72,6 +76,24 @@ def integrate_states(joint: Joint) -> tuple[jax.Array, dict[str, jax.Array], jax
     flat = states.steps * states.cells
     size = states.dimensions
     return evidence, atoms, jnp.reshape(mean, (flat, size)), jnp.reshape(covariance, (flat, size, size))
+
+
+def _first_mean(states: StateSpace, mean: jax.Array) -> jax.Array:
+    return jnp.reshape(jnp.moveaxis(mean[: states.chain.order], 0, 1), (states.cells, -1))
+
+
+def _window_mean(states: StateSpace, mean: jax.Array) -> jax.Array:
+    number = states.chain.length
+    means = jnp.stack([mean[a : a + number] for a in range(states.chain.order + 1)], 2)
+    return _seen(states, jnp.reshape(means, (number * states.cells, -1)), (-1,))
+
+
+def _at(states: StateSpace, mean: jax.Array) -> dict[str, jax.Array]:
+    """Values of the latents when every step is at its mean, ``(steps, cells, d)``."""
+    return {
+        **states.firsts.unpack(_first_mean(states, mean)),
+        **states.windows.unpack(_window_mean(states, mean)),
+    }
 
 
 def precision_root(covariance: jax.Array) -> jax.Array:
@@ -212,8 +234,7 @@ def _step_covariance(states: StateSpace, smoothed: Smoothed) -> jax.Array:
 def _windows(states: StateSpace, mean: jax.Array, smoothed: Smoothed) -> tuple[jax.Array, jax.Array]:
     """Mean and covariance of every window, ``(windows * cells, ...)``."""
     order, size, number, cells = states.chain.order, states.dimensions, states.chain.length, states.cells
-    means = jnp.stack([mean[a : a + number] for a in range(order + 1)], 2)
-    means = _seen(states, jnp.reshape(means, (number * cells, -1)), (-1,))
+    means = _window_mean(states, mean)
     blocks = jnp.moveaxis(smoothed.covariance, (0, 1), (-2, -1))  # (n, cells, d, d)
     cross = jnp.moveaxis(smoothed.cross, (0, 1), (-2, -1))[1:]
     upper = jnp.concatenate([blocks[:-1], jnp.swapaxes(cross, -1, -2)], -1)

@@ -86,7 +86,8 @@ def leap(
     is_leap = leaping.phase == LEAP
     failed = is_leap & ~(objective >= leaping.floor)
     gain = objective - progress.objective
-    decreased = ~is_leap & jnp.isfinite(objective) & (gain < -noise)
+    # A fall by less than what the user calls converged is no more than that.
+    decreased = ~is_leap & jnp.isfinite(objective) & (gain < -(noise + tolerance))
     target, shrink = _extrapolated(program, leaping.start, params, after)
     usable = jnp.isfinite(shrink)
     for value in target.values():
@@ -95,8 +96,9 @@ def leap(
     # Steps that shrink by the factor ``shrink`` have gains that shrink by its square.
     ratio = shrink**2
     remaining = jnp.where(ratio < 1, gain * ratio / jnp.where(ratio < 1, 1 - ratio, 1), jnp.inf)
-    near = jnp.where(at_second, (remaining <= tolerance) & (gain >= -noise), progress.near)
-    stalls = jnp.where(at_second, jnp.where(jnp.abs(gain) <= 8 * eps * size, progress.stalls + 1, 0), progress.stalls)
+    near = jnp.where(at_second, (remaining <= tolerance) & (gain >= -(noise + tolerance)), progress.near)
+    still = (jnp.abs(gain) <= 8 * eps * size) | ((gain <= 0) & ~decreased)
+    stalls = jnp.where(at_second, jnp.where(still, progress.stalls + 1, 0), progress.stalls)
     converged = at_second & jnp.isfinite(objective) & ((near & progress.near) | (stalls >= 2))
 
     def choose(first, second, leapt):
