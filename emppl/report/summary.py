@@ -86,7 +86,7 @@ def text(result: EMResult, prob: float) -> str:
     lines += [only_differences(name, result.params[name].shape) for name in result.only_differences]
     if not result.uncertainty_is_cheap:
         lines.append(NOT_COMPUTED)
-    return "\n".join([*lines, *result.notes])
+    return "\n".join([*lines, *result.remarks])
 
 
 def only_differences(name: str, shape: tuple[int, ...]) -> str:
