@@ -140,6 +140,11 @@ def total_q(after, before):
     return jnp.sum(weights * jnp.sum(jax.nn.softmax(logs, -1) * terms, -1))
 
 
+def state_means(cells):
+    """Posterior mean of the latents in every state, ``(cells, states, entries)``."""
+    return _over_all(posterior)(_stacked(cells)[0])[0]
+
+
 def mixture_moments(cells):
     """Mean and covariance of every cell's latents, discrete latents summed out."""
     shares = responsibilities(cells)
