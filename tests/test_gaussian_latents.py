@@ -119,7 +119,9 @@ def test_every_iteration_climbs(name):
     assert np.diff(objective).min() > -1e-10 * np.abs(objective[-1])
 
 
-@pytest.mark.parametrize("name", ["mixed mixture", pytest.param("nested by index", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["mixed mixture", *(pytest.param(name, marks=pytest.mark.slow) for name in ("nested by index", "chain"))]
+)
 def test_draws_have_the_posterior_moments(name):
     """Joint draws: also the covariance between latents, and with the discrete ones."""
     structure, number = dense.STRUCTURES[name], 4000
@@ -177,6 +179,7 @@ def test_number_of_observations(name):
         "crossed": dense.OBSERVATIONS,
         "nested by index": dense.OBSERVATIONS,
         "no plate": dense.OBSERVATIONS,
+        "chain": dense.STEPS * dense.SEQUENCES,
     }
     result = after(name, 0)
     assert result.num_observations == expected.get(name, dense.ROWS)

@@ -14,6 +14,7 @@ import numpy as np
 from emppl.parameters import bounds, constraint_name
 from emppl.program import Program
 from emppl.report.charts import Chart
+from emppl.trace.naming import model_name
 
 if TYPE_CHECKING:
     from emppl.report.uncertainty import Information
@@ -77,18 +78,18 @@ def remarks(
         if not here:
             continue
         which = ", ".join(here)
-        own = [site for site in sites if program.factors[site].site.kind == "integrated"]
+        own = [model_name(site) for site in sites if _is_latent(program, site)]
+        slowly = "and EM approaches that ever more slowly"
+        prior = f"give {name!r} a prior that is zero at zero, such as dist.Gamma(2.0, rate)"
         if own:
             found.append(
-                f"{which} goes to zero: latent {own[0]!r} does not vary there (a singular fit), and EM approaches that "
-                f"ever more slowly. Leave it out, or give {name!r} a prior that is zero at zero, such as "
-                "dist.Gamma(2.0, rate)."
+                f"{which} goes to zero: latent {own[0]!r} does not vary there (a singular fit), {slowly}. Leave it out, or "
+                f"{prior}."
             )
         else:
             found.append(
-                f"{which} goes to zero: the latent explains these data of site {sites[0]!r} wholly (a Heywood case), "
-                f"and EM approaches that ever more slowly. Use fewer latents, or give {name!r} a prior that is zero at "
-                "zero, such as dist.Gamma(2.0, rate)."
+                f"{which} goes to zero: the latent explains these data of site {model_name(sites[0])!r} wholly (a Heywood "
+                f"case), {slowly}. Use fewer latents, or {prior}."
             )
     if information is None:
         return found
@@ -124,11 +125,17 @@ def _singular(chart: Chart, information: Information, here: slice) -> bool:
     return False
 
 
+def _is_latent(program: Program, site: str) -> bool:
+    return program.factors[site].site.kind == "integrated"
+
+
 def _covariances(program: Program) -> list[str]:
     """Free covariance matrices of integrated latents."""
     return [
         name
         for name in program.free
         if constraint_name(program.trace.sites[name].constraint) == "positive_definite"
-        and any(name in program.factors[site].all_parameters for site in program.continuous_latents)
+        and any(
+            name in program.factors[site].all_parameters for site in program.integrated if _is_latent(program, site)
+        )
     ]
