@@ -83,13 +83,13 @@ def remarks(
         prior = f"give {name!r} a prior that is zero at zero, such as dist.Gamma(2.0, rate)"
         if own:
             found.append(
-                f"{which} goes to zero: latent {own[0]!r} does not vary there (a singular fit), {slowly}. Leave it out, or "
-                f"{prior}."
+                f"{which} goes to zero: latent {own[0]!r} does not vary there (a singular fit), {slowly}. Leave it "
+                f"out, or {prior}."
             )
         else:
             found.append(
-                f"{which} goes to zero: the latent explains these data of site {model_name(sites[0])!r} wholly (a Heywood "
-                f"case), {slowly}. Use fewer latents, or {prior}."
+                f"{which} goes to zero: the latent explains these data of site {model_name(sites[0])!r} wholly (a "
+                f"Heywood case), {slowly}. Use fewer latents, or {prior}."
             )
     if information is None:
         return found
