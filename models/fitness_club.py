@@ -5,7 +5,7 @@ set, is a noise of any covariance.
 
 Not identified: the two loadings may be exchanged against each other, ``loading_body * c`` and ``loading_exercise / c``
 within limits, the noise taking up the rest; sign, and rotation of several latents, are open too. What is identified is
-the covariance between the two sets, and with it the canonical correlations: loadings have no standard errors.
+the covariance between the two sets, and with it the canonical correlations: standard errors of loadings mean nothing.
 
 Reference:
     Linnerud's data, as in the SAS/STAT user's guide, procedure CANCORR: canonical correlations 0.795608, 0.200556 and

@@ -269,6 +269,7 @@ def test_iris_factors():
 # ------------------------------------------------------------------------------------------------------- others
 
 
+@pytest.mark.slow
 def test_pearson_line():
     x, y = pearson_line.data()
     result = em(pearson_line.model, tolerance=1e-12).run(jax.random.key(0), x, y)

@@ -608,7 +608,8 @@ def test_line_with_outliers():
 MODULES = sorted(path.stem for path in pathlib.Path(two_coins.__file__).parent.glob("[a-z]*.py"))
 # Several fits of different size each, or NUTS.
 LONG = ("carcinoma", "response_speed", "dippers", "galaxies", "hair_eye", "old_faithful", "lynx", "two_sources")
-LONG += ("dyestuff", "fitness_club", "holzinger", "iris_factors", "pearson_line", "penicillin", "swiss_fertility")
+LONG += ("dyestuff", "eight_schools", "fitness_club", "holzinger", "iris_factors", "pearson_line", "penicillin")
+LONG += ("sleep_study", "swiss_fertility")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in MODULES])
