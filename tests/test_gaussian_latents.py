@@ -6,7 +6,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
+from numpyro.distributions import constraints
+from scipy import stats
 
 import emppl
 from tests import dense_gaussian as dense
@@ -193,3 +197,35 @@ def test_plan_of_latents_given_a_state():
     assert found == {"c": (2, 0, 0, 0), "b": (0, 2, 2 * dense.ROWS, 4)}
     assert "integrates out 'b' given 'c'" in str(plan)
     assert "sums out 'c'" in str(plan)
+
+
+def _gated(y, w):
+    """A discrete latent whose probability depends on a continuous one."""
+    with numpyro.plate("rows", len(y)):
+        a = numpyro.sample("a", dist.Normal(0.3, numpyro.param("spread", 1.0, constraint=constraints.positive)))
+        c = numpyro.sample("c", dist.Bernoulli(logits=a))
+        numpyro.sample("w", dist.Normal(a, 1.0), obs=w)
+        numpyro.sample("y", dist.Normal(jnp.array([-1.0, 1.0])[c], 1.0), obs=y)
+
+
+@pytest.mark.slow
+def test_a_discrete_latent_given_a_continuous_one():
+    y, w = np.random.default_rng(0).normal(size=(2, 6))
+    fit = emppl.EM(_gated, latents={"a": emppl.Quadrature(30)}, max_iterations=0, progress_bar=False)
+    result = fit.run(jax.random.key(0), y, w)
+    a = np.linspace(-9, 9, 4001)[:, None, None]
+    gate = 1 / (1 + np.exp(a * np.array([1.0, -1.0])))
+    density = stats.norm.pdf(a, 0.3) * stats.norm.pdf(w[:, None], a) * gate
+    density = density * stats.norm.pdf(y[:, None], np.array([-1.0, 1.0]))
+    cells = density.sum(0) * 18 / 4000  # the trapezoidal rule: exact to rounding for such a smooth density
+    share = density / density.sum((0, 2), keepdims=True)
+    mean = (a * share).sum((0, 2))
+    np.testing.assert_allclose(result.log_likelihood, np.log(cells.sum(1)).sum(), rtol=1e-11)
+    np.testing.assert_allclose(result.posterior("c"), cells / cells.sum(1, keepdims=True), atol=1e-11)
+    found, variance = result.posterior("a")
+    np.testing.assert_allclose(found, mean, atol=1e-11)
+    np.testing.assert_allclose(variance, (a**2 * share).sum((0, 2)) - mean**2, atol=1e-11)
+    np.testing.assert_array_equal(result.decode()["c"], cells.argmax(1))
+    draws = result.sample_posterior(jax.random.key(1), 2000)
+    assert np.max(np.abs(draws["a"].mean(0) - mean) / np.sqrt(variance)) < 5 / np.sqrt(2000)
+    assert np.max(np.abs(draws["c"].mean(0) - (cells / cells.sum(1, keepdims=True))[:, 1])) < 5 * 0.5 / np.sqrt(2000)
