@@ -69,6 +69,7 @@ class Integral:
         cells: axes (plates, and latents of ``given``) over which integrals are apart.
         layout: how the entries of the latents fall into groups.
         is_indexed: are the cells of sites told apart by an index among the data (``b[subject]``)?
+        reason: why the strategy applies, for the plan.
         states: of latents inside a scan, how steps follow each other; else None.
     """
 
@@ -80,6 +81,7 @@ class Integral:
     cells: tuple[str, ...] = ()
     layout: Layout = dataclasses.field(default_factory=lambda: Layout({}, {}, 0))
     is_indexed: bool = False
+    reason: str = ""
     states: StateSpace | None = None
 
     @property

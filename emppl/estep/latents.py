@@ -15,7 +15,9 @@ import jax.numpy as jnp
 
 from emppl.chain import log_evidence, path_evidence
 from emppl.elimination import log_normalizer, log_sum, probe_name
-from emppl.estep.plain import owners_of
+from emppl.estep.continuous import counted, sample_given
+from emppl.estep.integration import integrate_all
+from emppl.estep.plain import all_scales, owners_of
 from emppl.markov import ChainTables, SumOut
 from emppl.numerics import maximum_out, safe_divide, sample_out
 from emppl.program import Program
@@ -31,10 +33,13 @@ class Reduction(NamedTuple):
 
 def _gradient_of_probes(program: Program, params, leaves, how: Callable[[int], Reduction]) -> dict[str, jax.Array]:
     """Gradient with respect to a zero table for every latent over all its plates; ``how`` is asked part by part."""
+    if not program.latents:
+        return {}
     arrays = program.evaluate(params, leaves)
-    tables = program.tables(arrays)
-    # A cell of weight zero has a posterior too: let it count next to nothing instead of nothing.
-    scales = {n: None if s is None else jnp.where(s == 0, 1e-30, s) for n, s in program.scales(arrays).items()}
+    integrated = integrate_all(program, params, leaves)
+    tables = program.tables(arrays, program.integrated) | {name: one.evidence for name, one in integrated.items()}
+    inside = {name: integral.axis for integral in program.integrals for name in integral.factors}
+    scales = counted(all_scales(program, arrays))
     owners = owners_of(program, scales)
     present = program.present(arrays)
     in_chains = {probe for part in program.parts for probe in part.probes}
@@ -43,7 +48,7 @@ def _gradient_of_probes(program: Program, params, leaves, how: Callable[[int], R
         factor = program.factors[latent]
         plates = program.axes.plates_of(factor.site, factor.site.batch_shape)
         shape = tuple(s if n == latent or n in plates else 1 for n, s in _sizes(program))
-        probes[latent] = jnp.zeros(shape, tables[latent].dtype)
+        probes[latent] = jnp.zeros(shape, jnp.result_type(float))
 
     def evidence(probes):
         raised = dict(tables)
@@ -51,6 +56,7 @@ def _gradient_of_probes(program: Program, params, leaves, how: Callable[[int], R
             if probe_name(name) in in_chains:  # apart from the transition, which need not vary over time
                 raised[probe_name(name)] = probe
             else:
+                name = inside.get(name, name)
                 raised[name] = raised[name] + probe
         total = jnp.zeros((), jnp.result_type(float))
         for number, part in enumerate(program.parts):
@@ -93,7 +99,7 @@ def decode(program: Program, params, leaves, twin: bool = False) -> dict[str, ja
 
 
 def sample(program: Program, params, leaves, rng_key: jax.Array, twin: bool = False) -> dict[str, jax.Array]:
-    """One exact joint draw of all latents (index into the support) from their posterior.
+    """One joint draw of all latents from their posterior: discrete ones as indices into their support.
 
     Args:
         program: the derived algorithm.
@@ -102,7 +108,7 @@ def sample(program: Program, params, leaves, rng_key: jax.Array, twin: bool = Fa
         rng_key: random key.
         twin: go through chains step by step, differentiated by JAX.
     """
-    keys = jax.random.split(rng_key, len(program.parts))
+    of_integrals, *keys = jax.random.split(rng_key, 1 + len(program.parts))
 
     def drawer(number):
         calls = iter(range(10**6))
@@ -117,7 +123,8 @@ def sample(program: Program, params, leaves, rng_key: jax.Array, twin: bool = Fa
 
         return Reduction(draw, None if twin else path)
 
-    return _states(program, _gradient_of_probes(program, params, leaves, drawer))
+    raw = _gradient_of_probes(program, params, leaves, drawer)
+    return _states(program, raw) | sample_given(program, params, leaves, raw, of_integrals)
 
 
 def _states(program: Program, raw: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

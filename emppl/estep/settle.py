@@ -51,8 +51,10 @@ def settle_integrals(program: Program, shapes, wishes: Mapping[str, Any]) -> Pro
         place = arrange if integral.states is None else arrange_chain
         integral = place(integral, program.trace, program.axes, tables, params, shapes)
         _check_weights(program, integral)
-        strategy = _strategy(program, integral, _why_not_quadratic(program, integral, params, shapes), wishes)
-        integral = dataclasses.replace(integral, strategy=strategy)
+        obstacle = _why_not_quadratic(program, integral, params, shapes)
+        strategy = _strategy(program, integral, obstacle, wishes)
+        reason = obstacle or "the log joint density is quadratic in it"
+        integral = dataclasses.replace(integral, strategy=strategy, reason=reason)
         if integral.is_indexed and isinstance(strategy, Gaussian):
             # The total is enough, and needs no sums by index.
             integral = dataclasses.replace(integral, cells=(), is_indexed=False)

@@ -31,35 +31,19 @@ def integrate_states(joint: Joint) -> tuple[jax.Array, dict[str, jax.Array], jax
     """
     states = joint.integral.states
     assert states is not None
-    start = joint.zeros()
+    precisions = _precisions(joint)
 
-    def total(values):
-        return jnp.sum(joint.by_cell(joint.tables(values)))
+    def solve(slopes):
+        found = smooth(*_blocks(states, *precisions, *slopes))
+        return found, _by_step(states, found.mean[None])[..., 0]  # (steps, cells, d)
 
-    slope = jax.grad(total)(start)
-    firsts, windows = _parts(states, start)
-
-    def curvature(layout, part, rest):
-        def gradient(block):
-            return {name: one for name, one in jax.grad(total)({**rest, **block}).items() if name in block}
-
-        return -layout.hessian(gradient, part)
-
-    first_precision = curvature(states.firsts, firsts, windows)
-    window_precision = curvature(states.windows, windows, firsts)
-
-    def solve(slope):
-        packed = [layout.pack(one) for layout, one in zip(layouts, _parts(states, slope), strict=True)]
-        found = smooth(*_blocks(states, first_precision, window_precision, *packed))
-        return found, _by_step(states, found.mean[None])[..., 0], _linear(states, *packed)  # (steps, cells, d)
-
-    layouts = states.firsts, states.windows
-    smoothed, mean, linear = solve(slope)
+    slopes = _slopes(joint, joint.zeros())
+    smoothed, mean = solve(slopes)
+    linear = _linear(states, *slopes)
     volume = smoothed.log_normalizer - jnp.sum(linear * mean, (0, 2)) / 2
     volume = volume - _extra(states) * math.log(2 * math.pi) / 2
     # From the mean the slopes are small, and a second solution recovers the digits that the first one lost.
-    near = _at(states, mean)
-    _, correction, _ = solve(jax.grad(total)(near))
+    _, correction = solve(_slopes(joint, _at(states, mean)))
     mean = mean + correction
     number = joint.integral.atoms // 2
     window_mean, window_covariance = _windows(states, mean, smoothed)
@@ -76,6 +60,62 @@ def integrate_states(joint: Joint) -> tuple[jax.Array, dict[str, jax.Array], jax
     flat = states.steps * states.cells
     size = states.dimensions
     return evidence, atoms, jnp.reshape(mean, (flat, size)), jnp.reshape(covariance, (flat, size, size))
+
+
+def draw_states(joint: Joint, rng_key: jax.Array) -> dict[str, jax.Array]:
+    """One joint draw of all steps of all chains, as values of the latents.
+
+    The precision ``P`` is a sum over windows, so that noise of covariance ``P`` is drawn window by window; added to the
+    linear term ``h`` it makes the mean ``P^-1 (h + noise)`` a draw.
+
+    Args:
+        joint: the log joint density, quadratic in the latents.
+        rng_key: random key.
+    """
+    states = joint.integral.states
+    assert states is not None
+    first_precision, window_precision = _precisions(joint)
+    first_slope, window_slope = _slopes(joint, joint.zeros())
+    one, other = jax.random.split(rng_key)
+    first_slope = first_slope + _noise(first_precision, one)
+    window_slope = window_slope + _noise(window_precision, other)
+    smoothed = smooth(*_blocks(states, first_precision, window_precision, first_slope, window_slope))
+    return _at(states, _by_step(states, smoothed.mean[None])[..., 0])
+
+
+def _noise(precision: jax.Array, rng_key: jax.Array) -> jax.Array:
+    """Normal noise whose covariance these matrices, which may be singular, are."""
+    values, vectors = jnp.linalg.eigh(precision)
+    noise = jax.random.normal(rng_key, values.shape, values.dtype) * jnp.sqrt(jnp.maximum(values, 0))
+    return jnp.squeeze(vectors @ noise[..., None], -1)
+
+
+def _total(joint: Joint, values) -> jax.Array:
+    return jnp.sum(joint.by_cell(joint.tables(values)))
+
+
+def _slopes(joint: Joint, values) -> tuple[jax.Array, jax.Array]:
+    """Gradient in the first steps, and in every window."""
+    states = joint.integral.states
+    assert states is not None
+    first, window = _parts(states, jax.grad(lambda values: _total(joint, values))(values))
+    return states.firsts.pack(first), states.windows.pack(window)
+
+
+def _precisions(joint: Joint) -> tuple[jax.Array, jax.Array]:
+    """Precision of the first steps, and of every window."""
+    states = joint.integral.states
+    assert states is not None
+    firsts, windows = _parts(states, joint.zeros())
+
+    def curvature(layout, part, rest):
+        def gradient(block):
+            slope = jax.grad(lambda values: _total(joint, values))({**rest, **block})
+            return {name: one for name, one in slope.items() if name in block}
+
+        return -layout.hessian(gradient, part)
+
+    return curvature(states.firsts, firsts, windows), curvature(states.windows, windows, firsts)
 
 
 def _first_mean(states: StateSpace, mean: jax.Array) -> jax.Array:

@@ -51,7 +51,7 @@ def build_certificate(result: EMResult) -> Certificate:
     fall = float(max(0.0, -finite.min())) if len(finite) else 0.0
     ended = result.history["final_objectives"][result.history["final_status"] == StopReason.CONVERGED.name]
     distinct, at_best = distinct_optima(ended, result.log_posterior)
-    notes, score_norm = list(result.notes), float("nan")
+    notes, score_norm = list(result.remarks), float("nan")
     if result.uncertainty_is_cheap:
         score_norm = result._score_norm()
     else:

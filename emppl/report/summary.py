@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import statistics
 import warnings
 from typing import TYPE_CHECKING
@@ -86,7 +87,7 @@ def text(result: EMResult, prob: float) -> str:
     lines += [only_differences(name, result.params[name].shape) for name in result.only_differences]
     if not result.uncertainty_is_cheap:
         lines.append(NOT_COMPUTED)
-    return "\n".join([*lines, *result.notes])
+    return "\n".join([*lines, *result.remarks])
 
 
 def only_differences(name: str, shape: tuple[int, ...]) -> str:
@@ -116,6 +117,8 @@ def to_arviz(result: EMResult, num_samples: int, rng_key: jax.Array | None):
         shape, size = result.params[name].shape, result.params[name].size
         posterior[name] = draws[:, position : position + size].reshape((1, num_samples, *shape))
         position += size
+    if "posterior" in inspect.signature(arviz.from_dict).parameters:  # before ArviZ 1.0
+        return arviz.from_dict(posterior=posterior)
     return arviz.from_dict({"posterior": posterior})
 
 

@@ -1,0 +1,223 @@
+"""Posterior of integrated latents themselves: moments, and draws given the discrete latents."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from emppl.estep.integration import integrate_all
+from emppl.estep.joint import Joint
+from emppl.estep.plain import all_scales, log_evidence
+from emppl.estep.state_space import draw_states
+from emppl.integral import Integral
+from emppl.numerics import safe_divide
+from emppl.positive import lower_inverse
+from emppl.program import Program
+from emppl.strategies import Quadrature
+from emppl.trace.naming import first, model_name
+
+_FREEDOM = 5
+_STEPS = 100
+
+
+def moments(program: Program, params, leaves) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Posterior mean and covariance of every integrated latent, discrete latents summed out.
+
+    Args:
+        program: the derived algorithm.
+        params: constrained parameter values.
+        leaves: the data.
+
+    Returns:
+        By latent ``(mean, covariance)``: ``(*plates, *event)`` and ``(*plates, *event, *event)``.
+    """
+    integrated = integrate_all(program, params, leaves)
+    arrays = program.evaluate(params, leaves)
+    scales, present = counted(all_scales(program, arrays)), program.present(arrays)
+    tables = program.tables(arrays, program.integrated)
+
+    def evidence(integrals):
+        return log_evidence(program, {**tables, **integrals}, scales, present)
+
+    weights = jax.grad(evidence)({name: one.evidence for name, one in integrated.items()})
+    found = {}
+    for integral in program.integrals:
+        if integral.states is not None:
+            found.update(_of_chain(program, integral, integrated[integral.axis].atoms))
+            continue
+        over = tuple(program.axes.names.index(name) for name in integral.given)
+        weight = weights[integral.axis]
+        total = jnp.sum(weight, over, keepdims=True)
+        weight = safe_divide(*jnp.broadcast_arrays(weight, total, jnp.ones_like(weight)))
+        weight = weight * integrated[integral.axis].shares
+        for name in integral.latents:
+            atoms = integrated[integral.axis].atoms[name]
+            found[name] = _moments(program, integral.axis, name, atoms, weight)
+    return found
+
+
+def _of_chain(program: Program, integral: Integral, atoms: Mapping[str, jax.Array]):
+    """Moments of every step of a chain, time first: its atoms count alike."""
+    means, spreads = {}, {}
+    for name in _sites_of_chain(program, integral):
+        event = len(program.trace.sites[name].event_shape)
+        mean = jnp.mean(atoms[name], 0)
+        entries, others = string.ascii_lowercase[:event], string.ascii_uppercase[:event]
+        deviation = atoms[name] - mean[None]
+        spread = jnp.einsum(f"z...{entries},z...{others}->...{entries}{others}", deviation, deviation)
+        means[name] = _tidy_step(program, name, mean, event)
+        spreads[name] = _tidy_step(program, name, spread / len(deviation), 2 * event)
+    means, spreads = whole_chains(program, integral, means), whole_chains(program, integral, spreads)
+    return {name: (means[name], spreads[name]) for name in means}
+
+
+def _sites_of_chain(program: Program, integral: Integral) -> list[str]:
+    """Latents of the first steps, and of the later ones."""
+    mine = set(integral.latents)
+    sites = program.trace.sites.items()
+    return [name for name, site in sites if site.kind == "integrated" and model_name(name) in mine]
+
+
+def _tidy_step(program: Program, name: str, array: jax.Array, trailing: int) -> jax.Array:
+    """Drop batch axes of size one that are no plates; a time axis in front stays."""
+    site = program.trace.sites[name]
+    plates = {plate.dim for plate in site.plates if not plate.is_time}
+    lead = 0 if site.time is None else 1
+    rank = array.ndim - trailing
+    gone = tuple(a for a in range(lead, rank) if a - rank not in plates and array.shape[a] == 1)
+    return jnp.squeeze(array, gone)
+
+
+def whole_chains(program: Program, integral: Integral, found: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Join the first steps of the latents of a chain with the later ones, time first."""
+    assert integral.states is not None
+    firsts = range(integral.states.chain.order)
+    return {
+        name: jnp.concatenate([*(found[first(name, step)][None] for step in firsts), found[name]])
+        for name in integral.latents
+    }
+
+
+def counted(scales: Mapping[str, jax.Array | None]) -> dict[str, jax.Array | None]:
+    """Weights of cells; a cell of weight zero has a posterior too: it counts next to nothing instead of nothing."""
+    return {name: None if one is None else jnp.where(one == 0, 1e-30, one) for name, one in scales.items()}
+
+
+def _moments(program: Program, axis: str, name: str, atoms: jax.Array, weight: jax.Array):
+    """Mean and covariance over atoms and states."""
+    event = len(program.trace.sites[name].event_shape)
+    weight = _beside_values(program, name, weight, atoms.ndim - 1 - event, axis)
+    weight = jnp.reshape(weight, weight.shape + (1,) * event)
+    over = (0, *(1 + axis for axis in _axes_without_plate(program, name)))
+    mean = jnp.sum(weight * atoms, over, keepdims=True)
+    deviation = atoms - mean
+    letters = string.ascii_lowercase
+    cells, entries = letters[: atoms.ndim - event], letters[atoms.ndim - event : atoms.ndim]
+    others = entries.upper()
+    kept = "".join(letter for axis, letter in enumerate(cells) if axis not in over)
+    product = f"{cells}{entries},{cells}{others}->{kept}{entries}{others}"
+    covariance = jnp.einsum(product, weight * deviation, deviation)
+    return jnp.squeeze(mean, over), covariance
+
+
+def sample_given(
+    program: Program, params, leaves, chosen: Mapping[str, jax.Array], rng_key: jax.Array
+) -> dict[str, jax.Array]:
+    """One joint draw of all integrated latents given the states of the discrete ones.
+
+    Args:
+        program: the derived algorithm.
+        params: constrained parameter values.
+        leaves: the data.
+        chosen: by discrete latent, a table that is largest at the state it has, with the common axes.
+        rng_key: random key.
+
+    Returns:
+        By latent ``(*plates, *event)``.
+    """
+    integrated = integrate_all(program, params, leaves)
+    drawn = {}
+    for number, integral in enumerate(program.integrals):
+        key = jax.random.fold_in(rng_key, number)
+        joint = Joint(program, integral, params, leaves)
+        if integral.states is not None:
+            values = draw_states(joint, key)
+            steps = {
+                name: _tidy_step(program, name, values[name], len(program.trace.sites[name].event_shape))
+                for name in _sites_of_chain(program, integral)
+            }
+            drawn.update(whole_chains(program, integral, steps))
+            continue
+        found = integrated[integral.axis]
+        draw = _posterior_draw if isinstance(integral.strategy, Quadrature) else _normal_draw
+        values = joint.constrained(joint.unpack(draw(joint, found.mean, found.root, key)))
+        for name, value in values.items():
+            event = len(program.trace.sites[name].event_shape)
+            for latent in integral.given:
+                axis = program.axes.names.index(latent)
+                best = jnp.argmax(chosen[latent], axis)
+                picked = jax.nn.one_hot(best, program.axes.sizes[latent], axis=axis, dtype=value.dtype)
+                picked = _beside_values(program, name, picked, value.ndim - event)[0]
+                value = value * jnp.reshape(picked, picked.shape + (1,) * event)
+            drawn[name] = jnp.sum(value, _axes_without_plate(program, name))
+    return drawn
+
+
+def _normal_draw(joint: Joint, mean: jax.Array, root: jax.Array, rng_key: jax.Array) -> jax.Array:
+    """From the normal distribution with this mean and root of the precision."""
+    del joint
+    noise = jax.random.normal(rng_key, mean.shape, mean.dtype)
+    return mean + jnp.einsum("gji,gj->gi", lower_inverse(root), noise)
+
+
+def _posterior_draw(joint: Joint, mean: jax.Array, root: jax.Array, rng_key: jax.Array) -> jax.Array:
+    """From the density itself: Metropolis-Hastings steps with independent t-distributed proposals around the mode.
+
+    The proposals have heavier tails than the normal distribution at the mode, and nearly always fit well, so that the
+    steps forget the start within a few.
+    """
+    spread = lower_inverse(root)
+
+    def propose(key):
+        normal, gamma = jax.random.split(key)
+        noise = jax.random.normal(normal, mean.shape, mean.dtype)
+        radius = jax.random.gamma(gamma, _FREEDOM / 2, mean.shape[:1], mean.dtype) / (_FREEDOM / 2)
+        noise = noise / jnp.sqrt(radius)[:, None]
+        log_density = -(_FREEDOM + mean.shape[1]) / 2 * jnp.log1p(jnp.sum(noise**2, -1) / _FREEDOM)
+        there = mean + jnp.einsum("gji,gj->gi", spread, noise)
+        return there, joint.by_group(there) - log_density
+
+    def advance(here, key):
+        one, other = jax.random.split(key)
+        there, height = propose(one)
+        accepted = jnp.log(jax.random.uniform(other, height.shape, height.dtype)) < height - here[1]
+        return (jnp.where(accepted[:, None], there, here[0]), jnp.where(accepted, height, here[1])), None
+
+    begin, *keys = jax.random.split(rng_key, _STEPS + 1)
+    return jax.lax.scan(advance, propose(begin), jnp.stack(keys))[0][0]
+
+
+# ------------------------------------------------------------------------------------------------------- layouts
+
+
+def _beside_values(program: Program, name: str, table: jax.Array, rank: int, atoms: str | None = None) -> jax.Array:
+    """From the common axes to the batch axes of a latent's values, the atoms in front of them."""
+    by_dim = program.axes.of_site(program.trace.sites[name])
+    wanted = [atoms, *(by_dim.get(dim) for dim in range(-rank, 0))]
+    kept = [program.axes.names.index(one) for one in wanted if one is not None]
+    rest = [axis for axis in range(program.axes.rank) if axis not in kept]
+    moved = jnp.squeeze(jnp.transpose(table, rest + kept), tuple(range(len(rest))))
+    sizes = iter(moved.shape)
+    return jnp.reshape(moved, tuple(1 if one is None else next(sizes) for one in wanted))
+
+
+def _axes_without_plate(program: Program, name: str) -> tuple[int, ...]:
+    """Batch axes of one value of a latent that run over the states of discrete latents, or over nothing."""
+    site, shape = program.trace.sites[name], program.trace.value_shapes[name]
+    rank = len(shape) - len(site.event_shape)
+    by_dim = program.axes.of_site(site)
+    plates = program.axes.plates_of(site, site.shape[: len(site.shape) - len(site.event_shape)])
+    return tuple(axis for axis in range(rank) if by_dim.get(axis - rank) not in plates)
