@@ -17,6 +17,9 @@ from emppl.structure.layout import group_numbers
 from emppl.structure.numbering import number_cells
 from emppl.trace import SiteArrays
 
+_FEW = 6
+"""Up to so many dimensions, probes are written out one after the other."""
+
 _FIELDS = tuple(field.name for field in dataclasses.fields(SiteArrays))
 
 
@@ -133,6 +136,15 @@ class Joint:
         """Second derivatives of every group, ``(groups, dimensions, dimensions)``."""
         gradient = jax.grad(lambda values: jnp.sum(self.by_cell(self.tables(values))))
         return self.integral.layout.hessian(gradient, self.unpack(vectors))
+
+    def gradient_and_hessian(self, vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Both at once: the Hessian's probes share the pass that the gradient takes."""
+        if self.integral.layout.in_common or vectors.shape[-1] > _FEW:
+            return self.gradient(vectors), self.hessian(vectors)
+        gradient, product = jax.linearize(self.gradient, vectors)
+        unit = jnp.eye(vectors.shape[-1], dtype=vectors.dtype)
+        columns = [product(jnp.broadcast_to(vector, vectors.shape)) for vector in unit]
+        return gradient, jnp.stack(columns, -1)
 
     # ------------------------------------------------------------------------------------------------ common axes
 

@@ -22,6 +22,7 @@ from emppl.report.charts import Chart
 from emppl.report.components import component_axes, symmetric_latent
 from emppl.report.criteria import entropy, number_of_observations
 from emppl.report.identification import shift_candidates
+from emppl.report.integration_error import IntegrationError, integration_error
 from emppl.report.restarts import best_restart, collapsed_name
 from emppl.report.uncertainty import (
     Covariance,
@@ -135,6 +136,14 @@ class EMResult:
     def certificate(self) -> Certificate:
         """How far to trust the answer: monotonicity, score at the end, agreement of restarts, boundary."""
         return build_certificate(self)
+
+    @functools.cached_property
+    def integration_error(self) -> IntegrationError | None:
+        """How far integrals by quadrature or Laplace are off: log-likelihood and estimates by a finer rule.
+
+        None where every integral is exact, or where no finer rule can be had.
+        """
+        return integration_error(self)
 
     def _score_norm(self) -> float:
         matrix, score = self._measured[1]
