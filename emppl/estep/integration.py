@@ -226,10 +226,10 @@ def _quadrature(joint: Joint, mean: jax.Array, root: jax.Array, num_points: int)
     points = mean[None] + jnp.einsum("sj,gji->sgi", steps, lower_inverse(root))
     atoms = _atoms(joint, points)
     volume = joint.along_atoms(log_weights) - joint.to_cells(_half_log_det(root))
-    heights = joint.by_cell(joint.tables_at(atoms)) + volume
-    if not joint.is_real:
-        jacobians = jax.vmap(lambda one: joint.to_cells(joint.log_jacobian(joint.unpack(one))))(points)
-        heights = heights + jnp.squeeze(jnp.moveaxis(jacobians, 0, joint.atom_axis + 1), joint.atom_axis)
+    tables = joint.tables_at(atoms)
+    for name, jacobians in jax.vmap(lambda one: joint.log_jacobians(joint.unpack(one)))(points).items():
+        tables[name] = tables[name] + jnp.squeeze(jnp.moveaxis(jacobians, 0, joint.atom_axis + 1), joint.atom_axis)
+    heights = joint.by_cell(tables) + volume
     evidence = jax.nn.logsumexp(heights, joint.atom_axis, keepdims=True)
     shares = jax.lax.stop_gradient(jnp.exp(heights - evidence))
     return Integrated(impossible_to_infinite(evidence), atoms, shares, mean, root)

@@ -44,7 +44,6 @@ class Joint:
         self.rank = program.axes.rank
         self.atom_axis = program.axes.names.index(integral.axis)
         self.constraints = {name: program.trace.sites[name].constraint for name in integral.latents}
-        self.is_real = all(constraint_name(one).startswith("real") for one in self.constraints.values())
         self.wanted = frozenset((name, field) for name in integral.factors for field in _FIELDS)
         # Here and not where they are used, which may be inside a loop.
         self.numbers: dict[str, jax.Array] = {}
@@ -76,10 +75,7 @@ class Joint:
     def tables(self, values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Log-probabilities of all sites that the latents enter, at one unconstrained value of each."""
         tables = self.tables_at({name: value[None] for name, value in self.constrained(values).items()})
-        if not self.is_real:
-            name = self.integral.latents[0]
-            tables[name] = tables[name] + self.to_cells(self.log_jacobian(values))
-        return tables
+        return tables | {name: tables[name] + jacobian for name, jacobian in self.log_jacobians(values).items()}
 
     def tables_at(self, atoms: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """The same at many atoms, as the model has them, without the Jacobian."""
@@ -178,9 +174,17 @@ class Joint:
     def _total(self, vectors: jax.Array) -> jax.Array:
         return jnp.sum(self.by_cell(self.tables(self.unpack(vectors))))
 
-    def log_jacobian(self, values: Mapping[str, jax.Array]) -> jax.Array:
-        """Log-Jacobian of every group, from unconstrained values to those of the model."""
-        return jnp.sum(self.pack({n: log_jacobian(self.constraints[n], value) for n, value in values.items()}), -1)
+    def log_jacobians(self, values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Log-Jacobian from unconstrained values to those of the model, for the tables of the latents that need one."""
+        found = {}
+        for name, constraint in self.constraints.items():
+            if constraint_name(constraint).startswith("real"):
+                continue
+            site = self.program.trace.sites[name]
+            every = log_jacobian(constraint, values[name])
+            events = len(site.event_shape)
+            found[name] = self.axes.align(jnp.sum(every, tuple(range(every.ndim - events, every.ndim))), site, 0)
+        return found
 
     def _relative_weight(self, arrays, name: str) -> jax.Array | float:
         scale = self.program.factors[name].scale(arrays)
