@@ -14,7 +14,7 @@ from emppl.estep.joint import Joint
 from emppl.integral import Integral, arrange
 from emppl.parameters import constraint_name
 from emppl.program import Program
-from emppl.strategies import DEFAULT_NODES, Continuous, Gaussian, Quadrature, Strategy
+from emppl.strategies import DEFAULT_NODES, NODES_WITHIN_BOUNDS, Continuous, Gaussian, Quadrature, Strategy
 from emppl.structure.quadratic import affine_gradient
 
 
@@ -44,7 +44,9 @@ def settle_integrals(program: Program, shapes, wishes: Mapping[str, Any]) -> Pro
         params = {n: jax.ShapeDtypeStruct(sites[n].shape, sites[n].dtype) for n in program.trace.parameters}
         integral = arrange(integral, program.trace, program.axes, tables, params, shapes)
         _check_weights(program, integral)
-        strategy = _strategy(program, integral, _why_not_quadratic(program, integral, params, shapes), wishes)
+        reason = _why_not_quadratic(program, integral, params, shapes)
+        within_bounds = any(not constraint_name(sites[name].constraint).startswith("real") for name in integral.latents)
+        strategy = _strategy(integral, reason, within_bounds, wishes)
         integral = dataclasses.replace(integral, strategy=strategy)
         if integral.is_indexed and isinstance(strategy, Gaussian):
             # The total is enough, and needs no sums by index.
@@ -95,7 +97,7 @@ def _why_not_quadratic(program: Program, integral: Integral, params, shapes) -> 
     return None if reason is None else f"the log joint is not quadratic in it ({reason})"
 
 
-def _strategy(program: Program, integral: Integral, reason: str | None, wishes: Mapping[str, Any]) -> Continuous:
+def _strategy(integral: Integral, reason: str | None, within_bounds: bool, wishes: Mapping[str, Any]) -> Continuous:
     names = ", ".join(map(repr, integral.latents))
     asked = {wishes[name] for name in integral.latents if name in wishes}
     if len(asked) > 1:
@@ -120,7 +122,8 @@ def _strategy(program: Program, integral: Integral, reason: str | None, wishes: 
     if reason is None:
         return Gaussian()
     if dimensions in DEFAULT_NODES:
-        return Quadrature(DEFAULT_NODES[dimensions])
+        nodes = NODES_WITHIN_BOUNDS if within_bounds else DEFAULT_NODES
+        return Quadrature(nodes[dimensions])
     raise ModelError(
         f"The continuous latents {names} cannot be integrated exactly ({reason}), and {dimensions} numbers are too "
         f"many for quadrature. Write EM(model, latents={{{integral.latents[0]!r}: Laplace()}}), which is approximate, "
