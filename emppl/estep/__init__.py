@@ -6,6 +6,7 @@ statistics; ``latents`` answers questions about the latents themselves.
 
 from emppl.estep.filtering import Filtered, filtered
 from emppl.estep.fused import Chunking, FusedPlan, expectations, plan_fused, prepare
+from emppl.estep.integration import integrate_all
 from emppl.estep.latents import decode, marginals, sample, user_layout, whole_scans
 from emppl.estep.memory import check_memory, largest_table
 from emppl.estep.plain import Expectations, Posterior, e_step, from_posterior, log_evidence, log_likelihood, q
@@ -16,6 +17,7 @@ __all__ = [
     "Filtered",
     "FusedPlan",
     "Posterior",
+    "integrate_all",
     "check_memory",
     "decode",
     "e_step",

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl.estep.joint import Joint
+from emppl.estep.state_space import integrate_states, precision_root
 from emppl.integral import Integral
 from emppl.numerics import impossible_to_infinite
 from emppl.positive import lower_inverse, lower_root, solve_root
@@ -67,6 +68,10 @@ def integrate_all(program: Program, params, leaves, guesses: Mapping[str, jax.Ar
 def integrate(program: Program, integral: Integral, params, leaves, guess=None) -> Integrated:
     """One integral, by its strategy."""
     joint = Joint(program, integral, params, leaves)
+    if integral.states is not None:
+        evidence, atoms, mean, covariance = integrate_states(joint)
+        shares = jnp.full((1,) * joint.rank, 1 / integral.atoms)
+        return Integrated(impossible_to_infinite(evidence), atoms, shares, mean, precision_root(covariance))
     start = joint.pack(joint.zeros()) if guess is None else guess
     strategy = integral.strategy
     if isinstance(strategy, Gaussian):
