@@ -4,6 +4,7 @@
 statistics; ``latents`` answers questions about the latents themselves.
 """
 
+from emppl.estep.continuous import moments
 from emppl.estep.filtering import Filtered, filtered
 from emppl.estep.fused import Chunking, FusedPlan, expectations, plan_fused, prepare
 from emppl.estep.integration import integrate_all
@@ -28,6 +29,7 @@ __all__ = [
     "log_evidence",
     "log_likelihood",
     "marginals",
+    "moments",
     "plan_fused",
     "prepare",
     "q",

@@ -46,10 +46,11 @@ def settle_integrals(program: Program, shapes, wishes: Mapping[str, Any]) -> Pro
         place = arrange if integral.states is None else arrange_chain
         integral = place(integral, program.trace, program.axes, tables, params, shapes)
         _check_weights(program, integral)
-        reason = _why_not_quadratic(program, integral, params, shapes)
+        obstacle = _why_not_quadratic(program, integral, params, shapes)
         within_bounds = any(not constraint_name(sites[name].constraint).startswith("real") for name in integral.latents)
-        strategy = _strategy(integral, reason, within_bounds, wishes)
-        integral = dataclasses.replace(integral, strategy=strategy)
+        strategy = _strategy(integral, obstacle, within_bounds, wishes)
+        reason = obstacle or "the log joint density is quadratic in it"
+        integral = dataclasses.replace(integral, strategy=strategy, reason=reason)
         if integral.is_indexed and isinstance(strategy, Gaussian):
             # The total is enough, and needs no sums by index.
             integral = dataclasses.replace(integral, cells=(), is_indexed=False)
