@@ -101,6 +101,7 @@ class Plan:
         memory: bytes of the largest table that exists at once.
         chunks: ``(number of chunks, rows per chunk)``.
         dtype: floating-point type of the fit.
+        compression: what a fit does with the rows of the data, in words; empty where the question does not arise.
     """
 
     objective: str
@@ -114,6 +115,7 @@ class Plan:
     memory: int
     chunks: tuple[int, int]
     dtype: str
+    compression: str = ""
 
     def __str__(self) -> str:
         lines = [f"EM plan: {self.objective}, {self.dtype}", "", "Sites"]
@@ -136,6 +138,7 @@ class Plan:
             + (f"{number:,} chunks of {rows:,} rows; " if number > 1 else "")
             + f"largest table {_bytes(self.memory)}"
         )
+        lines += [f"  {self.compression}"] if self.compression else []
         lines += ["", "M-step"]
         for one in self.parameters:
             prior = f", prior {one.prior}" if one.prior else ""
@@ -146,12 +149,13 @@ class Plan:
     __repr__ = __str__
 
 
-def build_plan(program: Program, fused: FusedPlan) -> Plan:
+def build_plan(program: Program, fused: FusedPlan, compression: str = "") -> Plan:
     """Describe a derived algorithm.
 
     Args:
         program: the algorithm.
         fused: static choices of the fused path.
+        compression: what a fit does with the rows of the data, in words.
 
     Returns:
         The plan.
@@ -199,6 +203,7 @@ def build_plan(program: Program, fused: FusedPlan) -> Plan:
         max([largest, *(_cells(program, name) for name in program.integrated)]) * dtype.itemsize,
         (fused.chunking.count, fused.chunking.size),
         str(dtype),
+        compression,
     )
 
 
@@ -230,9 +235,7 @@ def _chain(program: Program, fused: FusedPlan, step: Step) -> str:
     """How a chain is summed out: its joint state, its length, and the kernel."""
     sizes, chain = program.axes.sizes, step.chain
     assert chain is not None
-    states = math.prod(sizes[name] for name in chain.current)
-    length = sizes[chain.time] + 1
-    lanes = step.work // (2 * length * states * (states + 1))
+    states, length, lanes = step.chain_sizes(sizes)
     if fused.chunking.count > 1:
         lanes = lanes * fused.chunking.size // sizes[program.axes.rows]
     dtype = jnp.dtype(jnp.result_type(float))
