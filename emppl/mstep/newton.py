@@ -177,10 +177,10 @@ def climb(objective, layout: Layout, start, free, enough: float = _ENOUGH, relat
         )
         gain = there - first_value
         # ``promise / 2`` is the squared Newton decrement: what a quadratic would still gain. Where it was small before
-        # this step, it is far smaller after it. Otherwise the old curvature tells well enough what the next step
-        # would promise.
+        # this step, it is far smaller after it. The old curvature tells roughly what the next step would promise, and
+        # saves a Hessian where that is next to nothing.
         left = jnp.sum(direction(eigen, moves, slope_there) * slope_there)
-        is_enough = (promise <= 2 * enough * gain) | (left <= enough * gain)
+        is_enough = (promise <= 2 * enough * gain) | (left <= enough**2 * gain)
         finished = (promise / 2 <= rounding) | (is_enough & (scale == 1) & (enough > 0))
         return new, there, slope_there, number + 1, finished, ~risen | ~jnp.isfinite(promise)
 
