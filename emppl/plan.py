@@ -42,6 +42,7 @@ class LatentPlan:
         together: continuous latents that are in them.
         atoms: points that stand for the conditional distribution of a group.
         reason: why this strategy.
+        steps: steps of a chain, of which there are ``groups``; zero without one.
     """
 
     name: str
@@ -53,6 +54,7 @@ class LatentPlan:
     together: tuple[str, ...] = ()
     atoms: int = 0
     reason: str = ""
+    steps: int = 0
 
     @property
     def row(self) -> tuple[str, ...]:
@@ -61,7 +63,11 @@ class LatentPlan:
             return self.name, self.strategy, f"{self.states} states", f"{self.cells:,} cells"
         others = [name for name in self.together if name != self.name]
         size = _counted(self.dimensions, "dimension") + (f" (with {', '.join(others)})" if others else "")
-        return self.name, self.strategy, f"{_counted(self.groups, 'group')} of {size}", f"{self.atoms:,} atoms"
+        if self.steps:
+            what = f"{_counted(self.groups, 'chain')} of {_counted(self.steps, 'step')} of {size}"
+        else:
+            what = f"{_counted(self.groups, 'group')} of {size}"
+        return self.name, self.strategy, what, f"{self.atoms:,} atoms"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,9 +217,9 @@ def _integrated(program: Program) -> list[LatentPlan]:
     found = []
     for one in program.integrals:
         for name in one.latents:
-            atoms = one.strategy.atoms(one.dimensions)
-            numbers = one.dimensions, one.groups, one.latents, atoms
-            found.append(LatentPlan(name, one.strategy.title, 0, _cells(program, name), *numbers, one.reason))
+            groups, steps = (one.groups, 0) if one.states is None else (one.states.cells, one.states.steps)
+            numbers = one.dimensions, groups, one.latents, one.atoms
+            found.append(LatentPlan(name, one.strategy.title, 0, _cells(program, name), *numbers, one.reason, steps))
     return found
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from emppl.fit.outcome import StopReason
-from emppl.report.integration_error import IntegrationError, integration_notes
+from emppl.report.integration_error import IntegrationError
 from emppl.report.restarts import distinct_optima
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def build_certificate(result: EMResult) -> Certificate:
     fall = float(max(0.0, -finite.min())) if len(finite) else 0.0
     ended = result.history["final_objectives"][result.history["final_status"] == StopReason.CONVERGED.name]
     distinct, at_best = distinct_optima(ended, result.log_posterior)
-    notes, score_norm = list(result.notes), float("nan")
+    notes, score_norm = list(result.remarks), float("nan")
     if result.uncertainty_is_cheap:
         score_norm = result._score_norm()
     else:
@@ -63,7 +63,6 @@ def build_certificate(result: EMResult) -> Certificate:
             "The score is not standardised, which takes the information matrix of all parameters: call "
             "result.standard_errors() and then look at the certificate."
         )
-    notes += integration_notes(result)
     return Certificate(
         objective=result.em.plan(*result.args, **result.kwargs).objective,
         converged=result.converged,
