@@ -129,7 +129,7 @@ CASES = {
         variant="2pl",
     ),
 }
-LONG = ("toenails",)
+LONG = ("toenails", "booth_hobert", "absences")
 
 
 @functools.cache
@@ -228,6 +228,7 @@ def test_orange_trees():
     assert maximum(minus, at).fun == pytest.approx(-result.log_likelihood, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_crossed_effects_by_laplace():
     mated, mixed, female, male, animals = matings.data()
     design = np.zeros((len(mated), 2 * animals))

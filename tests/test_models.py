@@ -607,7 +607,22 @@ def test_line_with_outliers():
 
 MODULES = sorted(path.stem for path in pathlib.Path(two_coins.__file__).parent.glob("[a-z]*.py"))
 # Several fits of different size each, or NUTS.
-LONG = ("carcinoma", "response_speed", "dippers", "galaxies", "hair_eye", "old_faithful", "lynx", "two_sources")
+LONG = (
+    "carcinoma",
+    "response_speed",
+    "dippers",
+    "galaxies",
+    "hair_eye",
+    "old_faithful",
+    "lynx",
+    "two_sources",
+    "absences",
+    "graded_responses",
+    "matings",
+    "toenails",
+    "booth_hobert",
+    "cattle",
+)
 LONG += ("dyestuff", "fitness_club", "holzinger", "iris_factors", "pearson_line", "penicillin", "swiss_fertility")
 
 
