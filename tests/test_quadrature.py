@@ -201,6 +201,20 @@ def test_three_dimensions():
     assert float(EM(three).log_likelihood({"sd": 0.7}, y, x)) == pytest.approx(expected, abs=3e-6)  # 7 nodes
 
 
+def ranked(y):
+    """Two numbers that meet in an operation nothing is known of."""
+    with numpyro.plate("pair", 2):
+        b = numpyro.sample("b", dist.Normal(0, numpyro.param("sd", 0.7, constraint=positive)))
+    numpyro.sample(
+        "y", dist.Poisson(jnp.exp(jnp.linalg.eigvalsh(jnp.array([[2.0, 0.5], [0.5, 1.0]]) * b).sum())), obs=y
+    )
+
+
+def test_latents_that_cannot_be_told_apart_are_one_group():
+    em = EM(ranked, latents={"b": Quadrature(15)})
+    assert "1 group of 2 dimensions" in str(em.plan(3))
+
+
 # ------------------------------------------------------------------------------------------------------------- Laplace
 
 
@@ -359,7 +373,7 @@ def test_ten_thousand_groups_in_single_precision():
     rng = np.random.default_rng(0)
     y, group = rng.integers(0, 2, 30_000), np.repeat(np.arange(10_000), 3)
     with jax.enable_x64(False):
-        em = EM(functools.partial(answers, groups=10_000), latents={"b": Quadrature(7)})
+        em = EM(functools.partial(answers, groups=10_000), latents={"b": Quadrature(21)})
         value = em.log_likelihood({"mu": 0.1, "sd": 2.0}, jnp.asarray(y), jnp.asarray(group))
         assert value.dtype == jnp.float32
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
