@@ -185,7 +185,8 @@ def arrange(integral: Integral, trace: Trace, axes: Axes, tables: Callable, *arg
             grouped = {name: places for name, places in grouped.items() if places}
             numbers = {name: group_numbers(shapes[name], grouped.get(name)) for name in shapes}
             found = separation.groups(numbers)
-            if any(isinstance(one, Meeting) for one in found):
+            # As one single group they may meet, in whatever operation.
+            if any(isinstance(one, Meeting) for one in found) and (chosen or integral.given):
                 continue
             groups = int(np.prod([axes.sizes[name] for name in cells if axes.sizes[name] > 1], dtype=int))
             layout = Layout(shapes, grouped, groups if grouped else 0)

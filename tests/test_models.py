@@ -609,7 +609,8 @@ MODULES = sorted(path.stem for path in pathlib.Path(two_coins.__file__).parent.g
 # Several fits of different size each, or NUTS.
 LONG = ("carcinoma", "response_speed", "dippers", "galaxies", "hair_eye", "old_faithful", "lynx", "two_sources")
 LONG += ("dyestuff", "eight_schools", "fitness_club", "holzinger", "iris_factors", "pearson_line", "penicillin")
-LONG += ("sleep_study", "swiss_fertility")
+LONG += ("sleep_study", "swiss_fertility", "absences", "graded_responses", "matings", "toenails", "booth_hobert")
+LONG += ("cattle", "law_school", "orange_trees", "pumps", "seeds")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in MODULES])
@@ -630,6 +631,9 @@ def test_main_runs(name, tmp_path, monkeypatch, capsys):
 
 def test_every_model_has_a_test():
     tested = {case.em.model.__module__ for case in CASES} | {ibm_model1.__name__, line_with_outliers.__name__}
-    others = [pathlib.Path(__file__).with_name(f"test_{kind}_models.py").read_text() for kind in ("chain", "gaussian")]
-    tested |= {f"models.{name}" for name in MODULES if any(f'"{name}"' in text for text in others)}
+    kinds = ("chain", "gaussian", "mixed")
+    others = [pathlib.Path(__file__).with_name(f"test_{kind}_models.py").read_text() for kind in kinds]
+    tested |= {
+        f"models.{name}" for name in MODULES if any(f'"{name}"' in text or f"{name}.model" in text for text in others)
+    }
     assert tested == {f"models.{name}" for name in MODULES}

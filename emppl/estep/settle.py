@@ -15,11 +15,8 @@ from emppl.integral import Integral, arrange
 from emppl.parameters import constraint_name
 from emppl.program import Program
 from emppl.state_space import arrange_chain
-from emppl.strategies import Continuous, Gaussian, Quadrature, Strategy
+from emppl.strategies import DEFAULT_NODES, NODES_WITHIN_BOUNDS, Continuous, Gaussian, Quadrature, Strategy
 from emppl.structure.quadratic import affine_gradient
-
-_NODES = {1: 15, 2: 9, 3: 7}
-"""Nodes per dimension of the quadrature that is taken by default."""
 
 
 def settle_integrals(program: Program, shapes, wishes: Mapping[str, Any]) -> Program:
@@ -39,8 +36,6 @@ def settle_integrals(program: Program, shapes, wishes: Mapping[str, Any]) -> Pro
     if not program.integrals:
         return program
     integrals = []
-    strategies: dict[str, Strategy] = dict(program.strategies)
-    sizes = dict(program.axes.sizes)
     for integral in program.integrals:
 
         def tables(values, params, leaves, integral=integral):
@@ -52,14 +47,35 @@ def settle_integrals(program: Program, shapes, wishes: Mapping[str, Any]) -> Pro
         integral = place(integral, program.trace, program.axes, tables, params, shapes)
         _check_weights(program, integral)
         obstacle = _why_not_quadratic(program, integral, params, shapes)
-        strategy = _strategy(program, integral, obstacle, wishes)
+        within_bounds = any(not constraint_name(sites[name].constraint).startswith("real") for name in integral.latents)
+        strategy = _strategy(integral, obstacle, within_bounds, wishes)
         reason = obstacle or "the log joint density is quadratic in it"
         integral = dataclasses.replace(integral, strategy=strategy, reason=reason)
         if integral.is_indexed and isinstance(strategy, Gaussian):
             # The total is enough, and needs no sums by index.
             integral = dataclasses.replace(integral, cells=(), is_indexed=False)
         integrals.append(integral)
-        strategies.update(dict.fromkeys(integral.latents, strategy))
+    return _with_integrals(program, integrals)
+
+
+def finer_program(program: Program) -> Program | None:
+    """The same with a more accurate rule for every integral that is approximate; None if there is not one for each."""
+    integrals = []
+    for integral in program.integrals:
+        strategy: Continuous | None = integral.strategy
+        if integral.strategy.evidence.is_approximate:
+            strategy = integral.strategy.finer(integral.dimensions)
+        if strategy is None:
+            return None
+        integrals.append(dataclasses.replace(integral, strategy=strategy))
+    return None if integrals == list(program.integrals) else _with_integrals(program, integrals)
+
+
+def _with_integrals(program: Program, integrals: list[Integral]) -> Program:
+    strategies: dict[str, Strategy] = dict(program.strategies)
+    sizes = dict(program.axes.sizes)
+    for integral in integrals:
+        strategies.update(dict.fromkeys(integral.latents, integral.strategy))
         sizes[integral.axis] = integral.atoms
     axes = dataclasses.replace(program.axes, sizes=sizes)
     factors = {name: dataclasses.replace(factor, axes=axes) for name, factor in program.factors.items()}
@@ -84,7 +100,7 @@ def _why_not_quadratic(program: Program, integral: Integral, params, shapes) -> 
     return None if reason is None else f"the log joint is not quadratic in it ({reason})"
 
 
-def _strategy(program: Program, integral: Integral, reason: str | None, wishes: Mapping[str, Any]) -> Continuous:
+def _strategy(integral: Integral, reason: str | None, within_bounds: bool, wishes: Mapping[str, Any]) -> Continuous:
     names = ", ".join(map(repr, integral.latents))
     asked = {wishes[name] for name in integral.latents if name in wishes}
     if len(asked) > 1:
@@ -108,8 +124,9 @@ def _strategy(program: Program, integral: Integral, reason: str | None, wishes: 
         return strategy
     if reason is None:
         return Gaussian()
-    if dimensions in _NODES:
-        return Quadrature(_NODES[dimensions])
+    if dimensions in DEFAULT_NODES:
+        nodes = NODES_WITHIN_BOUNDS if within_bounds else DEFAULT_NODES
+        return Quadrature(nodes[dimensions])
     raise ModelError(
         f"The continuous latents {names} cannot be integrated exactly ({reason}), and {dimensions} numbers are too "
         f"many for quadrature. Write EM(model, latents={{{integral.latents[0]!r}: Laplace()}}), which is approximate, "

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emppl.fit.convergence import Judgement, Progress
+from emppl.fit.convergence import Judgement, Progress, needs_rise
 from emppl.parameters import constrain, unconstrain
 from emppl.program import Program
 
@@ -84,8 +84,11 @@ def leap(
     size = 1 + jnp.abs(objective)
     noise = 256 * eps * size + eps * amplification
     is_leap = leaping.phase == LEAP
-    failed = is_leap & ~(objective >= leaping.floor)
-    gain = objective - progress.objective
+    gain, slack = objective - progress.objective, jnp.zeros_like(objective)
+    if needs_rise(program.evidence):
+        # An approximate objective is no judge of small steps: the rise of Q is.
+        gain, slack = progress.rise, _SLACK * size
+    failed = is_leap & ~(objective >= leaping.floor - slack)
     # A fall by less than what the user calls converged is no more than that.
     decreased = ~is_leap & jnp.isfinite(objective) & (gain < -(noise + tolerance))
     target, shrink = _extrapolated(program, leaping.start, params, after)
@@ -113,8 +116,14 @@ def leap(
         jnp.where(at_second, objective, leaping.floor),
     )
     kept = jnp.where(failed, progress.objective, objective)
-    judgement = Judgement(converged, decreased, Progress(kept, gain, ratio, near, stalls.astype(progress.stalls.dtype)))
+    stalls = stalls.astype(progress.stalls.dtype)
+    now = progress._replace(objective=kept, gain=gain, ratio=ratio, near=near, stalls=stalls)
+    judgement = Judgement(converged, decreased, now)
     return Leap(choose(after, jump, landed), following, failed, judgement)
+
+
+_SLACK = 1e-6
+"""How far below the objective before a leap may end, relative to its size, where the objective is approximate."""
 
 
 def _extrapolated(program: Program, start, middle, end) -> tuple[dict[str, jax.Array], jax.Array]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from emppl import estep, mstep
 from emppl.fit.acceleration import Leaping, leap
-from emppl.fit.convergence import Progress, convergence_test
+from emppl.fit.convergence import Progress, convergence_test, needs_rise
 from emppl.fit.outcome import StopReason
 from emppl.program import Program
 
@@ -107,6 +107,7 @@ def make_iteration(
         whole = program, found, prepared, leaves
         mine, few, known, data = whole if condense is None else condense(state.params, found, leaves)
         step = mstep.maximise(mine, state.params, few, data, known, state.memory)
+        rise = step.rise(state.params) if needs_rise(program.evidence) else state.progress.rise
         after_step, leaping, failed = step.params, None, jnp.asarray(False)
         if state.leaping is None:
             said = judge(objective, state.progress, state.iteration, found.amplification, tolerance)
@@ -148,7 +149,7 @@ def make_iteration(
         after = LaneState(
             jax.tree.map(lambda after, now: jnp.where(running, after, now), after_step, state.params),
             kept,
-            said.progress._replace(objective=jnp.where(good, objective, state.progress.objective)),
+            said.progress._replace(objective=jnp.where(good, objective, state.progress.objective), rise=rise),
             jnp.where(good, found.log_likelihood, state.log_likelihood),
             state.iteration + running.astype(state.iteration.dtype),
             status.astype(state.status.dtype),

@@ -135,16 +135,17 @@ def climb(objective, layout: Layout, start, free, enough: float = _ENOUGH, relat
     relative = jnp.broadcast_to(jnp.asarray(relative), first.shape)
     rounding = 8 * jnp.finfo(first.dtype).eps * (1 + jnp.abs(first_value))
 
-    def direction(here, slope):
+    def curvature(here, slope):
         hessian = layout.hessian(gradient_of_block, layout.unpack(here))
-        curvature = jnp.abs(jnp.diagonal(hessian, axis1=-2, axis2=-1))
-        moves = free * jnp.where((relative > 0) & (jnp.maximum(jnp.abs(slope), curvature) <= rounding), 0, 1)
-        slope = slope * moves
-        eigen = scaled_eigen(-hessian * (moves[..., :, None] * moves[..., None, :]))
+        diagonal = jnp.abs(jnp.diagonal(hessian, axis1=-2, axis2=-1))
+        moves = free * jnp.where((relative > 0) & (jnp.maximum(jnp.abs(slope), diagonal) <= rounding), 0, 1)
+        return scaled_eigen(-hessian * (moves[..., :, None] * moves[..., None, :])), moves
+
+    def direction(eigen, moves, slope):
         size = jnp.abs(eigen.values)
-        floor = jnp.finfo(here.dtype).eps * here.shape[-1] * jnp.max(size, -1, keepdims=True, initial=0)
+        floor = jnp.finfo(slope.dtype).eps * slope.shape[-1] * jnp.max(size, -1, keepdims=True, initial=0)
         used = size > floor
-        return eigen.back(jnp.where(used, eigen.rotated(slope) / jnp.where(used, size, 1), 0))
+        return eigen.back(jnp.where(used, eigen.rotated(slope * moves) / jnp.where(used, size, 1), 0))
 
     def keep_going(carry):
         *_, number, finished, stuck = carry
@@ -152,29 +153,35 @@ def climb(objective, layout: Layout, start, free, enough: float = _ENOUGH, relat
 
     def advance(carry):
         here, value, slope, number, _, _ = carry
-        move = direction(here, slope)
+        eigen, moves = curvature(here, slope)
+        move = direction(eigen, moves, slope)
         promise = jnp.sum(move * slope)
         # The last step promises less than rounding, and doubles the digits of the block all the same: it may
         # seem to lower the objective by as much.
         slack = jnp.where(promise / 2 <= rounding, rounding, 0)
 
         def too_far(inner):
-            scale, there = inner
+            scale, _, there, _ = inner
             return ~(there >= value + _ARMIJO * scale * promise - slack) & (scale > 0.5**_HALVINGS)
 
         def halve(inner):
             scale = inner[0] / 2
-            return scale, at_vectors(here + scale * move)
+            return scale, here + scale * move, *value_and_grad(here + scale * move)
 
-        one = jnp.ones((), here.dtype)
-        scale, there = jax.lax.while_loop(too_far, halve, (one, at_vectors(here + move)))
+        # Whole steps are nearly always taken: their slope comes along with their value.
+        whole = (jnp.ones((), here.dtype), here + move, *value_and_grad(here + move))
+        scale, new, there, slope_there = jax.lax.while_loop(too_far, halve, whole)
         risen = there >= value - slack
-        new = jnp.where(risen, here + scale * move, here)
-        there, slope_there = value_and_grad(new)
+        new, there, slope_there = jax.tree.map(
+            lambda after, before: jnp.where(risen, after, before), (new, there, slope_there), (here, value, slope)
+        )
         gain = there - first_value
         # ``promise / 2`` is the squared Newton decrement: what a quadratic would still gain. Where it was small before
-        # this step, it is far smaller after it.
-        finished = (promise / 2 <= rounding) | ((promise / 2 <= enough * gain) & (scale == 1))
+        # this step, it is far smaller after it. The old curvature tells roughly what the next step would promise, and
+        # saves a Hessian where that is next to nothing.
+        left = jnp.sum(direction(eigen, moves, slope_there) * slope_there)
+        is_enough = (promise <= 2 * enough * gain) | (left <= enough**2 * gain)
+        finished = (promise / 2 <= rounding) | (is_enough & (scale == 1) & (enough > 0))
         return new, there, slope_there, number + 1, finished, ~risen | ~jnp.isfinite(promise)
 
     where = _back_from_the_edge(value_and_grad, first, first_value, first_slope, free * relative, rounding)

@@ -23,6 +23,7 @@ from emppl.report.charts import Chart
 from emppl.report.components import component_axes, symmetric_latent
 from emppl.report.criteria import entropy, number_of_observations
 from emppl.report.identification import shift_candidates
+from emppl.report.integration_error import IntegrationError, integration_error, integration_notes
 from emppl.report.restarts import best_restart, collapsed_name
 from emppl.report.uncertainty import (
     Covariance,
@@ -137,6 +138,14 @@ class EMResult:
         """How far to trust the answer: monotonicity, score at the end, agreement of restarts, boundary."""
         return build_certificate(self)
 
+    @functools.cached_property
+    def integration_error(self) -> IntegrationError | None:
+        """How far integrals by quadrature or Laplace are off: log-likelihood and estimates by a finer rule.
+
+        None where every integral is exact, or where no finer rule can be had.
+        """
+        return integration_error(self)
+
     def _score_norm(self) -> float:
         matrix, score = self._measured[1]
         scale = np.sqrt(np.maximum(np.diagonal(matrix), np.finfo(float).tiny))
@@ -154,11 +163,12 @@ class EMResult:
 
     @property
     def remarks(self) -> list[str]:
-        """Notes about the fit, and what it means that variances go to zero."""
+        """Notes about the fit, what it means that variances go to zero, and how far approximate integrals are off."""
         boundary, local = self.boundary, self._charts
         known = self._program.integrals and (self.uncertainty_is_cheap or "_measured" in self.__dict__)
         information = self._measured[1] if known else None
-        return [*self.notes, *remarks(self._program, boundary, self._measured[0] if known else local, information)]
+        at_zero = remarks(self._program, boundary, self._measured[0] if known else local, information)
+        return [*self.notes, *at_zero, *integration_notes(self)]
 
     # --------------------------------------------------------------------------------------------- posterior
 
