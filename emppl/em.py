@@ -13,7 +13,7 @@ import numpy as np
 
 from emppl import estep
 from emppl.errors import DataError, ParameterError, unknown_name
-from emppl.fit import checks, loop
+from emppl.fit import checks, loop, stochastic
 from emppl.fit.compiled import Compiled
 from emppl.fit.progress import Progress
 from emppl.held import split_fixed
@@ -224,7 +224,8 @@ class EM:
         derived, leaves = self._derive(args, kwargs)
         program = derived.program
         given = self._initial_values(program, init_params)
-        derived.compile_in_background(self.restarts, leaves)
+        if derived.simulator is None:
+            derived.compile_in_background(self.restarts, leaves)
         prepared, report = derived.prepare(leaves)
         checks.check_report(program, jax.device_get(report))
         _say_float32()
@@ -234,6 +235,8 @@ class EM:
             params = {name: np.array(value) for name, value in derived.start(rng_key, leaves, self.restarts).items()}
             for name, value in given.items():
                 params[name][0] = program.pin(name, value)
+        if derived.simulator is not None:
+            return self._simulate(derived, rng_key, params, leaves, prepared, args, kwargs)
         memory = derived.begin(params) if derived.remembers else {}
         states = loop.initial_states(program, params, memory, self.restarts, jnp.result_type(float))
         tolerance = _TOLERANCE if self.tolerance is None else self.tolerance
@@ -254,6 +257,26 @@ class EM:
         return EMResult.from_states(
             self, args, kwargs, program, states, history, interrupted=interrupted, accurate=accurate
         )
+
+    def _simulate(self, derived: Compiled, rng_key, params, leaves, prepared, args, kwargs) -> EMResult:
+        """The fit of a model with simulated latents."""
+        progress = Progress(self.progress_bar, self.max_iterations)
+        states, history, rows, simulation, interrupted = stochastic.run(
+            derived.simulator,
+            derived.random_log_likelihood,
+            jax.random.fold_in(rng_key, 1),
+            params,
+            leaves,
+            prepared,
+            stochastic.TOLERANCE if self.tolerance is None else self.tolerance,
+            self.max_iterations,
+            progress,
+        )
+        progress.close()
+        result = EMResult.from_states(
+            self, args, kwargs, derived.program, states, history, interrupted=interrupted, accurate=False
+        )
+        return result.with_simulation(simulation, rows)
 
     def _initial_values(self, program: Program, init_params) -> dict[str, np.ndarray]:
         given = {}

@@ -16,38 +16,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emppl.estep.importance import importance, importance_points
+from emppl.estep.integrated import Integrated, atoms_of
 from emppl.estep.joint import Joint
 from emppl.integral import Integral
 from emppl.numerics import impossible_to_infinite
 from emppl.positive import lower_inverse, lower_root, solve_root
 from emppl.program import Program
-from emppl.strategies import Gaussian, Laplace, Quadrature
+from emppl.strategies import Gaussian, Laplace, Quadrature, Simulated
 
 _NEWTON_STEPS = 50
 _HALVINGS = 20
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class Integrated:
-    """What one integral leaves behind.
-
-    Attributes:
-        evidence: log of the integral of every cell (natural log), with the common axes.
-        atoms: by latent, its atoms: ``(atoms, *states, *plates, *event)``.
-        shares: the weights of the atoms, which add up to one in every cell, with the common axes.
-        mean: conditional mean (mode where it is approximate) of every group, ``(groups, dimensions)``.
-        root: lower triangular root of the conditional precision, ``(groups, dimensions, dimensions)``.
-    """
-
-    evidence: jax.Array
-    atoms: dict[str, jax.Array]
-    shares: jax.Array
-    mean: jax.Array
-    root: jax.Array
-
-
-def integrate_all(program: Program, params, leaves, guesses: Mapping[str, jax.Array] | None = None):
+def integrate_all(program: Program, params, leaves, guesses: Mapping[str, jax.Array] | None = None, key=None):
     """Every integral of the model.
 
     Args:
@@ -55,21 +37,27 @@ def integrate_all(program: Program, params, leaves, guesses: Mapping[str, jax.Ar
         params: constrained parameter values.
         leaves: the data.
         guesses: by integral, where to look for the modes first; default: zero.
+        key: random numbers of simulated integrals; default: always the same.
 
     Returns:
         :class:`Integrated` by integral.
     """
     return {
-        one.axis: integrate(program, one, params, leaves, (guesses or {}).get(one.axis)) for one in program.integrals
+        one.axis: integrate(program, one, params, leaves, (guesses or {}).get(one.axis), key) for one in program.integrals
     }
 
 
-def integrate(program: Program, integral: Integral, params, leaves, guess=None) -> Integrated:
+def integrate(program: Program, integral: Integral, params, leaves, guess=None, key=None) -> Integrated:
     """One integral, by its strategy."""
     joint = Joint(program, integral, params, leaves)
     start = joint.pack(joint.zeros()) if guess is None else guess
     if not isinstance(integral.strategy, Gaussian):
         start = jax.lax.stop_gradient(find_modes(joint, jax.lax.stop_gradient(start)))
+    if isinstance(integral.strategy, Simulated):
+        root = lower_root(made_positive(-joint.hessian(start)))
+        # By default always the same numbers, so that the outcome is a smooth function of the parameters.
+        key = jax.random.key(0) if key is None else key
+        return importance(joint, start, root, key, importance_points(program, integral))
     mean, root = conditional(joint, start)
     if isinstance(integral.strategy, Gaussian | Laplace):
         return _normal(joint, mean, root)
@@ -116,7 +104,7 @@ def find_modes(joint: Joint, start: jax.Array) -> jax.Array:
     def advance(carry):
         here, value, number, _ = carry
         slope = joint.gradient(here)
-        step = solve_root(lower_root(_made_positive(-joint.hessian(here))), slope)
+        step = solve_root(lower_root(made_positive(-joint.hessian(here))), slope)
         promise = jnp.sum(step * slope, -1)
 
         def too_far(inner):
@@ -143,7 +131,7 @@ def _worse(there, value, tolerance):
     return ~(there >= value - tolerance * (1 + jnp.abs(value)))
 
 
-def _made_positive(precision: jax.Array) -> jax.Array:
+def made_positive(precision: jax.Array) -> jax.Array:
     """The precision, or where the log joint is not concave, one that makes a step climb all the same."""
     if precision.shape[-1] == 1:
         return jnp.maximum(jnp.abs(precision), jnp.finfo(precision.dtype).tiny ** 0.5)
@@ -163,7 +151,7 @@ def _normal(joint: Joint, mean: jax.Array, root: jax.Array) -> Integrated:
     deviations = math.sqrt(dimensions) * jnp.moveaxis(lower_inverse(root), -2, 0)
     points = jnp.concatenate([mean[None] + deviations, mean[None] - deviations])
     shares = jnp.full((1,) * joint.rank, 1 / (2 * dimensions))
-    return Integrated(impossible_to_infinite(evidence), _atoms(joint, points), shares, mean, root)
+    return Integrated(impossible_to_infinite(evidence), atoms_of(joint, points), shares, mean, root)
 
 
 def _quadrature(joint: Joint, mean: jax.Array, root: jax.Array, num_points: int) -> Integrated:
@@ -177,7 +165,7 @@ def _quadrature(joint: Joint, mean: jax.Array, root: jax.Array, num_points: int)
     steps = math.sqrt(2) * jnp.asarray(grid, mean.dtype)
     points = mean[None] + jnp.einsum("sj,gji->sgi", steps, lower_inverse(root))
     half_log_det = jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)), -1)
-    atoms = _atoms(joint, points)
+    atoms = atoms_of(joint, points)
     heights = joint.by_cell(joint.tables_at(atoms)) + joint.along_atoms(log_weights) - joint.to_cells(half_log_det)
     if not joint.is_real:
         jacobians = jax.vmap(lambda one: joint.to_cells(joint.log_jacobian(joint.unpack(one))))(points)
@@ -185,11 +173,6 @@ def _quadrature(joint: Joint, mean: jax.Array, root: jax.Array, num_points: int)
     evidence = jax.nn.logsumexp(heights, joint.atom_axis, keepdims=True)
     shares = jax.lax.stop_gradient(jnp.exp(heights - evidence))
     return Integrated(impossible_to_infinite(evidence), atoms, shares, mean, root)
-
-
-def _atoms(joint: Joint, points: jax.Array) -> dict[str, jax.Array]:
-    """Atoms as values of the latents, from ``(atoms, groups, dimensions)``."""
-    return jax.vmap(lambda one: joint.constrained(joint.unpack(one)))(points)
 
 
 def atom_weights(program: Program, integral: Integral, found: Integrated, weight: jax.Array, params, leaves) -> Any:

@@ -14,7 +14,7 @@ from emppl.estep.joint import Joint
 from emppl.integral import Integral, arrange
 from emppl.parameters import constraint_name
 from emppl.program import Program
-from emppl.strategies import Continuous, Gaussian, Quadrature, Strategy
+from emppl.strategies import Continuous, Gaussian, MonteCarlo, Quadrature, Strategy
 from emppl.structure.quadratic import affine_gradient
 
 _NODES = {1: 15, 2: 9, 3: 7}
@@ -94,23 +94,19 @@ def _strategy(program: Program, integral: Integral, reason: str | None, wishes: 
         if isinstance(strategy, Gaussian) and reason is not None:
             raise ModelError(
                 f"Gaussian() cannot integrate {names}: {reason}. Write EM(model, latents={{{integral.latents[0]!r}: "
-                "Quadrature(15)}), or Laplace(), which is approximate."
+                "Quadrature(15)}), MonteCarlo(), or Laplace(), which is approximate."
             )
         if isinstance(strategy, Quadrature) and dimensions > 3:
             raise ModelError(
                 f"Quadrature() integrates up to 3 numbers together, but {names} has {dimensions} in every group. Use "
-                "Laplace(), which is approximate."
+                "MonteCarlo(), or Laplace(), which is approximate."
             )
         return strategy
     if reason is None:
         return Gaussian()
     if dimensions in _NODES:
         return Quadrature(_NODES[dimensions])
-    raise ModelError(
-        f"The continuous latents {names} cannot be integrated exactly ({reason}), and {dimensions} numbers are too "
-        f"many for quadrature. Write EM(model, latents={{{integral.latents[0]!r}: Laplace()}}), which is approximate, "
-        f"or maximise over it: EM(model, estimate=[{integral.latents[0]!r}])."
-    )
+    return MonteCarlo()
 
 
 def _check_weights(program: Program, integral: Integral) -> None:

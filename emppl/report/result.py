@@ -32,10 +32,12 @@ from emppl.report.uncertainty import (
     hold_pressed,
     observed_information,
     optimised_within_bounds,
+    spread_over_entries,
 )
 
 if TYPE_CHECKING:
     from emppl.em import EM
+    from emppl.fit.stochastic import Simulation
     from emppl.fit.loop import History, LaneState
 
 
@@ -66,6 +68,7 @@ class EMResult:
     em: EM = dataclasses.field(repr=False)
     args: tuple = dataclasses.field(repr=False)
     kwargs: dict = dataclasses.field(repr=False)
+    simulation: Simulation | None = dataclasses.field(default=None, repr=False)
 
     @classmethod
     def from_states(
@@ -123,6 +126,33 @@ class EMResult:
             args=args,
             kwargs=kwargs,
         )
+
+    def with_simulation(self, simulation: Simulation, rows: list[dict]) -> EMResult:
+        """The result of a stochastic fit: what it knows about its own error, and every decision it took."""
+        columns = {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())}
+        message = self.stop_message
+        closing = simulation.closing
+        if self.stop_reason is StopReason.UNMIXED and closing is not None:
+            message = f"{closing.mixing.words} {message}"
+        return dataclasses.replace(
+            self,
+            history={**self.history, **columns},
+            notes=[*self.notes, *simulation.notes],
+            stop_message=message,
+            simulation=simulation,
+        )
+
+    @functools.cached_property
+    def monte_carlo_errors(self) -> dict[str, np.ndarray]:
+        """Monte Carlo standard errors of the estimates: how far they may be from the maximum because draws were used.
+
+        Arrays like ``params``, for the estimated parameters. NaN where they are not known: for a fit without draws, or
+        one that was interrupted or ended without its closing phase.
+        """
+        closing = None if self.simulation is None else self.simulation.closing
+        if closing is None or closing.note is not None:
+            return {name: np.full(self.params[name].shape, np.nan) for name in self._program.free}
+        return spread_over_entries(self._program, closing.charts, closing.covariance)
 
     # ------------------------------------------------------------------------------------------- convergence
 
@@ -296,6 +326,8 @@ class EMResult:
 
     @functools.cached_property
     def _measured(self) -> tuple[dict[str, Chart], Information]:
+        if self.simulation is not None and self.simulation.information is not None:
+            return hold_pressed(self._program, self.simulation.closing.charts, self.simulation.information)
         local = self._charts_by_position
         information = observed_information(local, self._derived.hessian_columns, self._leaves)
         return hold_pressed(self._program, local, information)

@@ -1,0 +1,156 @@
+"""Monte Carlo EM with as many draws as the ascent needs.
+
+An M-step on draws is accepted if the lower confidence bound of its gain in Q is positive. If not, the draws are doubled,
+and the M-step is done again on all of them. The iterations end when the upper bound of the gain is below the tolerance.
+
+Reference:
+    Caffo, Jank and Jones (2005), Ascent-based Monte Carlo expectation-maximization, JRSS B 67:235-251.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emppl.fit.outcome import StopReason
+from emppl.fit.simulator import Simulator, batch_error
+from emppl.strategies import MonteCarlo
+
+_ACCEPT = statistics.NormalDist().inv_cdf(0.75)
+"""Of the lower bound: a step is accepted in error with probability 1/4 at most, as in the paper."""
+
+_POWER = statistics.NormalDist().inv_cdf(0.75)
+"""Draws of the next iteration: enough to see a gain like the last one with this probability."""
+
+_STOP = statistics.NormalDist().inv_cdf(0.95)
+"""Of the upper bound."""
+
+
+@dataclasses.dataclass
+class Path:
+    """A stochastic fit in progress: what would be kept if it were interrupted now.
+
+    Attributes:
+        params: newest accepted values.
+        chains: where the chains are.
+        memory: what M-step rules remember.
+        key: random key of everything to come.
+        status: how it ended.
+        iteration: accepted M-steps.
+        number: draws of every chain in the next E-step.
+        objective: estimate at the newest parameters that were evaluated.
+        log_likelihood: the same without priors.
+        total_draws: of one chain, so far.
+        rows: one entry per M-step on draws, accepted or not.
+    """
+
+    params: Any
+    chains: Any
+    memory: Any
+    key: jax.Array
+    number: int
+    status: StopReason = StopReason.RUNNING
+    iteration: int = 0
+    objective: float = -np.inf
+    log_likelihood: float = -np.inf
+    total_draws: int = 0
+    rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def split(self) -> jax.Array:
+        """A fresh key."""
+        self.key, key = jax.random.split(self.key)
+        return key
+
+
+def climb(
+    simulator: Simulator,
+    path: Path,
+    leaves,
+    prepared,
+    tolerance: float,
+    max_iterations: int,
+    report: Callable[[Path], None],
+) -> None:
+    """Iterate until the gain cannot be told from less than the tolerance; ``path`` holds everything at every moment.
+
+    Args:
+        simulator: compiled steps.
+        path: the fit, changed in place.
+        leaves: the data.
+        prepared: their statistics.
+        tolerance: in nats, on the gain of one iteration.
+        max_iterations: most M-steps that are accepted.
+        report: called after every M-step.
+    """
+    strategy = simulator.strategy
+    assert isinstance(strategy, MonteCarlo)
+    while path.status is StopReason.RUNNING:
+        if path.iteration >= max_iterations:
+            path.status = StopReason.MAX_ITERATIONS
+            return
+        draws, chains, _ = simulator.draw(
+            path.params, path.chains, path.split(), leaves, number=path.number, burn_in=burn_in(path)
+        )
+        number = path.number
+        path.total_draws += number
+        while True:
+            improved = simulator.improve(
+                path.params, draws, None, chains, path.split(), leaves, prepared, path.memory
+            )
+            gains = np.asarray(improved.gains).reshape(strategy.num_chains, number, 1)
+            gain, error = float(gains.mean()), float(np.sqrt(batch_error(gains)[0, 0]))
+            decision = _decide(strategy, gain, error, tolerance, number)
+            if not np.isfinite(gain) or not np.isfinite(improved.log_likelihood):
+                decision = "not finite"
+            path.log_likelihood = float(improved.log_likelihood)
+            path.objective = path.log_likelihood + float(improved.log_prior)
+            path.rows.append(
+                {
+                    "iteration": path.iteration,
+                    "draws": number * strategy.num_chains,
+                    "gain": gain,
+                    "gain_error": error,
+                    "decision": decision,
+                    "objective": path.objective,
+                    "log_likelihood": path.log_likelihood,
+                }
+            )
+            report(path)
+            if decision != "enlarged":
+                break
+            more, chains, _ = simulator.draw(path.params, chains, path.split(), leaves, number=number, burn_in=0)
+            draws = jax.tree.map(lambda one, other: jnp.concatenate([one, other], 1), draws, more)
+            path.total_draws += number
+            number *= 2
+        path.chains = chains
+        if decision == "not finite":
+            path.status = StopReason.NOT_FINITE
+            return
+        path.params, path.memory = improved.params, improved.memory
+        path.iteration += 1
+        if decision in ("converged", "too noisy"):
+            path.status = StopReason.CONVERGED if decision == "converged" else StopReason.NOISY
+            return
+        if strategy.ascent:
+            needed = number * (error * (_ACCEPT + _POWER) / max(gain, 1e-300)) ** 2
+            while path.number < min(needed, number) and 2 * path.number <= strategy.max_samples:
+                path.number *= 2
+
+
+def burn_in(path: Path) -> int:
+    """Moves that are dropped: more of them before the first draws of a chain."""
+    return 50 if path.total_draws == 0 else 5
+
+
+def _decide(strategy: MonteCarlo, gain: float, error: float, tolerance: float, number: int) -> str:
+    if gain + _STOP * error < tolerance:
+        return "converged"
+    if not strategy.ascent or gain - _ACCEPT * error > 0:
+        return "accepted"
+    return "enlarged" if 2 * number <= strategy.max_samples else "too noisy"

@@ -1,0 +1,191 @@
+"""The end of every stochastic fit: to the root of the Monte Carlo score, and how far from the maximum that may be.
+
+At parameters near the maximum, draws give the score of the log-likelihood (the mean of their complete-data scores,
+Fisher's identity) and the observed information (their complete information less the covariance of their scores, Louis).
+A first step ``information^-1 score`` is a Monte Carlo Newton step; further ones, of length ``1/k`` on fresh draws, average
+its noise away (Robbins and Monro, with the best gain matrix). Fresh draws also say what is left to gain: half the
+score's square in the metric of the information.
+
+The Monte Carlo covariance of the estimate is ``information^-1 (covariance of the mean score) information^-1``, divided by
+the number of steps that were averaged.
+
+Reference:
+    Louis (1982), Finding the observed information matrix when using the EM algorithm, JRSS B 44:226-233;
+    McCulloch (1997), Maximum likelihood algorithms for generalized linear mixed models, JASA 92:162-170;
+    Gu and Kong (1998), A stochastic approximation algorithm with Markov chain Monte Carlo method, PNAS 95:7270-7274.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emppl.fit.ascent import Path, burn_in
+from emppl.fit.mixing import Mixing, mixing
+from emppl.fit.outcome import StopReason
+from emppl.fit.simulator import Simulator, batch_error
+from emppl.report.charts import Chart, value_at
+from emppl.report.uncertainty import Information, charts
+
+MOST_DIMENSIONS = 200
+"""So many free dimensions may a model have for which the information is computed unasked."""
+
+_FEWEST = 250
+"""Draws of one chain from which the information is estimated."""
+
+_FAR = 0.5
+"""A step that promises more nats is shortened: there is more to it than the parabola shows."""
+
+_NOISY = 8
+"""Noise beyond this multiple of the tolerance is not left to averaging."""
+
+_MOST_STEPS = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Closing:
+    """What the closing phase found.
+
+    Attributes:
+        charts: local coordinates around the estimate.
+        information: observed information and score there, in the coordinates that are not held.
+        covariance: Monte Carlo covariance of the estimate, in the same coordinates.
+        left: what is left to gain, in nats; noise raises it.
+        noise: the part of it that noise alone would make.
+        steps: number of steps that were averaged.
+        mixing: how the chains of the last E-step mixed.
+        note: why there is none of this, or None.
+    """
+
+    charts: Mapping[str, Chart]
+    information: Information
+    covariance: np.ndarray
+    left: float
+    noise: float
+    steps: int
+    mixing: Mixing
+    note: str | None = None
+
+
+def close(
+    simulator: Simulator, path: Path, leaves, prepared, tolerance: float, report: Callable[[Path], None]
+) -> Closing:
+    """Step to the root of the score until what is left to gain is below the tolerance.
+
+    Args:
+        simulator: compiled steps.
+        path: the fit, changed in place.
+        leaves: the data.
+        prepared: their statistics.
+        tolerance: in nats, on the gain that is left, noise included.
+        report: called after every step.
+
+    Returns:
+        Errors and diagnostics.
+    """
+    program, strategy = simulator.program, simulator.strategy
+    number = path.number
+    while number < _FEWEST and 2 * number <= strategy.max_samples:
+        number *= 2
+    averaged, steps = 0, 0
+    while True:
+        draws, path.chains, _ = simulator.draw(
+            path.params, path.chains, path.split(), leaves, number=number, burn_in=burn_in(path)
+        )
+        path.total_draws += number
+        local = charts(program, jax.device_get(path.params))
+        found, errors, note = _look(simulator, path, local, draws, leaves, prepared)
+        if note is not None:
+            nothing = np.full_like(found.matrix, np.nan)
+            return Closing(local, found, nothing, np.nan, np.nan, averaged, mixing(program, draws), note)
+        inverse = np.linalg.inv(found.matrix)
+        step = inverse @ found.score
+        left, noise = float(step @ found.score) / 2, float(np.sum(inverse * errors)) / 2
+        # Noise of the estimate so far, and of this look at it.
+        expected = noise + (noise / averaged if averaged else 0)
+        if averaged and left > 4 * expected + tolerance:
+            averaged = 0  # the parabola was not right: a whole step again
+        settled = averaged > 0 and noise / averaged <= tolerance / 2 and left <= max(tolerance, 3 * expected)
+        _record(path, number * strategy.num_chains, left, noise)
+        report(path)
+        if settled or steps >= _MOST_STEPS:
+            path.status = StopReason.CONVERGED if settled else StopReason.NOISY
+            covariance = inverse @ errors @ inverse / max(averaged, 1)
+            return Closing(local, found, covariance, left, noise, averaged, mixing(program, draws))
+        if noise > _NOISY * tolerance and 2 * number <= strategy.max_samples:
+            number *= 2  # averaging alone would take many steps
+            continue
+        steps += 1
+        if averaged or left <= _FAR:
+            averaged += 1
+            length = 1 / averaged
+        else:
+            length = math.sqrt(_FAR / left)
+        path.params = _moved(program, local, path.params, length * step)
+        path.iteration += 1
+
+
+def _look(simulator: Simulator, path: Path, local, draws, leaves, prepared):
+    """Information, score and the covariance of its noise, in the coordinates that are not held."""
+    frames = {name: one.frame for name, one in local.items()}
+    measured = simulator.measure(path.params, frames, draws, path.chains, path.split(), leaves, prepared)
+    active = np.concatenate([one.active for one in local.values()])
+    chains = simulator.strategy.num_chains
+    scores = np.asarray(measured.scores)[active]
+    complete = np.asarray(measured.complete)[np.ix_(active, active)]
+    score = scores.mean(1)
+    missing = np.atleast_2d(np.cov(scores)).reshape(complete.shape)
+    errors = batch_error(np.moveaxis(scores.reshape(len(scores), chains, -1), 0, -1))
+    information = Information(complete - missing, score)
+    note = None
+    if not np.all(np.isfinite(information.matrix)) or not np.all(np.isfinite(score)):
+        note = "The observed information is not finite"
+    elif len(score) and np.linalg.eigvalsh(_scaled(information.matrix))[0] <= 1e-8:
+        note = "The observed information, estimated from the draws, is not positive definite"
+    if note:
+        note += ": the fit ends without a closing phase, and without Monte Carlo standard errors."
+    return information, errors, note
+
+
+def _scaled(matrix: np.ndarray) -> np.ndarray:
+    unit = np.sqrt(np.maximum(np.abs(np.diagonal(matrix)), np.finfo(float).tiny))
+    return matrix / np.outer(unit, unit)
+
+
+def _moved(program, local: Mapping[str, Chart], params, step: np.ndarray) -> dict[str, Any]:
+    """Parameters after a step, which is halved until they stay inside their constraints."""
+    whole = np.zeros(sum(len(one.active) for one in local.values()))
+    whole[np.concatenate([one.active for one in local.values()])] = step
+    parts = np.split(whole, np.cumsum([one.frame.size for one in local.values()])[:-1])
+    for _ in range(60):
+        moved = {}
+        for (name, one), part in zip(local.items(), parts, strict=True):
+            constraint = program.trace.sites[name].constraint
+            value = value_at(constraint, one.frame, jnp.asarray(part))
+            if not np.all(np.asarray(constraint(value))):
+                break
+            moved[name] = program.pin(name, value)
+        if len(moved) == len(local):
+            return {**params, **moved}
+        parts = [part / 2 for part in parts]
+    return dict(params)
+
+
+def _record(path: Path, draws: int, left: float, noise: float) -> None:
+    path.rows.append(
+        {
+            "iteration": path.iteration,
+            "draws": draws,
+            "gain": left,
+            "gain_error": noise,
+            "decision": "closing step",
+            "objective": path.objective,
+            "log_likelihood": path.log_likelihood,
+        }
+    )
