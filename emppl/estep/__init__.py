@@ -8,8 +8,8 @@ from emppl.estep.filtering import Filtered, filtered
 from emppl.estep.fused import Chunking, FusedPlan, expectations, plan_fused, prepare
 from emppl.estep.latents import decode, marginals, sample, user_layout, whole_scans
 from emppl.estep.memory import check_memory, largest_table
-from emppl.estep.simulated import simulated
 from emppl.estep.plain import Expectations, Posterior, e_step, from_posterior, log_evidence, log_likelihood, q
+from emppl.estep.simulated import simulated
 
 __all__ = [
     "Chunking",

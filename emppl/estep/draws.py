@@ -35,6 +35,10 @@ _QUARTER = math.pi / 2
 _LONGEST = 32
 
 
+BURN_IN = 5
+"""Moves that are dropped, for chains to follow the parameters: one independence proposal nearly forgets everything."""
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Chains:
@@ -43,12 +47,16 @@ class Chains:
     Attributes:
         position: unconstrained, ``(chains, groups, dimensions)``; NaN before the first draw.
         mean: last conditional modes, ``(groups, dimensions)``.
+        root: roots of the precisions there, ``(groups, dimensions, dimensions)``.
         step: length of Hamiltonian steps.
+        acceptance: rate of the slowest group.
     """
 
     position: jax.Array
     mean: jax.Array
+    root: jax.Array
     step: jax.Array
+    acceptance: jax.Array
 
 
 def first_chains(groups: int, dimensions: int, chains: int) -> Chains:
@@ -56,7 +64,9 @@ def first_chains(groups: int, dimensions: int, chains: int) -> Chains:
     return Chains(
         jnp.full((chains, groups, dimensions), jnp.nan),
         jnp.zeros((groups, dimensions)),
-        jnp.asarray(1.2 * dimensions**-0.25),
+        jnp.zeros((groups, dimensions, dimensions)),
+        jnp.full((), 1.2 * dimensions**-0.25),
+        jnp.ones(()),
     )
 
 
@@ -66,7 +76,7 @@ def approximation(joint: Joint, start: jax.Array) -> tuple[jax.Array, jax.Array]
     return mean, lower_root(made_positive(-joint.hessian(mean)))
 
 
-def draw(joint: Joint, chains: Chains, key: jax.Array, number: int, burn_in: int) -> tuple[jax.Array, Chains, jax.Array]:
+def draw(joint: Joint, chains: Chains, key: jax.Array, number: int) -> tuple[jax.Array, Chains]:
     """Move all chains of an integral.
 
     Args:
@@ -74,11 +84,9 @@ def draw(joint: Joint, chains: Chains, key: jax.Array, number: int, burn_in: int
         chains: where they are.
         key: random key.
         number: draws to keep of every chain.
-        burn_in: draws before them, for the chains to follow the parameters.
 
     Returns:
-        ``(draws, chains, acceptance)``: ``(chains, number, groups, dimensions)``, where the chains are now, and the
-        acceptance rate of the slowest group.
+        ``(draws, chains)``: ``(chains, number, groups, dimensions)``, and where the chains are now.
     """
     mean, root = approximation(joint, chains.mean)
     first, key = jax.random.split(key)
@@ -100,12 +108,12 @@ def draw(joint: Joint, chains: Chains, key: jax.Array, number: int, burn_in: int
         at, value, moved = move(*carry, key)
         return (at, value), (at, jnp.mean(moved, 0))
 
-    keys = jax.random.split(key, burn_in + number)
+    keys = jax.random.split(key, BURN_IN + number)
     (position, _), (path, moved) = jax.lax.scan(advance, (position, density(position)), keys)
     rate = jnp.mean(moved, 0)
     step = chains.step * jnp.exp(jnp.clip(jnp.mean(rate) - _ACCEPTANCE, -0.5, 0.2))
     step = jnp.clip(step, 1e-3, 2.0)
-    return jnp.moveaxis(path[burn_in:], 0, 1), Chains(position, mean, step), jnp.min(rate)
+    return jnp.moveaxis(path[BURN_IN:], 0, 1), Chains(position, mean, root, step, jnp.min(rate))
 
 
 def _finite(value):

@@ -34,16 +34,19 @@ def importance_points(program: Program, integral: Integral) -> int:
     return int(np.clip(_CELLS // max(rows * states, 1), *_POINTS))
 
 
-def degrees_of_freedom(dimensions: int) -> float:
-    """Tails heavier than those of most posteriors, and a radius that spreads little more than theirs."""
-    return 5 + dimensions / 2
+def degrees_of_freedom(dimensions: int) -> int:
+    """Even, for tails heavier than those of most posteriors, and a radius that spreads little more than theirs."""
+    return 2 * (3 + dimensions // 4)
 
 
 def student_draws(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
     """Draws from the standard multivariate Student-t distribution, ``(..., dimensions)``."""
     one, two = jax.random.split(key)
     df = degrees_of_freedom(shape[-1])
-    return jax.random.normal(one, shape, dtype) * jnp.sqrt(df / jax.random.chisquare(two, df, shape[:-1], dtype))[..., None]
+    # Chi-squared with an even number of degrees of freedom is a sum of exponentials, which compiles ten times faster
+    # than a general gamma.
+    squared = 2 * jnp.sum(jax.random.exponential(two, (*shape[:-1], df // 2), dtype), -1)
+    return jax.random.normal(one, shape, dtype) * jnp.sqrt(df / squared)[..., None]
 
 
 def student_log_density(draws: jax.Array, root: jax.Array) -> jax.Array:

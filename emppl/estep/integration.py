@@ -7,7 +7,6 @@ quadratic); the strategies differ in what they make of these.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -43,7 +42,8 @@ def integrate_all(program: Program, params, leaves, guesses: Mapping[str, jax.Ar
         :class:`Integrated` by integral.
     """
     return {
-        one.axis: integrate(program, one, params, leaves, (guesses or {}).get(one.axis), key) for one in program.integrals
+        one.axis: integrate(program, one, params, leaves, (guesses or {}).get(one.axis), key)
+        for one in program.integrals
     }
 
 

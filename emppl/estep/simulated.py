@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from emppl.estep.draws import Chains, approximation, draw, first_chains
+from emppl.estep.draws import Chains, draw, first_chains
 from emppl.estep.fused import FusedPlan, expectations
 from emppl.estep.importance import importance
 from emppl.estep.integrated import Integrated, atoms_of
@@ -39,9 +40,23 @@ def begin_chains(program: Program) -> dict[str, Chains]:
     return found
 
 
-def draw_all(
-    program: Program, params, chains: Mapping[str, Chains], key: jax.Array, leaves, number: int, burn_in: int
-) -> tuple[dict[str, jax.Array], dict[str, Chains], dict[str, jax.Array]]:
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Drawn:
+    """Outcome of moving all chains.
+
+    Attributes:
+        draws: by integral, unconstrained, ``(chains, draws, groups, dimensions)``.
+        evidence: by integral, its log evidence by importance sampling, with the common axes.
+        chains: by integral, where they are now.
+    """
+
+    draws: dict[str, jax.Array]
+    evidence: dict[str, jax.Array]
+    chains: dict[str, Chains]
+
+
+def draw_all(program: Program, params, chains: Mapping[str, Chains], key: jax.Array, leaves, number: int) -> Drawn:
     """Draws of all simulated latents at given parameters.
 
     Args:
@@ -51,30 +66,21 @@ def draw_all(
         key: random key.
         leaves: the data.
         number: draws to keep of every chain.
-        burn_in: draws before them.
-
-    Returns:
-        ``(draws, chains, acceptance)`` by integral; see :func:`emppl.estep.draws.draw`.
     """
-    draws, after, acceptance = {}, {}, {}
+    draws, evidence, after = {}, {}, {}
     for position, one in enumerate(simulated(program)):
         joint = Joint(program, one, params, leaves)
-        draws[one.axis], after[one.axis], acceptance[one.axis] = draw(
-            joint, chains[one.axis], jax.random.fold_in(key, position), number, burn_in
-        )
-    return draws, after, acceptance
+        first, second = jax.random.split(jax.random.fold_in(key, position))
+        found, now = draw(joint, chains[one.axis], first, number)
+        # Where discrete latents are given, the evidence of their states decides between them.
+        points = number * found.shape[0] if one.given else _EVIDENCE_POINTS
+        draws[one.axis], after[one.axis] = found, now
+        evidence[one.axis] = importance(joint, now.mean, now.root, second, points).evidence
+    return Drawn(draws, evidence, after)
 
 
 def simulated_expectations(
-    program: Program,
-    fused: FusedPlan,
-    params,
-    draws: Mapping[str, jax.Array],
-    shares: jax.Array | None,
-    chains: Mapping[str, Chains],
-    key: jax.Array,
-    leaves,
-    prepared: Mapping[str, Prepared],
+    program: Program, fused: FusedPlan, params, drawn: Drawn, shares: jax.Array | None, leaves, prepared
 ) -> Expectations:
     """What the M-step needs, from draws.
 
@@ -82,10 +88,8 @@ def simulated_expectations(
         program: the derived algorithm.
         fused: static choices of the fused path.
         params: the parameters at which the draws were made.
-        draws: by integral, unconstrained, ``(draws, groups, dimensions)``.
-        shares: weight of every draw; None for equal ones.
-        chains: of the simulated integrals, for their modes.
-        key: random key, for importance sampling of the evidence.
+        drawn: the draws.
+        shares: weight of every draw, chains one after the other; None for equal ones.
         leaves: the data.
         prepared: statistics of the data.
 
@@ -93,19 +97,17 @@ def simulated_expectations(
         The expectations; their ``log_likelihood`` is estimated by importance sampling.
     """
     integrated: dict[str, Integrated] = {}
-    for position, one in enumerate(program.integrals):
-        if one.axis not in draws:
+    for one in program.integrals:
+        if one.axis not in drawn.draws:
             integrated[one.axis] = integrate(program, one, params, leaves)
             continue
         joint = Joint(program, one, params, leaves)
-        points = draws[one.axis]
-        number = points.shape[0]
-        mean, root = approximation(joint, chains[one.axis].mean)
-        points_of_evidence = number if one.given else _EVIDENCE_POINTS
-        found = importance(joint, mean, root, jax.random.fold_in(key, position), points_of_evidence)
-        equal = jnp.full(number, 1 / number) if shares is None else shares
+        points = drawn.draws[one.axis]
+        points = jnp.reshape(points, (-1, *points.shape[2:]))
+        equal = jnp.full(len(points), 1 / len(points)) if shares is None else shares
+        chains = drawn.chains[one.axis]
         integrated[one.axis] = Integrated(
-            found.evidence, atoms_of(joint, points), joint.along_atoms(equal), mean, root
+            drawn.evidence[one.axis], atoms_of(joint, points), joint.along_atoms(equal), chains.mean, chains.root
         )
     return expectations(program, fused, params, leaves, prepared, None, integrated)
 

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from emppl.estep.simulated import Drawn
 from emppl.fit.outcome import StopReason
 from emppl.fit.simulator import Simulator, batch_error
 from emppl.strategies import MonteCarlo
@@ -94,15 +94,10 @@ def climb(
         if path.iteration >= max_iterations:
             path.status = StopReason.MAX_ITERATIONS
             return
-        draws, chains, _ = simulator.draw(
-            path.params, path.chains, path.split(), leaves, number=path.number, burn_in=burn_in(path)
-        )
+        drawn = draw(simulator, path, leaves, path.number)
         number = path.number
-        path.total_draws += number
         while True:
-            improved = simulator.improve(
-                path.params, draws, None, chains, path.split(), leaves, prepared, path.memory
-            )
+            improved = simulator.improve(path.params, drawn, None, leaves, prepared, path.memory)
             gains = np.asarray(improved.gains).reshape(strategy.num_chains, number, 1)
             gain, error = float(gains.mean()), float(np.sqrt(batch_error(gains)[0, 0]))
             decision = _decide(strategy, gain, error, tolerance, number)
@@ -124,11 +119,8 @@ def climb(
             report(path)
             if decision != "enlarged":
                 break
-            more, chains, _ = simulator.draw(path.params, chains, path.split(), leaves, number=number, burn_in=0)
-            draws = jax.tree.map(lambda one, other: jnp.concatenate([one, other], 1), draws, more)
-            path.total_draws += number
+            drawn = joined([drawn, draw(simulator, path, leaves, number)])
             number *= 2
-        path.chains = chains
         if decision == "not finite":
             path.status = StopReason.NOT_FINITE
             return
@@ -143,9 +135,32 @@ def climb(
                 path.number *= 2
 
 
-def burn_in(path: Path) -> int:
-    """Moves that are dropped: more of them before the first draws of a chain."""
-    return 50 if path.total_draws == 0 else 5
+def draw(simulator: Simulator, path: Path, leaves, number: int) -> Drawn:
+    """Move the chains of a fit, in blocks of one size, so that more draws need no other program."""
+    block = simulator.strategy.num_samples
+    found = []
+    while len(found) * block < number:
+        if path.total_draws == 0:  # chains that start anywhere
+            path.chains = simulator.draw(path.params, path.chains, path.split(), leaves, number=block).chains
+        found.append(simulator.draw(path.params, path.chains, path.split(), leaves, number=block))
+        path.chains = found[-1].chains
+        path.total_draws += block
+    return joined(found)
+
+
+def joined(found: list[Drawn]) -> Drawn:
+    """Draws at one and the same parameters, put together."""
+    if len(found) == 1:
+        return found[0]
+    draws = {axis: np.concatenate([one.draws[axis] for one in found], 1) for axis in found[0].draws}
+    sizes = np.array([one.draws[axis].shape[1] for one in found for axis in list(one.draws)[:1]], float)
+    evidence = {}
+    for axis in found[0].evidence:
+        each = np.stack([np.asarray(one.evidence[axis]) for one in found])
+        peak = np.max(each, 0)
+        shares = (sizes / sizes.sum()).reshape(-1, *[1] * (each.ndim - 1))
+        evidence[axis] = peak + np.log(np.sum(shares * np.exp(each - np.where(np.isfinite(peak), peak, 0)), 0))
+    return Drawn(draws, evidence, found[-1].chains)
 
 
 def _decide(strategy: MonteCarlo, gain: float, error: float, tolerance: float, number: int) -> str:

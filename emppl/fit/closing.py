@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emppl.fit.ascent import Path, burn_in
+from emppl.fit.ascent import Path, draw
 from emppl.fit.mixing import Mixing, mixing
 from emppl.fit.outcome import StopReason
 from emppl.fit.simulator import Simulator, batch_error
@@ -95,15 +95,12 @@ def close(
         number *= 2
     averaged, steps = 0, 0
     while True:
-        draws, path.chains, _ = simulator.draw(
-            path.params, path.chains, path.split(), leaves, number=number, burn_in=burn_in(path)
-        )
-        path.total_draws += number
+        drawn = draw(simulator, path, leaves, number)
         local = charts(program, jax.device_get(path.params))
-        found, errors, note = _look(simulator, path, local, draws, leaves, prepared)
+        found, errors, note = _look(simulator, path, local, drawn, leaves, prepared)
         if note is not None:
             nothing = np.full_like(found.matrix, np.nan)
-            return Closing(local, found, nothing, np.nan, np.nan, averaged, mixing(program, draws), note)
+            return Closing(local, found, nothing, np.nan, np.nan, averaged, mixing(program, drawn.draws), note)
         inverse = np.linalg.inv(found.matrix)
         step = inverse @ found.score
         left, noise = float(step @ found.score) / 2, float(np.sum(inverse * errors)) / 2
@@ -117,7 +114,7 @@ def close(
         if settled or steps >= _MOST_STEPS:
             path.status = StopReason.CONVERGED if settled else StopReason.NOISY
             covariance = inverse @ errors @ inverse / max(averaged, 1)
-            return Closing(local, found, covariance, left, noise, averaged, mixing(program, draws))
+            return Closing(local, found, covariance, left, noise, averaged, mixing(program, drawn.draws))
         if noise > _NOISY * tolerance and 2 * number <= strategy.max_samples:
             number *= 2  # averaging alone would take many steps
             continue
@@ -131,10 +128,10 @@ def close(
         path.iteration += 1
 
 
-def _look(simulator: Simulator, path: Path, local, draws, leaves, prepared):
+def _look(simulator: Simulator, path: Path, local, drawn, leaves, prepared):
     """Information, score and the covariance of its noise, in the coordinates that are not held."""
     frames = {name: one.frame for name, one in local.items()}
-    measured = simulator.measure(path.params, frames, draws, path.chains, path.split(), leaves, prepared)
+    measured = simulator.measure(path.params, frames, drawn, leaves, prepared)
     active = np.concatenate([one.active for one in local.values()])
     chains = simulator.strategy.num_chains
     scores = np.asarray(measured.scores)[active]

@@ -92,7 +92,9 @@ def _owners(integral: Integral) -> tuple[np.ndarray, np.ndarray]:
     shapes = integral.layout.shapes
     owners = {name: np.full(shapes[name], position, float) for position, name in enumerate(integral.latents)}
     entries = {name: np.arange(math.prod(shape), dtype=float).reshape(shape) for name, shape in shapes.items()}
-    return tuple(np.asarray(integral.layout.pack(jax.tree.map(jnp.asarray, one))).astype(int) for one in (owners, entries))
+    return tuple(
+        np.asarray(integral.layout.pack(jax.tree.map(jnp.asarray, one))).astype(int) for one in (owners, entries)
+    )
 
 
 def split_r_hat(draws: np.ndarray) -> np.ndarray:

@@ -60,7 +60,7 @@ class Simulator:
         self.program = program
         self.fused = fused
         self.integrals = simulated(program)
-        self.draw = jax.jit(functools.partial(draw_all, program), static_argnames=("number", "burn_in"))
+        self.draw = jax.jit(functools.partial(draw_all, program), static_argnames="number")
         self.improve = jax.jit(self._improve)
         self.measure = jax.jit(self._measure)
 
@@ -75,11 +75,8 @@ class Simulator:
         """Chains before the first draw."""
         return begin_chains(self.program)
 
-    def _improve(self, params, draws, shares, chains, key, leaves, prepared, memory) -> Improved:
-        flat = {axis: _flat(one) for axis, one in draws.items()}
-        found = simulated_expectations(
-            self.program, self.fused, params, flat, shares, chains, key, leaves, prepared
-        )
+    def _improve(self, params, drawn, shares, leaves, prepared, memory) -> Improved:
+        found = simulated_expectations(self.program, self.fused, params, drawn, shares, leaves, prepared)
         step = mstep.maximise(self.program, params, found, leaves, prepared, memory)
         before, after = (
             complete_log_densities(self.program, found, prepared, at, leaves) for at in (params, step.params)
@@ -93,10 +90,9 @@ class Simulator:
             self.program.log_prior(params, leaves),
         )
 
-    def _measure(self, params, frames, draws, chains, key, leaves, prepared) -> Measured:
+    def _measure(self, params, frames, drawn, leaves, prepared) -> Measured:
         program = self.program
-        flat = {axis: _flat(one) for axis, one in draws.items()}
-        found = simulated_expectations(program, self.fused, params, flat, None, chains, key, leaves, prepared)
+        found = simulated_expectations(program, self.fused, params, drawn, None, leaves, prepared)
         sizes = [frames[name].size for name in program.free]
 
         def each(step):
@@ -113,11 +109,6 @@ class Simulator:
         slope = jax.grad(lambda step: jnp.mean(each(step)))
         hessian = jax.lax.map(lambda along: jax.jvp(slope, (zero,), (along,))[1], unit)
         return Measured(scores, -(hessian + hessian.T) / 2)
-
-
-def _flat(draws: jax.Array) -> jax.Array:
-    """Chains and draws as one axis."""
-    return jnp.reshape(draws, (-1, *draws.shape[2:])) if draws.ndim == 4 else draws
 
 
 def batch_error(values: np.ndarray) -> np.ndarray:

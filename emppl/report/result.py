@@ -37,8 +37,8 @@ from emppl.report.uncertainty import (
 
 if TYPE_CHECKING:
     from emppl.em import EM
-    from emppl.fit.stochastic import Simulation
     from emppl.fit.loop import History, LaneState
+    from emppl.fit.stochastic import Simulation
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
