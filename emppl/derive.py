@@ -20,6 +20,7 @@ from emppl.factors import SiteFactor, field_dependences
 from emppl.families import family_of
 from emppl.held import check_held
 from emppl.integral import find_integrals
+from emppl.state_space import find_chains
 from emppl.mstep import choose_rules
 from emppl.mstep.analysis import Analysis
 from emppl.mstep.linear_predictors import find_regressions
@@ -94,10 +95,10 @@ def _see(model: Callable, leaves: list, skeleton: Any, options: Options):
     trace = without_missing_cells(trace, dependence)
     roles = assign_roles(trace, dependence, options.estimate, options.latents, options.fixed)
     hidden = [n for n, role in roles.items() if role.role == "latent" and trace.sites[n].kind == "continuous"]
-    if not hidden:
-        return trace, dependence, roles, []
-    integrals = find_integrals(trace, dependence, hidden)
+    integrals = find_integrals(trace, dependence, hidden) + find_chains(trace, dependence, hidden)
     draws = {name: integral.draws for integral in integrals for name in integral.latents}
+    if all(trace.draws.get(name) == one for name, one in draws.items()):
+        return trace, dependence, roles, integrals
     trace = trace_model(model, leaves, skeleton, draws)
     dependence = Dependence(trace.jaxpr, trace.inputs)
     return without_missing_cells(trace, dependence), dependence, roles, integrals

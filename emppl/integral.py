@@ -11,6 +11,8 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from emppl.axes import Axes
@@ -21,7 +23,37 @@ from emppl.strategies import Continuous, Gaussian
 from emppl.structure.dependence import Dependence
 from emppl.structure.layout import Layout, group_numbers
 from emppl.structure.separation import Grouped, Meeting, Separation
-from emppl.trace import Draws, Trace
+from emppl.trace import Chain, Draws, Trace
+
+
+@dataclasses.dataclass(frozen=True)
+class StateSpace:
+    """The continuous latents of a scan: every later step sees a window of itself and the steps before.
+
+    Attributes:
+        chain: the scan.
+        firsts: the latents of the first steps, which are no window, by cell: all of them together.
+        windows: the latents of a window, the oldest step first, by step and cell.
+    """
+
+    chain: Chain
+    firsts: Layout
+    windows: Layout
+
+    @property
+    def steps(self) -> int:
+        """Number of steps, the first ones included."""
+        return self.chain.length + self.chain.order
+
+    @property
+    def cells(self) -> int:
+        """Number of chains."""
+        return max(self.firsts.groups, 1)
+
+    @property
+    def dimensions(self) -> int:
+        """Numbers in one step's state."""
+        return self.firsts.entries // self.chain.order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +69,7 @@ class Integral:
         cells: axes (plates, and latents of ``given``) over which integrals are apart.
         layout: how the entries of the latents fall into groups.
         is_indexed: are the cells of sites told apart by an index among the data (``b[subject]``)?
+        states: of latents inside a scan, how steps follow each other; else None.
     """
 
     axis: str
@@ -47,16 +80,31 @@ class Integral:
     cells: tuple[str, ...] = ()
     layout: Layout = dataclasses.field(default_factory=lambda: Layout({}, {}, 0))
     is_indexed: bool = False
+    states: StateSpace | None = None
 
     @property
     def groups(self) -> int:
-        """Number of integrals."""
+        """Number of integrals, or of steps of all chains."""
+        if self.states is not None:
+            return self.states.steps * self.states.cells
         return max(self.layout.groups, 1)
 
     @property
     def dimensions(self) -> int:
-        """How many numbers are integrated together."""
-        return self.layout.entries
+        """How many numbers are integrated together, or make up one step's state."""
+        return self.layout.entries if self.states is None else self.states.dimensions
+
+    @property
+    def atoms(self) -> int:
+        """How many atoms there are."""
+        if self.states is None:
+            return self.strategy.atoms(self.dimensions)
+        return self.strategy.atoms(max(self.states.windows.per_group, self.states.firsts.entries))
+
+    def zeros(self) -> dict[str, jax.Array]:
+        """One value of every latent; of scanned ones, of every step of every window."""
+        layouts = [self.layout] if self.states is None else [self.states.firsts, self.states.windows]
+        return {name: jnp.zeros(shape) for layout in layouts for name, shape in layout.shapes.items()}
 
     @property
     def draws(self) -> Draws:

@@ -26,7 +26,7 @@ from emppl.rules import Rule
 from emppl.strategies import Evidence, Strategy
 from emppl.structure.dependence import Dependence
 from emppl.trace import Trace, as_numpyro_expects
-from emppl.trace.naming import model_name
+from emppl.trace.naming import latent_of, model_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Program:
     def any_atoms(self) -> dict[str, jax.Array]:
         """One atom of every integrated latent, inside its support."""
         sites, shapes = self.trace.sites, self.trace.value_shapes
-        return {name: constrain(sites[name].constraint, jnp.zeros(shape))[None] for name, shape in shapes.items()}
+        return {name: constrain(sites[latent_of(name)].constraint, jnp.zeros(shape))[None] for name, shape in shapes.items()}
 
     @property
     def integrated(self) -> frozenset[str]:

@@ -58,6 +58,7 @@ def assign_roles(
     sites = trace.sites
     continuous = [name for name, site in sites.items() if site.kind == "continuous"]
     discrete = [name for name, site in sites.items() if site.kind == "discrete"]
+    scanned = [name for name, site in sites.items() if site.kind == "integrated"]
     for name in estimate:
         if name not in trace.parameters:
             raise unknown_name("estimate", name, trace.parameters)
@@ -65,8 +66,8 @@ def assign_roles(
         if name not in trace.parameters:
             raise unknown_name("fixed", name, trace.parameters)
     for name, strategy in latents.items():
-        if name not in continuous + discrete:
-            raise unknown_name("latents", name, continuous + discrete)
+        if name not in continuous + discrete + scanned:
+            raise unknown_name("latents", name, continuous + discrete + scanned)
         if not isinstance(strategy, Strategy):
             raise ParameterError(
                 f"latents[{name!r}] must be a strategy such as emppl.Enumerate(), which sums over a discrete latent; "
@@ -83,6 +84,8 @@ def assign_roles(
             roles[name] = Role(name, "parameter", "numpyro.param")
         elif site.kind == "discrete":
             roles[name] = Role(name, "latent", "discrete and unobserved")
+        elif site.kind == "integrated":
+            roles[name] = Role(name, "latent", "continuous and unobserved, inside a scan")
         elif site.kind == "factor":
             roles[name] = Role(name, "data", "numpyro.factor")
         elif site.kind == "observed":

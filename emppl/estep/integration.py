@@ -18,6 +18,7 @@ import numpy as np
 from emppl.estep.importance import importance, importance_points
 from emppl.estep.integrated import Integrated, atoms_of
 from emppl.estep.joint import Joint
+from emppl.estep.state_space import integrate_states, precision_root
 from emppl.integral import Integral
 from emppl.numerics import impossible_to_infinite
 from emppl.positive import lower_inverse, lower_root, solve_root
@@ -50,6 +51,10 @@ def integrate_all(program: Program, params, leaves, guesses: Mapping[str, jax.Ar
 def integrate(program: Program, integral: Integral, params, leaves, guess=None, key=None) -> Integrated:
     """One integral, by its strategy."""
     joint = Joint(program, integral, params, leaves)
+    if integral.states is not None:
+        evidence, atoms, mean, covariance = integrate_states(joint)
+        shares = jnp.full((1,) * joint.rank, 1 / integral.atoms)
+        return Integrated(impossible_to_infinite(evidence), atoms, shares, mean, precision_root(covariance))
     start = joint.pack(joint.zeros()) if guess is None else guess
     if not isinstance(integral.strategy, Gaussian):
         start = jax.lax.stop_gradient(find_modes(joint, jax.lax.stop_gradient(start)))

@@ -16,6 +16,7 @@ from emppl.program import Program
 from emppl.structure.layout import group_numbers
 from emppl.structure.numbering import number_cells
 from emppl.trace import SiteArrays
+from emppl.trace.naming import latent_of
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(SiteArrays))
 
@@ -40,8 +41,9 @@ class Joint:
         self.axes = program.axes
         self.rank = program.axes.rank
         self.atom_axis = program.axes.names.index(integral.axis)
-        self.constraints = {name: program.trace.sites[name].constraint for name in integral.latents}
-        self.is_real = all(constraint_name(one).startswith("real") for one in self.constraints.values())
+        sites = program.trace.sites
+        self.constraints = {name: sites[latent_of(name)].constraint for name in program.trace.value_shapes}
+        self.is_real = all(constraint_name(sites[name].constraint).startswith("real") for name in integral.latents)
         self.wanted = frozenset((name, field) for name in integral.factors for field in _FIELDS)
         # Here and not where they are used, which may be inside a loop.
         self.numbers: dict[str, jax.Array] = {}
@@ -54,7 +56,7 @@ class Joint:
 
     def zeros(self) -> dict[str, jax.Array]:
         """Zero everywhere, unconstrained."""
-        return {name: jnp.zeros(shape) for name, shape in self.integral.layout.shapes.items()}
+        return self.integral.zeros()
 
     def pack(self, values: Mapping[str, jax.Array]) -> jax.Array:
         """Values as vectors ``(groups, dimensions)``."""
@@ -153,13 +155,15 @@ class Joint:
 
     def _group_axes(self) -> list[str]:
         """Names of the axes that number the groups, in that order."""
-        if not self.integral.layout.groups:
+        states = self.integral.states
+        layout = self.integral.layout if states is None else states.firsts
+        if not layout.groups:
             return []
-        name = next(iter(self.integral.layout.grouped))
-        site, shape = self.program.trace.sites[name], self.integral.layout.shapes[name]
+        name = next(iter(layout.grouped))
+        site, shape = self.program.trace.sites[name], layout.shapes[name]
         rank = len(shape) - len(site.event_shape)
         by_dim = self.axes.of_site(site)
-        return [by_dim[axis - rank] for axis in self.integral.layout.grouped[name]]
+        return [by_dim[axis - rank] for axis in layout.grouped[name]]
 
     # ------------------------------------------------------------------------------------------------------ pieces
 

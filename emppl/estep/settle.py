@@ -14,6 +14,7 @@ from emppl.estep.joint import Joint
 from emppl.integral import Integral, arrange
 from emppl.parameters import constraint_name
 from emppl.program import Program
+from emppl.state_space import arrange_chain
 from emppl.strategies import Continuous, Gaussian, MonteCarlo, Quadrature, Strategy
 from emppl.structure.quadratic import affine_gradient
 
@@ -47,7 +48,8 @@ def settle_integrals(program: Program, shapes, wishes: Mapping[str, Any]) -> Pro
 
         sites = program.trace.sites
         params = {n: jax.ShapeDtypeStruct(sites[n].shape, sites[n].dtype) for n in program.trace.parameters}
-        integral = arrange(integral, program.trace, program.axes, tables, params, shapes)
+        place = arrange if integral.states is None else arrange_chain
+        integral = place(integral, program.trace, program.axes, tables, params, shapes)
         _check_weights(program, integral)
         strategy = _strategy(program, integral, _why_not_quadratic(program, integral, params, shapes), wishes)
         integral = dataclasses.replace(integral, strategy=strategy)
@@ -56,7 +58,7 @@ def settle_integrals(program: Program, shapes, wishes: Mapping[str, Any]) -> Pro
             integral = dataclasses.replace(integral, cells=(), is_indexed=False)
         integrals.append(integral)
         strategies.update(dict.fromkeys(integral.latents, strategy))
-        sizes[integral.axis] = strategy.atoms(integral.dimensions)
+        sizes[integral.axis] = integral.atoms
     axes = dataclasses.replace(program.axes, sizes=sizes)
     factors = {name: dataclasses.replace(factor, axes=axes) for name, factor in program.factors.items()}
     return dataclasses.replace(program, axes=axes, factors=factors, integrals=tuple(integrals), strategies=strategies)
@@ -75,7 +77,7 @@ def _why_not_quadratic(program: Program, integral: Integral, params, shapes) -> 
         joint = Joint(program, integral, nothing, leaves)
         return jax.grad(lambda values: sum(jnp.sum(table) for table in joint.tables(values).values()))(values)
 
-    block = {n: jax.ShapeDtypeStruct(shape, jnp.result_type(float)) for n, shape in integral.layout.shapes.items()}
+    block = {name: jax.ShapeDtypeStruct(one.shape, one.dtype) for name, one in integral.zeros().items()}
     reason = affine_gradient(gradient, block)
     return None if reason is None else f"the log joint is not quadratic in it ({reason})"
 

@@ -27,7 +27,7 @@ def data_report(program: Program, leaves) -> dict[str, dict[str, jax.Array]]:
     arrays = program.evaluate(params, leaves)
     report: dict[str, dict[str, jax.Array]] = {}
     for name, factor in program.factors.items():
-        mine = arrays[name]
+        mine = factor.at_one_atom(arrays[name])
         if factor.site.kind == "observed":
             report[name] = _over_time(factor, mine)
         if factor.site.kind == "discrete":

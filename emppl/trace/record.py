@@ -42,13 +42,15 @@ class Chain:
         time: name of the time axis.
         length: number of steps on the time axis, the first ones not counted.
         order: how many steps back the carry reaches.
-        depths: by latent, how many steps back the carry holds it; zero for a latent that no later step sees.
+        depths: by discrete latent, how many steps back the carry holds it; zero for one that no later step sees.
+        hidden: the same by continuous latent.
     """
 
     time: str
     length: int
     order: int
     depths: Mapping[str, int]
+    hidden: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def slots(self) -> tuple[tuple[str, int], ...]:

@@ -58,14 +58,12 @@ def discover_scan(recorder, msg) -> None:
     for name, one in frame.messages.items():
         if "@" in name:
             raise ModelError(f"Rename site {name!r}: emppl marks the steps of a scan with '@'.")
-        continuous = one["type"] == "sample" and not one.get("is_observed") and name not in frame.latents
-        if continuous:
-            raise ModelError(
-                f"Site {name!r} is a continuous latent inside a scan, and this version sums over discrete latents "
-                f"only. Observe it, replace it by a discrete site, or move a parameter out of the scan: "
-                f"{name} = numpyro.sample({name!r}, ...) before it."
-            )
-    values = {name: frame.messages[name]["value"] for name in frame.latents}
+    hidden = [
+        name
+        for name, one in frame.messages.items()
+        if one["type"] == "sample" and not one.get("is_observed") and name not in frame.latents
+    ]
+    values = {name: jnp.asarray(frame.messages[name]["value"]) for name in [*frame.latents, *hidden]}
 
     def graph(leaves, data, values):
         with recorder.frame(lambda one: values.get(one["name"], frame.messages[one["name"]]["value"])) as again:
@@ -79,7 +77,7 @@ def discover_scan(recorder, msg) -> None:
     found = [dependence.of_output(number) for number in range(len(leaves))]
     sites = [dependence.of_output(number) for number in range(len(leaves), len(closed.jaxpr.outvars))]
     read = {int(label) for labels in sites for kind, label in labels if kind == "carry"}
-    depths, free = _depths(found, list(frame.latents), read)
+    depths, free = _depths(found, list(values), read)
     order = max(depths.values(), default=0)
     if length <= order:
         raise ModelError(
@@ -88,7 +86,9 @@ def discover_scan(recorder, msg) -> None:
         )
     parents = tuple(frozenset(int(label) for kind, label in labels if kind == "carry") for labels in found)
     time = time_axis(next(iter(frame.messages), "scan"))
-    recorder.scans.append(Scan(Chain(time, length - order, order, depths), free, parents))
+    discrete = {name: depth for name, depth in depths.items() if name in frame.latents}
+    continuous = {name: depths[name] for name in hidden}
+    recorder.scans.append(Scan(Chain(time, length - order, order, discrete, continuous), free, parents))
     for name, one in frame.messages.items():
         if one["type"] == "param":
             recorder.add(name, one)
@@ -199,6 +199,7 @@ def evaluate_scan(recorder, msg, scan: Scan, plate: Plate, shapes: Mapping[str, 
     step, init, xs, length = _arguments(recorder, msg)
     chain, treedef = scan.chain, jax.tree.structure(init)
     outer = recorder.answer
+    depths = {**chain.depths, **chain.hidden}
 
     def run(leaves, data, answer):
         """One step: carry out, outputs, and the arrays of its sites."""
@@ -210,31 +211,34 @@ def evaluate_scan(recorder, msg, scan: Scan, plate: Plate, shapes: Mapping[str, 
         # A latent that the carry does not hold so far back is answered with its present axis: nothing reads it.
         def answer(one):
             name = one["name"]
-            if name not in chain.depths:
+            if name not in depths:
                 return outer(one)
-            return atoms[lagged(name, lag if lag <= chain.depths[name] else 0)]
+            return atoms[lagged(name, lag if lag <= depths[name] else 0)]
 
         return answer
 
-    carried = _free_carry(run, scan, jax.tree.leaves(init), xs, length, at_lag(0, atoms))
+    # Of a continuous latent every step has atoms of its own: they move with time, as data do.
+    moving = {name: value for name, value in atoms.items() if latent_of(name) in chain.hidden}
+    some_step = {**atoms, **{name: value[0] for name, value in moving.items()}}
+    carried = _free_carry(run, scan, jax.tree.leaves(init), xs, length, at_lag(0, some_step))
     leaves, early = jax.tree.leaves(init), []
     for number in range(chain.order):
         leaves = [leaf if known is None else known[number] for leaf, known in zip(leaves, carried, strict=True)]
 
         def answer_first(one, number=number):
-            return atoms[first(one["name"], number)] if one["name"] in chain.depths else outer(one)
+            return atoms[first(one["name"], number)] if one["name"] in depths else outer(one)
 
         leaves, outputs, frame = run(leaves, _slice(xs, number), answer_first)
         early.append(outputs)
-        _record(recorder, frame, lambda name, number=number: first(name, number), shapes, ())
+        _record(recorder, frame, chain, lambda name, number=number: first(name, number), shapes, ())
     used = {name: value for name, value in atoms.items() if latent_of(name) in chain.depths}
 
-    def later(window, used, leaves):
+    def later(window, moving, used, leaves):
         """One later step, and before it the previous ones, which rebuild the carry from anything."""
         for lag in range(chain.order, -1, -1):
             known, data = window[lag]
             leaves = [leaf if k is None else k for leaf, k in zip(leaves, known, strict=True)]
-            leaves, outputs, frame = run(leaves, data, at_lag(lag, used))
+            leaves, outputs, frame = run(leaves, data, at_lag(lag, {**used, **moving}))
         later.frame = frame  # type: ignore[attr-defined]
         arrays = {name: site_arrays(name, one, frame) for name, one in _samples(frame)}
         return arrays, leaves, outputs
@@ -246,8 +250,9 @@ def evaluate_scan(recorder, msg, scan: Scan, plate: Plate, shapes: Mapping[str, 
         ([cut(lag, leaf) for leaf in carried], jax.tree.map(lambda leaf, lag=lag: cut(lag, leaf), xs))
         for lag in range(chain.order + 1)
     ]
-    arrays, last, outputs, timed, mixed = _over_time(recorder, scan, later, window, used, jax.tree.leaves(init))
-    _record(recorder, later.frame, lambda name: name, shapes, (plate,), arrays, timed)  # type: ignore[attr-defined]
+    arrays, last, outputs, timed, mixed = _over_time(recorder, scan, later, window, moving, used, jax.tree.leaves(init))
+    name_of = lambda name: name  # noqa: E731
+    _record(recorder, later.frame, chain, name_of, shapes, (plate,), arrays, timed)  # type: ignore[attr-defined]
     marked = lambda leaf, is_mixed: _mark(leaf, poison) if is_mixed else leaf  # noqa: E731
     stacked = _stack_outputs(early, outputs, mixed["outputs"], length, marked)
     end = [marked(leaf, True) if known is None else known[length] for leaf, known in zip(last, carried, strict=True)]
@@ -258,7 +263,7 @@ def _samples(frame):
     return [(name, one) for name, one in frame.messages.items() if one["type"] == "sample"]
 
 
-def _record(recorder, frame, rename, shapes, plates, arrays=None, timed=None) -> None:
+def _record(recorder, frame, chain, rename, shapes, plates, arrays=None, timed=None) -> None:
     """Add the sites of one run of the step under their own names."""
     for name, one in frame.messages.items():
         if one["type"] == "param":
@@ -270,6 +275,8 @@ def _record(recorder, frame, rename, shapes, plates, arrays=None, timed=None) ->
         site = static_site(name, one, frame, states, shape)
         labels = None if site.labels is None else rename(site.labels)
         site = dataclasses.replace(site, name=rename(name), plates=plates + site.plates, labels=labels, is_scanned=True)
+        if name in chain.hidden:
+            site = dataclasses.replace(site, kind="integrated", shape=shapes[rename(name)].shape)
         mine = site_arrays(name, one, frame) if arrays is None else arrays[name]
         recorder.add(site.name, one)
         recorder.scanned[site.name] = mine, site
@@ -348,19 +355,20 @@ def _recursion(closed: ClosedJaxpr, start, positions, carried: int, xs, length: 
     return [jnp.concatenate([leaf[None], new]) for leaf, new in zip(start, after, strict=True)]
 
 
-def _over_time(recorder, scan: Scan, later, window, used, init):
+def _over_time(recorder, scan: Scan, later, window, moving, used, init):
     """``vmap`` of ``later`` over time; outputs that do not vary over time keep no time axis."""
-    one = jax.tree.map(lambda leaf: leaf[0], window)
-    closed, shape = jax.make_jaxpr(later, return_shape=True)(one, used, init)
+    one = jax.tree.map(lambda leaf: leaf[0], (window, moving))
+    closed, shape = jax.make_jaxpr(later, return_shape=True)(*one, used, init)
     length = scan.chain.length
     conditions = _conditions(closed.jaxpr)
     closed = _settle(closed, conditions, scan.settled)
-    flat = jax.tree.leaves(window)
-    labels = (("time", ""),) * len(flat) + tuple(("latent", name) for name in sorted(used))
+    flat = jax.tree.leaves((window, moving))
+    labels = (("time", ""),) * len(jax.tree.leaves(window)) + tuple(("moving", name) for name in sorted(moving))
+    labels += tuple(("latent", name) for name in sorted(used))
     labels += (("latent", "of steps too long ago"),) * len(init)
     dependence = Dependence(closed, labels)
     found = [dependence.of_output(number) for number in range(len(closed.jaxpr.outvars))]
-    varies = [("time", "") in labels for labels in found]
+    varies = [any(kind in ("time", "moving") for kind, _ in labels) for labels in found]
     recorder.conditions.append([_all_steps(closed, dependence, variable, flat) for variable in conditions])
     atoms = [*jax.tree.leaves(used), *init]
     results: list = [None] * len(found)
@@ -387,7 +395,7 @@ def _over_time(recorder, scan: Scan, later, window, used, init):
             if varies[number]:
                 timed[path[1]].add(path[2:])
         else:
-            depends = any(kind == "latent" for kind, _ in found[number])
+            depends = any(kind in ("latent", "moving") for kind, _ in found[number])
             mixed["carry" if number < sites + carried else "outputs"].append(depends)
             if number < sites + carried and varies[number] and not depends:
                 last[number - sites] = last[number - sites][-1]

@@ -20,7 +20,7 @@ from emppl.structure.dependence import Dependence
 from emppl.trace.distributions import is_discrete, support_values, unwrap
 from emppl.trace.handlers import run_model
 from emppl.trace.messages import site_arrays, static_site
-from emppl.trace.naming import lagged, latent_of
+from emppl.trace.naming import first, lagged, latent_of
 from emppl.trace.pruning import path_names, prune
 from emppl.trace.record import Draws, Plate, Site, Trace
 from emppl.trace.scan import Scan, discover_scan, evaluate_scan
@@ -92,6 +92,11 @@ def trace_model(model: Callable, leaves: list, skeleton: Any, draws: Mapping[str
         for number, one in enumerate(scans)
     ]
     plates.update({plate.name: plate for plate in times})
+    chains = [one.chain for one in scans]
+    for chain in chains:  # a continuous site inside a scan is a latent, whatever else it is
+        for name in chain.hidden:
+            mine = draws.setdefault(name, Draws(f"{next(iter(chain.hidden))}@atoms"))
+            draws.update({first(name, step): mine for step in range(chain.order)})
     parameter_shapes = {
         name: value_shapes[name]
         for name, msg in messages.items()
@@ -101,6 +106,10 @@ def trace_model(model: Callable, leaves: list, skeleton: Any, draws: Mapping[str
         name: _with_states(value_shapes[name], len(messages[name]["fn"].event_shape), one.given, latent_dims, atoms)
         for name, one in draws.items()
     }
+    for chain in chains:
+        for name, depth in chain.hidden.items():
+            every = jax.ShapeDtypeStruct((chain.length, *one_atom[name].shape), one_atom[name].dtype)
+            one_atom.update({lagged(name, lag): every for lag in range(depth + 1)})
     sites: dict[str, Site] = {}
     classes: dict[str, type] = {}
 
@@ -123,7 +132,7 @@ def trace_model(model: Callable, leaves: list, skeleton: Any, draws: Mapping[str
                 shape = value_shapes[name].shape if name in value_shapes else None
                 states = len(discovered["atoms"].get(name, ()))
                 sites[name] = static_site(name, msg, recorder, states, shape)
-                if name in draws:
+                if name in draws and msg["type"] == "sample":
                     sites[name] = dataclasses.replace(sites[name], kind="integrated")
                 if msg["type"] == "sample":
                     arrays[name] = site_arrays(name, msg, recorder)
@@ -135,7 +144,7 @@ def trace_model(model: Callable, leaves: list, skeleton: Any, draws: Mapping[str
         name: jax.ShapeDtypeStruct(a.shape, jax.dtypes.canonicalize_dtype(a.dtype)) for name, a in atoms.items()
     }
     atom_shapes |= one_atom
-    axis_of = {name: draws[name].axis if name in draws else name for name in atom_shapes}
+    axis_of = {name: draws[latent_of(name)].axis if latent_of(name) in draws else name for name in atom_shapes}
     inputs = (
         tuple(("parameter", name) for name in sorted(parameter_shapes))
         + tuple(("latent", axis_of[name]) for name in sorted(atom_shapes))
@@ -163,7 +172,7 @@ def trace_model(model: Callable, leaves: list, skeleton: Any, draws: Mapping[str
         return [(axis, group, jaxpr_as_fun(prune(jaxpr, group))) for axis, group in groups.items() if group]
 
     def pure(params, atoms, leaves, wanted=None):
-        flat_draws = [name in draws for name in sorted(atom_shapes)]
+        flat_draws = [latent_of(name) in draws for name in sorted(atom_shapes)]
         given = {name: atoms[name] for name in atom_shapes}
         flat = jax.tree.leaves(({n: params[n] for n in parameter_shapes}, given, 0.0, list(leaves)))
         flat = [jnp.asarray(value, dtype=aval.dtype) for value, aval in zip(flat, jaxpr.in_avals, strict=True)]

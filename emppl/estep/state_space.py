@@ -1,0 +1,207 @@
+"""Normal latents of a ``scan``, exactly: the smoother of a linear state space model, read off its log joint density.
+
+A site of a later step sees a window of the state; second derivatives of all windows at once give a banded precision,
+which is block tridiagonal in blocks of ``order`` steps. Kalman filter and smoother are what its solution amounts to.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emppl.estep.joint import Joint
+from emppl.integral import StateSpace
+from emppl.positive import lower_inverse, lower_root
+from emppl.tridiagonal import Smoothed, smooth
+
+
+def integrate_states(joint: Joint) -> tuple[jax.Array, dict[str, jax.Array], jax.Array, jax.Array]:
+    """Evidence, atoms and moments of all chains of one scan.
+
+    Args:
+        joint: the log joint density, quadratic in the latents.
+
+    Returns:
+        ``(evidence, atoms, mean, covariance)``: log evidence of every cell, with the common axes; sigma points of the
+        first steps and of every window; moments of every step, ``(steps * cells, ...)``, steps first.
+    """
+    states = joint.integral.states
+    assert states is not None
+    start = joint.zeros()
+
+    def total(values):
+        return jnp.sum(joint.by_cell(joint.tables(values)))
+
+    slope = jax.grad(total)(start)
+    firsts, windows = _parts(states, start)
+
+    def curvature(layout, part, rest):
+        def gradient(block):
+            return {name: one for name, one in jax.grad(total)({**rest, **block}).items() if name in block}
+
+        return -layout.hessian(gradient, part)
+
+    first_precision = curvature(states.firsts, firsts, windows)
+    window_precision = curvature(states.windows, windows, firsts)
+    slopes = _parts(states, slope)
+    smoothed = smooth(
+        *_blocks(states, first_precision, window_precision, states.firsts.pack(slopes[0]), states.windows.pack(slopes[1]))
+    )
+    mean = _by_step(states, smoothed.mean[None])[..., 0]  # (steps, cells, d)
+    linear = _linear(states, states.firsts.pack(slopes[0]), states.windows.pack(slopes[1]))
+    volume = smoothed.log_normalizer - jnp.sum(linear * mean, (0, 2)) / 2
+    volume = volume - _extra(states) * math.log(2 * math.pi) / 2
+    number = joint.integral.atoms // 2
+    window_mean, window_covariance = _windows(states, mean, smoothed)
+    spread = _deviations(window_covariance, number)
+    first_mean = jnp.reshape(jnp.moveaxis(mean[: states.chain.order], 0, 1), (states.cells, -1))
+    first_spread = _deviations(jnp.moveaxis(smoothed.covariance[:, :, 0], -1, 0), number)
+    values = {**states.firsts.unpack(first_mean), **states.windows.unpack(window_mean)}
+    evidence = joint.by_cell(joint.tables(values)) + joint.to_cells(volume)
+    atoms = {
+        **jax.vmap(states.firsts.unpack)(_around(first_mean, first_spread)),
+        **jax.vmap(states.windows.unpack)(_around(window_mean, spread)),
+    }
+    covariance = _step_covariance(states, smoothed)
+    flat = states.steps * states.cells
+    size = states.dimensions
+    return evidence, atoms, jnp.reshape(mean, (flat, size)), jnp.reshape(covariance, (flat, size, size))
+
+
+def precision_root(covariance: jax.Array) -> jax.Array:
+    """Lower triangular root of the inverse of every covariance."""
+    inverse = lower_inverse(lower_root(covariance))
+    return lower_root(jnp.matmul(jnp.swapaxes(inverse, -1, -2), inverse))
+
+
+def _parts(states: StateSpace, values):
+    """Values of the first steps, and of the windows."""
+    return tuple({name: values[name] for name in layout.shapes} for layout in (states.firsts, states.windows))
+
+
+def _places(states: StateSpace) -> np.ndarray:
+    """Where the entries of a window lie among those of ``order + 1`` whole states."""
+    chain = states.chain
+    sizes = _sizes(states)
+    offsets = dict(zip(sizes, np.cumsum([0, *sizes.values()])[:-1], strict=True))
+    found: list[int] = []
+    for step, lag in enumerate(range(chain.order, -1, -1)):
+        for name, depth in chain.hidden.items():
+            if lag <= depth:
+                begin = step * states.dimensions + offsets[name]
+                found += range(begin, begin + sizes[name])
+    return np.array(found)
+
+
+def _sizes(states: StateSpace) -> dict[str, int]:
+    """Numbers in one step's state, by latent."""
+    names = list(states.chain.hidden)
+    firsts = list(states.firsts.shapes.values())[: len(names)]
+    return {name: math.prod(shape) // states.cells for name, shape in zip(names, firsts, strict=True)}
+
+
+def _extra(states: StateSpace) -> int:
+    """Numbers that are added to fill the last block."""
+    return (-states.steps % states.chain.order) * states.dimensions
+
+
+def _linear(states: StateSpace, first_slope: jax.Array, window_slope: jax.Array) -> jax.Array:
+    """Linear terms of every step, ``(steps, cells, d)``."""
+    order, size, number = states.chain.order, states.dimensions, states.chain.length
+    full = jnp.zeros((number * states.cells, (order + 1) * size), window_slope.dtype)
+    full = full.at[:, _places(states)].set(window_slope)
+    full = jnp.reshape(full, (number, states.cells, order + 1, size))
+    linear = jnp.zeros((states.steps, states.cells, size), full.dtype)
+    for a in range(order + 1):
+        linear = linear.at[a : a + number].add(full[:, :, a])
+    firsts = jnp.moveaxis(jnp.reshape(first_slope, (states.cells, order, size)), 1, 0)
+    return linear.at[:order].add(firsts)
+
+
+def _blocks(states: StateSpace, first_precision, window_precision, first_slope, window_slope) -> Any:
+    """Blocks of ``order`` steps: ``D`` and ``O`` as ``(d, d, n, cells)``, ``h`` as ``(d, n, cells)``."""
+    order, size, number, cells = states.chain.order, states.dimensions, states.chain.length, states.cells
+    places = _places(states)
+    full = jnp.zeros((number * cells, (order + 1) * size, (order + 1) * size), window_precision.dtype)
+    full = full.at[:, places[:, None], places[None]].set(window_precision)
+    full = jnp.reshape(full, (number, cells, order + 1, size, order + 1, size))
+    firsts = jnp.reshape(first_precision, (cells, order, size, order, size))
+    steps = -(-states.steps // order) * order
+    # bands[k][t] couples step t with step t - k.
+    bands = []
+    for k in range(order + 1):
+        band = jnp.zeros((steps, cells, size, size), full.dtype)
+        for a in range(k, order + 1):
+            band = band.at[a : a + number].add(full[:, :, a, :, a - k, :])
+        for i in range(k, order):
+            band = band.at[i].add(firsts[:, i, :, i - k, :])
+        bands.append(band)
+    bands[0] = bands[0].at[states.steps :].set(jnp.eye(size, dtype=full.dtype))
+
+    def place(pick):
+        rows = [jnp.concatenate([pick(i, j) for j in range(order)], -1) for i in range(order)]
+        return jnp.moveaxis(jnp.concatenate(rows, -2), (0, 1), (-2, -1))
+
+    def within(i, j):
+        return bands[i - j][i::order] if i >= j else jnp.swapaxes(bands[j - i][j::order], -1, -2)
+
+    def before(i, j):
+        found = bands[order + i - j][i::order] if i <= j else jnp.zeros_like(bands[0][::order])
+        return found
+
+    linear = _linear(states, first_slope, window_slope)
+    linear = jnp.concatenate([linear, jnp.zeros((steps - states.steps, cells, size), linear.dtype)])
+    linear = jnp.reshape(jnp.moveaxis(linear, 1, -1), (steps // order, order * size, cells))
+    return place(within), place(before), jnp.moveaxis(linear, 0, 1)
+
+
+def _by_step(states: StateSpace, parts: jax.Array) -> jax.Array:
+    """From blocks ``(k, order * d, n, cells)`` to steps ``(steps, cells, d, k)``."""
+    order, size = states.chain.order, states.dimensions
+    k, _, number, cells = parts.shape
+    apart = jnp.reshape(parts, (k, order, size, number, cells))
+    apart = jnp.transpose(apart, (3, 1, 4, 2, 0))
+    return jnp.reshape(apart, (number * order, cells, size, k))[: states.steps]
+
+
+def _step_covariance(states: StateSpace, smoothed: Smoothed) -> jax.Array:
+    """Covariance of every step, ``(steps, cells, d, d)``."""
+    order, size = states.chain.order, states.dimensions
+    blocks = smoothed.covariance
+    apart = jnp.reshape(blocks, (order, size, order, size, *blocks.shape[2:]))
+    own = jnp.stack([apart[i, :, i] for i in range(order)])  # (order, d, d, n, cells)
+    own = jnp.transpose(own, (3, 0, 4, 1, 2))
+    return jnp.reshape(own, (-1, states.cells, size, size))[: states.steps]
+
+
+def _windows(states: StateSpace, mean: jax.Array, smoothed: Smoothed) -> tuple[jax.Array, jax.Array]:
+    """Mean and covariance of every window, ``(windows * cells, ...)``."""
+    order, size, number, cells = states.chain.order, states.dimensions, states.chain.length, states.cells
+    places = _places(states)
+    means = jnp.stack([mean[a : a + number] for a in range(order + 1)], 2)
+    means = jnp.reshape(means, (number * cells, -1))[:, places]
+    blocks = jnp.moveaxis(smoothed.covariance, (0, 1), (-2, -1))  # (n, cells, d, d)
+    cross = jnp.moveaxis(smoothed.cross, (0, 1), (-2, -1))[1:]
+    upper = jnp.concatenate([blocks[:-1], jnp.swapaxes(cross, -1, -2)], -1)
+    pairs = jnp.concatenate([upper, jnp.concatenate([cross, blocks[1:]], -1)], -2)
+    width = (order + 1) * size
+    shifted = [pairs[..., i * size : i * size + width, i * size : i * size + width] for i in range(order)]
+    every = jnp.reshape(jnp.stack(shifted, 1), (-1, cells, width, width))[:number]
+    every = jnp.reshape(every, (number * cells, width, width))
+    return means, every[:, places[:, None], places[None]]
+
+
+def _deviations(covariance: jax.Array, number: int) -> jax.Array:
+    """Columns of a root of every covariance, scaled for ``2 * number`` points: ``(number, groups, d)``."""
+    root = lower_root(covariance)
+    columns = math.sqrt(number) * jnp.moveaxis(root, -1, 0)
+    missing = jnp.zeros((number - columns.shape[0], *columns.shape[1:]), columns.dtype)
+    return jnp.concatenate([columns, missing])
+
+
+def _around(mean: jax.Array, deviations: jax.Array) -> jax.Array:
+    return jnp.concatenate([mean[None] + deviations, mean[None] - deviations])
