@@ -20,13 +20,13 @@ from emppl.factors import SiteFactor, field_dependences
 from emppl.families import family_of
 from emppl.held import check_held
 from emppl.integral import find_integrals
-from emppl.state_space import find_chains
 from emppl.mstep import choose_rules
 from emppl.mstep.analysis import Analysis
 from emppl.mstep.linear_predictors import find_regressions
 from emppl.program import Options, Part, Program
 from emppl.roles import assign_roles, without_missing_cells
 from emppl.rules import RuleContext
+from emppl.state_space import find_chains
 from emppl.strategies import Enumerate, Strategy
 from emppl.structure.dependence import Dependence
 from emppl.trace import Trace, trace_model

@@ -260,6 +260,7 @@ class EM:
 
     def _simulate(self, derived: Compiled, rng_key, params, leaves, prepared, args, kwargs) -> EMResult:
         """The fit of a model with simulated latents."""
+        assert derived.simulator is not None
         progress = Progress(self.progress_bar, self.max_iterations)
         states, history, rows, simulation, interrupted = stochastic.run(
             derived.simulator,

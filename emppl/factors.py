@@ -227,7 +227,9 @@ class SiteFactor:
         if self.drawn is None:
             return mine
         flat, treedef = jax.tree_util.tree_flatten_with_path(mine)
-        return jax.tree.unflatten(treedef, [leaf[0] if path_names(path) in self.drawn[1] else leaf for path, leaf in flat])
+        return jax.tree.unflatten(
+            treedef, [leaf[0] if path_names(path) in self.drawn[1] else leaf for path, leaf in flat]
+        )
 
     def _constant(self, array: jax.Array, depends: frozenset[str], trailing: int) -> jax.Array:
         """Align, keeping one copy along the axes of latents on which the array does not depend."""

@@ -134,7 +134,9 @@ class Program:
     def any_atoms(self) -> dict[str, jax.Array]:
         """One atom of every integrated latent, inside its support."""
         sites, shapes = self.trace.sites, self.trace.value_shapes
-        return {name: constrain(sites[latent_of(name)].constraint, jnp.zeros(shape))[None] for name, shape in shapes.items()}
+        return {
+            name: constrain(sites[latent_of(name)].constraint, jnp.zeros(shape))[None] for name, shape in shapes.items()
+        }
 
     @property
     def integrated(self) -> frozenset[str]:

@@ -135,4 +135,3 @@ def _positions(trace: Trace, axes: Axes, name: str, latent: str, cells) -> tuple
     rank = len(shape) - len(site.event_shape)
     by_dim = axes.of_site(site)
     return tuple(rank + dim for dim in range(-rank, 0) if shape[rank + dim] > 1 and by_dim.get(dim) in cells)
-

@@ -26,6 +26,11 @@ class Evidence(enum.Enum):
     """An approximation without a bound on its error: where the iterations settle need not be its maximum."""
 
     @property
+    def is_approximate(self) -> bool:
+        """Is the objective something else than the log-likelihood?"""
+        return self is not Evidence.EXACT
+
+    @property
     def words(self) -> str:
         """For the plan."""
         return {
@@ -37,15 +42,17 @@ class Evidence(enum.Enum):
 
 
 class Strategy(abc.ABC):
-    """How the E-step fills the axis of a latent with atoms and gives them weights.
+    """How the E-step fills the axis of a latent with atoms and gives them weights."""
 
-    Attributes:
-        title: how the plan calls it.
-        evidence: what kind of log-likelihood it gives.
-    """
+    @property
+    @abc.abstractmethod
+    def title(self) -> str:
+        """How the plan calls it."""
 
-    title: ClassVar[str]
-    evidence: ClassVar[Evidence]
+    @property
+    @abc.abstractmethod
+    def evidence(self) -> Evidence:
+        """What kind of log-likelihood it gives."""
 
     @abc.abstractmethod
     def why_not(self, name: str, kind: str) -> str | None:
@@ -98,6 +105,14 @@ class Continuous(Strategy):
             dimensions: how many numbers are integrated together.
         """
 
+    def finer(self, dimensions: int) -> Continuous | None:
+        """A more accurate strategy to compare with, or None.
+
+        Args:
+            dimensions: how many numbers are integrated together.
+        """
+        return None
+
 
 @dataclasses.dataclass(frozen=True)
 class Gaussian(Continuous):
@@ -124,11 +139,13 @@ class Gaussian(Continuous):
 class Laplace(Continuous):
     """Approximate the conditional distribution of a continuous latent by a normal one at its mode.
 
-    The log-likelihood is Laplace's approximation, not the log-likelihood itself; the E-step takes the sigma points of
-    the normal distribution.
+    The log-likelihood is Laplace's approximation, not the log-likelihood itself. The E-step takes the sigma points of
+    the normal distribution, whose mean is the mode plus the leading term of the difference between mean and mode: then
+    expectations have the accuracy of the approximation itself, and the iterations end close to its maximum.
 
     Reference:
         Tierney and Kadane (1986), Accurate approximations for posterior moments and marginal densities, JASA 81:82-86.
+        Steele (1996), A modified EM algorithm for estimation in generalized mixed models, Biometrics 52:1295-1310.
     """
 
     title: ClassVar[str] = "Laplace (approximate)"
@@ -138,16 +155,22 @@ class Laplace(Continuous):
         """Two for every dimension."""
         return 2 * dimensions
 
+    def finer(self, dimensions: int) -> Continuous | None:
+        """Quadrature, as far as its product rules go."""
+        return Quadrature(DEFAULT_NODES[dimensions]) if dimensions in DEFAULT_NODES else None
+
 
 @dataclasses.dataclass(frozen=True)
 class Quadrature(Continuous):
     """Integrate a continuous latent by Gauss-Hermite quadrature, the nodes at and around its conditional mode.
 
     Adaptive: in every plate cell the nodes are centred at the conditional mode and scaled by the curvature there. Up to
-    three numbers are integrated together, by a product rule.
+    three numbers are integrated together, by a product rule. One node is :class:`Laplace`.
+
+    How far the log-likelihood is off is told by a rule with nearly twice the nodes: ``result.integration_error``.
 
     Args:
-        num_points: nodes per dimension.
+        num_points: nodes per dimension; below 5 the plan calls the E-step approximate.
 
     Reference:
         Pinheiro and Bates (1995), Approximations to the log-likelihood function in the nonlinear mixed-effects model,
@@ -156,16 +179,42 @@ class Quadrature(Continuous):
 
     num_points: int = 15
 
-    title: ClassVar[str] = "Quadrature (approximate to the order of its nodes)"
-    evidence: ClassVar[Evidence] = Evidence.QUADRATURE
-
     def __post_init__(self) -> None:
         if self.num_points < 1:
             raise ParameterError(f"Quadrature needs at least 1 node, not {self.num_points}.")
 
+    @property
+    def title(self) -> str:
+        """With the number of nodes."""
+        if self.num_points == 1:
+            return "Quadrature with one node: Laplace (approximate)"
+        order = "approximate" if self.evidence is Evidence.APPROXIMATE else "approximate to the order of its nodes"
+        return f"Quadrature, {self.num_points} nodes per dimension ({order})"
+
+    @property
+    def evidence(self) -> Evidence:
+        """With few nodes there is no telling how close the log-likelihood is."""
+        return Evidence.QUADRATURE if self.num_points >= _FEW_NODES else Evidence.APPROXIMATE
+
+    @property
+    def is_laplace(self) -> bool:
+        """One node at the mode."""
+        return self.num_points == 1
+
     def atoms(self, dimensions: int) -> int:
         """A product rule."""
-        return self.num_points**dimensions
+        return 2 * dimensions if self.is_laplace else self.num_points**dimensions
+
+    def finer(self, dimensions: int) -> Quadrature:
+        """A rule with nearly twice the nodes, and not few."""
+        return Quadrature(max(2 * self.num_points - 1, 2 * _FEW_NODES - 1))
+
+
+DEFAULT_NODES = {1: 15, 2: 9, 3: 7}
+"""By the number of dimensions, nodes per dimension of the quadrature that is taken by default."""
+
+_FEW_NODES = 5
+"""From so many nodes on, the error of adaptive quadrature falls fast with every further one."""
 
 
 @dataclasses.dataclass(frozen=True)

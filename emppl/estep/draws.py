@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 
 from emppl.estep.importance import placed, student_draws, student_log_density
-from emppl.estep.integration import find_modes, made_positive
+from emppl.estep.integration import climbing_root, find_modes
 from emppl.estep.joint import Joint
-from emppl.positive import lower_inverse, lower_root
+from emppl.positive import lower_inverse
 
 SMALL = 4
 """Most numbers per group for which independence proposals serve."""
@@ -73,7 +73,7 @@ def first_chains(groups: int, dimensions: int, chains: int) -> Chains:
 def approximation(joint: Joint, start: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Modes of all groups and roots of the precisions there."""
     mean = find_modes(joint, start)
-    return mean, lower_root(made_positive(-joint.hessian(mean)))
+    return mean, climbing_root(-joint.hessian(mean))
 
 
 def draw(joint: Joint, chains: Chains, key: jax.Array, number: int) -> tuple[jax.Array, Chains]:
@@ -93,16 +93,14 @@ def draw(joint: Joint, chains: Chains, key: jax.Array, number: int) -> tuple[jax
     fresh = placed(mean, root, student_draws(first, chains.position.shape, mean.dtype))
     position = jnp.where(jnp.isnan(chains.position), fresh, chains.position)
     density = jax.vmap(lambda at: _finite(joint.by_group(at)))
-    if mean.shape[-1] <= SMALL:
+    is_small = mean.shape[-1] <= SMALL
+    inverse = lower_inverse(root)
+    slope = jax.vmap(joint.gradient)
 
-        def move(at, value, key):
+    def move(at, value, key):
+        if is_small:
             return _metropolis(density, mean, root, at, value, key)
-    else:
-        inverse = lower_inverse(root)
-        slope = jax.vmap(joint.gradient)
-
-        def move(at, value, key):
-            return _hamiltonian(density, slope, inverse, chains.step, at, value, key)
+        return _hamiltonian(density, slope, inverse, chains.step, at, value, key)
 
     def advance(carry, key):
         at, value, moved = move(*carry, key)

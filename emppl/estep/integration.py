@@ -26,7 +26,7 @@ from emppl.program import Program
 from emppl.strategies import Gaussian, Laplace, Quadrature, Simulated
 
 _NEWTON_STEPS = 50
-_HALVINGS = 20
+_HALVINGS = 60
 
 
 def integrate_all(program: Program, params, leaves, guesses: Mapping[str, jax.Array] | None = None, key=None):
@@ -56,25 +56,31 @@ def integrate(program: Program, integral: Integral, params, leaves, guess=None, 
         shares = jnp.full((1,) * joint.rank, 1 / integral.atoms)
         return Integrated(impossible_to_infinite(evidence), atoms, shares, mean, precision_root(covariance))
     start = joint.pack(joint.zeros()) if guess is None else guess
-    if not isinstance(integral.strategy, Gaussian):
-        start = jax.lax.stop_gradient(find_modes(joint, jax.lax.stop_gradient(start)))
-    if isinstance(integral.strategy, Simulated):
-        root = lower_root(made_positive(-joint.hessian(start)))
+    strategy = integral.strategy
+    if isinstance(strategy, Gaussian):
+        mean, root = conditional(joint, start)
+        return _normal(joint, mean, root, mean)
+    if isinstance(strategy, Laplace) or (isinstance(strategy, Quadrature) and strategy.is_laplace):
+        mode = differentiable_modes(joint, start)
+        root = lower_root(-joint.hessian(mode))
+        fixed = jax.lax.stop_gradient((mode, root))
+        return _normal(joint, mode, root, fixed[0] + skewness_shift(joint, *fixed))
+    # Where the atoms lie is a constant for derivatives: the integral does not depend on it, to the order of the rule.
+    still = Joint(program, integral, jax.lax.stop_gradient(params), leaves)
+    mode = find_modes(still, start)
+    root = climbing_root(-still.hessian(mode))
+    if isinstance(strategy, Simulated):
         # By default always the same numbers, so that the outcome is a smooth function of the parameters.
         key = jax.random.key(0) if key is None else key
-        return importance(joint, start, root, key, importance_points(program, integral))
-    mean, root = conditional(joint, start)
-    if isinstance(integral.strategy, Gaussian | Laplace):
-        return _normal(joint, mean, root)
-    assert isinstance(integral.strategy, Quadrature)
-    return _quadrature(joint, mean, root, integral.strategy.num_points)
+        return importance(joint, mode, root, key, importance_points(program, integral))
+    assert isinstance(strategy, Quadrature)
+    return _quadrature(joint, mode, root, strategy.num_points)
 
 
 def conditional(joint: Joint, start: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and root of the precision of the normal distribution that a quadratic log joint stands for.
 
-    One Newton step solves it; the second recovers the digits that a far start loses, and carries the derivatives with
-    respect to the parameters through where the log joint is not quadratic.
+    One Newton step solves it; the second recovers the digits that a far start loses.
 
     Args:
         joint: the log joint density.
@@ -85,9 +91,45 @@ def conditional(joint: Joint, start: jax.Array) -> tuple[jax.Array, jax.Array]:
     """
     root = lower_root(-joint.hessian(start))
     mean = start + solve_root(root, joint.gradient(start))
-    if not isinstance(joint.integral.strategy, Gaussian):
-        root = lower_root(-joint.hessian(mean))
     return mean + solve_root(root, joint.gradient(mean)), root
+
+
+def differentiable_modes(joint: Joint, start: jax.Array) -> jax.Array:
+    """Modes of all groups, with their derivatives of every order with respect to parameters (implicit function)."""
+
+    def solve(_, start):
+        return find_modes(joint, start)
+
+    def tangent_solve(product, right):
+        unit = jnp.eye(right.shape[-1], dtype=right.dtype)
+        columns = jax.lax.map(lambda vector: product(jnp.broadcast_to(vector, right.shape)), unit)
+        # The precision is positive at a mode; where none was found, NaN says so.
+        return -solve_root(lower_root(-jnp.moveaxis(columns, 0, -1)), right)
+
+    return jax.lax.custom_root(joint.gradient, jax.lax.stop_gradient(start), solve, tangent_solve)
+
+
+def skewness_shift(joint: Joint, mode: jax.Array, root: jax.Array) -> jax.Array:
+    """Leading term of mean minus mode, from the third derivatives of the log joint density.
+
+    With it the expectation of a function equals its change of Laplace's log evidence (Tierney and Kadane's fully
+    exponential form), to first order.
+
+    Args:
+        joint: the log joint density.
+        mode: ``(groups, dimensions)``.
+        root: lower triangular root of the precision there.
+    """
+
+    def along(direction):
+        def curvature(at):
+            return jax.jvp(joint.gradient, (at,), (direction,))[1]
+
+        return jax.jvp(curvature, (mode,), (direction,))[1]
+
+    # Rows of the inverse root are the axes of the covariance.
+    directions = jnp.moveaxis(lower_inverse(root), -2, 0)
+    return solve_root(root, jnp.sum(jax.lax.map(along, directions), 0) / 2)
 
 
 def find_modes(joint: Joint, start: jax.Array) -> jax.Array:
@@ -102,59 +144,65 @@ def find_modes(joint: Joint, start: jax.Array) -> jax.Array:
     """
     tolerance = 64 * jnp.finfo(start.dtype).eps
 
+    def worse(there, value):
+        return ~(there >= value - tolerance * (1 + jnp.abs(value)))
+
     def keep_going(carry):
         _, _, number, settled = carry
         return (number < _NEWTON_STEPS) & ~settled
 
     def advance(carry):
         here, value, number, _ = carry
-        slope = joint.gradient(here)
-        step = solve_root(lower_root(made_positive(-joint.hessian(here))), slope)
+        slope, hessian = joint.gradient_and_hessian(here)
+        step = solve_root(climbing_root(-hessian), slope)
         promise = jnp.sum(step * slope, -1)
 
         def too_far(inner):
-            scale, there, halvings = inner
-            return (halvings < _HALVINGS) & jnp.any(_worse(there, value, tolerance) & (scale > 0))
+            _, there, halvings = inner
+            return (halvings < _HALVINGS) & jnp.any(worse(there, value))
 
         def halve(inner):
             scale, there, halvings = inner
-            scale = jnp.where(_worse(there, value, tolerance), scale / 2, scale)
+            scale = jnp.where(worse(there, value), scale / 2, scale)
             return scale, joint.by_group(here + scale[:, None] * step), halvings + 1
 
-        scale = jnp.ones_like(value)
-        scale, there, _ = jax.lax.while_loop(too_far, halve, (scale, joint.by_group(here + step), 0))
-        worse = _worse(there, value, tolerance)
-        here = jnp.where(worse[:, None], here, here + scale[:, None] * step)
-        settled = jnp.all((promise <= tolerance * (1 + jnp.abs(value))) | worse)
-        return here, jnp.where(worse, value, there), number + 1, settled
+        scale, there, _ = jax.lax.while_loop(too_far, halve, (jnp.ones_like(value), joint.by_group(here + step), 0))
+        stuck = worse(there, value)
+        here = jnp.where(stuck[:, None], here, here + scale[:, None] * step)
+        # What a step promises is its squared length: where it was rounding, the step itself gave the last digits.
+        settled = jnp.all((promise <= tolerance * (1 + jnp.abs(value))) | stuck)
+        return here, jnp.where(stuck, value, there), number + 1, settled
 
+    start = jax.lax.stop_gradient(start)
     found, *_ = jax.lax.while_loop(keep_going, advance, (start, joint.by_group(start), 0, jnp.asarray(False)))
     return found
 
 
-def _worse(there, value, tolerance):
-    return ~(there >= value - tolerance * (1 + jnp.abs(value)))
+def climbing_root(precision: jax.Array) -> jax.Array:
+    """Lower triangular root of a precision; where that is not positive, of one that makes a step climb all the same.
+
+    Twice the most negative Gershgorin bound is added to the diagonal: in one dimension, the sign is turned round.
+    """
+    root = lower_root(precision)
+    diagonal = jnp.diagonal(precision, axis1=-2, axis2=-1)
+    size = jnp.abs(precision)
+    lowest = jnp.min(diagonal - jnp.sum(size, -1) + jnp.abs(diagonal), -1)
+    limits = jnp.finfo(precision.dtype)
+    floor = limits.eps * jnp.max(size, (-2, -1)) + limits.tiny**0.5
+    shift = 2 * jnp.maximum(-lowest, 0) + floor
+    positive = lower_root(precision + shift[..., None, None] * jnp.eye(precision.shape[-1], dtype=precision.dtype))
+    fails = jnp.any(jnp.isnan(root), (-2, -1), keepdims=True)
+    return jnp.where(fails, positive, root)
 
 
-def made_positive(precision: jax.Array) -> jax.Array:
-    """The precision, or where the log joint is not concave, one that makes a step climb all the same."""
-    if precision.shape[-1] == 1:
-        return jnp.maximum(jnp.abs(precision), jnp.finfo(precision.dtype).tiny ** 0.5)
-    values, vectors = jnp.linalg.eigh(precision)
-    size = jnp.abs(values)
-    size = jnp.maximum(size, 1e-8 * jnp.max(size, -1, keepdims=True))
-    return jnp.matmul(vectors * size[..., None, :], jnp.swapaxes(vectors, -1, -2))
-
-
-def _normal(joint: Joint, mean: jax.Array, root: jax.Array) -> Integrated:
-    """Evidence of a normal integral, and sigma points."""
+def _normal(joint: Joint, mean: jax.Array, root: jax.Array, centre: jax.Array) -> Integrated:
+    """Evidence of a normal integral, and sigma points around a centre."""
     dimensions = mean.shape[-1]
-    half_log_det = jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)), -1)
-    volume = dimensions / 2 * math.log(2 * math.pi) - half_log_det
+    volume = dimensions / 2 * math.log(2 * math.pi) - _half_log_det(root)
     evidence = joint.by_cell(joint.tables(joint.unpack(mean))) + joint.to_cells(volume)
     # Rows of the inverse root, scaled: mean +- sqrt(d) C^-T e_i reproduces mean and covariance.
     deviations = math.sqrt(dimensions) * jnp.moveaxis(lower_inverse(root), -2, 0)
-    points = jnp.concatenate([mean[None] + deviations, mean[None] - deviations])
+    points = jnp.concatenate([centre[None] + deviations, centre[None] - deviations])
     shares = jnp.full((1,) * joint.rank, 1 / (2 * dimensions))
     return Integrated(impossible_to_infinite(evidence), atoms_of(joint, points), shares, mean, root)
 
@@ -169,15 +217,19 @@ def _quadrature(joint: Joint, mean: jax.Array, root: jax.Array, num_points: int)
     log_weights = jnp.asarray(product.sum(-1) + (grid**2).sum(-1) + dimensions / 2 * math.log(2), mean.dtype)
     steps = math.sqrt(2) * jnp.asarray(grid, mean.dtype)
     points = mean[None] + jnp.einsum("sj,gji->sgi", steps, lower_inverse(root))
-    half_log_det = jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)), -1)
     atoms = atoms_of(joint, points)
-    heights = joint.by_cell(joint.tables_at(atoms)) + joint.along_atoms(log_weights) - joint.to_cells(half_log_det)
-    if not joint.is_real:
-        jacobians = jax.vmap(lambda one: joint.to_cells(joint.log_jacobian(joint.unpack(one))))(points)
-        heights = heights + jnp.squeeze(jnp.moveaxis(jacobians, 0, joint.atom_axis + 1), joint.atom_axis)
+    volume = joint.along_atoms(log_weights) - joint.to_cells(_half_log_det(root))
+    tables = joint.tables_at(atoms)
+    for name, jacobians in jax.vmap(lambda one: joint.log_jacobians(joint.unpack(one)))(points).items():
+        tables[name] = tables[name] + jnp.squeeze(jnp.moveaxis(jacobians, 0, joint.atom_axis + 1), joint.atom_axis)
+    heights = joint.by_cell(tables) + volume
     evidence = jax.nn.logsumexp(heights, joint.atom_axis, keepdims=True)
     shares = jax.lax.stop_gradient(jnp.exp(heights - evidence))
     return Integrated(impossible_to_infinite(evidence), atoms, shares, mean, root)
+
+
+def _half_log_det(root: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)), -1)
 
 
 def atom_weights(program: Program, integral: Integral, found: Integrated, weight: jax.Array, params, leaves) -> Any:

@@ -18,6 +18,9 @@ from emppl.structure.numbering import number_cells
 from emppl.trace import SiteArrays
 from emppl.trace.naming import latent_of
 
+_FEW = 6
+"""Up to so many dimensions, probes are written out one after the other."""
+
 _FIELDS = tuple(field.name for field in dataclasses.fields(SiteArrays))
 
 
@@ -43,7 +46,6 @@ class Joint:
         self.atom_axis = program.axes.names.index(integral.axis)
         sites = program.trace.sites
         self.constraints = {name: sites[latent_of(name)].constraint for name in program.trace.value_shapes}
-        self.is_real = all(constraint_name(sites[name].constraint).startswith("real") for name in integral.latents)
         self.wanted = frozenset((name, field) for name in integral.factors for field in _FIELDS)
         # Here and not where they are used, which may be inside a loop.
         self.numbers: dict[str, jax.Array] = {}
@@ -75,10 +77,7 @@ class Joint:
     def tables(self, values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Log-probabilities of all sites that the latents enter, at one unconstrained value of each."""
         tables = self.tables_at({name: value[None] for name, value in self.constrained(values).items()})
-        if not self.is_real:
-            name = self.integral.latents[0]
-            tables[name] = tables[name] + self.to_cells(self.log_jacobian(values))
-        return tables
+        return tables | {name: tables[name] + jacobian for name, jacobian in self.log_jacobians(values).items()}
 
     def tables_at(self, atoms: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """The same at many atoms, as the model has them, without the Jacobian."""
@@ -136,6 +135,15 @@ class Joint:
         gradient = jax.grad(lambda values: jnp.sum(self.by_cell(self.tables(values))))
         return self.integral.layout.hessian(gradient, self.unpack(vectors))
 
+    def gradient_and_hessian(self, vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Both at once: the Hessian's probes share the pass that the gradient takes."""
+        if self.integral.layout.in_common or vectors.shape[-1] > _FEW:
+            return self.gradient(vectors), self.hessian(vectors)
+        gradient, product = jax.linearize(self.gradient, vectors)
+        unit = jnp.eye(vectors.shape[-1], dtype=vectors.dtype)
+        columns = [product(jnp.broadcast_to(vector, vectors.shape)) for vector in unit]
+        return gradient, jnp.stack(columns, -1)
+
     # ------------------------------------------------------------------------------------------------ common axes
 
     def to_cells(self, numbers: jax.Array) -> jax.Array:
@@ -170,9 +178,17 @@ class Joint:
     def _total(self, vectors: jax.Array) -> jax.Array:
         return jnp.sum(self.by_cell(self.tables(self.unpack(vectors))))
 
-    def log_jacobian(self, values: Mapping[str, jax.Array]) -> jax.Array:
-        """Log-Jacobian of every group, from unconstrained values to those of the model."""
-        return jnp.sum(self.pack({n: log_jacobian(self.constraints[n], value) for n, value in values.items()}), -1)
+    def log_jacobians(self, values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Log-Jacobian from unconstrained values to those of the model, for the tables of the latents that need one."""
+        found = {}
+        for name, constraint in self.constraints.items():
+            if constraint_name(constraint).startswith("real"):
+                continue
+            site = self.program.trace.sites[name]
+            every = log_jacobian(constraint, values[name])
+            events = len(site.event_shape)
+            found[name] = self.axes.align(jnp.sum(every, tuple(range(every.ndim - events, every.ndim))), site, 0)
+        return found
 
     def _relative_weight(self, arrays, name: str) -> jax.Array | float:
         scale = self.program.factors[name].scale(arrays)

@@ -15,11 +15,8 @@ from emppl.integral import Integral, arrange
 from emppl.parameters import constraint_name
 from emppl.program import Program
 from emppl.state_space import arrange_chain
-from emppl.strategies import Continuous, Gaussian, MonteCarlo, Quadrature, Strategy
+from emppl.strategies import DEFAULT_NODES, Continuous, Gaussian, MonteCarlo, Quadrature, Strategy
 from emppl.structure.quadratic import affine_gradient
-
-_NODES = {1: 15, 2: 9, 3: 7}
-"""Nodes per dimension of the quadrature that is taken by default."""
 
 
 def settle_integrals(program: Program, shapes, wishes: Mapping[str, Any]) -> Program:
@@ -39,8 +36,6 @@ def settle_integrals(program: Program, shapes, wishes: Mapping[str, Any]) -> Pro
     if not program.integrals:
         return program
     integrals = []
-    strategies: dict[str, Strategy] = dict(program.strategies)
-    sizes = dict(program.axes.sizes)
     for integral in program.integrals:
 
         def tables(values, params, leaves, integral=integral):
@@ -57,7 +52,27 @@ def settle_integrals(program: Program, shapes, wishes: Mapping[str, Any]) -> Pro
             # The total is enough, and needs no sums by index.
             integral = dataclasses.replace(integral, cells=(), is_indexed=False)
         integrals.append(integral)
-        strategies.update(dict.fromkeys(integral.latents, strategy))
+    return _with_integrals(program, integrals)
+
+
+def finer_program(program: Program) -> Program | None:
+    """The same with a more accurate rule for every integral that is approximate; None if there is not one for each."""
+    integrals = []
+    for integral in program.integrals:
+        strategy: Continuous | None = integral.strategy
+        if integral.strategy.evidence.is_approximate:
+            strategy = integral.strategy.finer(integral.dimensions)
+        if strategy is None:
+            return None
+        integrals.append(dataclasses.replace(integral, strategy=strategy))
+    return None if integrals == list(program.integrals) else _with_integrals(program, integrals)
+
+
+def _with_integrals(program: Program, integrals: list[Integral]) -> Program:
+    strategies: dict[str, Strategy] = dict(program.strategies)
+    sizes = dict(program.axes.sizes)
+    for integral in integrals:
+        strategies.update(dict.fromkeys(integral.latents, integral.strategy))
         sizes[integral.axis] = integral.atoms
     axes = dataclasses.replace(program.axes, sizes=sizes)
     factors = {name: dataclasses.replace(factor, axes=axes) for name, factor in program.factors.items()}
@@ -106,8 +121,8 @@ def _strategy(program: Program, integral: Integral, reason: str | None, wishes: 
         return strategy
     if reason is None:
         return Gaussian()
-    if dimensions in _NODES:
-        return Quadrature(_NODES[dimensions])
+    if dimensions in DEFAULT_NODES:
+        return Quadrature(DEFAULT_NODES[dimensions])
     return MonteCarlo()
 
 

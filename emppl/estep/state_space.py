@@ -49,7 +49,9 @@ def integrate_states(joint: Joint) -> tuple[jax.Array, dict[str, jax.Array], jax
     window_precision = curvature(states.windows, windows, firsts)
     slopes = _parts(states, slope)
     smoothed = smooth(
-        *_blocks(states, first_precision, window_precision, states.firsts.pack(slopes[0]), states.windows.pack(slopes[1]))
+        *_blocks(
+            states, first_precision, window_precision, states.firsts.pack(slopes[0]), states.windows.pack(slopes[1])
+        )
     )
     mean = _by_step(states, smoothed.mean[None])[..., 0]  # (steps, cells, d)
     linear = _linear(states, states.firsts.pack(slopes[0]), states.windows.pack(slopes[1]))

@@ -1,7 +1,8 @@
 """Monte Carlo EM with as many draws as the ascent needs.
 
-An M-step on draws is accepted if the lower confidence bound of its gain in Q is positive. If not, the draws are doubled,
-and the M-step is done again on all of them. The iterations end when the upper bound of the gain is below the tolerance.
+An M-step on draws is accepted if the lower confidence bound of its gain in Q is positive. If not, the draws are
+doubled, and the M-step is done again on all of them. The iterations end when the upper bound of the gain is below the
+tolerance.
 
 Reference:
     Caffo, Jank and Jones (2005), Ascent-based Monte Carlo expectation-maximization, JRSS B 67:235-251.
@@ -138,7 +139,7 @@ def climb(
 def draw(simulator: Simulator, path: Path, leaves, number: int) -> Drawn:
     """Move the chains of a fit, in blocks of one size, so that more draws need no other program."""
     block = simulator.strategy.num_samples
-    found = []
+    found: list[Drawn] = []
     while len(found) * block < number:
         if path.total_draws == 0:  # chains that start anywhere
             path.chains = simulator.draw(path.params, path.chains, path.split(), leaves, number=block).chains
@@ -152,9 +153,9 @@ def joined(found: list[Drawn]) -> Drawn:
     """Draws at one and the same parameters, put together."""
     if len(found) == 1:
         return found[0]
-    draws = {axis: np.concatenate([one.draws[axis] for one in found], 1) for axis in found[0].draws}
+    draws: dict[str, Any] = {axis: np.concatenate([one.draws[axis] for one in found], 1) for axis in found[0].draws}
     sizes = np.array([one.draws[axis].shape[1] for one in found for axis in list(one.draws)[:1]], float)
-    evidence = {}
+    evidence: dict[str, Any] = {}
     for axis in found[0].evidence:
         each = np.stack([np.asarray(one.evidence[axis]) for one in found])
         peak = np.max(each, 0)

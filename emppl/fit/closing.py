@@ -1,13 +1,13 @@
 """The end of every stochastic fit: to the root of the Monte Carlo score, and how far from the maximum that may be.
 
 At parameters near the maximum, draws give the score of the log-likelihood (the mean of their complete-data scores,
-Fisher's identity) and the observed information (their complete information less the covariance of their scores, Louis).
-A first step ``information^-1 score`` is a Monte Carlo Newton step; further ones, of length ``1/k`` on fresh draws, average
-its noise away (Robbins and Monro, with the best gain matrix). Fresh draws also say what is left to gain: half the
-score's square in the metric of the information.
+Fisher's identity) and the observed information (their complete information less the covariance of their scores, by
+Louis). A first step ``information^-1 score`` is a Monte Carlo Newton step; further ones, of length ``1/k`` on fresh
+draws, average its noise away (Robbins and Monro, with the best gain matrix). Fresh draws also say what is left to gain:
+half the score's square in the metric of the information.
 
-The Monte Carlo covariance of the estimate is ``information^-1 (covariance of the mean score) information^-1``, divided by
-the number of steps that were averaged.
+The Monte Carlo covariance of the estimate is ``information^-1 (covariance of the mean score) information^-1``, divided
+by the number of steps that were averaged.
 
 Reference:
     Louis (1982), Finding the observed information matrix when using the EM algorithm, JRSS B 44:226-233;

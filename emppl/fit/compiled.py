@@ -13,7 +13,8 @@ import numpy as np
 
 from emppl import estep, mstep
 from emppl.derive import derive
-from emppl.errors import ParameterError, unknown_name
+from emppl.errors import ModelError, ParameterError, unknown_name
+from emppl.estep.settle import finer_program
 from emppl.fit import checks, loop
 from emppl.fit.simulator import Simulator
 from emppl.fit.start import starting_values
@@ -21,7 +22,7 @@ from emppl.parameters import check
 from emppl.program import Options, Program
 from emppl.report.criteria import cell_weights
 from emppl.report.identification import shift_effects
-from emppl.report.uncertainty import hessian_columns
+from emppl.report.uncertainty import hessian_columns, score
 
 _FEW_CELLS = 4096
 """So few table cells an iteration that a fit takes less time than compiling it well."""
@@ -105,6 +106,23 @@ class Compiled:
             return mstep.m_step(self.program, params, found, leaves, prepared)
 
         return jax.jit(m_step)
+
+    @functools.cached_property
+    def finer(self) -> Program | None:
+        """The program with a more accurate rule for every approximate integral, if there is one that fits."""
+        program = finer_program(self.program)
+        try:
+            if program is not None:
+                estep.check_memory(program, None)
+        except ModelError:
+            return None
+        return program
+
+    @functools.cached_property
+    def finer_score(self):
+        """Log-likelihood and score by that."""
+        assert self.finer is not None
+        return jax.jit(functools.partial(score, self.finer))
 
     @functools.cached_property
     def prepare(self):

@@ -21,6 +21,7 @@ class Progress(NamedTuple):
         ratio: the gain divided by the one before.
         near: was the gain that is left below the tolerance?
         stalls: number of successive gains that are only rounding.
+        highest: highest objective so far, in nats.
     """
 
     objective: Any
@@ -28,12 +29,14 @@ class Progress(NamedTuple):
     ratio: Any
     near: Any
     stalls: Any
+    highest: Any
 
     @classmethod
     def beginning(cls, lanes: int, dtype) -> Progress:
         """Before the first E-step of every restart, on the host."""
         zero = np.zeros(lanes, dtype)
-        return cls(zero - np.inf, zero + np.inf, zero, np.zeros(lanes, bool), np.zeros(lanes, np.int32))
+        no = np.zeros(lanes, bool)
+        return cls(zero - np.inf, zero + np.inf, zero, no, np.zeros(lanes, np.int32), zero - np.inf)
 
 
 class Judgement(NamedTuple):
@@ -57,19 +60,22 @@ def convergence_test(evidence: Evidence) -> Callable[..., Judgement]:
         evidence: what the objective is.
 
     Returns:
-        ``test(objective, progress, iteration, amplification, tolerance) -> Judgement``.
+        ``test(objective, rise, progress, iteration, amplification, tolerance) -> Judgement``.
     """
     return _TESTS[evidence]
 
 
-def _exact(objective, progress: Progress, iteration, amplification, tolerance) -> Judgement:
-    """Aitken: gains that shrink by the factor ``ratio`` leave ``gain * ratio / (1 - ratio)`` to come.
+def needs_rise(evidence: Evidence) -> bool:
+    """Does the test ask how much the M-step raised Q?"""
+    return evidence is not Evidence.EXACT
 
-    That holds once the ratio has settled. Before, while a first fast change dies away, it says nothing about slower
-    changes that have not shown yet (leaving a nearly symmetric start), so it must hold twice, with nearly one ratio.
+
+def _exact(objective, rise, progress: Progress, iteration, amplification, tolerance) -> Judgement:
+    """EM cannot lower the objective, and its gains tell what is left to come.
 
     Args:
         objective: log-likelihood plus log prior, in nats.
+        rise: not used.
         progress: what the test before this one left.
         iteration: number of M-steps made.
         amplification: how much larger than the log-probabilities the terms are that were added up.
@@ -78,51 +84,68 @@ def _exact(objective, progress: Progress, iteration, amplification, tolerance) -
     Returns:
         The judgement.
     """
-    eps = jnp.finfo(objective.dtype).eps
-    size = 1 + jnp.abs(objective)
     gain = objective - progress.objective
-    decreased = jnp.isfinite(objective) & (gain < -(256 * eps * size + eps * amplification))
-    stalls = jnp.where(jnp.abs(gain) <= 8 * eps * size, progress.stalls + 1, jnp.zeros_like(progress.stalls))
+    rounding = _rounding(objective, amplification)
+    decreased = jnp.isfinite(objective) & (gain < -rounding)
+    converged, after = _settled(objective, gain, progress, iteration, tolerance, jnp.abs(gain))
+    return Judgement(converged, decreased, after)
+
+
+def _approximate(drift: float) -> Callable[..., Judgement]:
+    """The test where an approximation takes the place of the log-likelihood.
+
+    Its error moves with the parameters, so that EM need not raise it, and comes to rest at a fixed point of the
+    iterations, not at its maximum. What the M-step does raise is Q, exactly, whatever the atoms and their weights are:
+    the rise of Q is half the squared length of the step in the metric of the complete-data information, falls to zero
+    at the fixed point and nowhere else, and is judged as the gain of an exact objective is.
+
+    A rise below zero is a defect, as a fall of an exact objective is. So is a fall of the objective by more than the
+    approximation may be wrong.
+
+    Args:
+        drift: how far the objective may fall below its highest value, relative to its size.
+    """
+
+    def test(objective, rise, progress: Progress, iteration, amplification, tolerance) -> Judgement:
+        size = 1 + jnp.abs(objective)
+        highest = jnp.maximum(progress.highest, jnp.where(jnp.isfinite(objective), objective, -jnp.inf))
+        lowered = (rise < -_rounding(objective, amplification)) | (highest - objective > drift * size)
+        decreased = jnp.isfinite(objective) & lowered
+        converged, after = _settled(objective, rise, progress, iteration, tolerance, jnp.abs(rise))
+        return Judgement(converged, decreased, after._replace(highest=highest))
+
+    return test
+
+
+def _rounding(objective, amplification):
+    eps = jnp.finfo(objective.dtype).eps
+    return 256 * eps * (1 + jnp.abs(objective)) + eps * amplification
+
+
+def _settled(objective, gain, progress: Progress, iteration, tolerance, change) -> tuple[jax.Array, Progress]:
+    """Aitken: gains that shrink by the factor ``ratio`` leave ``gain * ratio / (1 - ratio)`` to come.
+
+    That holds once the ratio has settled. Before, while a first fast change dies away, it says nothing about slower
+    changes that have not shown yet (leaving a nearly symmetric start), so it must hold twice, with nearly one ratio.
+    """
+    eps = jnp.finfo(objective.dtype).eps
+    stalls = jnp.where(
+        change <= 8 * eps * (1 + jnp.abs(objective)), progress.stalls + 1, jnp.zeros_like(progress.stalls)
+    )
     ratio = gain / progress.gain
     shrinking = (ratio > 0) & (ratio < 1) & (iteration >= 2)
     remaining = jnp.where(shrinking, gain * ratio / jnp.where(shrinking, 1 - ratio, 1), jnp.inf)
     near = remaining <= tolerance
-    settled = near & progress.near & (jnp.abs(ratio - progress.ratio) <= _SETTLED)
+    settled = near & progress.near & (jnp.abs(ratio - progress.ratio) <= _SAME_RATIO)
     converged = jnp.isfinite(objective) & (settled | (stalls >= 3))
-    return Judgement(converged, decreased, Progress(objective, gain, ratio, near, stalls))
+    return converged, Progress(objective, gain, ratio, near, stalls, progress.highest)
 
 
-_SETTLED = 0.1
+_SAME_RATIO = 0.1
 """Largest difference of two successive ratios of gains that counts as one ratio."""
 
-
-def _approximate(objective, progress: Progress, iteration, amplification, tolerance) -> Judgement:
-    """As with exact evidence, but a step down by less than the approximation moves is no defect.
-
-    Where an approximation takes the place of the log-likelihood, the M-step need not raise it: near the end it may fall
-    by as much as its error changes. Such a step, small beside what was gained before, ends the iterations when it comes
-    three times in a row.
-
-    Args:
-        objective: log-likelihood plus log prior, in nats, approximately.
-        progress: what the test before this one left.
-        iteration: number of M-steps made.
-        amplification: as in the exact test.
-        tolerance: in nats, on the gain that is left.
-
-    Returns:
-        The judgement.
-    """
-    said = _exact(objective, progress, iteration, amplification, tolerance)
-    gain = objective - progress.objective
-    small = jnp.abs(gain) <= jnp.maximum(tolerance, _DRIFT * (1 + jnp.abs(objective)))
-    falling = said.decreased & small
-    stalls = jnp.where((gain <= 0) & small, progress.stalls + 1, said.progress.stalls)
-    converged = said.converged | (jnp.isfinite(objective) & (stalls >= 3))
-    return Judgement(converged, said.decreased & ~falling, said.progress._replace(stalls=stalls))
-
-
-_DRIFT = 1e-4
-"""Largest fall, relative to the objective, that an approximation of the log-likelihood may show."""
-
-_TESTS = {Evidence.EXACT: _exact, Evidence.QUADRATURE: _approximate, Evidence.APPROXIMATE: _approximate}
+_TESTS = {
+    Evidence.EXACT: _exact,
+    Evidence.QUADRATURE: _approximate(1e-3),
+    Evidence.APPROXIMATE: _approximate(1e-2),
+}

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl import estep, mstep
-from emppl.fit.convergence import Progress, convergence_test
+from emppl.fit.convergence import Progress, convergence_test, needs_rise
 from emppl.fit.outcome import StopReason
 from emppl.program import Program
 
@@ -90,13 +90,14 @@ def make_iteration(program: Program, fused: estep.FusedPlan, accurate: bool) -> 
         floor, where = _smallest_scale(program, state.params, leaves, prepared)
         found, prepared = expectations(state.params, leaves, prepared, state.centers)
         objective = found.log_likelihood + program.log_prior(state.params, leaves)
-        said = judge(objective, state.progress, state.iteration, found.amplification, tolerance)
+        step = mstep.maximise(program, state.params, found, leaves, prepared, state.memory)
+        rise = step.rise(state.params) if needs_rise(program.evidence) else jnp.zeros_like(objective)
+        said = judge(objective, rise, state.progress, state.iteration, found.amplification, tolerance)
         eps = jnp.finfo(objective.dtype).eps
         narrowest = 16 * eps if accurate else 4 * jnp.sqrt(eps)
         collapsed = ~(floor >= narrowest) & (state.iteration > 0)
         finite = jnp.isfinite(objective)
         good = finite & ~said.decreased & ~collapsed
-        step = mstep.maximise(program, state.params, found, leaves, prepared, state.memory)
         # Gains that die away because an inner iteration cannot make them are no convergence.
         converged = said.converged & ~state.unfinished
         unfinished = said.converged & state.unfinished & (said.progress.stalls >= 3)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,7 @@ class Mixing:
         )
 
 
-def mixing(program: Program, draws: Mapping[str, np.ndarray]) -> Mixing:
+def mixing(program: Program, draws: Mapping[str, Any]) -> Mixing:
     """Compare the chains of an E-step.
 
     Args:
@@ -92,9 +93,8 @@ def _owners(integral: Integral) -> tuple[np.ndarray, np.ndarray]:
     shapes = integral.layout.shapes
     owners = {name: np.full(shapes[name], position, float) for position, name in enumerate(integral.latents)}
     entries = {name: np.arange(math.prod(shape), dtype=float).reshape(shape) for name, shape in shapes.items()}
-    return tuple(
-        np.asarray(integral.layout.pack(jax.tree.map(jnp.asarray, one))).astype(int) for one in (owners, entries)
-    )
+    owner, entry = (integral.layout.pack(jax.tree.map(jnp.asarray, one)) for one in (owners, entries))
+    return np.asarray(owner).astype(int), np.asarray(entry).astype(int)
 
 
 def split_r_hat(draws: np.ndarray) -> np.ndarray:

@@ -18,7 +18,6 @@ from emppl.fit.outcome import StopReason
 from emppl.fit.simulator import Simulator
 from emppl.parameters import free_dimensions
 from emppl.report.restarts import best_restart
-from emppl.report.uncertainty import Information
 
 TOLERANCE = 1e-3
 """Default tolerance, in nats: an estimate is then within a twentieth of its standard error of the maximum."""
@@ -45,11 +44,6 @@ class Simulation:
     closing: Closing | None
     total_draws: int
     notes: list[str]
-
-    @property
-    def information(self) -> Information | None:
-        """The observed information at the estimate, if the draws give it."""
-        return None if self.closing is None or self.closing.note is not None else self.closing.information
 
 
 def run(simulator: Simulator, evidence, key, params, leaves, prepared, tolerance, max_iterations, report):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from emppl.fit.outcome import StopReason
+from emppl.report.integration_error import IntegrationError, integration_notes
 from emppl.report.restarts import distinct_optima
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ class Certificate:
         restarts: number of starts.
         distinct_optima: how many different objectives the converged restarts ended at.
         restarts_at_best: how many ended at the best one.
+        integration_error: how far integrals by quadrature or Laplace are off; None where they are exact, or where no
+            finer rule tells.
         boundary: entries on the boundary of the parameter space.
         notes: anything else worth knowing.
     """
@@ -40,6 +43,7 @@ class Certificate:
     restarts: int
     distinct_optima: int
     restarts_at_best: int
+    integration_error: IntegrationError | None
     boundary: list[str]
     notes: list[str]
 
@@ -59,6 +63,7 @@ def build_certificate(result: EMResult) -> Certificate:
             "The score is not standardised, which takes the information matrix of all parameters: call "
             "result.standard_errors() and then look at the certificate."
         )
+    notes += integration_notes(result)
     return Certificate(
         objective=result.em.plan(*result.args, **result.kwargs).objective,
         converged=result.converged,
@@ -68,6 +73,7 @@ def build_certificate(result: EMResult) -> Certificate:
         restarts=len(result.history["final_objectives"]),
         distinct_optima=distinct,
         restarts_at_best=at_best,
+        integration_error=result.integration_error,
         boundary=result.boundary,
         notes=notes,
     )

@@ -22,6 +22,7 @@ from emppl.report.charts import Chart
 from emppl.report.components import component_axes, symmetric_latent
 from emppl.report.criteria import entropy, number_of_observations
 from emppl.report.identification import shift_candidates
+from emppl.report.integration_error import IntegrationError, integration_error
 from emppl.report.restarts import best_restart, collapsed_name
 from emppl.report.uncertainty import (
     Covariance,
@@ -165,6 +166,14 @@ class EMResult:
     def certificate(self) -> Certificate:
         """How far to trust the answer: monotonicity, score at the end, agreement of restarts, boundary."""
         return build_certificate(self)
+
+    @functools.cached_property
+    def integration_error(self) -> IntegrationError | None:
+        """How far integrals by quadrature or Laplace are off: log-likelihood and estimates by a finer rule.
+
+        None where every integral is exact, or where no finer rule can be had.
+        """
+        return integration_error(self)
 
     def _score_norm(self) -> float:
         matrix, score = self._measured[1]
@@ -326,8 +335,9 @@ class EMResult:
 
     @functools.cached_property
     def _measured(self) -> tuple[dict[str, Chart], Information]:
-        if self.simulation is not None and self.simulation.information is not None:
-            return hold_pressed(self._program, self.simulation.closing.charts, self.simulation.information)
+        closing = None if self.simulation is None else self.simulation.closing
+        if closing is not None and closing.note is None:
+            return hold_pressed(self._program, dict(closing.charts), closing.information)
         local = self._charts_by_position
         information = observed_information(local, self._derived.hessian_columns, self._leaves)
         return hold_pressed(self._program, local, information)

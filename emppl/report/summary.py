@@ -11,6 +11,7 @@ import numpy as np
 
 from emppl.errors import optional_import
 from emppl.fit.outcome import StopReason
+from emppl.report.integration_error import integration_notes
 from emppl.report.restarts import distinct_optima
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def text(result: EMResult, prob: float) -> str:
     lines += [only_differences(name, result.params[name].shape) for name in result.only_differences]
     if not result.uncertainty_is_cheap:
         lines.append(NOT_COMPUTED)
-    return "\n".join([*lines, *result.notes])
+    return "\n".join([*lines, *result.notes, *integration_notes(result)])
 
 
 def only_differences(name: str, shape: tuple[int, ...]) -> str:

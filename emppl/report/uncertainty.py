@@ -11,6 +11,7 @@ Reference:
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -95,24 +96,31 @@ def hessian_columns(program: Program, frames: Mapping[str, Frame], leaves, which
     Returns:
         ``(columns, gradient)``: ``(columns, coordinates)`` and ``(coordinates,)``.
     """
-    sizes = [frames[name].size for name in program.free]
-
-    def objective(step):
-        parts = jnp.split(step, np.cumsum(sizes)[:-1])
-        params = {
-            name: value_at(program.trace.sites[name].constraint, frames[name], part)
-            for name, part in zip(program.free, parts, strict=True)
-        }
-        return estep.log_likelihood(program, params, leaves) + program.log_prior(params, leaves)
-
-    zero = jnp.zeros(sum(sizes), jnp.result_type(float))
+    zero = jnp.zeros(sum(frames[name].size for name in program.free), jnp.result_type(float))
+    gradient = jax.grad(functools.partial(_objective, program, frames, leaves))
 
     def column(coordinate):
-        return jax.jvp(jax.grad(objective), (zero,), (zero.at[coordinate].set(1),))
+        return jax.jvp(gradient, (zero,), (zero.at[coordinate].set(1),))
 
     # One column at a time: memory stays that of one gradient.
     gradients, columns = jax.lax.map(column, which)
     return columns, gradients[0]
+
+
+def score(program: Program, params, frames: Mapping[str, Frame], leaves):
+    """Log-likelihood at an estimate, and the gradient of it plus the log prior in local coordinates: pure."""
+    zero = jnp.zeros(sum(frames[name].size for name in program.free), jnp.result_type(float))
+    gradient = jax.grad(functools.partial(_objective, program, frames, leaves))
+    return estep.log_likelihood(program, params, leaves), gradient(zero)
+
+
+def _objective(program: Program, frames: Mapping[str, Frame], leaves, step: jax.Array) -> jax.Array:
+    parts = jnp.split(step, np.cumsum([frames[name].size for name in program.free])[:-1])
+    params = {
+        name: value_at(program.trace.sites[name].constraint, frames[name], part)
+        for name, part in zip(program.free, parts, strict=True)
+    }
+    return estep.log_likelihood(program, params, leaves) + program.log_prior(params, leaves)
 
 
 def observed_information(local: Mapping[str, Chart], columns: Callable, leaves) -> Information:
