@@ -103,7 +103,7 @@ def draw(joint: Joint, chains: Chains, key: jax.Array, number: int) -> tuple[jax
         return _hamiltonian(density, slope, inverse, chains.step, at, value, key)
 
     def advance(carry, key):
-        at, value, moved = move(*carry, key)
+        at, value, moved = move(carry[0], carry[1], key)
         return (at, value), (at, jnp.mean(moved, 0))
 
     keys = jax.random.split(key, BURN_IN + number)

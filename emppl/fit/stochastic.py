@@ -79,7 +79,7 @@ def run(simulator: Simulator, evidence, key, params, leaves, prepared, tolerance
     value, error = float("nan"), float("nan")
     try:
         for path in paths:
-            climb(simulator, path, leaves, prepared, tolerance, max_iterations, show)
+            climb(simulator, path, leaves, prepared, max(tolerance, TOLERANCE), max_iterations, show)
         best = paths[_best(paths)]
         if best.status in (StopReason.CONVERGED, StopReason.NOISY):
             dimensions = sum(
