@@ -72,6 +72,23 @@ class Closing:
     mixing: Mixing
     note: str | None = None
 
+    @property
+    def relative_error(self) -> float:
+        """Largest Monte Carlo standard error of any coordinate, as a share of its standard error."""
+        if self.note is not None or not len(self.covariance):
+            return float("nan")
+        return float(
+            np.sqrt(np.max(np.diagonal(self.covariance) / np.diagonal(np.linalg.inv(self.information.matrix))))
+        )
+
+    @property
+    def words(self) -> str:
+        """For summaries."""
+        return (
+            f"{self.mixing.words} Monte Carlo standard errors of the estimates are at most {self.relative_error:.2g} of "
+            "their standard errors (result.monte_carlo_errors)."
+        )
+
 
 def close(
     simulator: Simulator, path: Path, leaves, prepared, tolerance: float, report: Callable[[Path], None]

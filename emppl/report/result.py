@@ -130,15 +130,18 @@ class EMResult:
 
     def with_simulation(self, simulation: Simulation, rows: list[dict]) -> EMResult:
         """The result of a stochastic fit: what it knows about its own error, and every decision it took."""
+        notes = [*self.notes, *simulation.notes]
+        if np.isfinite(simulation.log_likelihood_error):
+            notes.append(f"Monte Carlo standard error of the log-likelihood: {simulation.log_likelihood_error:.2g}.")
         columns = {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())}
         message = self.stop_message
         closing = simulation.closing
         if self.stop_reason is StopReason.UNMIXED and closing is not None:
-            message = f"{closing.mixing.words} {message}"
+            message = f"{message} {closing.mixing.words}"
         return dataclasses.replace(
             self,
             history={**self.history, **columns},
-            notes=[*self.notes, *simulation.notes],
+            notes=notes if closing is None or closing.note is not None else [*notes, closing.words],
             stop_message=message,
             simulation=simulation,
         )
