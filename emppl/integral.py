@@ -70,6 +70,7 @@ class Integral:
         layout: how the entries of the latents fall into groups.
         is_indexed: are the cells of sites told apart by an index among the data (``b[subject]``)?
         states: of latents inside a scan, how steps follow each other; else None.
+        reason: why the strategy applies, for the plan.
     """
 
     axis: str
@@ -81,6 +82,7 @@ class Integral:
     layout: Layout = dataclasses.field(default_factory=lambda: Layout({}, {}, 0))
     is_indexed: bool = False
     states: StateSpace | None = None
+    reason: str = ""
 
     @property
     def groups(self) -> int:

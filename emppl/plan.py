@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from emppl.chain import choose_kernel
 from emppl.elimination import Step
 from emppl.estep import FusedPlan, largest_table
+from emppl.integral import Integral
 from emppl.program import Program
 from emppl.trace.naming import latent_of, model_name
 
@@ -29,12 +30,38 @@ class SitePlan:
 
 @dataclasses.dataclass(frozen=True)
 class LatentPlan:
-    """Strategy of one latent."""
+    """Strategy of one latent.
+
+    Attributes:
+        name: the latent.
+        strategy: how it is treated.
+        states: values of a discrete latent; zero for a continuous one.
+        cells: cells of its own table: plates x states, or plates x atoms.
+        dimensions: of a continuous latent, how many numbers are integrated together.
+        groups: how many such integrals there are.
+        together: continuous latents that are in them.
+        atoms: points that stand for the conditional distribution of a group.
+        reason: why this strategy.
+    """
 
     name: str
     strategy: str
     states: int
     cells: int
+    dimensions: int = 0
+    groups: int = 0
+    together: tuple[str, ...] = ()
+    atoms: int = 0
+    reason: str = ""
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """For printing."""
+        if self.states:
+            return self.name, self.strategy, f"{self.states} states", f"{self.cells:,} cells"
+        others = [name for name in self.together if name != self.name]
+        size = _counted(self.dimensions, "dimension") + (f" (with {', '.join(others)})" if others else "")
+        return self.name, self.strategy, f"{_counted(self.groups, 'group')} of {size}", f"{self.atoms:,} atoms"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +95,7 @@ class Plan:
         latents: strategy of every latent.
         factors: form of every likelihood factor.
         parameters: M-step rule of every parameter.
+        integrals: continuous latents that are integrated out together, and given what.
         elimination: order in which latents are summed out.
         cost: table cells visited by one E-step.
         memory: bytes of the largest table that exists at once.
@@ -80,6 +108,7 @@ class Plan:
     latents: tuple[LatentPlan, ...]
     factors: tuple[FactorPlan, ...]
     parameters: tuple[ParameterPlan, ...]
+    integrals: tuple[str, ...]
     elimination: tuple[str, ...]
     cost: int
     memory: int
@@ -90,12 +119,17 @@ class Plan:
         lines = [f"EM plan: {self.objective}, {self.dtype}", "", "Sites"]
         lines += _table([(s.name, s.distribution, s.role, _in(s.plates), s.reason) for s in self.sites])
         lines += ["", "Latents"]
-        lines += _table([(s.name, s.strategy, f"{s.states} states", f"{s.cells:,} cells") for s in self.latents])
+        for kind in (True, False):
+            some = [latent for latent in self.latents if bool(latent.states) == kind]
+            for latent, line in zip(some, _table([latent.row for latent in some]), strict=True):
+                lines += [line, f"      {latent.reason}"] if latent.reason else [line]
         lines += ["", "E-step"]
         lines += _table(
             [(f.name, f.form, " x ".join(f"{n}={s:,}" for n, s in f.axes) or "one cell") for f in self.factors]
         )
-        lines.append(f"  sums out {', then '.join(self.elimination)}")
+        lines += [f"  integrates out {names}" for names in self.integrals]
+        if self.elimination:
+            lines.append(f"  sums out {', then '.join(self.elimination)}")
         number, rows = self.chunks
         lines.append(
             f"  {self.cost:,} table cells per iteration; "
@@ -144,13 +178,14 @@ def build_plan(program: Program, fused: FusedPlan) -> Plan:
     latents = [
         LatentPlan(name, program.strategies[name].title, trace.sites[name].states, cells)
         for name, cells in cells_of.items()
-    ]
+    ] + _integrated(program)
     parameters = tuple(
         ParameterPlan(name, trace.sites[name].shape, rule.kind, rule.detail, rule.prior, rule.rejected[name])
         for name, rule in program.rules.items()
     )
     steps = [step for part in program.parts for step in part.plan.steps if step.latent is not None or step.chain]
     largest, _ = largest_table(program, fused)
+    at_atoms = sum(_cells(program, name) for name in program.integrated)
     dtype = jnp.dtype(jnp.result_type(float))
     return Plan(
         _objective(program),
@@ -158,12 +193,37 @@ def build_plan(program: Program, fused: FusedPlan) -> Plan:
         tuple(latents),
         tuple(factors),
         parameters,
+        tuple(_integration(one) for one in program.integrals),
         tuple(f"{step.latent!r}" if step.chain is None else _chain(program, fused, step) for step in steps),
-        sum(part.plan.cost for part in program.parts),
-        largest * dtype.itemsize,
+        sum(part.plan.cost for part in program.parts) + at_atoms,
+        max([largest, *(_cells(program, name) for name in program.integrated)]) * dtype.itemsize,
         (fused.chunking.count, fused.chunking.size),
         str(dtype),
     )
+
+
+def _integrated(program: Program) -> list[LatentPlan]:
+    found = []
+    for one in program.integrals:
+        for name in one.latents:
+            atoms = one.strategy.atoms(one.dimensions)
+            numbers = one.dimensions, one.groups, one.latents, atoms
+            found.append(LatentPlan(name, one.strategy.title, 0, _cells(program, name), *numbers, one.reason))
+    return found
+
+
+def _integration(integral: Integral) -> str:
+    """What is integrated out together, and given what."""
+    given = f" given {', '.join(map(repr, integral.given))}" if integral.given else ""
+    apart = ", told apart by an index among the data" if integral.is_indexed else ""
+    return ", ".join(map(repr, integral.latents)) + given + apart
+
+
+def _cells(program: Program, name: str) -> int:
+    """Cells of a site's table."""
+    factor, axes = program.factors[name], program.axes
+    plates = axes.plates_of(factor.site, factor.site.batch_shape)
+    return math.prod(axes.sizes[n] for n in axes.names if n in plates or n in factor.all_latents)
 
 
 def _chain(program: Program, fused: FusedPlan, step: Step) -> str:
@@ -204,6 +264,10 @@ def _table(rows) -> list[str]:
         "  " + "  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def _bytes(number: int) -> str:

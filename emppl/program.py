@@ -172,6 +172,11 @@ class Program:
         """Latents by the model's own names, all steps of a scan counting as one."""
         return list(dict.fromkeys(map(model_name, self.latents)))
 
+    @property
+    def continuous_latents(self) -> list[str]:
+        """Integrated latents, in model order."""
+        return [name for name, site in self.trace.sites.items() if site.kind == "integrated"]
+
     def tables(self, arrays, without: frozenset[str] = frozenset()) -> dict[str, jax.Array]:
         """Log-probability tables of all likelihood sites, or of all but some, by the plain path."""
         return {name: factor.table(arrays) for name, factor in self.factors.items() if name not in without}

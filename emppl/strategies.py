@@ -213,6 +213,9 @@ class Quadrature(Continuous):
 DEFAULT_NODES = {1: 15, 2: 9, 3: 7}
 """By the number of dimensions, nodes per dimension of the quadrature that is taken by default."""
 
+NODES_WITHIN_BOUNDS = {1: 41, 2: 15, 3: 9}
+"""The same for latents within bounds: unconstrained, their densities have heavier tails than the rule is made for."""
+
 _FEW_NODES = 5
 """From so many nodes on, the error of adaptive quadrature falls fast with every further one."""
 

@@ -4,8 +4,10 @@
 statistics; ``latents`` answers questions about the latents themselves.
 """
 
+from emppl.estep.continuous import moments
 from emppl.estep.filtering import Filtered, filtered
 from emppl.estep.fused import Chunking, FusedPlan, expectations, plan_fused, prepare
+from emppl.estep.integration import integrate_all
 from emppl.estep.latents import decode, marginals, sample, user_layout, whole_scans
 from emppl.estep.memory import check_memory, largest_table
 from emppl.estep.plain import Expectations, Posterior, e_step, from_posterior, log_evidence, log_likelihood, q
@@ -17,6 +19,7 @@ __all__ = [
     "Filtered",
     "FusedPlan",
     "Posterior",
+    "integrate_all",
     "check_memory",
     "decode",
     "e_step",
@@ -27,6 +30,7 @@ __all__ = [
     "log_evidence",
     "log_likelihood",
     "marginals",
+    "moments",
     "plan_fused",
     "prepare",
     "q",

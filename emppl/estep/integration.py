@@ -142,7 +142,8 @@ def find_modes(joint: Joint, start: jax.Array) -> jax.Array:
     Returns:
         The modes.
     """
-    tolerance = 64 * jnp.finfo(start.dtype).eps
+    eps = jnp.finfo(start.dtype).eps
+    tolerance = 64 * eps
 
     def worse(there, value):
         return ~(there >= value - tolerance * (1 + jnp.abs(value)))
@@ -156,6 +157,8 @@ def find_modes(joint: Joint, start: jax.Array) -> jax.Array:
         slope, hessian = joint.gradient_and_hessian(here)
         step = solve_root(climbing_root(-hessian), slope)
         promise = jnp.sum(step * slope, -1)
+        # Where the density is flat to rounding a step may promise anything.
+        step = step * jnp.minimum(1, (1 + jnp.abs(value)) / (jnp.sqrt(eps) * promise))[:, None]
 
         def too_far(inner):
             _, there, halvings = inner
@@ -190,7 +193,8 @@ def climbing_root(precision: jax.Array) -> jax.Array:
     limits = jnp.finfo(precision.dtype)
     floor = limits.eps * jnp.max(size, (-2, -1)) + limits.tiny**0.5
     shift = 2 * jnp.maximum(-lowest, 0) + floor
-    positive = lower_root(precision + shift[..., None, None] * jnp.eye(precision.shape[-1], dtype=precision.dtype))
+    unit = jnp.broadcast_to(jnp.eye(precision.shape[-1], dtype=precision.dtype), precision.shape)
+    positive = lower_root(precision + shift[..., None, None] * unit)
     fails = jnp.any(jnp.isnan(root), (-2, -1), keepdims=True)
     return jnp.where(fails, positive, root)
 

@@ -181,7 +181,8 @@ class Joint:
     def log_jacobians(self, values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Log-Jacobian from unconstrained values to those of the model, for the tables of the latents that need one."""
         found = {}
-        for name, constraint in self.constraints.items():
+        for name in self.integral.latents:
+            constraint = self.constraints[name]
             if constraint_name(constraint).startswith("real"):
                 continue
             site = self.program.trace.sites[name]

@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from emppl.elimination import log_sum, probe_name
-from emppl.estep.plain import owners_of, part_evidence
+from emppl.estep.continuous import counted, sample_given
+from emppl.estep.integration import integrate_all
+from emppl.estep.plain import all_scales, owners_of, part_evidence
 from emppl.markov import SumOut
 from emppl.numerics import maximum_out, safe_divide, sample_out
 from emppl.program import Program
@@ -21,10 +23,13 @@ from emppl.trace.naming import first
 
 def _gradient_of_probes(program: Program, params, leaves, sum_outs: Mapping[int, SumOut]) -> dict[str, jax.Array]:
     """Gradient with respect to a zero table for every latent over all its plates."""
+    if not program.latents:
+        return {}
     arrays = program.evaluate(params, leaves)
-    tables = program.tables(arrays)
-    # A cell of weight zero has a posterior too: let it count next to nothing instead of nothing.
-    scales = {n: None if s is None else jnp.where(s == 0, 1e-30, s) for n, s in program.scales(arrays).items()}
+    integrated = integrate_all(program, params, leaves)
+    tables = program.tables(arrays, program.integrated) | {name: one.evidence for name, one in integrated.items()}
+    inside = {name: integral.axis for integral in program.integrals for name in integral.factors}
+    scales = counted(all_scales(program, arrays))
     owners = owners_of(program, scales)
     present = program.present(arrays)
     in_chains = {probe for part in program.parts for probe in part.probes}
@@ -33,7 +38,7 @@ def _gradient_of_probes(program: Program, params, leaves, sum_outs: Mapping[int,
         factor = program.factors[latent]
         plates = program.axes.plates_of(factor.site, factor.site.batch_shape)
         shape = tuple(s if n == latent or n in plates else 1 for n, s in _sizes(program))
-        probes[latent] = jnp.zeros(shape, tables[latent].dtype)
+        probes[latent] = jnp.zeros(shape, jnp.result_type(float))
 
     def evidence(probes):
         raised = dict(tables)
@@ -41,6 +46,7 @@ def _gradient_of_probes(program: Program, params, leaves, sum_outs: Mapping[int,
             if probe_name(name) in in_chains:  # apart from the transition, which need not vary over time
                 raised[probe_name(name)] = probe
             else:
+                name = inside.get(name, name)
                 raised[name] = raised[name] + probe
         return sum(
             part_evidence(part, raised, scales, owners, present, sum_outs[number])
@@ -73,8 +79,8 @@ def decode(program: Program, params, leaves) -> dict[str, jax.Array]:
 
 
 def sample(program: Program, params, leaves, rng_key: jax.Array) -> dict[str, jax.Array]:
-    """One exact joint draw of all latents (index into the support) from their posterior."""
-    keys = jax.random.split(rng_key, len(program.parts))
+    """One joint draw of all latents from their posterior: discrete ones as indices into their support."""
+    of_integrals, *keys = jax.random.split(rng_key, 1 + len(program.parts))
 
     def drawer(key):
         calls = iter(range(10**6))
@@ -87,7 +93,7 @@ def sample(program: Program, params, leaves, rng_key: jax.Array) -> dict[str, ja
         return draw
 
     raw = _gradient_of_probes(program, params, leaves, {i: drawer(keys[i]) for i in range(len(program.parts))})
-    return _states(program, raw)
+    return _states(program, raw) | sample_given(program, params, leaves, raw, of_integrals)
 
 
 def _states(program: Program, raw: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

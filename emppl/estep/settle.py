@@ -15,7 +15,15 @@ from emppl.integral import Integral, arrange
 from emppl.parameters import constraint_name
 from emppl.program import Program
 from emppl.state_space import arrange_chain
-from emppl.strategies import DEFAULT_NODES, Continuous, Gaussian, MonteCarlo, Quadrature, Strategy
+from emppl.strategies import (
+    DEFAULT_NODES,
+    NODES_WITHIN_BOUNDS,
+    Continuous,
+    Gaussian,
+    MonteCarlo,
+    Quadrature,
+    Strategy,
+)
 from emppl.structure.quadratic import affine_gradient
 
 
@@ -46,8 +54,11 @@ def settle_integrals(program: Program, shapes, wishes: Mapping[str, Any]) -> Pro
         place = arrange if integral.states is None else arrange_chain
         integral = place(integral, program.trace, program.axes, tables, params, shapes)
         _check_weights(program, integral)
-        strategy = _strategy(program, integral, _why_not_quadratic(program, integral, params, shapes), wishes)
-        integral = dataclasses.replace(integral, strategy=strategy)
+        obstacle = _why_not_quadratic(program, integral, params, shapes)
+        within_bounds = any(not constraint_name(sites[name].constraint).startswith("real") for name in integral.latents)
+        strategy = _strategy(integral, obstacle, within_bounds, wishes)
+        reason = obstacle or "the log joint density is quadratic in it"
+        integral = dataclasses.replace(integral, strategy=strategy, reason=reason)
         if integral.is_indexed and isinstance(strategy, Gaussian):
             # The total is enough, and needs no sums by index.
             integral = dataclasses.replace(integral, cells=(), is_indexed=False)
@@ -97,7 +108,7 @@ def _why_not_quadratic(program: Program, integral: Integral, params, shapes) -> 
     return None if reason is None else f"the log joint is not quadratic in it ({reason})"
 
 
-def _strategy(program: Program, integral: Integral, reason: str | None, wishes: Mapping[str, Any]) -> Continuous:
+def _strategy(integral: Integral, reason: str | None, within_bounds: bool, wishes: Mapping[str, Any]) -> Continuous:
     names = ", ".join(map(repr, integral.latents))
     asked = {wishes[name] for name in integral.latents if name in wishes}
     if len(asked) > 1:
@@ -122,7 +133,8 @@ def _strategy(program: Program, integral: Integral, reason: str | None, wishes: 
     if reason is None:
         return Gaussian()
     if dimensions in DEFAULT_NODES:
-        return Quadrature(DEFAULT_NODES[dimensions])
+        nodes = NODES_WITHIN_BOUNDS if within_bounds else DEFAULT_NODES
+        return Quadrature(nodes[dimensions])
     return MonteCarlo()
 
 

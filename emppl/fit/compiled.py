@@ -48,6 +48,7 @@ class Compiled:
         self.log_likelihood = self._plain(estep.log_likelihood)
         self.log_prior = jax.jit(program.log_prior)
         self.marginals = self._plain(estep.marginals)
+        self.moments = self._plain(estep.moments)
         self.filtered = self._plain(estep.filtered)
         self.decode = self._plain(estep.decode)
         self.sample = self._plain(

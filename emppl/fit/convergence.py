@@ -22,6 +22,7 @@ class Progress(NamedTuple):
         near: was the gain that is left below the tolerance?
         stalls: number of successive gains that are only rounding.
         highest: highest objective so far, in nats.
+        rise: by how much the M-step before raised Q plus the log prior, in nats; only where the test needs it.
     """
 
     objective: Any
@@ -30,13 +31,14 @@ class Progress(NamedTuple):
     near: Any
     stalls: Any
     highest: Any
+    rise: Any
 
     @classmethod
     def beginning(cls, lanes: int, dtype) -> Progress:
         """Before the first E-step of every restart, on the host."""
         zero = np.zeros(lanes, dtype)
         no = np.zeros(lanes, bool)
-        return cls(zero - np.inf, zero + np.inf, zero, no, np.zeros(lanes, np.int32), zero - np.inf)
+        return cls(zero - np.inf, zero + np.inf, zero, no, np.zeros(lanes, np.int32), zero - np.inf, zero + np.inf)
 
 
 class Judgement(NamedTuple):
@@ -60,22 +62,21 @@ def convergence_test(evidence: Evidence) -> Callable[..., Judgement]:
         evidence: what the objective is.
 
     Returns:
-        ``test(objective, rise, progress, iteration, amplification, tolerance) -> Judgement``.
+        ``test(objective, progress, iteration, amplification, tolerance) -> Judgement``.
     """
     return _TESTS[evidence]
 
 
 def needs_rise(evidence: Evidence) -> bool:
-    """Does the test ask how much the M-step raised Q?"""
+    """Does the test ask by how much the M-step before raised Q?"""
     return evidence is not Evidence.EXACT
 
 
-def _exact(objective, rise, progress: Progress, iteration, amplification, tolerance) -> Judgement:
+def _exact(objective, progress: Progress, iteration, amplification, tolerance) -> Judgement:
     """EM cannot lower the objective, and its gains tell what is left to come.
 
     Args:
         objective: log-likelihood plus log prior, in nats.
-        rise: not used.
         progress: what the test before this one left.
         iteration: number of M-steps made.
         amplification: how much larger than the log-probabilities the terms are that were added up.
@@ -106,8 +107,8 @@ def _approximate(drift: float) -> Callable[..., Judgement]:
         drift: how far the objective may fall below its highest value, relative to its size.
     """
 
-    def test(objective, rise, progress: Progress, iteration, amplification, tolerance) -> Judgement:
-        size = 1 + jnp.abs(objective)
+    def test(objective, progress: Progress, iteration, amplification, tolerance) -> Judgement:
+        size, rise = 1 + jnp.abs(objective), progress.rise
         highest = jnp.maximum(progress.highest, jnp.where(jnp.isfinite(objective), objective, -jnp.inf))
         lowered = (rise < -_rounding(objective, amplification)) | (highest - objective > drift * size)
         decreased = jnp.isfinite(objective) & lowered
@@ -138,7 +139,7 @@ def _settled(objective, gain, progress: Progress, iteration, tolerance, change) 
     near = remaining <= tolerance
     settled = near & progress.near & (jnp.abs(ratio - progress.ratio) <= _SAME_RATIO)
     converged = jnp.isfinite(objective) & (settled | (stalls >= 3))
-    return converged, Progress(objective, gain, ratio, near, stalls, progress.highest)
+    return converged, progress._replace(objective=objective, gain=gain, ratio=ratio, near=near, stalls=stalls)
 
 
 _SAME_RATIO = 0.1

@@ -90,14 +90,14 @@ def make_iteration(program: Program, fused: estep.FusedPlan, accurate: bool) -> 
         floor, where = _smallest_scale(program, state.params, leaves, prepared)
         found, prepared = expectations(state.params, leaves, prepared, state.centers)
         objective = found.log_likelihood + program.log_prior(state.params, leaves)
-        step = mstep.maximise(program, state.params, found, leaves, prepared, state.memory)
-        rise = step.rise(state.params) if needs_rise(program.evidence) else jnp.zeros_like(objective)
-        said = judge(objective, rise, state.progress, state.iteration, found.amplification, tolerance)
+        said = judge(objective, state.progress, state.iteration, found.amplification, tolerance)
         eps = jnp.finfo(objective.dtype).eps
         narrowest = 16 * eps if accurate else 4 * jnp.sqrt(eps)
         collapsed = ~(floor >= narrowest) & (state.iteration > 0)
         finite = jnp.isfinite(objective)
         good = finite & ~said.decreased & ~collapsed
+        step = mstep.maximise(program, state.params, found, leaves, prepared, state.memory)
+        rise = step.rise(state.params) if needs_rise(program.evidence) else state.progress.rise
         # Gains that die away because an inner iteration cannot make them are no convergence.
         converged = said.converged & ~state.unfinished
         unfinished = said.converged & state.unfinished & (said.progress.stalls >= 3)
@@ -122,7 +122,7 @@ def make_iteration(program: Program, fused: estep.FusedPlan, accurate: bool) -> 
         after = LaneState(
             jax.tree.map(lambda after, now: jnp.where(running, after, now), step.params, state.params),
             kept,
-            said.progress._replace(objective=jnp.where(good, objective, state.progress.objective)),
+            said.progress._replace(objective=jnp.where(good, objective, state.progress.objective), rise=rise),
             jnp.where(good, found.log_likelihood, state.log_likelihood),
             state.iteration + running.astype(state.iteration.dtype),
             status.astype(state.status.dtype),

@@ -41,7 +41,8 @@ _MESSAGES = {
         "outlier with probability zero, for a scale near zero, or for overflow in a user-written term."
     ),
     StopReason.DECREASED: (
-        "The objective fell by more than rounding, which exact EM cannot do; the parameters are those before the fall. "
+        "The objective fell by more than rounding, which exact EM cannot do; or, where the E-step is approximate, Q "
+        "fell, or the objective by more than its error explains. The parameters are those before the fall. "
         "A user-written m_step that does not raise Q is the usual cause; otherwise please report the model."
     ),
     StopReason.COLLAPSED: (

@@ -194,45 +194,62 @@ class EMResult:
 
     # --------------------------------------------------------------------------------------------- posterior
 
-    def posterior(self, site: str) -> np.ndarray:
-        """Posterior probabilities of a discrete latent at the estimate (responsibilities).
+    def posterior(self, site: str) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Posterior of a latent at the estimate.
 
         Args:
             site: name of the latent.
 
         Returns:
-            Array ``(*plates, support)``, summing to one over the last axis.
+            For a discrete latent the probabilities of its states (responsibilities), ``(*plates, support)``, summing to
+            one over the last axis. For a continuous one ``(mean, covariance)``: ``(*plates, *event)``, and the variance
+            ``(*plates,)`` of a number or the matrix ``(*plates, d, d)`` of a vector; discrete latents are summed out.
         """
-        name = self._latent(site)
-        return np.asarray(self._derived.marginals(self._free, self._leaves)[name])
+        if site in self._program.continuous_latents:
+            mean, spread = self._moments[site]
+            return np.asarray(mean), np.asarray(spread)
+        return np.asarray(self._derived.marginals(self._free, self._leaves)[self._latent(site)])
+
+    @functools.cached_property
+    def _moments(self) -> dict[str, tuple[jax.Array, jax.Array]]:
+        return self._derived.moments(self._free, self._leaves)
 
     def decode(self) -> dict[str, np.ndarray]:
-        """Jointly most probable values of all discrete latents, by site, shaped like their plates."""
+        """Jointly most probable values of all discrete latents, by site, shaped like their plates.
+
+        Continuous latents are integrated out; without discrete ones there is nothing to decode.
+        """
         found = self._derived.decode(self._free, self._leaves)
         return {_public(self._program, name): self._values(name, index) for name, index in found.items()}
 
     def sample_posterior(self, rng_key: jax.Array, num_samples: int) -> dict[str, np.ndarray]:
-        """Exact joint draws of all discrete latents from their posterior at the estimate.
+        """Joint draws of all latents from their posterior at the estimate.
+
+        Discrete latents are drawn first, continuous ones given them. The draws are exact for discrete latents and for
+        ``Gaussian``; under ``Laplace`` they come from its normal approximation, under ``Quadrature`` from the end of
+        100 Metropolis-Hastings steps, whose proposals are close to the posterior.
 
         Args:
             rng_key: random key.
             num_samples: number of draws.
 
         Returns:
-            Arrays ``(num_samples, *plates)`` by site.
+            Arrays ``(num_samples, *plates, *event)`` by site.
         """
         found = self._derived.sample(self._free, self._leaves, jax.random.split(rng_key, num_samples))
-        return {_public(self._program, name): self._values(name, index) for name, index in found.items()}
+        return {_public(self._program, name): self._values(name, drawn) for name, drawn in found.items()}
 
-    def _values(self, name: str, index) -> np.ndarray:
-        return self._program.trace.atoms[name].reshape(-1)[np.asarray(index)]
+    def _values(self, name: str, drawn) -> np.ndarray:
+        if name in self._program.continuous_latents:
+            return np.asarray(drawn)
+        return self._program.trace.atoms[name].reshape(-1)[np.asarray(drawn)]
 
     def _latent(self, site: str) -> str:
         for name in (site, f"{site}_unobserved"):
             if name in self._program.model_latents:
                 return name
         known = [_public(self._program, name) for name in self._program.model_latents]
-        raise ParameterError(f"{site!r} is no latent of the model; it has {known}.")
+        raise ParameterError(f"{site!r} is no latent of the model; it has {known + self._program.continuous_latents}.")
 
     # --------------------------------------------------------------------------------- information criteria
 
@@ -261,7 +278,12 @@ class EMResult:
 
     @functools.cached_property
     def num_observations(self) -> float:
-        """Cells of the outermost plates that hold latents: weights (``handlers.scale``) count, masked cells do not."""
+        """Independent cells, which BIC takes for the number of observations.
+
+        The cells of the outermost plates that hold latents, or of the data where no plate holds all continuous latents
+        (crossed random effects). Weights (``handlers.scale``) count, masked cells do not. Packages for mixed models
+        differ here: for ``b[subject]`` emppl counts subjects, lme4 counts rows of data.
+        """
         return number_of_observations(self._program, self._cell_weights)
 
     @functools.cached_property
@@ -282,13 +304,17 @@ class EMResult:
     def icl(self) -> float:
         """Integrated completed likelihood: BIC plus twice the entropy of the latents' posterior marginals.
 
-        A cell of weight ``w`` (``handlers.scale``) counts ``w`` times, a masked one not at all.
+        Only discrete latents have such an entropy; without any, this is BIC. A cell of weight ``w``
+        (``handlers.scale``) counts ``w`` times, a masked one not at all.
 
         Reference:
             Biernacki, Celeux and Govaert (2000), Assessing a mixture model for clustering.
         """
-        weights = self._cell_weights
-        return self.bic + 2 * sum(entropy(self.posterior(name), weights[name]) for name in self._program.model_latents)
+        weights, names = self._cell_weights, self._program.model_latents
+        if not names:
+            return self.bic
+        found = self._derived.marginals(self._free, self._leaves)
+        return self.bic + 2 * sum(entropy(np.asarray(found[name]), weights[name]) for name in names)
 
     # ------------------------------------------------------------------------------------------- uncertainty
 

@@ -105,6 +105,11 @@ def _same_size(walk, equation, tracked):
     return _moved(tracked[0], lambda axis: axis if before[axis] == after[axis] else None)
 
 
+def _stack(walk, equation, tracked):
+    new = equation.params["axis"]
+    return _moved(walk.union(tracked), lambda axis: axis + (axis >= new))
+
+
 def _pad(walk, equation, tracked):
     padded = [axis for axis, amounts in enumerate(equation.params["padding_config"]) if any(amounts)]
     return _moved(walk.union(tracked[:1]), lambda axis: None if axis in padded else axis)
@@ -171,6 +176,7 @@ _RULES = {
     "sort": _along("dimension"),
     "concatenate": _along("dimension"),
     **dict.fromkeys(("slice", "split", "dynamic_slice"), _same_size),
+    "stack": _stack,
     "pad": _pad,
     **dict.fromkeys(("dynamic_update_slice", "scatter", "scatter-add", "scatter_add", "scatter-mul"), _first),
     "gather": _gather,

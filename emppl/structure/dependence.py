@@ -127,11 +127,13 @@ class Selection:
         position: for every parameter axis, the axis of the array that holds it whole, or None.
         indexed: for every parameter axis, the labels of what indexes it.
         map: what was done to every entry (``exp`` in ``exp(log_sigma)[z]``).
+        masked: was it multiplied by an array of constants, whose zeros and ones would make it a selection?
     """
 
     position: tuple[int | None, ...]
     indexed: tuple[frozenset[Label], ...]
     map: ElementMap = ElementMap()
+    masked: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +224,11 @@ def _concatenate(tracker, equation, tracked):
     return _agree([_moved(entry, lambda a: None if a == dimension else a) for entry in tracked if entry is not None])
 
 
+def _stack(tracker, equation, tracked):
+    new = equation.params["axis"]
+    return _agree([_moved(entry, lambda a: a + (a >= new)) for entry in tracked if entry is not None])
+
+
 def _select(tracker, equation, tracked):
     if tracked[0] is not None:
         return _Mixed("it decides a `where`")
@@ -230,8 +237,34 @@ def _select(tracker, equation, tracked):
     return _agree([_moved(entry, lambda a: None if a in cut else a) for entry in tracked[1:] if entry is not None])
 
 
+def _multiply(tracker, equation, tracked):
+    if all(entry is not None for entry in tracked):
+        return _Mixed("it is multiplied by itself")
+    (selection,) = (entry for entry in tracked if entry is not None)
+    (other,) = (atom for atom, entry in zip(equation.invars, tracked, strict=True) if entry is None)
+    if tracker.labels_of(other):
+        return _Mixed("it is multiplied by other values")
+    cut = tracker.varying_axes(other)
+    return dataclasses.replace(_moved(selection, lambda a: None if a in cut else a), masked=True)
+
+
+def _pad(tracker, equation, tracked):
+    if tracked[0] is None or tracked[1] is not None:
+        return _Mixed("it fills up an array")
+    amounts = equation.params["padding_config"]
+    return _moved(tracked[0], lambda axis: None if any(amounts[axis]) else axis)
+
+
+def _scatter(tracker, equation, tracked):
+    if tracked[1] is not None:
+        return _Mixed("it is used as an index")
+    placed = [dataclasses.replace(entry, position=(None,) * len(entry.position)) for entry in tracked if entry]
+    return _agree(placed)
+
+
 def _agree(entries):
     first = entries[0]
+    masked = any(entry.masked for entry in entries)
     if any(entry.map != first.map for entry in entries):
         return _Mixed("its entries go through different maps")
     position = tuple(
@@ -241,7 +274,7 @@ def _agree(entries):
     indexed = tuple(
         frozenset().union(*(entry.indexed[number] for entry in entries)) for number in range(len(first.indexed))
     )
-    return Selection(position, indexed, first.map)
+    return Selection(position, indexed, first.map, masked)
 
 
 def _gather(tracker, equation, tracked):
@@ -255,7 +288,7 @@ def _gather(tracker, equation, tracked):
         for axis, labels in zip(tracked[0].position, tracked[0].indexed, strict=True)
     )
     position = tuple(None if axis is None else whole.get(axis) for axis in tracked[0].position)
-    return Selection(position, indexed, tracked[0].map)
+    return dataclasses.replace(tracked[0], position=position, indexed=indexed)
 
 
 _RULES = {
@@ -269,6 +302,10 @@ _RULES = {
     "dynamic_slice": _same_size_axes,
     "rev": _reverse,
     "concatenate": _concatenate,
+    "stack": _stack,
+    "mul": _multiply,
+    "pad": _pad,
+    "scatter": _scatter,
     "select_n": _select,
     "gather": _gather,
 }

@@ -15,6 +15,9 @@ Label = tuple[str, str]
 
 _INLINE = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call")
 
+_UNIFORM = frozenset("not and or xor eq ne lt le gt ge convert_element_type copy".split())
+"""Operations on conditions, entry by entry: the result varies along no axis but those of the operands."""
+
 
 def propagate(jaxpr, labels: dict[Any, frozenset[Label]]) -> None:
     """Add to ``labels`` the inputs that every variable of the equations depends on."""
@@ -71,6 +74,8 @@ class Walk:
             if entry is not None:
                 nested[variable] = entry
             self.labels[variable] = self.labels_of(atom)
+            # One jaxpr object may be called several times: what an earlier call left behind goes first.
+            self.producers.pop(variable, None)
             if not isinstance(atom, Literal) and atom in self.producers:
                 self.producers[variable] = self.producers[atom]
         propagate(inner, self.labels)
@@ -97,9 +102,14 @@ class Walk:
         shape = getattr(atom.aval, "shape", ())
         along = frozenset(axis for axis, size in enumerate(shape) if size > 1)
         producer = None if isinstance(atom, Literal) else self.producers.get(atom)
-        if producer is not None and producer.primitive.name == "broadcast_in_dim":
-            dims, source = producer.params["broadcast_dimensions"], producer.invars[0].aval.shape
-            return along & {axis for axis, size in zip(dims, source, strict=True) if size > 1}
+        if producer is None:
+            return along
+        name = producer.primitive.name
+        if name == "broadcast_in_dim":  # a scan's later steps are batched: one broadcast after another
+            dims, before = producer.params["broadcast_dimensions"], self.varying_axes(producer.invars[0])
+            return along & {dims[axis] for axis in before}
+        if name in _UNIFORM:
+            return along & frozenset().union(*(self.varying_axes(operand) for operand in producer.invars))
         return along
 
     def column_labels(self, atom, columns: int) -> list[frozenset[Label]]:

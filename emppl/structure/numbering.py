@@ -109,6 +109,18 @@ class _Numbers:
                 for atom, one in zip(equation.invars, numbers, strict=True)
             ]
             return jnp.concatenate(parts, equation.params["dimension"])
+        if name == "stack":
+            parts = [
+                jnp.full(atom.aval.shape, SHARED, jnp.int32) if one is None else one
+                for atom, one in zip(equation.invars, numbers, strict=True)
+            ]
+            return jnp.stack(parts, equation.params["axis"])
+        if name == "stack":
+            parts = [
+                jnp.full(atom.aval.shape, SHARED, jnp.int32) if one is None else one
+                for atom, one in zip(equation.invars, numbers, strict=True)
+            ]
+            return jnp.stack(parts, equation.params["axis"])
         if name == "dot_general":
             return self._dot(equation, numbers)
         if name == "triangular_solve":  # right-hand sides do not meet

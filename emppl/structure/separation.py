@@ -303,15 +303,26 @@ def _reverse(run: _Run, equation):
 
 
 def _concatenate(run: _Run, equation):
-    dimension = equation.params["dimension"]
     parts = [run.operand(atom) for atom in equation.invars]
+    return _beside_each_other(equation, parts, equation.params["dimension"])
+
+
+def _stack(run: _Run, equation):
+    new, parts = equation.params["axis"], []
+    for one in map(run.operand, equation.invars):
+        parts.append(Grouped(np.expand_dims(one.numbers, new), (*one.varies[:new], False, *one.varies[new:])))
+    return _beside_each_other(equation, parts, new)
+
+
+def _beside_each_other(equation, parts: list[Grouped], dimension: int):
+    stacked = equation.primitive.name == "stack"
     others = np.broadcast_shapes(
         *(tuple(1 if a == dimension else s for a, s in enumerate(p.numbers.shape)) for p in parts)
     )
     numbers = []
     for part, atom in zip(parts, equation.invars, strict=True):
         shape = list(others)
-        shape[dimension] = atom.aval.shape[dimension]
+        shape[dimension] = 1 if stacked else atom.aval.shape[dimension]
         numbers.append(np.broadcast_to(part.numbers, shape))
     varies = tuple(a == dimension or any(p.varies[a] for p in parts) for a in range(len(others)))
     return Grouped(_compact(np.concatenate(numbers, dimension)), varies)
@@ -450,6 +461,7 @@ _RULES: dict[str, Callable] = {
     "slice": _slice,
     "rev": _reverse,
     "concatenate": _concatenate,
+    "stack": _stack,
     "dot_general": _dot_general,
     "gather": _gather,
 }
@@ -486,5 +498,6 @@ _FOLD: dict[str, Callable] = {
     "squeeze": lambda params, value: np.squeeze(value, params["dimensions"]),
     "transpose": lambda params, value: np.transpose(value, params["permutation"]),
     "concatenate": lambda params, *parts: np.concatenate(parts, params["dimension"]),
+    "stack": lambda params, *parts: np.stack(parts, params["axis"]),
     "copy": lambda params, value: value,
 }

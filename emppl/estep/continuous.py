@@ -1,0 +1,167 @@
+"""Posterior of integrated latents themselves: moments, and draws given the discrete latents."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from emppl.estep.integration import integrate_all
+from emppl.estep.joint import Joint
+from emppl.estep.plain import all_scales, log_evidence
+from emppl.numerics import safe_divide
+from emppl.positive import lower_inverse
+from emppl.program import Program
+from emppl.strategies import Quadrature
+
+_FREEDOM = 5
+_STEPS = 100
+
+
+def moments(program: Program, params, leaves) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Posterior mean and covariance of every integrated latent, discrete latents summed out.
+
+    Args:
+        program: the derived algorithm.
+        params: constrained parameter values.
+        leaves: the data.
+
+    Returns:
+        By latent ``(mean, covariance)``: ``(*plates, *event)`` and ``(*plates, *event, *event)``.
+    """
+    integrated = integrate_all(program, params, leaves)
+    arrays = program.evaluate(params, leaves)
+    scales, present = counted(all_scales(program, arrays)), program.present(arrays)
+    tables = program.tables(arrays, program.integrated)
+
+    def evidence(integrals):
+        return log_evidence(program, {**tables, **integrals}, scales, present)
+
+    weights = jax.grad(evidence)({name: one.evidence for name, one in integrated.items()})
+    found = {}
+    for integral in program.integrals:
+        over = tuple(program.axes.names.index(name) for name in integral.given)
+        weight = weights[integral.axis]
+        total = jnp.sum(weight, over, keepdims=True)
+        weight = safe_divide(*jnp.broadcast_arrays(weight, total, jnp.ones_like(weight)))
+        weight = weight * integrated[integral.axis].shares
+        for name in integral.latents:
+            atoms = integrated[integral.axis].atoms[name]
+            found[name] = _moments(program, integral.axis, name, atoms, weight)
+    return found
+
+
+def counted(scales: Mapping[str, jax.Array | None]) -> dict[str, jax.Array | None]:
+    """Weights of cells; a cell of weight zero has a posterior too: it counts next to nothing instead of nothing."""
+    return {name: None if one is None else jnp.where(one == 0, 1e-30, one) for name, one in scales.items()}
+
+
+def _moments(program: Program, axis: str, name: str, atoms: jax.Array, weight: jax.Array):
+    """Mean and covariance over atoms and states."""
+    event = len(program.trace.sites[name].event_shape)
+    weight = _beside_values(program, name, weight, atoms.ndim - 1 - event, axis)
+    weight = jnp.reshape(weight, weight.shape + (1,) * event)
+    over = (0, *(1 + axis for axis in _axes_without_plate(program, name)))
+    mean = jnp.sum(weight * atoms, over, keepdims=True)
+    deviation = atoms - mean
+    letters = string.ascii_lowercase
+    cells, entries = letters[: atoms.ndim - event], letters[atoms.ndim - event : atoms.ndim]
+    others = entries.upper()
+    kept = "".join(letter for axis, letter in enumerate(cells) if axis not in over)
+    product = f"{cells}{entries},{cells}{others}->{kept}{entries}{others}"
+    covariance = jnp.einsum(product, weight * deviation, deviation)
+    return jnp.squeeze(mean, over), covariance
+
+
+def sample_given(
+    program: Program, params, leaves, chosen: Mapping[str, jax.Array], rng_key: jax.Array
+) -> dict[str, jax.Array]:
+    """One joint draw of all integrated latents given the states of the discrete ones.
+
+    Args:
+        program: the derived algorithm.
+        params: constrained parameter values.
+        leaves: the data.
+        chosen: by discrete latent, a table that is largest at the state it has, with the common axes.
+        rng_key: random key.
+
+    Returns:
+        By latent ``(*plates, *event)``.
+    """
+    integrated = integrate_all(program, params, leaves)
+    drawn = {}
+    for number, integral in enumerate(program.integrals):
+        key = jax.random.fold_in(rng_key, number)
+        joint = Joint(program, integral, params, leaves)
+        found = integrated[integral.axis]
+        draw = _posterior_draw if isinstance(integral.strategy, Quadrature) else _normal_draw
+        values = joint.constrained(joint.unpack(draw(joint, found.mean, found.root, key)))
+        for name, value in values.items():
+            event = len(program.trace.sites[name].event_shape)
+            for latent in integral.given:
+                axis = program.axes.names.index(latent)
+                best = jnp.argmax(chosen[latent], axis)
+                picked = jax.nn.one_hot(best, program.axes.sizes[latent], axis=axis, dtype=value.dtype)
+                picked = _beside_values(program, name, picked, value.ndim - event)[0]
+                value = value * jnp.reshape(picked, picked.shape + (1,) * event)
+            drawn[name] = jnp.sum(value, _axes_without_plate(program, name))
+    return drawn
+
+
+def _normal_draw(joint: Joint, mean: jax.Array, root: jax.Array, rng_key: jax.Array) -> jax.Array:
+    """From the normal distribution with this mean and root of the precision."""
+    del joint
+    noise = jax.random.normal(rng_key, mean.shape, mean.dtype)
+    return mean + jnp.einsum("gji,gj->gi", lower_inverse(root), noise)
+
+
+def _posterior_draw(joint: Joint, mean: jax.Array, root: jax.Array, rng_key: jax.Array) -> jax.Array:
+    """From the density itself: Metropolis-Hastings steps with independent t-distributed proposals around the mode.
+
+    The proposals have heavier tails than the normal distribution at the mode, and nearly always fit well, so that the
+    steps forget the start within a few.
+    """
+    spread = lower_inverse(root)
+
+    def propose(key):
+        normal, gamma = jax.random.split(key)
+        noise = jax.random.normal(normal, mean.shape, mean.dtype)
+        radius = jax.random.gamma(gamma, _FREEDOM / 2, mean.shape[:1], mean.dtype) / (_FREEDOM / 2)
+        noise = noise / jnp.sqrt(radius)[:, None]
+        log_density = -(_FREEDOM + mean.shape[1]) / 2 * jnp.log1p(jnp.sum(noise**2, -1) / _FREEDOM)
+        there = mean + jnp.einsum("gji,gj->gi", spread, noise)
+        return there, joint.by_group(there) - log_density
+
+    def advance(here, key):
+        one, other = jax.random.split(key)
+        there, height = propose(one)
+        accepted = jnp.log(jax.random.uniform(other, height.shape, height.dtype)) < height - here[1]
+        return (jnp.where(accepted[:, None], there, here[0]), jnp.where(accepted, height, here[1])), None
+
+    first, *keys = jax.random.split(rng_key, _STEPS + 1)
+    return jax.lax.scan(advance, propose(first), jnp.stack(keys))[0][0]
+
+
+# ------------------------------------------------------------------------------------------------------- layouts
+
+
+def _beside_values(program: Program, name: str, table: jax.Array, rank: int, atoms: str | None = None) -> jax.Array:
+    """From the common axes to the batch axes of a latent's values, the atoms in front of them."""
+    by_dim = program.axes.of_site(program.trace.sites[name])
+    wanted = [atoms, *(by_dim.get(dim) for dim in range(-rank, 0))]
+    kept = [program.axes.names.index(one) for one in wanted if one is not None]
+    rest = [axis for axis in range(program.axes.rank) if axis not in kept]
+    moved = jnp.squeeze(jnp.transpose(table, rest + kept), tuple(range(len(rest))))
+    sizes = iter(moved.shape)
+    return jnp.reshape(moved, tuple(1 if one is None else next(sizes) for one in wanted))
+
+
+def _axes_without_plate(program: Program, name: str) -> tuple[int, ...]:
+    """Batch axes of one value of a latent that run over the states of discrete latents, or over nothing."""
+    site, shape = program.trace.sites[name], program.trace.value_shapes[name]
+    rank = len(shape) - len(site.event_shape)
+    by_dim = program.axes.of_site(site)
+    plates = program.axes.plates_of(site, site.shape[: len(site.shape) - len(site.event_shape)])
+    return tuple(axis for axis in range(rank) if by_dim.get(axis - rank) not in plates)

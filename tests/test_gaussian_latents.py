@@ -1,0 +1,119 @@
+"""Gaussian latents of every structure against dense algebra: likelihood, posterior, Q, M-step, draws."""
+
+import copy
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import emppl
+from tests import dense_gaussian as dense
+
+# Compiling one structure takes about ten seconds: these few cover the paths, the rest runs with the slow tests.
+FEW = ("factor analysis", "groups by index", "weighted schools", "mixed mixture")
+EVERY = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in dense.STRUCTURES]
+)
+SEEDS = 3
+
+
+@functools.cache
+def em(name: str) -> emppl.EM:
+    structure = dense.STRUCTURES[name]
+    latents = {latent: emppl.Gaussian() for latent in structure.latents}
+    return emppl.EM(structure.model, latents=latents, tolerance=0, progress_bar=False)
+
+
+@functools.cache
+def drawn(name: str, seed: int):
+    """Data and two sets of parameters."""
+    structure = dense.STRUCTURES[name]
+    rng = np.random.default_rng([seed, list(dense.STRUCTURES).index(name)])
+    data, params = structure.draw(rng)
+    return data, params, structure.draw(rng)[1]
+
+
+@functools.cache
+def oracle(name: str, function):
+    """A function of cells as a compiled function of parameters and data."""
+    cells = dense.STRUCTURES[name].cells
+    compiled = jax.jit(lambda data, *params: function(*(cells(one, *data) for one in params)))
+
+    def call(data, *params):
+        with jax.numpy_rank_promotion("allow"):
+            return compiled(data, *params)
+
+    return call
+
+
+@functools.cache
+def after(name: str, seed: int, steps: int = 0) -> emppl.EMResult:
+    """A result a few steps after given parameters."""
+    data, params, _ = drawn(name, seed)
+    few = copy.copy(em(name))  # nothing is compiled twice
+    few.max_iterations = steps
+    return few.run(jax.random.key(0), *data, init_params=params)
+
+
+@EVERY
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_log_likelihood(name, seed):
+    data, params, _ = drawn(name, seed)
+    expected = oracle(name, dense.total_log_evidence)(data, params)
+    np.testing.assert_allclose(em(name).e_step(params, *data).log_likelihood, expected, rtol=1e-11)
+    np.testing.assert_allclose(after(name, seed).log_likelihood, expected, rtol=1e-11)
+
+
+@EVERY
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_posterior(name, seed):
+    structure = dense.STRUCTURES[name]
+    data, params, _ = drawn(name, seed)
+    mean, cov = map(np.asarray, oracle(name, dense.mixture_moments)(data, params))
+    for latent, places in structure.places.items():
+        found, spread = after(name, seed).posterior(latent)
+        np.testing.assert_allclose(found, mean[places[..., 0], places[..., 1]], rtol=1e-9, atol=1e-10)
+        rows = places if spread.ndim == found.ndim else places[..., :, None, :]
+        columns = places if spread.ndim == found.ndim else places[..., None, :, :]
+        expected = cov[rows[..., 0], rows[..., 1], columns[..., 1]]
+        np.testing.assert_allclose(spread, expected, rtol=1e-9, atol=1e-10)
+    for latent in structure.discrete:
+        shares = np.asarray(oracle(name, dense.responsibilities)(data, params))
+        np.testing.assert_allclose(after(name, seed).posterior(latent), np.squeeze(shares), rtol=1e-9, atol=1e-12)
+        best = np.squeeze(np.argmax(shares, -1))
+        np.testing.assert_array_equal(after(name, seed).decode()[latent], best)
+
+
+@EVERY
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_q_is_the_analytic_expectation(name, seed):
+    data, params, others = drawn(name, seed)
+    posterior = em(name).e_step(params, *data)
+    expected = oracle(name, dense.total_q)(data, others, params)
+    np.testing.assert_allclose(em(name).q(others, posterior, *data), expected, rtol=1e-10)
+
+
+@EVERY
+def test_m_step_is_a_stationary_point_of_the_analytic_q(name):
+    data, params, _ = drawn(name, 0)
+    new = after(name, 0, 1).params
+    cells = dense.STRUCTURES[name].cells
+    analytic = jax.grad(lambda new: dense.total_q(cells(new, *data), cells(params, *data)))
+    with jax.numpy_rank_promotion("allow"):
+        slope = jax.jit(analytic)(new)
+    q = oracle(name, dense.total_q)
+    assert q(data, new, params) > q(data, params, params)
+    if "probs" in slope:  # on the simplex
+        slope["probs"] = slope["probs"] - jnp.mean(slope["probs"])
+    for parameter, there in slope.items():
+        symmetric = there + jnp.swapaxes(there, -1, -2) if parameter in ("cov", "phi", "sigma") else there
+        np.testing.assert_allclose(symmetric, 0, atol=1e-8, err_msg=parameter)
+
+
+@EVERY
+def test_every_iteration_climbs(name):
+    objective = after(name, 1, 20).history["objective"]
+    assert len(objective) > 10
+    assert np.diff(objective).min() > -1e-10 * np.abs(objective[-1])

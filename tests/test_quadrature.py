@@ -1,0 +1,370 @@
+"""Quadrature and Laplace against scipy's integrals, closed forms and dense grids."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from scipy import integrate, optimize, special, stats
+
+import emppl
+from emppl import EM, Laplace, Quadrature
+from emppl.estep.integration import climbing_root, find_modes
+from emppl.estep.joint import Joint
+
+positive = dist.constraints.positive
+
+
+# --------------------------------------------------------------------------------------------- models with an integral
+
+
+def counts(y):
+    """Poisson counts in plates inside a group's plate."""
+    mu = numpyro.param("mu", 0.5)
+    sd = numpyro.param("sd", 0.8, constraint=positive)
+    with numpyro.plate("groups", y.shape[0], dim=-2):
+        b = numpyro.sample("b", dist.Normal(mu, sd))
+        with numpyro.plate("rows", y.shape[1], dim=-1):
+            numpyro.sample("y", dist.Poisson(jnp.exp(b)), obs=y)
+
+
+def answers(y, group, groups=4):
+    """Yes or no; an index among the data tells the group."""
+    mu = numpyro.param("mu", 0.5)
+    sd = numpyro.param("sd", 0.8, constraint=positive)
+    with numpyro.plate("groups", groups):
+        b = numpyro.sample("b", dist.Normal(mu, sd))
+    with numpyro.plate("rows", len(y)):
+        numpyro.sample("y", dist.Bernoulli(logits=b[group]), obs=y)
+
+
+def rates(y):
+    """Gamma rates of Poisson counts."""
+    shape = numpyro.param("shape", 2.0, constraint=positive)
+    rate = numpyro.param("rate", 1.5, constraint=positive)
+    with numpyro.plate("rows", len(y)):
+        g = numpyro.sample("g", dist.Gamma(shape, rate))
+        numpyro.sample("y", dist.Poisson(g), obs=y)
+
+
+def shares(y):
+    """Beta probabilities of binomial counts."""
+    a = numpyro.param("a", 2.0, constraint=positive)
+    b = numpyro.param("b", 3.0, constraint=positive)
+    with numpyro.plate("rows", len(y)):
+        p = numpyro.sample("p", dist.Beta(a, b))
+        numpyro.sample("y", dist.Binomial(10, p), obs=y)
+
+
+def lifetimes(y):
+    """Log-normal rates of exponential times."""
+    m = numpyro.param("m", 0.3)
+    s = numpyro.param("s", 0.6, constraint=positive)
+    with numpyro.plate("rows", len(y)):
+        rate = numpyro.sample("rate", dist.LogNormal(m, s))
+        numpyro.sample("y", dist.Exponential(rate), obs=y)
+
+
+def spreads(y):
+    """A scale of its own, half-normal, for every row of normal observations."""
+    s = numpyro.param("s", 2.0, constraint=positive)
+    with numpyro.plate("rows", y.shape[0]):
+        u = numpyro.sample("u", dist.HalfNormal(s))
+        numpyro.sample("y", dist.Normal(0, u[:, None] * jnp.ones(y.shape[1])).to_event(1), obs=y)
+
+
+COUNTS = np.array([[0, 1, 2], [5, 4, 9], [0, 0, 0], [1, 3, 2]])
+ANSWERS, GROUP = np.array([1, 0, 1, 1, 1, 0, 1]), np.array([2, 0, 0, 2, 2, 0, 1])  # nobody is in the last group
+PLAIN = np.array([0, 3, 10, 7, 2])
+TIMES = np.array([0.1, 2.0, 5.0])
+ROWS = np.array([[0.1, -2.0, 0.3], [1.0, 2.0, 3.0], [0.4, 0.3, -0.2]])
+
+
+def log_integral(log_density, low=-np.inf, high=np.inf):
+    """By scipy, a log density of one number, scaled by its height on a grid."""
+    grid = np.linspace(max(low, -20) + 1e-9, min(high, 20) - 1e-9, 4001)
+    values = np.array([log_density(point) for point in grid])
+    top, where = values.max(), grid[values.argmax()]
+    pieces = [low, where, high]
+    found = [
+        integrate.quad(lambda v: math.exp(log_density(v) - top), a, b, epsabs=0, epsrel=1e-11, limit=500)[0]
+        for a, b in zip(pieces[:-1], pieces[1:], strict=True)
+    ]
+    return top + math.log(sum(found))
+
+
+def normal_poisson(row):
+    return log_integral(
+        lambda b: stats.norm.logpdf(b, 0.5, 0.8) + np.sum(row * b - np.exp(b) - special.gammaln(row + 1)), -30, 30
+    )
+
+
+def normal_bernoulli(y):
+    return log_integral(lambda b: stats.norm.logpdf(b, 0.5, 0.8) + np.sum(y * b - np.logaddexp(0, b)))
+
+
+CASES = {
+    "normal-poisson": (counts, (COUNTS,), "b", 21, lambda: sum(map(normal_poisson, COUNTS)), 1e-8),
+    "normal-bernoulli": (
+        answers,
+        (ANSWERS, GROUP),
+        "b",
+        15,
+        lambda: sum(normal_bernoulli(ANSWERS[GROUP == group]) for group in range(3)),
+        1e-8,
+    ),
+    # The tails of log-gamma and logit-beta are exponential on one side: more nodes, and fewer digits.
+    "gamma-poisson": (rates, (PLAIN,), "g", 41, lambda: stats.nbinom.logpmf(PLAIN, 2, 1.5 / 2.5).sum(), 1e-7),
+    "beta-binomial": (shares, (PLAIN,), "p", 41, lambda: stats.betabinom.logpmf(PLAIN, 10, 2, 3).sum(), 1e-7),
+    "half-normal": (
+        spreads,
+        (ROWS,),
+        "u",
+        61,
+        lambda: sum(
+            log_integral(
+                lambda u, row=row: stats.halfnorm.logpdf(u, 0, 2) + stats.norm.logpdf(row, 0, u).sum(), 0, np.inf
+            )
+            for row in ROWS
+        ),
+        1e-6,
+    ),
+    "log-normal": (
+        lifetimes,
+        (TIMES,),
+        "rate",
+        15,
+        lambda: sum(
+            log_integral(lambda v, t=t: stats.norm.logpdf(v, 0.3, 0.6) + v - t * math.exp(v), -30, 30) for t in TIMES
+        ),
+        1e-8,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_log_likelihood_is_scipys_integral(name):
+    model, data, latent, nodes, reference, limit = CASES[name]
+    em = EM(model, latents={latent: Quadrature(nodes)})
+    start = em.start(jax.random.key(0), *data)
+    assert float(em.log_likelihood(start, *data)) == pytest.approx(reference(), abs=limit)
+
+
+def lines(y, x, group, groups=3):
+    """A random intercept and a random slope, correlated."""
+    root = numpyro.param("root", jnp.array([[0.7, 0.0], [0.2, 0.4]]), constraint=dist.constraints.lower_cholesky)
+    with numpyro.plate("groups", groups):
+        b = numpyro.sample("b", dist.MultivariateNormal(jnp.zeros(2), scale_tril=root))
+    with numpyro.plate("rows", len(y)):
+        numpyro.sample("y", dist.Poisson(jnp.exp(b[group, 0] + b[group, 1] * x)), obs=y)
+
+
+def test_two_dimensions():
+    x, group = np.array([0.0, 1.0, 2.0, 0.5, 1.5, -1.0]), np.array([2, 0, 0, 2, 1, 0])
+    y = np.array([1, 2, 7, 0, 3, 0])
+    em = EM(lines, latents={"b": Quadrature(9)})
+    root = np.array([[0.7, 0.0], [0.2, 0.4]])
+    # Nodes of the prior, many of them: another rule than the adaptive one.
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    grid = np.stack(np.meshgrid(nodes, nodes, indexing="ij"), -1) @ root.T
+    heights = np.log(np.outer(weights, weights) / (2 * math.pi))
+    expected = 0.0
+    for one in range(3):
+        here = group == one
+        eta = grid[..., :1] + grid[..., 1:] * x[here]
+        expected += special.logsumexp(heights + stats.poisson.logpmf(y[here], np.exp(eta)).sum(-1))
+    assert float(em.log_likelihood({"root": root}, y, x, group)) == pytest.approx(expected, abs=2e-5)
+
+
+def three(y, x):
+    """Three numbers of a row that meet in its answers."""
+    with numpyro.plate("rows", y.shape[0]):
+        a = numpyro.sample("a", dist.Normal(0, 0.5))
+        b = numpyro.sample("b", dist.Normal(0.3, numpyro.param("sd", 0.7, constraint=positive)).expand([1]).to_event(1))
+        c = numpyro.sample("c", dist.Normal(0, 0.4))
+        logits = a[:, None] + b * x + c[:, None] * x**2
+        numpyro.sample("y", dist.Bernoulli(logits=logits).to_event(1), obs=y)
+
+
+def test_three_dimensions():
+    y, x = np.array([[0, 1, 1, 1], [1, 0, 0, 0]]), np.array([-1.0, 0.0, 0.5, 2.0])
+    nodes, weights = np.polynomial.hermite_e.hermegauss(30)
+    a, b, c = (one.ravel() for one in np.meshgrid(0.5 * nodes, 0.3 + 0.7 * nodes, 0.4 * nodes, indexing="ij"))
+    heights = np.log(np.einsum("i,j,k->ijk", weights, weights, weights).ravel() / (2 * math.pi) ** 1.5)
+    eta = a[:, None] + b[:, None] * x + c[:, None] * x**2
+    log_prob = (y[:, None] * eta - np.logaddexp(0, eta)).sum(-1)
+    expected = special.logsumexp(heights + log_prob, axis=1).sum()
+    assert float(EM(three).log_likelihood({"sd": 0.7}, y, x)) == pytest.approx(expected, abs=3e-6)  # 7 nodes
+
+
+# ------------------------------------------------------------------------------------------------------------- Laplace
+
+
+def laplace_by_hand(params, rows):
+    """Laplace's approximation of ``counts``."""
+    total = 0.0
+    for row in rows:
+
+        def minus(b, row=row):
+            prior = stats.norm.logpdf(b, params[0], params[1])
+            return -(prior + np.sum(row * b - np.exp(b) - special.gammaln(row + 1)))
+
+        mode = optimize.brentq(
+            lambda b, row=row: row.sum() - len(row) * np.exp(b) - (b - params[0]) / params[1] ** 2, -9, 9, xtol=1e-14
+        )
+        curvature = 1 / params[1] ** 2 + len(row) * math.exp(mode)
+        total += -minus(mode) + 0.5 * math.log(2 * math.pi / curvature)
+    return total
+
+
+def test_laplace_with_second_derivatives():
+    """The Hessian, which standard errors come from, sees how modes and curvatures move."""
+    for strategy in (Laplace(), Quadrature(1)):
+        em = EM(counts, latents={"b": strategy})
+        value = lambda v, em=em: em.log_likelihood({"mu": v[0], "sd": v[1]}, COUNTS)  # noqa: E731
+        at = np.array([0.5, 0.8])
+        assert float(value(jnp.asarray(at))) == pytest.approx(laplace_by_hand(at, COUNTS), abs=1e-9)
+    step = 1e-3 * np.eye(2)
+    numeric = [
+        [
+            sum(s * t * laplace_by_hand(at + s * step[i] + t * step[j], COUNTS) for s in (-1, 1) for t in (-1, 1))
+            / 4e-6
+            for j in range(2)
+        ]
+        for i in range(2)
+    ]
+    np.testing.assert_allclose(jax.hessian(value)(jnp.asarray(at)), numeric, atol=2e-4)
+
+
+# --------------------------------------------------------------------------------------------------------- convergence
+
+
+@functools.cache
+def binary_data():
+    rng = np.random.default_rng(3)
+    group = np.repeat(np.arange(40), 6)
+    effect = rng.normal(0.3, 1.2, 40)
+    return (rng.random(240) < special.expit(effect[group])).astype(int), rng.permutation(group)
+
+
+SLOW = [pytest.param(one, marks=pytest.mark.slow) for one in (Quadrature(1), Quadrature(2), Quadrature(9))]
+
+
+@pytest.mark.parametrize("strategy", [Laplace(), Quadrature(3), *SLOW], ids=repr)
+def test_approximate_evidence_converges_to_the_fixed_point(strategy):
+    y, group = binary_data()
+    em = EM(functools.partial(answers, groups=40), latents={"b": strategy}, tolerance=1e-12)
+    result = em.run(jax.random.key(0), y, group)
+    assert result.converged, result.stop_message
+    assert "approximate" in result.certificate.objective
+    posterior = em.e_step(result.params, y, group)
+    after = em.m_step(result.params, posterior, y, group)
+    for name in ("mu", "sd"):
+        assert float(after[name]) == pytest.approx(float(result.params[name]), abs=1e-5)
+    # What the fit says of its error is what a rule with many nodes finds.
+    exact = EM(em.model, latents={"b": Quadrature(41)}).log_likelihood(result.params, y, group)
+    assert result.integration_error.log_likelihood == pytest.approx(
+        float(exact) - result.log_likelihood, rel=0.05, abs=2e-5
+    )
+    assert any("Error of integration" in note for note in result.certificate.notes)
+
+
+def test_fixed_point_is_a_maximum():
+    y, group = binary_data()
+    em = EM(functools.partial(answers, groups=40), latents={"b": Quadrature(25)}, tolerance=1e-13)
+    result = em.run(jax.random.key(0), y, group)
+    slope = jax.grad(lambda params: em.log_likelihood(params, y, group))(
+        {n: jnp.asarray(v) for n, v in result.params.items()}
+    )
+    assert max(abs(float(one)) for one in slope.values()) < 1e-4
+
+    def minus(v):
+        rows = [y[group == one] for one in range(40)]
+        nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+        eta = v[0] + np.exp(v[1]) * nodes
+        heights = [row.sum() * eta - len(row) * np.logaddexp(0, eta) for row in rows]
+        return -sum(special.logsumexp(one + np.log(weights / math.sqrt(2 * math.pi))) for one in heights)
+
+    best = optimize.minimize(minus, [0, 0], tol=1e-10)
+    assert result.log_likelihood == pytest.approx(-best.fun, abs=1e-6)
+    assert float(result.params["mu"]) == pytest.approx(best.x[0], abs=1e-4)
+    assert float(result.params["sd"]) == pytest.approx(math.exp(best.x[1]), abs=1e-4)
+
+
+def test_an_m_step_that_lowers_q_is_named():
+    y, group = binary_data()
+    em = EM(
+        functools.partial(answers, groups=40),
+        latents={"b": Laplace()},
+        m_step={"mu": lambda params, posterior: params["mu"] + 0.5},
+    )
+    result = em.run(jax.random.key(0), y, group)
+    assert result.stop_reason is emppl.StopReason.DECREASED
+    assert "Q" in result.stop_message
+
+
+# --------------------------------------------------------------------------------------------------------------- modes
+
+
+def mode_finder(model, latent, data):
+    """Modes as a function of parameters and start, compiled once."""
+    derived, leaves = EM(model, latents={latent: Quadrature(5)})._derive(data, {})
+    (integral,) = derived.program.integrals
+
+    @jax.jit
+    def find(params, start):
+        joint = Joint(derived.program, integral, params, leaves)
+        return find_modes(joint, jnp.full((integral.groups, 1), start))[:, 0]
+
+    return lambda params, start: np.asarray(find(params, start))
+
+
+def test_modes_from_anywhere():
+    """Groups of one kind of answers only have flat log densities with a far mode."""
+    y, group = np.array([1] * 7 + [0] * 7 + [0, 1, 1]), np.repeat(np.arange(3), [7, 7, 3])
+    find = mode_finder(functools.partial(answers, groups=3), "b", (y, group))
+    for sd in (0.01, 4.0, 100.0):
+        for start in (0.0, 30.0, -300.0):
+            found = find({"mu": 0.5, "sd": sd}, start)
+            ones, size = np.bincount(group, y), np.bincount(group)
+            slope = ones - size * special.expit(found) - (found - 0.5) / sd**2
+            curvature = size * special.expit(found) * special.expit(-found) + sd**-2
+            # A Newton step from there would move it by rounding.
+            np.testing.assert_array_less(np.abs(slope) / curvature, 1e-9 * (1 + np.abs(found)))
+
+
+def test_modes_where_the_density_is_not_normal_at_all():
+    find = mode_finder(rates, "g", (PLAIN,))
+    for start in (0.0, -40.0, 20.0):
+        found = find({"shape": 2.0, "rate": 1.5}, start)
+        np.testing.assert_allclose(found, np.log((PLAIN + 2) / 2.5), rtol=1e-9)
+
+
+def test_climbing_root_of_any_matrix():
+    matrices = jnp.array([[[2.0, 0.5], [0.5, 1.0]], [[-1.0, 0.3], [0.3, 2.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    root = climbing_root(matrices)
+    assert bool(jnp.all(jnp.isfinite(root)))
+    np.testing.assert_allclose(root[0] @ root[0].T, matrices[0], atol=1e-14)
+    assert float(climbing_root(jnp.array([[[-3.0]]]))[0, 0, 0] ** 2) == pytest.approx(3.0)
+
+
+@pytest.mark.slow
+def test_ten_thousand_groups_in_single_precision():
+    rng = np.random.default_rng(0)
+    y, group = rng.integers(0, 2, 30_000), np.repeat(np.arange(10_000), 3)
+    with jax.enable_x64(False):
+        em = EM(functools.partial(answers, groups=10_000), latents={"b": Quadrature(7)})
+        value = em.log_likelihood({"mu": 0.1, "sd": 2.0}, jnp.asarray(y), jnp.asarray(group))
+        assert value.dtype == jnp.float32
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    eta = 0.1 + 2 * nodes
+    table = [
+        special.logsumexp(k * eta - 3 * np.logaddexp(0, eta) + np.log(weights / math.sqrt(2 * math.pi)))
+        for k in range(4)
+    ]
+    expected = np.asarray(table)[y.reshape(-1, 3).sum(-1)].sum()
+    assert float(value) == pytest.approx(expected, rel=2e-6)
