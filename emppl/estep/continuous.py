@@ -14,7 +14,7 @@ from emppl.estep.plain import all_scales, log_evidence
 from emppl.numerics import safe_divide
 from emppl.positive import lower_inverse
 from emppl.program import Program
-from emppl.strategies import Quadrature
+from emppl.strategies import Quadrature, Simulated
 
 _FREEDOM = 5
 _STEPS = 100
@@ -96,7 +96,7 @@ def sample_given(
         key = jax.random.fold_in(rng_key, number)
         joint = Joint(program, integral, params, leaves)
         found = integrated[integral.axis]
-        draw = _posterior_draw if isinstance(integral.strategy, Quadrature) else _normal_draw
+        draw = _posterior_draw if isinstance(integral.strategy, Quadrature | Simulated) else _normal_draw
         values = joint.constrained(joint.unpack(draw(joint, found.mean, found.root, key)))
         for name, value in values.items():
             event = len(program.trace.sites[name].event_shape)

@@ -61,12 +61,13 @@ class Chains:
 
 def first_chains(groups: int, dimensions: int, chains: int) -> Chains:
     """Before the first draw."""
+    dtype = jnp.result_type(float)  # said aloud: a weak type would compile everything twice
     return Chains(
-        jnp.full((chains, groups, dimensions), jnp.nan),
-        jnp.zeros((groups, dimensions)),
-        jnp.zeros((groups, dimensions, dimensions)),
-        jnp.full((), 1.2 * dimensions**-0.25),
-        jnp.ones(()),
+        jnp.full((chains, groups, dimensions), jnp.nan, dtype),
+        jnp.zeros((groups, dimensions), dtype),
+        jnp.zeros((groups, dimensions, dimensions), dtype),
+        jnp.full((), 1.2 * dimensions**-0.25, dtype),
+        jnp.ones((), dtype),
     )
 
 

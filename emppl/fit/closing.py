@@ -85,8 +85,8 @@ class Closing:
     def words(self) -> str:
         """For summaries."""
         return (
-            f"{self.mixing.words} Monte Carlo standard errors of the estimates are at most {self.relative_error:.2g} of "
-            "their standard errors (result.monte_carlo_errors)."
+            f"{self.mixing.words} Monte Carlo standard errors of the estimates are at most {self.relative_error:.2g} "
+            "of their standard errors (result.monte_carlo_errors)."
         )
 
 

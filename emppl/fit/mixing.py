@@ -33,18 +33,21 @@ class Mixing:
         r_hat: by latent, the largest split R-hat of any of its entries.
         effective_draws: by latent, the smallest effective sample size, all chains together.
         draws: draws of all chains together.
+        chain_draws: draws of one chain.
         worst: the entry with the largest R-hat, such as ``"b[3]"``.
     """
 
     r_hat: Mapping[str, float]
     effective_draws: Mapping[str, float]
     draws: int
+    chain_draws: int
     worst: str
 
     @property
     def is_poor(self) -> bool:
-        """Does some chain not mix?"""
-        return bool(max(self.r_hat.values(), default=1.0) > LARGEST_R_HAT)
+        """Does some chain not mix? Of few draws R-hat varies by more than its usual limit."""
+        limit = max(LARGEST_R_HAT, 1 + 5 / max(self.chain_draws // 2, 1))
+        return bool(max(self.r_hat.values(), default=1.0) > limit)
 
     @property
     def words(self) -> str:
@@ -69,10 +72,10 @@ def mixing(program: Program, draws: Mapping[str, Any]) -> Mixing:
     """
     r_hat: dict[str, float] = {}
     effective: dict[str, float] = {}
-    worst, highest, number = "", 0.0, 0
+    worst, highest, number, length = "", 0.0, 0, 0
     for integral in simulated(program):
         found = np.asarray(draws[integral.axis])
-        number = found.shape[0] * found.shape[1]
+        number, length = found.shape[0] * found.shape[1], found.shape[1]
         every = max(1, found.size // _LARGEST)
         found = found[:, :, ::every]
         there, sizes = split_r_hat(found), effective_draws(found)
@@ -85,7 +88,7 @@ def mixing(program: Program, draws: Mapping[str, Any]) -> Mixing:
                 highest = r_hat[name]
                 flat = entries[mine][np.argmax(there[mine])]
                 worst = label(name, np.unravel_index(flat, integral.layout.shapes[name]))
-    return Mixing(r_hat, effective, number, worst)
+    return Mixing(r_hat, effective, number, length, worst)
 
 
 def _owners(integral: Integral) -> tuple[np.ndarray, np.ndarray]:
