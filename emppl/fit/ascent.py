@@ -136,9 +136,9 @@ def climb(
                 path.number *= 2
 
 
-def draw(simulator: Simulator, path: Path, leaves, number: int) -> Drawn:
+def draw(simulator: Simulator, path: Path, leaves, number: int, block: int | None = None) -> Drawn:
     """Move the chains of a fit, in blocks of one size, so that more draws need no other program."""
-    block = simulator.strategy.num_samples
+    block = simulator.strategy.num_samples if block is None else block
     found: list[Drawn] = []
     while len(found) * block < number:
         if path.total_draws == 0:  # chains that start anywhere

@@ -32,12 +32,16 @@ from emppl.fit.outcome import StopReason
 from emppl.fit.simulator import Simulator, batch_error
 from emppl.report.charts import Chart, value_at
 from emppl.report.uncertainty import Information, charts
+from emppl.strategies import MonteCarlo
 
 MOST_DIMENSIONS = 200
 """So many free dimensions may a model have for which the information is computed unasked."""
 
 _FEWEST = 250
 """Draws of one chain from which the information is estimated."""
+
+_BLOCK = 100
+"""Draws of one chain at a time, where the strategy does with fewer."""
 
 _FAR = 0.5
 """A step that promises more nats is shortened: there is more to it than the parabola shows."""
@@ -107,12 +111,13 @@ def close(
         Errors and diagnostics.
     """
     program, strategy = simulator.program, simulator.strategy
-    number = path.number
+    block = strategy.num_samples if isinstance(strategy, MonteCarlo) else min(_BLOCK, strategy.max_samples)
+    number = max(path.number, block)
     while number < _FEWEST and 2 * number <= strategy.max_samples:
         number *= 2
     averaged, steps = 0, 0
     while True:
-        drawn = draw(simulator, path, leaves, number)
+        drawn = draw(simulator, path, leaves, number, block)
         local = charts(program, jax.device_get(path.params))
         found, errors, note = _look(simulator, path, local, drawn, leaves, prepared)
         if note is not None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from emppl import mstep
 from emppl.fit.ascent import Path, climb
+from emppl.fit.averaging import average
 from emppl.fit.closing import MOST_DIMENSIONS, Closing, close
 from emppl.fit.convergence import Progress
 from emppl.fit.loop import History, LaneState
@@ -18,6 +19,7 @@ from emppl.fit.outcome import StopReason
 from emppl.fit.simulator import Simulator
 from emppl.parameters import free_dimensions
 from emppl.report.restarts import best_restart
+from emppl.strategies import SAEM
 
 TOLERANCE = 1e-3
 """Default tolerance, in nats: an estimate is then within a twentieth of its standard error of the maximum."""
@@ -79,7 +81,10 @@ def run(simulator: Simulator, evidence, key, params, leaves, prepared, tolerance
     value, error = float("nan"), float("nan")
     try:
         for path in paths:
-            climb(simulator, path, leaves, prepared, max(tolerance, TOLERANCE), max_iterations, show)
+            if isinstance(simulator.strategy, SAEM):
+                average(simulator, path, leaves, prepared, max_iterations, show)
+            else:
+                climb(simulator, path, leaves, prepared, max(tolerance, TOLERANCE), max_iterations, show)
         best = paths[_best(paths)]
         if best.status in (StopReason.CONVERGED, StopReason.NOISY):
             dimensions = sum(
