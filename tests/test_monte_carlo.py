@@ -15,8 +15,9 @@ from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from scipy import integrate, stats
 
 import emppl
-from emppl import MonteCarlo, StopReason
+from emppl import SAEM, MonteCarlo, StopReason
 from emppl.fit.ascent import joined
+from emppl.fit.averaging import Window
 from emppl.fit.mixing import effective_draws, split_r_hat
 
 ORACLES = pathlib.Path(__file__).parent / "oracles"
@@ -140,11 +141,20 @@ def test_pumps_reach_the_oracle_within_their_own_error():
     check_oracle("pump_gamma_poisson", fit("pump_gamma_poisson", MonteCarlo(), 0, tolerance=1e-4))
 
 
+def test_stochastic_approximation_reaches_the_oracle():
+    result = fit("pump_gamma_poisson", SAEM(), 0, tolerance=1e-4)
+    check_oracle("pump_gamma_poisson", result)
+    decisions = list(result.history["decision"])
+    assert decisions == sorted(decisions, key=["burn-in", "averaging", "closing step"].index)
+    assert {"burn-in", "averaging", "closing step"} == set(decisions)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("strategy", [MonteCarlo(), SAEM()], ids=["MonteCarlo", "SAEM"])
 @pytest.mark.parametrize("name", CASES)
-def test_oracles_from_five_seeds(name, seed):
-    check_oracle(name, fit(name, MonteCarlo(), seed, tolerance=5e-5))
+def test_oracles_from_five_seeds(name, strategy, seed):
+    check_oracle(name, fit(name, strategy, seed, tolerance=5e-5))
 
 
 @pytest.mark.slow
@@ -313,7 +323,25 @@ def test_too_few_draws_are_no_convergence():
     assert "max_samples" in result.stop_message
 
 
+def test_draws_that_are_forgotten_are_the_lightest():
+    window = Window({"b": np.zeros((0, 1, 1))}, np.zeros(0))
+    for step in range(1, 30):
+        new = {"b": np.full((2, 1, 1), float(step))}
+        window = window.after(new, 1 / step, 16)
+    assert len(window.shares) == 16
+    assert window.draws["b"].min() == 22  # equal shares: the newest sixteen stay
+    np.testing.assert_allclose(window.shares, 1 / 16)
+    window = Window({"b": np.zeros((0, 1, 1))}, np.zeros(0))
+    for step in (1.0, 0.5, 0.25):
+        window = window.after({"b": np.full((1, 1, 1), step)}, step, 16)
+    np.testing.assert_allclose(window.shares, [0.375, 0.375, 0.25])
+    window = window.after({"b": np.ones((2, 1, 1))}, 1.0, 16)
+    np.testing.assert_allclose(window.shares, [0.5, 0.5])
+
+
 def test_options_are_checked():
+    with pytest.raises(emppl.ParameterError, match="decay"):
+        SAEM(decay=0.5)
     with pytest.raises(emppl.ParameterError, match="num_chains must be at least 2"):
         MonteCarlo(num_chains=1)
     with pytest.raises(emppl.ParameterError, match="max_samples"):
