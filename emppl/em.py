@@ -38,9 +38,9 @@ class EM:
         model: a NumPyro model; discrete unobserved sites are latents, ``numpyro.param`` and unplated
             continuous sample sites are parameters.
         estimate: names of sample sites to maximise over when their role is ambiguous.
-        latents: ``{site: strategy}``. Discrete latents are summed over (``Enumerate()``); continuous ones are integrated
-            by ``Gaussian()`` where that is exact, else by ``Quadrature(15)``, ``Laplace()``, ``MonteCarlo()`` or
-            ``SAEM()``. The plan says what is chosen without a word, and why.
+        latents: ``{site: strategy}``. Discrete latents are summed over (``Enumerate()``); continuous ones are
+            integrated by ``Gaussian()`` where that is exact, else by ``Quadrature(15)``, ``Laplace()``,
+            ``MonteCarlo()`` or ``SAEM()``. The plan says what is chosen without a word, and why.
         fixed: ``{parameter: value}``, held at that value; everything else keeps its closed form. In an array, entries
             that are NaN stay free: ``fixed={"mu": [0.0, nan]}``.
         m_step: ``{parameter: function}``, the user's own updates, called as ``function(params, posterior)``
@@ -54,7 +54,8 @@ class EM:
         max_iterations: most M-steps of one run.
         tolerance: in nats: stop when the estimated gain still to come is below it. Default 1e-9, or the
             rounding noise of the objective if that is larger; 1e-3 where latents are drawn (``MonteCarlo``, ``SAEM``):
-            the estimate is then within about a twentieth of its standard error of the maximum. 0 goes on until ``max_iterations`` or rounding level.
+            the estimate is then within about a twentieth of its standard error of the maximum. 0 goes on until
+            ``max_iterations`` or rounding level.
         progress_bar: show one when a run takes longer than a second.
 
     Example:

@@ -1,7 +1,7 @@
 """Stochastic approximation EM: few draws per iteration, a Q that remembers, estimates that are averaged.
 
-Q is kept as a set of past draws with shares: with step ``g`` the old shares shrink by ``1 - g`` and new draws share ``g``.
-For rules that are sums of statistics this is stochastic approximation of those sums, and it serves every other
+Q is kept as a set of past draws with shares: with step ``g`` the old shares shrink by ``1 - g``, and new draws share
+``g``. For rules that are sums of statistics this is stochastic approximation of those sums, and it serves every other
 rule as well. Draws whose share has become too small to matter are forgotten.
 
 Reference:

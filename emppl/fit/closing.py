@@ -49,6 +49,9 @@ _FAR = 0.5
 _NOISY = 8
 """Noise beyond this multiple of the tolerance is not left to averaging."""
 
+_KNOWN = 0.1
+"""Largest relative error of the information for which errors are computed from it."""
+
 _MOST_STEPS = 50
 
 
@@ -115,30 +118,38 @@ def close(
     number = max(path.number, block)
     while number < _FEWEST and 2 * number <= strategy.max_samples:
         number *= 2
-    averaged, steps = 0, 0
+    pool, averaged, steps = _Pool(), 0, 0
     while True:
         drawn = draw(simulator, path, leaves, number, block)
         local = charts(program, jax.device_get(path.params))
-        found, errors, note = _look(simulator, path, local, drawn, leaves, prepared)
+        pool.add(*_look(simulator, path, local, drawn, leaves, prepared))
+        can_double = 2 * number <= strategy.max_samples
+        note = pool.note
+        if note is not None and can_double:
+            number, pool, averaged = 2 * number, _Pool(), 0
+            continue
         if note is not None:
-            nothing = np.full_like(found.matrix, np.nan)
-            return Closing(local, found, nothing, np.nan, np.nan, averaged, mixing(program, drawn.draws), note)
-        inverse = np.linalg.inv(found.matrix)
-        step = inverse @ found.score
-        left, noise = float(step @ found.score) / 2, float(np.sum(inverse * errors)) / 2
+            nothing = np.full_like(pool.matrix, np.nan)
+            nowhere = Information(pool.matrix, pool.score)
+            return Closing(local, nowhere, nothing, np.nan, np.nan, averaged, mixing(program, drawn.draws), note)
+        inverse = np.linalg.inv(pool.matrix)
+        step = inverse @ pool.score
+        left, noise = float(step @ pool.score) / 2, float(np.sum(inverse * pool.errors)) / 2
         # Noise of the estimate so far, and of this look at it.
         expected = noise + (noise / averaged if averaged else 0)
         if averaged and left > 4 * expected + tolerance:
             averaged = 0  # the parabola was not right: a whole step again
         settled = averaged > 0 and noise / averaged <= tolerance / 2 and left <= max(tolerance, 3 * expected)
+        settled = settled and pool.uncertainty <= _KNOWN
         _record(path, number * strategy.num_chains, left, noise)
         report(path)
         if settled or steps >= _MOST_STEPS:
             path.status = StopReason.CONVERGED if settled else StopReason.NOISY
-            covariance = inverse @ errors @ inverse / max(averaged, 1)
+            covariance = inverse @ pool.errors @ inverse / max(averaged, 1)
+            found = Information(pool.matrix, pool.score)
             return Closing(local, found, covariance, left, noise, averaged, mixing(program, drawn.draws))
-        if noise > _NOISY * tolerance and 2 * number <= strategy.max_samples:
-            number *= 2  # averaging alone would take many steps
+        if (noise > _NOISY * tolerance or pool.uncertainty > 3 * _KNOWN) and can_double:
+            number, pool, averaged = 2 * number, _Pool(), 0  # averaging alone would take many steps
             continue
         steps += 1
         if averaged or left <= _FAR:
@@ -146,30 +157,77 @@ def close(
             length = 1 / averaged
         else:
             length = math.sqrt(_FAR / left)
+        if averaged <= 1:
+            pool = _Pool()  # what was seen before the first whole step was seen elsewhere
         path.params = _moved(program, local, path.params, length * step)
         path.iteration += 1
 
 
+class _Pool:
+    """What several looks near one point say together: the information wants more draws than the score does.
+
+    The information is the difference of two matrices which, where EM is slow, are nearly equal: a small relative error
+    of either is a large one of the difference, and of every error that is computed from it.
+    """
+
+    def __init__(self) -> None:
+        self.looks: list[tuple[np.ndarray, ...]] = []
+
+    def add(self, score: np.ndarray, complete: np.ndarray, missing: np.ndarray, errors: np.ndarray) -> None:
+        """One look; one in other coordinates than those before it starts afresh."""
+        if self.looks and self.looks[-1][0].shape != score.shape:
+            self.looks = []
+        self.looks.append((score, complete, missing, errors))
+
+    @property
+    def score(self) -> np.ndarray:
+        """Of the last look, where the parameters are now."""
+        return self.looks[-1][0]
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """Observed information."""
+        return np.mean([complete - missing.mean(0) for _, complete, missing, _ in self.looks], 0)
+
+    @property
+    def errors(self) -> np.ndarray:
+        """Covariance of the score's noise in one look."""
+        return np.mean([errors for *_, errors in self.looks], 0)
+
+    @property
+    def uncertainty(self) -> float:
+        """Largest relative error of the information in any coordinate, from the spread of the chains."""
+        root = np.linalg.cholesky(self.matrix)
+        each = np.concatenate([missing for _, _, missing, _ in self.looks])
+        white = np.linalg.solve(root, np.swapaxes(np.linalg.solve(root, each), -1, -2))
+        return float(np.max(np.std(np.diagonal(white, axis1=-2, axis2=-1), 0, ddof=1), initial=0) / np.sqrt(len(each)))
+
+    @property
+    def note(self) -> str | None:
+        """Why there is no closing phase, or None."""
+        matrix, score = self.matrix, self.score
+        if not np.all(np.isfinite(matrix)) or not np.all(np.isfinite(score)):
+            found = "The observed information is not finite"
+        elif len(score) and np.linalg.eigvalsh(_scaled(matrix))[0] <= 1e-8:
+            found = "The observed information, estimated from the draws, is not positive definite"
+        else:
+            return None
+        return found + ": the fit ends without a closing phase, and without Monte Carlo standard errors."
+
+
 def _look(simulator: Simulator, path: Path, local, drawn, leaves, prepared):
-    """Information, score and the covariance of its noise, in the coordinates that are not held."""
+    """Score, complete information, missing information chain by chain, covariance of the score's noise.
+
+    All in the coordinates that are not held.
+    """
     frames = {name: one.frame for name, one in local.items()}
     measured = simulator.measure(path.params, frames, drawn, leaves, prepared)
     active = np.concatenate([one.active for one in local.values()])
-    chains = simulator.strategy.num_chains
-    scores = np.asarray(measured.scores)[active]
     complete = np.asarray(measured.complete)[np.ix_(active, active)]
-    score = scores.mean(1)
-    missing = np.atleast_2d(np.cov(scores)).reshape(complete.shape)
-    errors = batch_error(np.moveaxis(scores.reshape(len(scores), chains, -1), 0, -1))
-    information = Information(complete - missing, score)
-    note = None
-    if not np.all(np.isfinite(information.matrix)) or not np.all(np.isfinite(score)):
-        note = "The observed information is not finite"
-    elif len(score) and np.linalg.eigvalsh(_scaled(information.matrix))[0] <= 1e-8:
-        note = "The observed information, estimated from the draws, is not positive definite"
-    if note:
-        note += ": the fit ends without a closing phase, and without Monte Carlo standard errors."
-    return information, errors, note
+    scores = np.asarray(measured.scores)[active].reshape(len(complete), simulator.strategy.num_chains, -1)
+    centred = scores - scores.mean((1, 2), keepdims=True)
+    missing = np.einsum("icn,jcn->cij", centred, centred) / scores.shape[-1]
+    return scores.mean((1, 2)), complete, missing, batch_error(np.moveaxis(scores, 0, -1))
 
 
 def _scaled(matrix: np.ndarray) -> np.ndarray:
