@@ -6,7 +6,9 @@ With ``--once`` it only fits once, so that the caller can time the whole process
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import pathlib
 import resource
 import statistics
 import time
@@ -17,10 +19,10 @@ from benchmarks.workloads import SYMBOLS, WORKLOADS, load
 _REPEATS = {"OF": 50, "L1": 5}
 
 
-def _emppl(work, data, start):
+def _emppl(work, data, start, precision="float64"):
     import jax
 
-    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_enable_x64", precision == "float64")
     import emppl
     from benchmarks.models import MODELS, initial
 
@@ -142,7 +144,11 @@ def _hmmlearn(work, data, start, marks):
     return fit
 
 
-_COMPILED = {"emppl": _emppl, "handwritten JAX": _handwritten}
+_COMPILED = {
+    "emppl": _emppl,
+    "emppl in float32": functools.partial(_emppl, precision="float32"),
+    "handwritten JAX": _handwritten,
+}
 _EAGER = {"scikit-learn": _scikit_learn, "StepMix": _stepmix, "hmmlearn": _hmmlearn}
 
 
@@ -173,8 +179,16 @@ def measure(workload: str, implementation: str, once: bool) -> dict:
         "seconds_per_iteration": statistics.median(per_iteration) if per_iteration else None,
         "warm_fit_seconds": statistics.median(whole) if whole else None,
         "log_likelihood": float(found() if callable(found) else found),
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_rss_mb": _peak_memory(),
     }
+
+
+def _peak_memory() -> float:
+    """Peak resident MiB of this program. What ``getrusage`` says begins with the size of the process that started it."""
+    status = pathlib.Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 1024
 
 
 def _seconds(fit, iterations: int) -> float:

@@ -22,8 +22,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from emppl.chain import step_by_step
 from emppl.errors import ModelError
-from emppl.markov import ChainAxes, ChainTables, Emission, SumOut, arrange, forward, kernel_evidence
+from emppl.markov import ChainAxes, ChainTables, Emission, SumOut, arrange, kernel_evidence
 from emppl.numerics import logsumexp, safe_divide, weighted
 from emppl.trace import Chain
 from emppl.trace.naming import first, lagged
@@ -62,6 +63,12 @@ class Step:
     later: tuple[str, ...] = ()
     work: int = 0
     varies: bool = False
+
+    def chain_sizes(self, sizes: Mapping[str, int]) -> tuple[int, int, int]:
+        """Joint states of a chain, its steps, and how many chains there are side by side."""
+        assert self.chain is not None
+        states, length = math.prod(sizes[name] for name in self.chain.current), sizes[self.chain.time] + 1
+        return states, length, self.work // (2 * length * states * (states + 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,6 +310,7 @@ def log_normalizer(
     present: Mapping[str, jax.Array] | None = None,
     fast: bool = False,
     watch: Callable[[ChainAxes, ChainTables], None] | None = None,
+    sum_chain: Callable[[ChainTables], jax.Array] | None = None,
 ) -> jax.Array:
     """Log of the sum over all latents of the product of all factors (natural log).
 
@@ -321,6 +329,7 @@ def log_normalizer(
         present: by scanned latent, which steps exist.
         fast: run chains by the kernels, which can be differentiated once, instead of their twin.
         watch: is shown the factors of every chain.
+        sum_chain: what sums out a whole chain, one value per batch cell; default: ``sum_out`` step by step.
 
     Returns:
         A scalar.
@@ -335,7 +344,15 @@ def log_normalizer(
                 [_rescale(*pending.pop(name), reference) for name in names] for names in (step.inputs, step.later)
             )
             later += [pending.pop(probe)[0] for probe in map(probe_name, step.chain.current) if probe in pending]
-            table = _run_chain(plan, step.chain, initial, later, present or {}, None if fast else sum_out, watch)
+            exists = _exists(step.chain, present or {})
+            if fast:
+                table = kernel_evidence(plan.axes, plan.sizes, step.chain, initial, later, exists)
+            else:
+                chain = arrange(plan.axes, plan.sizes, step.chain, initial, later, exists)
+                if watch is not None:
+                    watch(step.chain, chain)
+                evidence = step_by_step(*chain.arrays, sum_out) if sum_chain is None else sum_chain(chain)
+                table = jnp.reshape(evidence, chain.shape)
         else:
             table = functools.reduce(operator.add, (_rescale(*pending.pop(name), reference) for name in step.inputs))
         if step.latent is not None:
@@ -356,16 +373,11 @@ def probe_name(latent: str) -> str:
     return f"{latent}@probe"
 
 
-def _run_chain(plan: EliminationPlan, chain: ChainAxes, initial, later, present, sum_out, watch) -> jax.Array:
+def _exists(chain: ChainAxes, present) -> jax.Array | None:
     exists = None
     for latent in chain.presence:
         exists = present[latent] if exists is None else jnp.logical_or(exists, present[latent])
-    if sum_out is None:
-        return kernel_evidence(plan.axes, plan.sizes, chain, initial, later, exists)
-    tables = arrange(plan.axes, plan.sizes, chain, initial, later, exists)
-    if watch is not None:
-        watch(chain, tables)
-    return jnp.reshape(forward(tables, sum_out), tables.shape)
+    return exists
 
 
 def _sum_plates(plan: EliminationPlan, plates: tuple[str, ...], table: jax.Array) -> jax.Array:

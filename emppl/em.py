@@ -21,6 +21,7 @@ from emppl.parameters import check
 from emppl.plan import Plan, build_plan
 from emppl.program import Options, Program
 from emppl.report.result import EMResult
+from emppl.trace import MissingCells
 from emppl.trace.arguments import split_arguments
 
 _TOLERANCE = 1e-9
@@ -50,6 +51,10 @@ class EM:
             for smooth blocks of moderate size, and L-BFGS with a line search for the rest. No step that lowers Q is
             ever kept.
         prior: False drops the priors of sampled parameters: maximum likelihood from a Bayesian model.
+        accelerate: ``"squarem"`` leaps ahead every third iteration, where plain EM crawls; a leap that lowers the
+            objective is taken back.
+        compress: replace many rows of data by few weighted ones with the same count, mean and covariance, where EM is
+            the same on both (normal latents and data); the plan says so. Posteriors are always those of the real rows.
         restarts: number of starts, run together; the best is kept.
         max_iterations: most M-steps of one run.
         tolerance: in nats: stop when the estimated gain still to come is below it. Default 1e-9, or the
@@ -83,6 +88,8 @@ class EM:
         m_step: Mapping[str, Any] | None = None,
         optimizer: Any = None,
         prior: bool = True,
+        accelerate: str | None = None,
+        compress: bool = True,
         restarts: int = 1,
         max_iterations: int = 1000,
         tolerance: float | None = None,
@@ -94,6 +101,8 @@ class EM:
             raise ParameterError(f"max_iterations must not be negative; it is {max_iterations}.")
         if tolerance is not None and tolerance < 0:
             raise ParameterError(f"tolerance must not be negative; it is {tolerance}.")
+        if accelerate not in (None, "squarem"):
+            raise ParameterError(f"accelerate must be None or 'squarem'; it is {accelerate!r}.")
         if isinstance(estimate, str):
             raise ParameterError(f"estimate must be a list of names: estimate=[{estimate!r}].")
         self.model = model
@@ -101,6 +110,8 @@ class EM:
         self.options = Options(
             tuple(estimate or ()), dict(latents or {}), whole, dict(m_step or {}), optimizer, prior, partly
         )
+        self.accelerate = accelerate
+        self.compress = compress
         self.restarts = restarts
         self.max_iterations = max_iterations
         self.tolerance = tolerance
@@ -126,7 +137,7 @@ class EM:
             ModelError: the model cannot be handled; the message says why and what to write.
         """
         derived, _ = self._derive(args, kwargs)
-        return build_plan(derived.program, derived.fused)
+        return build_plan(derived.program, derived.fused, self._compression(derived))
 
     def e_step(self, params: Mapping[str, Any], *args, **kwargs) -> estep.Posterior:
         """Posterior weights of all latents at given parameters.
@@ -228,10 +239,16 @@ class EM:
         derived, leaves = self._derive(args, kwargs)
         program = derived.program
         given = self._initial_values(program, init_params)
+        whole = derived, leaves
+        compressed = derived.compressed if self.compress else None
+        found = derived.compression
+        if compressed is not None and not isinstance(found, str):
+            checks.check_report(program, jax.device_get(derived.report(leaves)))
+            derived, leaves = compressed, [jnp.asarray(leaf) for leaf in found.apply(leaves)]
         if derived.simulator is None:
-            derived.compile_in_background(self.restarts, leaves)
+            derived.compile_in_background(self.restarts, leaves, self.accelerate is not None)
         prepared, report = derived.prepare(leaves)
-        checks.check_report(program, jax.device_get(report))
+        checks.check_report(derived.program, jax.device_get(report))
         _say_float32()
         if self.restarts == 1 and given.keys() == set(program.free):
             params = {name: program.pin(name, value)[None] for name, value in given.items()}
@@ -242,7 +259,9 @@ class EM:
         if derived.simulator is not None:
             return self._simulate(derived, rng_key, params, leaves, prepared, args, kwargs)
         memory = derived.begin(params) if derived.remembers else {}
-        states = loop.initial_states(program, params, memory, self.restarts, jnp.result_type(float))
+        states = loop.initial_states(
+            derived.program, params, memory, self.restarts, jnp.result_type(float), self.accelerate is not None
+        )
         tolerance = _TOLERANCE if self.tolerance is None else self.tolerance
         progress = Progress(self.progress_bar, self.max_iterations)
         states, history, interrupted, accurate = loop.run_blocks(
@@ -257,7 +276,7 @@ class EM:
         progress.close()
         states = jax.device_get(states)
         if not np.any(np.isfinite(states.progress.objective)) and not interrupted:
-            self._explain_impossible(derived, {n: v[0] for n, v in params.items()}, leaves)
+            self._explain_impossible(whole[0], {n: v[0] for n, v in params.items()}, whole[1])
         return EMResult.from_states(
             self, args, kwargs, program, states, history, interrupted=interrupted, accurate=accurate
         )
@@ -265,6 +284,11 @@ class EM:
     def _simulate(self, derived: Compiled, rng_key, params, leaves, prepared, args, kwargs) -> EMResult:
         """The fit of a model with simulated latents."""
         assert derived.simulator is not None
+        if self.accelerate is not None:
+            raise ParameterError(
+                f"accelerate={self.accelerate!r} extrapolates noise where latents are drawn: leave it out. The closing "
+                "phase of MonteCarlo() and SAEM() takes Newton steps already."
+            )
         progress = Progress(self.progress_bar, self.max_iterations)
         states, history, rows, simulation, interrupted = stochastic.run(
             derived.simulator,
@@ -282,6 +306,21 @@ class EM:
             self, args, kwargs, derived.program, states, history, interrupted=interrupted, accurate=False
         )
         return result.with_simulation(simulation, rows)
+
+    def _compression(self, derived: Compiled) -> str:
+        """What a fit does with the rows of the data, for the plan."""
+        if not derived.program.integrals:
+            return ""
+        if not self.compress:
+            return "data not compressed: compress=False"
+        compressed = derived.compressed  # which may find out that it cannot be done
+        found = derived.compression
+        if compressed is None or isinstance(found, str):
+            return f"data not compressed: {found}"
+        return (
+            f"fits run on {2 * found.columns} rows of weight {found.weight:g} with the count, mean and covariance of "
+            f"the {found.rows:,} rows in {found.plate!r}: EM is the same"
+        )
 
     def _initial_values(self, program: Program, init_params) -> dict[str, np.ndarray]:
         given = {}
@@ -310,10 +349,19 @@ class EM:
             if leaf.size == 0:
                 raise DataError(f"Array argument number {number + 1} of the model is empty (shape {leaf.shape}).")
         leaves = [jnp.asarray(leaf) for leaf in leaves]
-        key = (skeleton, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves), jnp.result_type(float))
+        has_missing = any(_has_nan(leaf) for leaf in leaves)
+        key = (skeleton, has_missing, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves), jnp.result_type(float))
         if key not in self._derived:
-            self._derived[key] = Compiled(self.model, leaves, skeleton, self.options)
+            model = MissingCells(self.model) if has_missing else self.model
+            self._derived[key] = Compiled(model, leaves, skeleton, self.options)
         return self._derived[key], leaves
+
+
+def _has_nan(leaf: jax.Array) -> bool:
+    """Does an array of data hold NaN? Under a transformation of JAX its values cannot be seen: no."""
+    if isinstance(leaf, jax.core.Tracer) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return False
+    return bool(np.isnan(np.asarray(leaf)).any())
 
 
 @functools.cache

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from emppl.axes import Axes, contract, look_up
 from emppl.families import Family
+from emppl.parameters import constraint_name
 from emppl.structure.dependence import Dependence
 from emppl.trace import Site, SiteArrays, Trace, as_numpyro_expects, log_density, path_names
 
@@ -124,16 +125,21 @@ class SiteFactor:
 
     # ------------------------------------------------------------------------------------------ plain path
 
-    def table(self, arrays: Mapping[str, SiteArrays]) -> jax.Array:
-        """Log-probability of every cell, with the common axes (natural log)."""
+    def table(self, arrays: Mapping[str, SiteArrays], by_element: bool = False) -> jax.Array:
+        """Log-probability of every cell, with the common axes (natural log).
+
+        Args:
+            arrays: the evaluated model.
+            by_element: keep the ``to_event`` axes, over which it is a sum.
+        """
         fields: tuple[str, ...] = ("distribution", "value", "mask", "label_mask", "arguments")
         if self.is_presence:
             fields = ("distribution", "value")
         elif self.site.kind != "factor":
             fields = fields[:-1]
-        return self._over_time(arrays[self.name], fields, lambda mine: self._table(mine, arrays))
+        return self._over_time(arrays[self.name], fields, lambda mine: self._table(mine, arrays, by_element))
 
-    def _table(self, mine: SiteArrays, arrays: Mapping[str, SiteArrays]) -> jax.Array:
+    def _table(self, mine: SiteArrays, arrays: Mapping[str, SiteArrays], by_element: bool) -> jax.Array:
         if self.labels_of is not None:
             atoms = self._constant(arrays[self.labels_of].value, frozenset([self.labels_of]), 0)
             value, known = (self._constant(part, frozenset(), 0) for part in _padded(mine.value, mine.label_mask))
@@ -152,7 +158,7 @@ class SiteFactor:
                     batch = jnp.broadcast_shapes(value.shape[: value.ndim - rank], mine.distribution.batch_shape)
                     value = jnp.broadcast_to(value, batch + value.shape[value.ndim - rank :])
                 table = log_density(mine.distribution, value)
-                if self.site.kind == "observed":
+                if self.site.kind == "observed" and not self.value_is_drawn:
                     # Outside its support a density is zero, which NumPyro's log_prob leaves to the caller.
                     table = _zero_outside(mine.distribution, value, table)
         events = self.site.reinterpreted
@@ -162,6 +168,8 @@ class SiteFactor:
             table, mask = _padded(table, mine.mask)
             absent = -math.log(self.site.states) if self.site.kind == "discrete" else 0.0
             table = jnp.where(mask, table, absent)
+        if events and by_element:
+            return self._constant(table, self.all_latents, events)
         if events:
             table = jnp.sum(table, tuple(range(-events, 0)))
         return self._constant(table, self.all_latents, 0)
@@ -176,6 +184,9 @@ class SiteFactor:
             inside = mine.distribution.support.feasible_like(value)
         except NotImplementedError:
             return value
+        except ValueError:  # bounds that vary between states: NumPyro wants the value spread over them
+            value, mask, _ = jnp.broadcast_arrays(value, mask, jnp.zeros(mine.distribution.batch_shape + (1,) * rank))
+            inside = mine.distribution.support.feasible_like(value)
         return jnp.where(mask, value, inside)
 
     def scale(self, arrays: Mapping[str, SiteArrays]) -> jax.Array | None:
@@ -451,6 +462,8 @@ def _mapped(mine: SiteArrays, function: Callable, paths, position: int | None) -
 
 
 def _zero_outside(distribution, value, table):
+    if constraint_name(distribution.support).startswith("real"):
+        return table
     try:
         inside = jnp.asarray(distribution.support(value))
     except (NotImplementedError, TypeError, AttributeError):

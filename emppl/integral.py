@@ -69,8 +69,8 @@ class Integral:
         cells: axes (plates, and latents of ``given``) over which integrals are apart.
         layout: how the entries of the latents fall into groups.
         is_indexed: are the cells of sites told apart by an index among the data (``b[subject]``)?
-        states: of latents inside a scan, how steps follow each other; else None.
         reason: why the strategy applies, for the plan.
+        states: of latents inside a scan, how steps follow each other; else None.
     """
 
     axis: str
@@ -81,8 +81,8 @@ class Integral:
     cells: tuple[str, ...] = ()
     layout: Layout = dataclasses.field(default_factory=lambda: Layout({}, {}, 0))
     is_indexed: bool = False
-    states: StateSpace | None = None
     reason: str = ""
+    states: StateSpace | None = None
 
     @property
     def groups(self) -> int:

@@ -15,10 +15,9 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from emppl.chain import Symbols, fused_log_evidence, log_evidence
-from emppl.numerics import logsumexp
+from emppl.chain import SumOut, Symbols, filtered, fused_log_evidence, log_evidence
 
-SumOut = Callable[..., jax.Array]
+__all__ = ["ChainAxes", "ChainTables", "Emission", "SumOut", "arrange", "filter_steps", "kernel_evidence"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +61,11 @@ class ChainTables:
     log_emission: jax.Array
     present: jax.Array | None
     shape: tuple[int, ...]
+
+    @property
+    def arrays(self) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+        """The factors as :mod:`emppl.chain` takes them."""
+        return self.log_initial, self.log_transition, self.log_emission, self.present
 
 
 def arrange(
@@ -161,36 +165,6 @@ def _repeat_shared(table, chain: ChainAxes, sizes):
     return jnp.transpose(table, [*range(start), *order, *range(start + len(after), table.ndim)])
 
 
-def forward(tables: ChainTables, sum_out: SumOut) -> jax.Array:
-    """Log evidence step by step in log space, with any ``sum_out``, differentiable as often as wanted.
-
-    The twin of the kernels, and what the plain path runs.
-
-    Args:
-        tables: the factors.
-        sum_out: ``(table, axis, time)``, what replaces the sum over the state before.
-
-    Returns:
-        One value per batch cell.
-    """
-    steps = tables.log_emission.shape[0]
-    moving = tables.log_transition.shape[0] > 1
-
-    def advance(log_alpha, inputs):
-        emission, transition, present, time = inputs
-        transition = transition if moving else tables.log_transition[0]
-        new = sum_out(log_alpha[:, None] + transition, 0, time)[0] + emission
-        new = new if present is None else jnp.where(present[None], new, log_alpha)
-        return _centred(new)
-
-    start, level = _centred(tables.log_initial + tables.log_emission[0])
-    present = None if tables.present is None else tables.present[1:]
-    transition = tables.log_transition if moving else None
-    inputs = (tables.log_emission[1:], transition, present, jnp.arange(1, steps))
-    log_alpha, levels = jax.lax.scan(advance, start, inputs)
-    return sum_out(log_alpha, 0, steps)[0] + level + jnp.sum(levels, 0)
-
-
 def filter_steps(tables: ChainTables) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What the past says about every state.
 
@@ -202,35 +176,12 @@ def filter_steps(tables: ChainTables) -> tuple[jax.Array, jax.Array, jax.Array]:
         observations before ``(steps - 1, states, *batch)``, from the second step on, and the log-probability of every
         observation given those before ``(steps, *batch)``.
     """
-    moving = tables.log_transition.shape[0] > 1
-
-    def normalised(log_alpha):
-        total = logsumexp(log_alpha, 0)
-        return log_alpha - jnp.where(jnp.isfinite(total), total, 0), total[0]
-
-    def advance(log_alpha, inputs):
-        emission, transition, present = inputs
-        transition = transition if moving else tables.log_transition[0]
-        predicted = logsumexp(log_alpha[:, None] + transition, 0)[0]
-        if present is not None:
-            predicted = jnp.where(present[None], predicted, log_alpha)
-            emission = jnp.where(present[None], emission, 0)
-        after, total = normalised(predicted + emission)
-        return after, (after, predicted, total)
-
-    start, first_total = normalised(tables.log_initial + tables.log_emission[0])
-    present = None if tables.present is None else tables.present[1:]
-    inputs = (tables.log_emission[1:], tables.log_transition if moving else None, present)
-    _, (after, predicted, totals) = jax.lax.scan(advance, start, inputs)
-    filtered = jnp.exp(jnp.concatenate([start[None], after]))
-    return filtered, jnp.exp(predicted), jnp.concatenate([first_total[None], totals])
-
-
-def _centred(log_alpha):
-    """Keep numbers small: a running total would lose digits. The level is summed up pairwise, after the loop."""
-    level = jax.lax.stop_gradient(jnp.max(log_alpha, 0))
-    level = jnp.where(jnp.isfinite(level), level, 0)
-    return log_alpha - level[None], level
+    states, evidence = filtered(*tables.arrays)
+    states = jnp.exp(states)
+    predicted = jnp.einsum("ti...,tij...->tj...", states[:-1], jnp.exp(tables.log_transition))
+    if tables.present is not None:
+        predicted = jnp.where(tables.present[1:, None], predicted, states[:-1])
+    return states, predicted, evidence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,7 +235,7 @@ def kernel_evidence(
         lazy = []
     if not lazy:
         tables = arrange(axes, sizes, chain, initial, whole, present)
-        evidence = log_evidence(tables.log_initial, tables.log_transition, tables.log_emission, tables.present)
+        evidence = log_evidence(*tables.arrays)
         return jnp.reshape(evidence, tables.shape)
     samples = [jax.eval_shape(one.function, one.parameters, one.slices[0]).shape for one in lazy]
     tables = arrange(axes, sizes, chain, initial, whole, present, samples)

@@ -69,6 +69,40 @@ def constrain(constraint: Any, value: jax.Array) -> jax.Array:
         return biject_to(constraint)(value)
 
 
+def to_coordinates(constraint: Any, value: jax.Array) -> jax.Array:
+    """Constrained value to the coordinates in which iterative rules climb; finite even on the edge of the set.
+
+    A simplex gets log-probabilities, of which only differences matter, instead of numpyro's broken stick: what is left
+    of a stick is known to rounding of the whole, which loses entries that go to zero.
+    """
+    if constraint_name(constraint) == "simplex":
+        return jnp.log(jnp.maximum(value, jnp.finfo(value.dtype).tiny))
+    furthest = -jnp.log(jnp.finfo(value.dtype).tiny)
+    return jnp.nan_to_num(unconstrain(constraint, value), nan=jnp.nan, posinf=furthest, neginf=-furthest)
+
+
+def from_coordinates(constraint: Any, coordinates: jax.Array) -> jax.Array:
+    """Inverse of :func:`to_coordinates`."""
+    if constraint_name(constraint) == "simplex":
+        return jax.nn.softmax(coordinates, -1)
+    return constrain(constraint, coordinates)
+
+
+def random_inside(constraint: Any, shape: tuple[int, ...], rng: np.random.Generator) -> jax.Array:
+    """Random values inside a constraint."""
+    free = biject_to(constraint).inverse_shape(tuple(shape))
+    return constrain(constraint, jnp.asarray(rng.normal(size=free), jnp.result_type(float)))
+
+
+def is_relative(constraint: Any) -> bool:
+    """Are all coordinates logarithms or log-odds, so that a unit is a large step whatever the data?"""
+    name = constraint_name(constraint)
+    if name == "simplex":
+        return True
+    interval = bounds(constraint)
+    return name != "softplus_positive" and interval is not None and interval != (-math.inf, math.inf)
+
+
 def log_jacobian(constraint: Any, value: jax.Array) -> jax.Array:
     """Log-derivative of every entry of a constrained value in its own unconstrained one (elementwise constraints)."""
     transform = biject_to(innermost(constraint))

@@ -42,6 +42,7 @@ class LatentPlan:
         together: continuous latents that are in them.
         atoms: points that stand for the conditional distribution of a group.
         reason: why this strategy.
+        steps: steps of a chain, of which there are ``groups``; zero without one.
     """
 
     name: str
@@ -53,6 +54,7 @@ class LatentPlan:
     together: tuple[str, ...] = ()
     atoms: int = 0
     reason: str = ""
+    steps: int = 0
 
     @property
     def row(self) -> tuple[str, ...]:
@@ -61,7 +63,11 @@ class LatentPlan:
             return self.name, self.strategy, f"{self.states} states", f"{self.cells:,} cells"
         others = [name for name in self.together if name != self.name]
         size = _counted(self.dimensions, "dimension") + (f" (with {', '.join(others)})" if others else "")
-        return self.name, self.strategy, f"{_counted(self.groups, 'group')} of {size}", f"{self.atoms:,} atoms"
+        if self.steps:
+            what = f"{_counted(self.groups, 'chain')} of {_counted(self.steps, 'step')} of {size}"
+        else:
+            what = f"{_counted(self.groups, 'group')} of {size}"
+        return self.name, self.strategy, what, f"{self.atoms:,} atoms"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +107,7 @@ class Plan:
         memory: bytes of the largest table that exists at once.
         chunks: ``(number of chunks, rows per chunk)``.
         dtype: floating-point type of the fit.
+        compression: what a fit does with the rows of the data, in words; empty where the question does not arise.
     """
 
     objective: str
@@ -114,6 +121,7 @@ class Plan:
     memory: int
     chunks: tuple[int, int]
     dtype: str
+    compression: str = ""
 
     def __str__(self) -> str:
         lines = [f"EM plan: {self.objective}, {self.dtype}", "", "Sites"]
@@ -136,6 +144,7 @@ class Plan:
             + (f"{number:,} chunks of {rows:,} rows; " if number > 1 else "")
             + f"largest table {_bytes(self.memory)}"
         )
+        lines += [f"  {self.compression}"] if self.compression else []
         lines += ["", "M-step"]
         for one in self.parameters:
             prior = f", prior {one.prior}" if one.prior else ""
@@ -146,12 +155,13 @@ class Plan:
     __repr__ = __str__
 
 
-def build_plan(program: Program, fused: FusedPlan) -> Plan:
+def build_plan(program: Program, fused: FusedPlan, compression: str = "") -> Plan:
     """Describe a derived algorithm.
 
     Args:
         program: the algorithm.
         fused: static choices of the fused path.
+        compression: what a fit does with the rows of the data, in words.
 
     Returns:
         The plan.
@@ -199,6 +209,7 @@ def build_plan(program: Program, fused: FusedPlan) -> Plan:
         max([largest, *(_cells(program, name) for name in program.integrated)]) * dtype.itemsize,
         (fused.chunking.count, fused.chunking.size),
         str(dtype),
+        compression,
     )
 
 
@@ -206,9 +217,9 @@ def _integrated(program: Program) -> list[LatentPlan]:
     found = []
     for one in program.integrals:
         for name in one.latents:
-            atoms = one.strategy.atoms(one.dimensions)
-            numbers = one.dimensions, one.groups, one.latents, atoms
-            found.append(LatentPlan(name, one.strategy.title, 0, _cells(program, name), *numbers, one.reason))
+            groups, steps = (one.groups, 0) if one.states is None else (one.states.cells, one.states.steps)
+            numbers = one.dimensions, groups, one.latents, one.atoms
+            found.append(LatentPlan(name, one.strategy.title, 0, _cells(program, name), *numbers, one.reason, steps))
     return found
 
 
@@ -230,9 +241,7 @@ def _chain(program: Program, fused: FusedPlan, step: Step) -> str:
     """How a chain is summed out: its joint state, its length, and the kernel."""
     sizes, chain = program.axes.sizes, step.chain
     assert chain is not None
-    states = math.prod(sizes[name] for name in chain.current)
-    length = sizes[chain.time] + 1
-    lanes = step.work // (2 * length * states * (states + 1))
+    states, length, lanes = step.chain_sizes(sizes)
     if fused.chunking.count > 1:
         lanes = lanes * fused.chunking.size // sizes[program.axes.rows]
     dtype = jnp.dtype(jnp.result_type(float))

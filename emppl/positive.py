@@ -2,6 +2,8 @@
 
 LAPACK is called once per matrix, for about a microsecond each; written out entry by entry, the operations of all
 matrices run side by side. Measured on a 2-core x86 machine for 10,000 matrices: 2 x 2 30 times faster, 6 x 6 3 times.
+
+Derivatives are matrix algebra: those of the written-out operations would take minutes to compile at second order.
 """
 
 from __future__ import annotations
@@ -9,9 +11,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from emppl.numerics import matrix_transpose, symmetrize
+
 _UNROLLED = 6
 
 
+@jax.custom_jvp
 def lower_root(matrices: jax.Array) -> jax.Array:
     """Lower triangular Cholesky root of every matrix, NaN where one is not positive definite.
 
@@ -34,6 +39,16 @@ def lower_root(matrices: jax.Array) -> jax.Array:
     return _matrix(entries, size)
 
 
+@lower_root.defjvp
+def _lower_root_jvp(primals, tangents):
+    root = lower_root(*primals)
+    inverse = lower_inverse(root)
+    (moved,) = tangents
+    inside = inverse @ symmetrize(moved) @ matrix_transpose(inverse)
+    return root, root @ ((jnp.tril(inside) + jnp.tril(inside, -1)) / 2)
+
+
+@jax.custom_jvp
 def lower_inverse(root: jax.Array) -> jax.Array:
     """Inverse of lower triangular matrices."""
     size = root.shape[-1]
@@ -49,6 +64,13 @@ def lower_inverse(root: jax.Array) -> jax.Array:
     return _matrix(entries, size)
 
 
+@lower_inverse.defjvp
+def _lower_inverse_jvp(primals, tangents):
+    inverse = lower_inverse(*primals)
+    return inverse, -inverse @ tangents[0] @ inverse
+
+
+@jax.custom_jvp
 def solve_root(root: jax.Array, vectors: jax.Array) -> jax.Array:
     """Solve ``root root^T x = vector``.
 
@@ -74,6 +96,16 @@ def solve_root(root: jax.Array, vectors: jax.Array) -> jax.Array:
             value = value - root[..., k, row] * solution[k]
         solution[row] = value / root[..., row, row]
     return jnp.stack(solution, -1)
+
+
+@solve_root.defjvp
+def _solve_root_jvp(primals, tangents):
+    root, vectors = primals
+    root_moved, vectors_moved = tangents
+    solution = solve_root(root, vectors)
+    moved = root_moved @ matrix_transpose(root)
+    change = jnp.squeeze((moved + matrix_transpose(moved)) @ solution[..., None], -1)
+    return solution, solve_root(root, vectors_moved - change)
 
 
 def _matrix(entries, size: int) -> jax.Array:

@@ -174,8 +174,9 @@ class Program:
 
     @property
     def continuous_latents(self) -> list[str]:
-        """Integrated latents, in model order."""
-        return [name for name, site in self.trace.sites.items() if site.kind == "integrated"]
+        """Integrated latents by the model's own names, in model order."""
+        found = (model_name(name) for name, site in self.trace.sites.items() if site.kind == "integrated")
+        return list(dict.fromkeys(found))
 
     def tables(self, arrays, without: frozenset[str] = frozenset()) -> dict[str, jax.Array]:
         """Log-probability tables of all likelihood sites, or of all but some, by the plain path."""

@@ -64,8 +64,8 @@ def find_chains(trace: Trace, dependence: Dependence, others: Sequence[str]) -> 
         inside = sorted(name for name in given if trace.sites[name.split("@")[0]].is_scanned)
         if inside:
             raise ModelError(
-                f"The scan has the continuous latent {names[0]!r} and the discrete latent {inside[0]!r}, which switches "
-                "it: the exact E-step would need a normal distribution for every path of states. Make "
+                f"The scan has the continuous latent {names[0]!r} and the discrete latent {inside[0]!r}, which "
+                "switches it: the exact E-step would need a normal distribution for every path of states. Make "
                 f"{inside[0]!r} a latent outside the scan (one regime per sequence), or observe one of the two."
             )
         order = tuple(name for name in trace.sites if name in given)
@@ -116,8 +116,8 @@ def arrange_chain(integral: Integral, trace: Trace, axes: Axes, tables: Callable
         numbers = {name: group_numbers(shape, layout.grouped.get(name)) for name, shape in shapes.items()}
         if any(isinstance(one, Meeting) for one in separation.groups(numbers)):
             raise ModelError(
-                f"The chains of the continuous latents {', '.join(map(repr, integral.latents))} in different plate cells "
-                "depend on each other. Make the state of a step one vector, in no plate."
+                f"The chains of the continuous latents {', '.join(map(repr, integral.latents))} in different plate "
+                "cells depend on each other. Make the state of a step one vector, in no plate."
             )
     outside = [n for n in integral.given if not set(plate_axes(trace, axes, n)) <= set(cells)]
     if outside:

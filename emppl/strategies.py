@@ -302,7 +302,7 @@ class SAEM(Simulated):
         num_chains: chains of every group.
         max_samples: most draws of one chain in one iteration of the closing phase.
         decay: exponent of the steps after the burn-in, above 1/2 and at most 1.
-        window: most draws that are remembered; the ones of the smallest weight are forgotten first.
+        window: most draws that are remembered; the oldest are forgotten first.
 
     Reference:
         Delyon, Lavielle and Moulines (1999), Convergence of a stochastic approximation version of the EM algorithm,

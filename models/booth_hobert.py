@@ -8,7 +8,6 @@ Reference:
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist

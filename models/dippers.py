@@ -5,7 +5,8 @@ birds stay dead and are never seen: structural zeros. Years with a flood may dif
 
 Reference:
     Lebreton, Burnham, Clobert and Anderson (1992), Modeling survival and testing biological hypotheses using marked
-    animals, Ecological Monographs 62: survival 0.5602, recapture 0.9026, -2 log L = 666.8377.
+    animals, Ecological Monographs 62 (data and model). Program MARK, with constant probabilities: logit of survival
+    0.2421 (0.5602), of recapture 2.2263 (0.9026), -2 log L = 666.8377.
 """
 
 import pathlib

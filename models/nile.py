@@ -4,7 +4,7 @@ The flow starts at one level and moves on to the next, never back: below the dia
 zeros, and the last level is for ever. Every path is a choice of change points.
 
 Reference:
-    Cobb (1978), The problem of the Nile: conditional solution to a changepoint problem, Biometrika 65:243-251 (data:
+    Cobb (1978), The problem of the Nile: conditional solution to a change-point problem, Biometrika 65:243-251 (data:
     one change, after 1898); Chib (1998), Estimation and comparison of multiple change-point models, J. Econometrics
     86:221-241 (the left-right chain). Means before and after 1898: 1097.75 and 849.97.
 """

@@ -9,7 +9,6 @@ Reference:
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist

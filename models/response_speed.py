@@ -5,8 +5,10 @@ the transitions are a logistic regression on it (an input-output hidden Markov m
 
 Reference:
     Dutilh, Wagenmakers, Visser and van der Maas (2011), A phase transition model for the speed-accuracy trade-off in
-    response time experiments, Cognitive Science 35; Visser and Speekenbrink (2010), depmixS4, J. Stat. Soft. 36(7):
-    log-likelihood -84.34175 (times only), -296.115 (times and correctness, stopped short), -248.97 (with pay-off).
+    response time experiments, Cognitive Science 35 (data); Visser and Speekenbrink (2010), depmixS4: an R package for
+    hidden Markov models, J. Stat. Soft. 36(7): log-likelihood -84.34175 (times only) and -248.97 (with pay-off), quoted
+    from memory, and what an independent maximiser finds. -296.115 (times and correctness) is in the tests of depmixS4,
+    at estimates rounded to three digits; the maximum is -296.108.
 """
 
 import pathlib

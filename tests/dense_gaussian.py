@@ -15,6 +15,7 @@ import jax.scipy.stats as stats
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 
 POSITIVE = constraints.positive
@@ -138,6 +139,11 @@ def total_q(after, before):
     mean, cov = _over_all(posterior)(old)
     terms = log_prior + _over_all(expected_log_joint)(new, mean, cov)
     return jnp.sum(weights * jnp.sum(jax.nn.softmax(logs, -1) * terms, -1))
+
+
+def state_means(cells):
+    """Posterior mean of the latents in every state, ``(cells, states, entries)``."""
+    return _over_all(posterior)(_stacked(cells)[0])[0]
 
 
 def mixture_moments(cells):
@@ -516,6 +522,40 @@ def _common_class_cells(p, y):
     return [Cell(states, np.log([0.3, 0.7]))]
 
 
+# A chain of two numbers, seen through one of them, in a few sequences.
+STEPS, SEQUENCES = 5, 3
+
+
+def _chain(y):
+    dynamics, cov, noise = param("dynamics", (2, 2)), matrix("cov", 2), param("noise", (), POSITIVE)
+
+    def step(z, seen):
+        with numpyro.plate("sequences", SEQUENCES):
+            z = numpyro.sample("z", dist.MultivariateNormal(z @ dynamics.T, covariance_matrix=cov))
+            numpyro.sample("y", dist.Normal(z[..., 0], noise), obs=seen)
+        return z, None
+
+    scan(step, jnp.ones((SEQUENCES, 2)), y)
+
+
+def _chain_draw(rng):
+    params = {"dynamics": normal(rng, 2, 2) / 2, "cov": covariance(rng, 2), "noise": scale(rng)}
+    return (normal(rng, STEPS, SEQUENCES),), params
+
+
+def _chain_cells(p, y):
+    # z = root @ innovations, the first of which is around dynamics @ 1.
+    powers = [jnp.eye(2)]
+    for _ in range(STEPS):
+        powers.append(powers[-1] @ p["dynamics"])
+    zero = jnp.zeros((2, 2))
+    root = jnp.block([[powers[t - s] if s <= t else zero for s in range(STEPS)] for t in range(STEPS)])
+    mean = jnp.concatenate([powers[t + 1] @ jnp.ones(2) for t in range(STEPS)])
+    cov = root @ jnp.kron(jnp.eye(STEPS), p["cov"]) @ root.T
+    design, noise = np.eye(2 * STEPS)[::2], p["noise"] ** 2 * jnp.eye(STEPS)
+    return [Cell([Dense(mean, cov, design, jnp.zeros(STEPS), noise, seen)]) for seen in y.T]
+
+
 STRUCTURES = {
     "factor analysis": Structure(_factor_analysis, _factor_draw, _factor_cells, {"z": by_cell(ROWS, Q)}),
     "weighted rows": Structure(_factor_analysis, _weighted_draw, _factor_cells, {"z": by_cell(ROWS, Q)}),
@@ -566,5 +606,11 @@ STRUCTURES = {
     ),
     "common class": Structure(
         _common_class, _common_class_draw, _common_class_cells, {"a": in_one(np.arange(ROWS))}, discrete=("c",)
+    ),
+    "chain": Structure(
+        _chain,
+        _chain_draw,
+        _chain_cells,
+        {"z": np.swapaxes(by_cell(SEQUENCES, 2 * STEPS).reshape(SEQUENCES, STEPS, 2, 2), 0, 1)},
     ),
 }

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from emppl import chain
 from emppl.chain import Kernel
+from emppl.numerics import maximum_out
 
 FAST = (
     Kernel("sequential", 2048),
@@ -311,6 +312,54 @@ def test_sampled_paths_have_the_exact_frequencies():
         error = np.sqrt(exact * (1 - exact) / draws)
         assert np.all(np.abs(got - exact) <= 5 * error + 1e-12)
         assert np.all(got[exact == 0] == 0)
+
+
+def first_maximum(table, axis, time):
+    del time
+    return maximum_out(table, axis)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def marked_path(how, initial, transition, emission, present, weight):
+    """Value and gradient of Viterbi ("best"), of its twin step by step ("twin"), or of a draw ("drawn")."""
+
+    def total(*tables):
+        if how == "twin":
+            evidence = chain.step_by_step(*tables, present, first_maximum)
+        else:
+            evidence = chain.path_evidence(None if how == "best" else jax.random.key(0), *tables, present)
+        return jnp.sum(weight * evidence), evidence
+
+    (_, evidence), gradient = jax.value_and_grad(total, (0, 1, 2), has_aux=True)(initial, transition, emission)
+    return evidence, gradient
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate])
+@given(chains())
+def test_the_gradient_of_a_path_evidence_marks_the_path(arrays):
+    """The best path: against enumeration and the twin. A draw: its marks are one path, those of ``sample_paths``."""
+    initial, transition, emission, present = map(jnp.asarray, arrays)
+    steps, states, *batch = emission.shape
+    (evidence, _, _, _, best), _ = brute_force(*arrays)
+    weight = jnp.asarray(np.where(np.isfinite(evidence), 1.0 + np.arange(evidence.size).reshape(evidence.shape), 0))
+    tables = (initial, transition, emission, present, weight)
+    value, gradient = marked_path("best", *tables)
+    np.testing.assert_allclose(value, best, rtol=1e-12)
+    twin_value, twin = marked_path("twin", *tables)
+    np.testing.assert_allclose(twin_value, best, rtol=1e-12)
+    for mine, theirs in zip(gradient, twin, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    drawn_value, drawn = marked_path("drawn", *tables)
+    np.testing.assert_allclose(drawn_value, evidence, rtol=1e-12)
+    path = np.asarray(chain.sample_paths(jax.random.key(0), *tables[:4]))
+    visits = np.moveaxis(np.eye(states)[path], -1, 1) * np.asarray(weight)
+    np.testing.assert_array_equal(drawn[2], np.where(np.asarray(present)[:, None], visits, 0))
+    np.testing.assert_array_equal(drawn[0], visits[0])
+    pairs = np.einsum("ti...,tj...->tij...", np.moveaxis(np.eye(states)[path], -1, 1)[:-1], np.asarray(drawn[2])[1:])
+    for axis, size in enumerate(transition.shape):
+        if size == 1:
+            pairs = pairs.sum(axis, keepdims=True)
+    np.testing.assert_array_equal(drawn[1], pairs)
 
 
 def test_batched_paths_have_the_exact_frequencies():

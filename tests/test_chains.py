@@ -1,5 +1,7 @@
 """Hidden Markov models of every kind, written with numpyro's scan, against enumeration of every path."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from numpyro.contrib.control_flow import scan
 
 import emppl
 from emppl import estep
+from emppl.fit import compiled
 from tests.brute_force import BruteForce
 
 simplex = dist.constraints.simplex
@@ -297,15 +300,48 @@ def test_steps_that_do_not_exist_must_be_at_the_end_and_without_data():
         em.run(jax.random.key(0), X, good, jnp.ones(5, bool))
 
 
-def test_draws_follow_the_posterior_of_whole_paths():
-    em = emppl.EM(basic, max_iterations=0)
-    result = em.run(jax.random.key(0), X, K=2)
-    truth = BruteForce(basic, result.params, X, K=2)
-    draws = result.sample_posterior(jax.random.key(1), 20_000)["z"]
-    codes = draws @ (2 ** np.arange(5))
-    wanted = truth.posterior()
-    counts = np.bincount(codes, minlength=32)[truth.assignments["z"] @ (2 ** np.arange(5))]
-    assert np.sum((counts - 20_000 * wanted) ** 2 / (20_000 * wanted)) < 31 + 5 * np.sqrt(2 * 31)
+@pytest.mark.parametrize("name", ["basic", "mixture_of_chains", pytest.param("factorial", marks=pytest.mark.slow)])
+def test_draws_follow_the_posterior_of_whole_paths(name):
+    """All latents together, also those around the chain and inside its steps; rare assignments count as one."""
+    model, data = CASES[name]
+    em = emppl.EM(model)
+    params = em.start(jax.random.key(0), *data)
+    truth = BruteForce(model, params, *data)
+    derived, leaves = em._derive(data, {})
+    draws = derived.sample(params, leaves, jax.random.split(jax.random.key(1), 20_000))
+    rows = {z: np.reshape(truth.assignments[z], (len(truth.posterior()), -1)) for z in truth.latents}
+    code = {row.tobytes(): number for number, row in enumerate(np.concatenate(list(rows.values()), 1).astype(int))}
+    drawn = np.concatenate([np.reshape(draws[z], (20_000, -1)) for z in rows], 1).astype(int)
+    counts = np.bincount([code[row.tobytes()] for row in drawn], minlength=len(code))
+    wanted = 20_000 * truth.posterior()
+    often = wanted > 10
+    counts, wanted = (np.append(array[often], array[~often].sum()) for array in (counts, wanted))
+    freedom = np.sum(wanted > 0) - 1
+    assert freedom > 10
+    assert np.sum((counts - wanted) ** 2 / np.maximum(wanted, 1e-9)) < freedom + 5 * np.sqrt(2 * freedom)
+
+
+def test_draws_are_made_in_groups_where_memory_is_short(monkeypatch):
+    draws = []
+    for cells in (2**24, 40):
+        monkeypatch.setattr(compiled, "_CELLS_OF_DRAWS", cells)
+        em = emppl.EM(basic)
+        derived, leaves = em._derive((X,), {})
+        params = em.start(jax.random.key(0), X)
+        draws.append(derived.sample(params, leaves, jax.random.split(jax.random.key(1), 7))["z"])
+    np.testing.assert_array_equal(*draws)
+
+
+@pytest.mark.parametrize("name", ["mixture_of_chains", "sequences", pytest.param("factorial", marks=pytest.mark.slow)])
+def test_decoding_equals_its_twin(name):
+    """Viterbi's algorithm, and the gradient of a maximum step by step."""
+    model, data = CASES[name]
+    em = emppl.EM(model)
+    params = em.start(jax.random.key(0), *data)
+    derived, leaves = em._derive(data, {})
+    twin = jax.jit(lambda params, leaves: estep.decode(derived.program, params, leaves, twin=True))(params, leaves)
+    for latent, path in derived.decode(params, leaves).items():
+        np.testing.assert_array_equal(path, twin[latent])
 
 
 def accumulating(x):
@@ -330,17 +366,6 @@ def outputs_read(x):
     _, z = scan(step, 0, None, length=len(x))
     with numpyro.plate("time", len(x)):
         numpyro.sample("x", dist.Normal(mu[z], 1), obs=x)
-
-
-def continuous(x):
-    sigma = numpyro.param("sigma", 1.0, constraint=positive)
-
-    def step(level, x_t):
-        level = numpyro.sample("level", dist.Normal(level, sigma))
-        numpyro.sample("x", dist.Normal(level, 1), obs=x_t)
-        return level, None
-
-    scan(step, 0.0, x)
 
 
 def chain_inside_chain(x):
@@ -392,7 +417,6 @@ def around_a_plate(x):
     [
         (accumulating, "accumulates latents.*'z'"),
         (outputs_read, "'x'.*what the scan returns"),
-        (continuous, "'level'.*continuous latent inside a scan"),
         (chain_inside_chain, "different plates depend on each other"),
         (timed_weight, "varies over the steps"),
         (backwards, "in reverse"),
@@ -425,6 +449,82 @@ def test_the_filter_is_the_posterior_of_the_last_step_of_shorter_data(name):
     gained = em.log_likelihood(params, *data) - truth.log_likelihood()
     np.testing.assert_allclose(jnp.sum(found.log_likelihood["z"][-1]), gained, rtol=1e-9)
     np.testing.assert_allclose(jnp.sum(found.predicted["z"], -1), 1, rtol=1e-12)
+
+
+def test_other_data_of_the_same_shapes_compile_nothing():
+    """Neither the fit nor what is asked of its result: not one event of JAX's compiler."""
+    events = []
+
+    def listen(event, seconds, **details):
+        if event.startswith("/jax/core/compile"):
+            events.append((event, details))
+
+    em = emppl.EM(sequences, max_iterations=3, progress_bar=False)
+
+    def use(seed, lengths):
+        result = em.run(jax.random.key(seed), draw((4, 3, 2), seed, "real"), jnp.array(lengths))
+        result.posterior("z"), result.decode(), result.sample_posterior(jax.random.key(seed), 2)
+        em.filter(result.params, *result.args)
+        return jnp.zeros(())
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        use(1, [4, 2, 1])
+        assert events
+        events.clear()
+        use(2, [3, 4, 2])
+        assert not events
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_an_option_that_the_compiler_no_longer_has_is_left_out(monkeypatch):
+    """The options are XLA's internal ones, so a release without them must not stop a fit."""
+    em = emppl.EM(basic, max_iterations=1, progress_bar=False)
+    assert em._derive((X,), {})[0]._compiler_options == {"xla_cpu_use_fusion_emitters": False}
+    monkeypatch.setattr(compiled, "_WITHOUT_EMITTERS", {"xla_no_such_option": False})
+    em = emppl.EM(basic, max_iterations=1, progress_bar=False)
+    assert em._derive((X,), {})[0]._compiler_options is None
+    assert em.run(jax.random.key(0), X).num_iterations == 1
+
+
+def moving_transition(x, K):
+    slope = numpyro.param("slope", jnp.zeros((K, K)))
+
+    def step(z_prev, x_t):
+        z = numpyro.sample("z", dist.Categorical(logits=slope[z_prev] * x_t))
+        numpyro.sample("x", dist.Normal(1.0 * z, 1), obs=x_t)
+        return z, None
+
+    scan(step, 0, x)
+
+
+def large_product(x, K):
+    trans = numpyro.param("trans", jnp.full((K, K), 1 / K), constraint=simplex)
+    weight = numpyro.param("weight", jnp.zeros((K, K)))
+
+    def step(carry, x_t):
+        z = numpyro.sample("z", dist.Categorical(trans[carry[0]]))
+        w = numpyro.sample("w", dist.Categorical(trans[carry[1]]))
+        numpyro.sample("x", dist.Normal(weight[z, w], 1), obs=x_t)
+        return (z, w), None
+
+    scan(step, (0, 0), x)
+
+
+@pytest.mark.parametrize(
+    "model, K, steps, says",
+    [
+        (moving_transition, 90, 100_000, r"90 values \(\{'z': 90\}\) over 100,000 steps: .* 6.03 GiB, limit 4 GiB"),
+        (large_product, 160, 5, r"25,600 values \(\{.*'w': 160.*\) over 5 steps: .* 4.88 GiB, limit 4 GiB"),
+    ],
+    ids=["transitions over time", "joint state"],
+)
+def test_a_chain_whose_tables_would_not_fit_is_refused(model, K, steps, says):
+    x = jnp.zeros(steps)
+    for use in (emppl.EM(model).plan, functools.partial(emppl.EM(model).run, jax.random.key(0))):
+        with pytest.raises(emppl.ModelError, match=f"(?s){says}.*Reduce the number of states"):
+            use(x, K=K)
 
 
 def test_a_model_without_a_chain_has_no_filter():
@@ -502,7 +602,7 @@ structures = st.fixed_dictionaries(
 )
 
 
-def check_structure(how, steps, seed):
+def check_structure(how, steps, seed, decode=False):
     how = Frozen(how)
     many = how["second_latent"] + how["local"] + how["mixture"] + (how["start"] == "site") + (how["states"] > 2)
     sequences = 1 if many > 1 else 2
@@ -519,6 +619,8 @@ def check_structure(how, steps, seed):
     for latent, wanted in expected.items():
         seen = ~np.isnan(wanted)
         np.testing.assert_allclose(np.asarray(found[latent])[seen], wanted[seen], atol=1e-10)
+    if decode:
+        np.testing.assert_allclose(truth.score(derived.decode(params, leaves)), truth.log_joint().max(), rtol=1e-10)
     # The loop runs the kernels; its gradient is checked through the statistics that it leaves to the M-step.
     fused = estep.plan_fused(derived.program)
     prepared = jax.jit(lambda leaves: estep.prepare(derived.program, fused, leaves))(leaves)
@@ -539,4 +641,4 @@ def test_any_structure_agrees_with_all_paths(how, steps, seed):
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(structures, st.integers(2, 4), st.integers(0, 50))
 def test_any_structure_agrees_with_all_paths_at_length(how, steps, seed):
-    check_structure(how, steps, seed)
+    check_structure(how, steps, seed, decode=True)

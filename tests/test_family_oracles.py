@@ -104,6 +104,7 @@ CASES = {
     "newcomb_df1": ("student_t", newcomb, (table("newcomb"), 1.0)),
     "newcomb_df4": ("student_t", newcomb, (table("newcomb"), 4.0)),
     "newcomb_df_free": ("student_t", newcomb, (table("newcomb"), None)),
+    "stackloss_df1.1": ("student_t", stackloss, (STACK[:, 3], with_ones(STACK[:, :3]), 1.1)),
     "stackloss_df4": ("student_t", stackloss, (STACK[:, 3], with_ones(STACK[:, :3]), 4.0)),
     "affairs_tobit": ("censored_and_probit", tobit, affairs()),
     "spector_probit": ("censored_and_probit", probit, (SPECTOR[:, 3].astype(int), with_ones(SPECTOR[:, :3]))),

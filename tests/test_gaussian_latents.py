@@ -117,3 +117,79 @@ def test_every_iteration_climbs(name):
     objective = after(name, 1, 20).history["objective"]
     assert len(objective) > 10
     assert np.diff(objective).min() > -1e-10 * np.abs(objective[-1])
+
+
+@pytest.mark.parametrize(
+    "name", ["mixed mixture", *(pytest.param(name, marks=pytest.mark.slow) for name in ("nested by index", "chain"))]
+)
+def test_draws_have_the_posterior_moments(name):
+    """Joint draws: also the covariance between latents, and with the discrete ones."""
+    structure, number = dense.STRUCTURES[name], 4000
+    data, params, _ = drawn(name, 0)
+    mean, cov = map(np.asarray, oracle(name, dense.mixture_moments)(data, params))
+    drawn_values = after(name, 0).sample_posterior(jax.random.key(1), number)
+    vectors = np.zeros((number, *mean.shape))
+    for latent, places in structure.places.items():
+        assert drawn_values[latent].shape == (number, *places.shape[:-1])
+        vectors[:, places[..., 0], places[..., 1]] = drawn_values[latent]
+    deviation = np.sqrt(np.diagonal(cov, axis1=-2, axis2=-1))
+    assert np.max(np.abs(vectors.mean(0) - mean) / deviation) < 5 / np.sqrt(number)
+    off = (vectors - mean) / deviation
+    found, expected = np.einsum("nci,ncj->cij", off, off) / number, cov / (deviation[:, :, None] * deviation[:, None])
+    # Five standard errors of a product of two normal numbers; mixtures have longer tails.
+    assert np.max(np.abs(found - expected)) < 5 * 2 / np.sqrt(number)
+    for latent in structure.discrete:
+        shares = np.asarray(oracle(name, dense.responsibilities)(data, params))[:, 1]
+        assert np.max(np.abs(drawn_values[latent].mean(0) - shares)) < 5 * 0.5 / np.sqrt(number)
+        # Given the last state: the means of the latents there.
+        means = np.asarray(oracle(name, dense.state_means)(data, params))[:, -1]
+        chosen = drawn_values[latent] == 1
+        for cell in range(len(shares)):
+            here = vectors[chosen[:, cell], cell]
+            if len(here) > 50:
+                assert np.max(np.abs(here.mean(0) - means[cell]) / deviation[cell]) < 5 / np.sqrt(len(here))
+
+
+def test_draws_by_quadrature():
+    """The nodes of a quadrature are no draws: Metropolis-Hastings steps make some."""
+    name, number = "flat prior", 2000
+    data, params, _ = drawn(name, 0)
+    fit = emppl.EM(dense.STRUCTURES[name].model, latents={"a": emppl.Quadrature(5)}, max_iterations=0)
+    result = fit.run(jax.random.key(0), *data, init_params=params)
+    mean, variance = result.posterior("a")
+    exact, cov = map(np.asarray, oracle(name, dense.mixture_moments)(data, params))
+    np.testing.assert_allclose(mean, exact[:, 0], rtol=1e-9)
+    np.testing.assert_allclose(variance, cov[:, 0, 0], rtol=1e-9)
+    found = result.sample_posterior(jax.random.key(1), number)["a"]
+    off = (found - mean) / np.sqrt(variance)
+    assert np.max(np.abs(off.mean(0))) < 5 / np.sqrt(number)
+    assert np.max(np.abs((off**2).mean(0) - 1)) < 5 * np.sqrt(2 / number)
+
+
+@EVERY
+def test_number_of_observations(name):
+    """Cells of the outermost plates that hold all latents, or of the data."""
+    data, _, _ = drawn(name, 0)
+    expected = {
+        "weighted rows": np.sum(np.asarray(data[-1])),
+        "two sites": dense.ROWS,
+        "nested plates": dense.SCHOOLS,
+        "weighted schools": np.sum(np.asarray(data[-1])),
+        "groups by index": dense.SUBJECTS,
+        "crossed": dense.OBSERVATIONS,
+        "nested by index": dense.OBSERVATIONS,
+        "no plate": dense.OBSERVATIONS,
+        "chain": dense.STEPS * dense.SEQUENCES,
+    }
+    result = after(name, 0)
+    assert result.num_observations == expected.get(name, dense.ROWS)
+    assert np.isfinite([result.bic, result.icl]).all()
+
+
+def test_plan_of_latents_given_a_state():
+    data, _, _ = drawn("mixed mixture", 0)
+    plan = em("mixed mixture").plan(*data)
+    found = {one.name: (one.states, one.dimensions, one.groups, one.atoms) for one in plan.latents}
+    assert found == {"c": (2, 0, 0, 0), "b": (0, 2, 2 * dense.ROWS, 4)}
+    assert "integrates out 'b' given 'c'" in str(plan)
+    assert "sums out 'c'" in str(plan)

@@ -141,6 +141,8 @@ STRUCTURES = {
     "cumulated within rows": (lambda p, z, X: (jnp.cumsum(p["beta"], -1)[z] * X).sum(-1), (BETA,), 2, 3),
     "softmax within rows": (lambda p, z, X: (jax.nn.softmax(p["beta"], -1)[z] * X).sum(-1), (BETA,), 2, 3),
     "softmax across rows": (lambda p, z, X: (jax.nn.softmax(p["beta"], 0)[z] * X).sum(-1), (BETA,), 0, 6),
+    "stacked": (lambda p, z, X: jnp.stack([p["alpha"], 2 * p["alpha"]], -1)[z, 1], (ALPHA,), 2, 1),
+    "stacked entries": (lambda p, z, X: jnp.stack([p["alpha"][1], p["alpha"][0]])[z], (ALPHA,), 2, 1),
     "indexed by data": (lambda p, z, X: p["alpha"][(X[..., 0] > 0).astype(int)], (ALPHA,), 2, 1),
 }
 

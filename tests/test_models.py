@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.optimize import minimize
+from scipy.stats import norm
 
 import emppl
 from models import (
@@ -30,6 +32,7 @@ from models import (
     hair_eye,
     house_votes,
     ibm_model1,
+    line_with_outliers,
     old_faithful,
     peppered_moths,
     tone_experts,
@@ -574,9 +577,38 @@ def test_ibm_model1_translation_tables():
     assert [one.rule for one in em.plan(*data).parameters] == ["closed form"]
 
 
+def test_line_with_outliers():
+    """The paper's line through the good points checks the table; the mixture is compared with scipy's maximum."""
+    x, y, error = line_with_outliers.data()
+    good = np.stack([x, np.ones_like(x)], 1)[4:] / error[4:, None]
+    line = np.linalg.lstsq(good, y[4:] / error[4:], rcond=None)[0]
+    spread = np.sqrt(np.diagonal(np.linalg.inv(good.T @ good)))
+    np.testing.assert_allclose([line[0], spread[0]], [2.24, 0.11], atol=0.005)
+    np.testing.assert_allclose([line[1], spread[1]], [34, 18], atol=0.5)
+    em = emppl.EM(line_with_outliers.model, progress_bar=False)
+    result = em.run(jax.random.key(0), x, y, error)
+    assert result.converged
+
+    def loss(free):
+        share = 1 / (1 + np.exp(-free[0]))
+        on_line = norm.pdf(y, free[1] * x + free[2], error)
+        return -np.log((1 - share) * on_line + share * norm.pdf(y, free[3], np.hypot(error, np.exp(free[4])))).sum()
+
+    options = {"maxiter": 20_000, "maxfev": 20_000, "adaptive": True}
+    rough = minimize(loss, [-1.0, *line, 450.0, 4.0], method="Nelder-Mead", options=options)
+    best = minimize(loss, rough.x, method="BFGS")
+    assert result.log_likelihood == pytest.approx(-best.fun, abs=1e-6)
+    assert result.params["slope"] == pytest.approx(best.x[1], abs=1e-4)
+    assert result.params["spread"] == pytest.approx(np.exp(best.x[4]), rel=1e-4)
+    # Points 2, 3 and 4 cannot be on the line; point 1, with its long error bar, might be.
+    bad = result.posterior("bad")[:, 1]
+    assert np.all(bad[1:4] > 0.99) and np.all(np.delete(bad, [1, 2, 3]) < 0.4)
+
+
 MODULES = sorted(path.stem for path in pathlib.Path(two_coins.__file__).parent.glob("[a-z]*.py"))
 # Several fits of different size each, or NUTS.
 LONG = ("carcinoma", "response_speed", "dippers", "galaxies", "hair_eye", "old_faithful", "lynx", "two_sources")
+LONG += ("dyestuff", "fitness_club", "holzinger", "iris_factors", "pearson_line", "penicillin", "swiss_fertility")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in MODULES])
@@ -596,7 +628,10 @@ def test_main_runs(name, tmp_path, monkeypatch, capsys):
 
 
 def test_every_model_has_a_test():
-    tested = {case.em.model.__module__ for case in CASES} | {ibm_model1.__name__}
-    chains = pathlib.Path(__file__).with_name("test_chain_models.py").read_text()
-    tested |= {f"models.{name}" for name in MODULES if f'"{name}"' in chains}
+    tested = {case.em.model.__module__ for case in CASES} | {ibm_model1.__name__, line_with_outliers.__name__}
+    kinds = ("chain", "gaussian", "mixed")
+    others = [pathlib.Path(__file__).with_name(f"test_{kind}_models.py").read_text() for kind in kinds]
+    tested |= {
+        f"models.{name}" for name in MODULES if any(f'"{name}"' in text or f"{name}.model" in text for text in others)
+    }
     assert tested == {f"models.{name}" for name in MODULES}

@@ -206,7 +206,9 @@ def test_switching_is_refused():
         emppl.EM(model).plan(draw(6))
 
 
-@pytest.mark.parametrize(("size", "number", "cells", "lanes"), [(2, 7, 1, 2), (3, 9, 2, 4), (1, 16, 3, 3), (7, 5, 1, 2)])
+@pytest.mark.parametrize(
+    ("size", "number", "cells", "lanes"), [(2, 7, 1, 2), (3, 9, 2, 4), (1, 16, 3, 3), (7, 5, 1, 2)]
+)
 def test_lanes_equal_one_block_after_the_other(size, number, cells, lanes):
     rng = np.random.default_rng(size)
     pieces = rng.normal(size=(cells, number, 2 * size, 2 * size))

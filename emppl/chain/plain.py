@@ -6,11 +6,16 @@ kernels; it is what they are tested against, and what second derivatives go thro
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from emppl.chain.problem import Chain, Layout, few_lanes, tile_table
 from emppl.numerics import logsumexp
+
+SumOut = Callable[..., jax.Array]
+"""``(table, axis, time) -> table``: what takes the place of the sum over a state; the axis is kept with size 1."""
 
 
 def plain_log_evidence(layout: Layout, chain: Chain) -> jax.Array:
@@ -29,27 +34,51 @@ def plain_log_evidence(layout: Layout, chain: Chain) -> jax.Array:
     table = tile_table(layout, chain.emission_params, chain.slices)
     if few_lanes(layout.lanes):
         table = jnp.transpose(table, (2, 0, 1))
-    if chain.present is not None:
-        table = jnp.where(chain.present[:, None], table, 0)
-    transitions = chain.log_transition if chain.varies else None
-    moves = None if chain.present is None else chain.present[1:]
+    return step_by_step(chain.log_initial, chain.log_transition, table, chain.present)
 
-    def normalise(alpha):
-        # Per-step logs are added up after the scan: a running total loses digits in float32.
-        total = logsumexp(alpha, 0)
-        return alpha - jnp.where(jnp.isfinite(total), total, 0), total[0]
+
+def step_by_step(log_initial, log_transition, log_emission, present=None, sum_out: SumOut | None = None) -> jax.Array:
+    """Log evidence with any ``sum_out`` in the place of the sum over states.
+
+    With a maximum, or a draw, whose derivative points at one state, the gradient is the best path, or a draw of one.
+
+    Args:
+        log_initial: (K, *B).
+        log_transition: (T-1 or 1, K, K, *B).
+        log_emission: (T, K, *B).
+        present: (T, *B) boolean or None.
+        sum_out: default log-sum-exp. ``time`` counts the sums: t for the state before step t, T for the last.
+
+    Returns:
+        (*B).
+    """
+    over = _log_sum if sum_out is None else sum_out
+    steps, moving = log_emission.shape[0], log_transition.shape[0] > 1
+    if present is not None:
+        log_emission = jnp.where(present[:, None], log_emission, 0)
 
     def step(alpha, inputs):
-        emission, transition, moved = inputs
-        if transition is None:
-            transition = chain.log_transition[0]
-        onwards = logsumexp(alpha[:, None] + transition, 0)[0]
-        if moved is not None:
-            onwards = jnp.where(moved[None], onwards, alpha)
-        return normalise(onwards + emission)
+        emission, transition, exists, time = inputs
+        transition = log_transition[0] if transition is None else transition
+        onwards = over(alpha[:, None] + transition, 0, time)[0]
+        if exists is not None:
+            onwards = jnp.where(exists[None], onwards, alpha)
+        return _centred(onwards + emission)
 
-    alpha, first = normalise(chain.log_initial + table[0])
-    _, totals = jax.lax.scan(step, alpha, (table[1:], transitions, moves))
-    evidence = first + jnp.sum(totals, 0)
-    # An impossible sequence says nothing about its possible part: gradient zero.
-    return jnp.where(evidence > -jnp.inf, evidence, -jnp.inf)
+    alpha, first = _centred(log_initial + log_emission[0])
+    moves = None if present is None else present[1:]
+    inputs = (log_emission[1:], log_transition if moving else None, moves, jnp.arange(1, steps))
+    alpha, levels = jax.lax.scan(step, alpha, inputs)
+    return over(alpha, 0, steps)[0] + first + jnp.sum(levels, 0)
+
+
+def _log_sum(table, axis, time):
+    del time
+    return logsumexp(table, axis)
+
+
+def _centred(alpha):
+    """Keep numbers small: a running total would lose digits. The levels are summed up pairwise, after the loop."""
+    level = jax.lax.stop_gradient(jnp.max(alpha, 0))
+    level = jnp.where(jnp.isfinite(level), level, 0)
+    return alpha - level[None], level

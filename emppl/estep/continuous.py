@@ -11,10 +11,13 @@ import jax.numpy as jnp
 from emppl.estep.integration import integrate_all
 from emppl.estep.joint import Joint
 from emppl.estep.plain import all_scales, log_evidence
+from emppl.estep.state_space import draw_states
+from emppl.integral import Integral
 from emppl.numerics import safe_divide
 from emppl.positive import lower_inverse
 from emppl.program import Program
 from emppl.strategies import Quadrature, Simulated
+from emppl.trace.naming import first, model_name
 
 _FREEDOM = 5
 _STEPS = 100
@@ -42,6 +45,9 @@ def moments(program: Program, params, leaves) -> dict[str, tuple[jax.Array, jax.
     weights = jax.grad(evidence)({name: one.evidence for name, one in integrated.items()})
     found = {}
     for integral in program.integrals:
+        if integral.states is not None:
+            found.update(_of_chain(program, integral, integrated[integral.axis].atoms))
+            continue
         over = tuple(program.axes.names.index(name) for name in integral.given)
         weight = weights[integral.axis]
         total = jnp.sum(weight, over, keepdims=True)
@@ -51,6 +57,48 @@ def moments(program: Program, params, leaves) -> dict[str, tuple[jax.Array, jax.
             atoms = integrated[integral.axis].atoms[name]
             found[name] = _moments(program, integral.axis, name, atoms, weight)
     return found
+
+
+def _of_chain(program: Program, integral: Integral, atoms: Mapping[str, jax.Array]):
+    """Moments of every step of a chain, time first: its atoms count alike."""
+    means, spreads = {}, {}
+    for name in _sites_of_chain(program, integral):
+        event = len(program.trace.sites[name].event_shape)
+        mean = jnp.mean(atoms[name], 0)
+        entries, others = string.ascii_lowercase[:event], string.ascii_uppercase[:event]
+        deviation = atoms[name] - mean[None]
+        spread = jnp.einsum(f"z...{entries},z...{others}->...{entries}{others}", deviation, deviation)
+        means[name] = _tidy_step(program, name, mean, event)
+        spreads[name] = _tidy_step(program, name, spread / len(deviation), 2 * event)
+    means, spreads = whole_chains(program, integral, means), whole_chains(program, integral, spreads)
+    return {name: (means[name], spreads[name]) for name in means}
+
+
+def _sites_of_chain(program: Program, integral: Integral) -> list[str]:
+    """Latents of the first steps, and of the later ones."""
+    mine = set(integral.latents)
+    sites = program.trace.sites.items()
+    return [name for name, site in sites if site.kind == "integrated" and model_name(name) in mine]
+
+
+def _tidy_step(program: Program, name: str, array: jax.Array, trailing: int) -> jax.Array:
+    """Drop batch axes of size one that are no plates; a time axis in front stays."""
+    site = program.trace.sites[name]
+    plates = {plate.dim for plate in site.plates if not plate.is_time}
+    lead = 0 if site.time is None else 1
+    rank = array.ndim - trailing
+    gone = tuple(a for a in range(lead, rank) if a - rank not in plates and array.shape[a] == 1)
+    return jnp.squeeze(array, gone)
+
+
+def whole_chains(program: Program, integral: Integral, found: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Join the first steps of the latents of a chain with the later ones, time first."""
+    assert integral.states is not None
+    firsts = range(integral.states.chain.order)
+    return {
+        name: jnp.concatenate([*(found[first(name, step)][None] for step in firsts), found[name]])
+        for name in integral.latents
+    }
 
 
 def counted(scales: Mapping[str, jax.Array | None]) -> dict[str, jax.Array | None]:
@@ -95,6 +143,14 @@ def sample_given(
     for number, integral in enumerate(program.integrals):
         key = jax.random.fold_in(rng_key, number)
         joint = Joint(program, integral, params, leaves)
+        if integral.states is not None:
+            values = draw_states(joint, key)
+            steps = {
+                name: _tidy_step(program, name, values[name], len(program.trace.sites[name].event_shape))
+                for name in _sites_of_chain(program, integral)
+            }
+            drawn.update(whole_chains(program, integral, steps))
+            continue
         found = integrated[integral.axis]
         draw = _posterior_draw if isinstance(integral.strategy, Quadrature | Simulated) else _normal_draw
         values = joint.constrained(joint.unpack(draw(joint, found.mean, found.root, key)))
@@ -140,8 +196,8 @@ def _posterior_draw(joint: Joint, mean: jax.Array, root: jax.Array, rng_key: jax
         accepted = jnp.log(jax.random.uniform(other, height.shape, height.dtype)) < height - here[1]
         return (jnp.where(accepted[:, None], there, here[0]), jnp.where(accepted, height, here[1])), None
 
-    first, *keys = jax.random.split(rng_key, _STEPS + 1)
-    return jax.lax.scan(advance, propose(first), jnp.stack(keys))[0][0]
+    begin, *keys = jax.random.split(rng_key, _STEPS + 1)
+    return jax.lax.scan(advance, propose(begin), jnp.stack(keys))[0][0]
 
 
 # ------------------------------------------------------------------------------------------------------- layouts

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from emppl.elimination import EliminationPlan, log_normalizer
+from emppl.elimination import EliminationPlan, Step, log_normalizer
 from emppl.estep.integration import integrate_all
 from emppl.estep.plain import Expectations, all_scales, owners_of, spread_over_atoms
 from emppl.factors import Prepared
@@ -108,6 +108,7 @@ def _varies_by_step(program: Program, name: str) -> bool:
 
 _CHUNK_ROWS = (256, 1024)
 _CHUNK_CELLS = 16384
+_CHAIN_CELLS = 2**23
 
 
 def _has_small_arguments(program: Program, name: str, factor) -> bool:
@@ -131,8 +132,16 @@ def _target_rows(program: Program) -> int:
     Measured on a 2-core x86 machine: a table of more than about 16,000 cells is split over threads, whose
     synchronisation costs more than it saves (1.5 times slower at 20,000 cells).
     """
-    rows = program.axes.sizes[program.axes.rows]
-    cells = max(step.cells for part in program.parts if part.by_rows for step in part.plan.steps) // rows
+    sizes = program.axes.sizes
+
+    def per_row(step: Step) -> int:
+        cells = step.cells // sizes[program.axes.rows]
+        if step.chain is None:
+            return cells
+        # The kernels of chains go step by step: their tables are those of one step, and what they keep of all steps.
+        return max(cells // (sizes[step.chain.time] + 1), cells // (_CHAIN_CELLS // _CHUNK_CELLS))
+
+    cells = max(per_row(step) for part in program.parts if part.by_rows for step in part.plan.steps)
     return min(max(_CHUNK_CELLS // max(cells, 1), _CHUNK_ROWS[0]), _CHUNK_ROWS[1])
 
 

@@ -205,7 +205,12 @@ def _normal(joint: Joint, mean: jax.Array, root: jax.Array, centre: jax.Array) -
     volume = dimensions / 2 * math.log(2 * math.pi) - _half_log_det(root)
     evidence = joint.by_cell(joint.tables(joint.unpack(mean))) + joint.to_cells(volume)
     # Rows of the inverse root, scaled: mean +- sqrt(d) C^-T e_i reproduces mean and covariance.
-    deviations = math.sqrt(dimensions) * jnp.moveaxis(lower_inverse(root), -2, 0)
+    axes = lower_inverse(root)
+    if not isinstance(joint.integral.strategy, Gaussian) and dimensions > 2:
+        # Along the axes the points lie sqrt(d) deviations apart, in one entry each: no way to see a curve. After a
+        # rotation every entry takes values as a normal variable does.
+        axes = jnp.einsum("ij,gjk->gik", _rotation(dimensions), axes)
+    deviations = math.sqrt(dimensions) * jnp.moveaxis(axes, -2, 0)
     points = jnp.concatenate([centre[None] + deviations, centre[None] - deviations])
     shares = jnp.full((1,) * joint.rank, 1 / (2 * dimensions))
     return Integrated(impossible_to_infinite(evidence), atoms_of(joint, points), shares, mean, root)
@@ -230,6 +235,12 @@ def _quadrature(joint: Joint, mean: jax.Array, root: jax.Array, num_points: int)
     evidence = jax.nn.logsumexp(heights, joint.atom_axis, keepdims=True)
     shares = jax.lax.stop_gradient(jnp.exp(heights - evidence))
     return Integrated(impossible_to_infinite(evidence), atoms, shares, mean, root)
+
+
+def _rotation(dimensions: int) -> jax.Array:
+    """An orthogonal matrix without preferred axes, always the same."""
+    normal = np.random.default_rng(dimensions).standard_normal((dimensions, dimensions))
+    return jnp.asarray(np.linalg.qr(normal)[0], jnp.result_type(float))
 
 
 def _half_log_det(root: jax.Array) -> jax.Array:

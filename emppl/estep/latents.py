@@ -1,28 +1,38 @@
 """Posterior of the latents themselves: marginals, the most probable assignment, exact joint draws.
 
 All three are the gradient of the log normaliser with respect to a zero table per latent; what replaces the sum
-over a latent decides which one it is.
+over a latent decides which one it is. Chains have their own way of each: the kernels, Viterbi's algorithm, filtering
+and drawing backwards; the same ``sum_out`` step by step is their twin.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from emppl.elimination import log_sum, probe_name
+from emppl.chain import log_evidence, path_evidence
+from emppl.elimination import log_normalizer, log_sum, probe_name
 from emppl.estep.continuous import counted, sample_given
 from emppl.estep.integration import integrate_all
-from emppl.estep.plain import all_scales, owners_of, part_evidence
-from emppl.markov import SumOut
+from emppl.estep.plain import all_scales, owners_of
+from emppl.markov import ChainTables, SumOut
 from emppl.numerics import maximum_out, safe_divide, sample_out
 from emppl.program import Program
 from emppl.trace.naming import first
 
 
-def _gradient_of_probes(program: Program, params, leaves, sum_outs: Mapping[int, SumOut]) -> dict[str, jax.Array]:
-    """Gradient with respect to a zero table for every latent over all its plates."""
+class Reduction(NamedTuple):
+    """What replaces the sum over a latent, and the sum over a whole chain (None: the former, step by step)."""
+
+    over: SumOut
+    chain: Callable[[ChainTables], jax.Array] | None
+
+
+def _gradient_of_probes(program: Program, params, leaves, how: Callable[[int], Reduction]) -> dict[str, jax.Array]:
+    """Gradient with respect to a zero table for every latent over all its plates; ``how`` is asked part by part."""
     if not program.latents:
         return {}
     arrays = program.evaluate(params, leaves)
@@ -48,10 +58,12 @@ def _gradient_of_probes(program: Program, params, leaves, sum_outs: Mapping[int,
             else:
                 name = inside.get(name, name)
                 raised[name] = raised[name] + probe
-        return sum(
-            part_evidence(part, raised, scales, owners, present, sum_outs[number])
-            for number, part in enumerate(program.parts)
-        )
+        total = jnp.zeros((), jnp.result_type(float))
+        for number, part in enumerate(program.parts):
+            mine = {name: raised[name] for name in (*part.factors, *part.probes) if name in raised}
+            over, chain = how(number)
+            total = total + log_normalizer(part.plan, mine, scales, owners, over, present, sum_chain=chain)
+        return total
 
     return jax.grad(evidence)(probes)
 
@@ -62,7 +74,8 @@ def _sizes(program: Program):
 
 def marginals(program: Program, params, leaves) -> dict[str, jax.Array]:
     """Posterior probabilities of every latent's states: plates in model order, then the states."""
-    raw = _gradient_of_probes(program, params, leaves, dict.fromkeys(range(len(program.parts)), log_sum))
+    kernels = Reduction(log_sum, lambda tables: log_evidence(*tables.arrays))
+    raw = _gradient_of_probes(program, params, leaves, lambda _: kernels)
     tidy = {}
     for latent, table in raw.items():
         moved = user_layout(program, latent, table)
@@ -72,27 +85,45 @@ def marginals(program: Program, params, leaves) -> dict[str, jax.Array]:
     return whole_scans(program, tidy)
 
 
-def decode(program: Program, params, leaves) -> dict[str, jax.Array]:
-    """Jointly most probable state of every latent (index into its support), by max-product elimination."""
-    raw = _gradient_of_probes(program, params, leaves, dict.fromkeys(range(len(program.parts)), _maximum))
-    return _states(program, raw)
+def decode(program: Program, params, leaves, twin: bool = False) -> dict[str, jax.Array]:
+    """Jointly most probable state of every latent (index into its support), by max-product elimination.
+
+    Args:
+        program: the derived algorithm.
+        params: constrained parameter values.
+        leaves: the data.
+        twin: go through chains step by step, differentiated by JAX.
+    """
+    best = Reduction(_maximum, None if twin else lambda tables: path_evidence(None, *tables.arrays))
+    return _states(program, _gradient_of_probes(program, params, leaves, lambda _: best))
 
 
-def sample(program: Program, params, leaves, rng_key: jax.Array) -> dict[str, jax.Array]:
-    """One joint draw of all latents from their posterior: discrete ones as indices into their support."""
+def sample(program: Program, params, leaves, rng_key: jax.Array, twin: bool = False) -> dict[str, jax.Array]:
+    """One joint draw of all latents from their posterior: discrete ones as indices into their support.
+
+    Args:
+        program: the derived algorithm.
+        params: constrained parameter values.
+        leaves: the data.
+        rng_key: random key.
+        twin: go through chains step by step, differentiated by JAX.
+    """
     of_integrals, *keys = jax.random.split(rng_key, 1 + len(program.parts))
 
-    def drawer(key):
+    def drawer(number):
         calls = iter(range(10**6))
 
         def draw(table, axis, time=None):
-            mine = jax.random.fold_in(key, next(calls))
+            mine = jax.random.fold_in(keys[number], next(calls))
             mine = mine if time is None else jax.random.fold_in(mine, time)
             return sample_out(table, jax.random.gumbel(mine, table.shape, table.dtype), axis)
 
-        return draw
+        def path(tables):
+            return path_evidence(jax.random.fold_in(keys[number], next(calls)), *tables.arrays)
 
-    raw = _gradient_of_probes(program, params, leaves, {i: drawer(keys[i]) for i in range(len(program.parts))})
+        return Reduction(draw, None if twin else path)
+
+    raw = _gradient_of_probes(program, params, leaves, drawer)
     return _states(program, raw) | sample_given(program, params, leaves, raw, of_integrals)
 
 

@@ -31,30 +31,10 @@ def integrate_states(joint: Joint) -> tuple[jax.Array, dict[str, jax.Array], jax
     """
     states = joint.integral.states
     assert states is not None
-    start = joint.zeros()
-
-    def total(values):
-        return jnp.sum(joint.by_cell(joint.tables(values)))
-
-    slope = jax.grad(total)(start)
-    firsts, windows = _parts(states, start)
-
-    def curvature(layout, part, rest):
-        def gradient(block):
-            return {name: one for name, one in jax.grad(total)({**rest, **block}).items() if name in block}
-
-        return -layout.hessian(gradient, part)
-
-    first_precision = curvature(states.firsts, firsts, windows)
-    window_precision = curvature(states.windows, windows, firsts)
-    slopes = _parts(states, slope)
-    smoothed = smooth(
-        *_blocks(
-            states, first_precision, window_precision, states.firsts.pack(slopes[0]), states.windows.pack(slopes[1])
-        )
-    )
+    first_precision, window_precision, first_slope, window_slope = _terms(joint)
+    smoothed = smooth(*_blocks(states, first_precision, window_precision, first_slope, window_slope))
     mean = _by_step(states, smoothed.mean[None])[..., 0]  # (steps, cells, d)
-    linear = _linear(states, states.firsts.pack(slopes[0]), states.windows.pack(slopes[1]))
+    linear = _linear(states, first_slope, window_slope)
     volume = smoothed.log_normalizer - jnp.sum(linear * mean, (0, 2)) / 2
     volume = volume - _extra(states) * math.log(2 * math.pi) / 2
     number = joint.integral.atoms // 2
@@ -72,6 +52,59 @@ def integrate_states(joint: Joint) -> tuple[jax.Array, dict[str, jax.Array], jax
     flat = states.steps * states.cells
     size = states.dimensions
     return evidence, atoms, jnp.reshape(mean, (flat, size)), jnp.reshape(covariance, (flat, size, size))
+
+
+def draw_states(joint: Joint, rng_key: jax.Array) -> dict[str, jax.Array]:
+    """One joint draw of all steps of all chains, as values of the latents.
+
+    The precision ``P`` is a sum over windows, so that noise of covariance ``P`` is drawn window by window; added to the
+    linear term ``h`` it makes the mean ``P^-1 (h + noise)`` a draw.
+
+    Args:
+        joint: the log joint density, quadratic in the latents.
+        rng_key: random key.
+    """
+    states = joint.integral.states
+    assert states is not None
+    first_precision, window_precision, first_slope, window_slope = _terms(joint)
+    one, other = jax.random.split(rng_key)
+    first_slope = first_slope + _noise(first_precision, one)
+    window_slope = window_slope + _noise(window_precision, other)
+    smoothed = smooth(*_blocks(states, first_precision, window_precision, first_slope, window_slope))
+    drawn = _by_step(states, smoothed.mean[None])[..., 0]
+    firsts = jnp.reshape(jnp.moveaxis(drawn[: states.chain.order], 0, 1), (states.cells, -1))
+    return {**states.firsts.unpack(firsts), **states.windows.unpack(_windows(states, drawn, smoothed)[0])}
+
+
+def _noise(precision: jax.Array, rng_key: jax.Array) -> jax.Array:
+    """Normal noise whose covariance these matrices, which may be singular, are."""
+    values, vectors = jnp.linalg.eigh(precision)
+    noise = jax.random.normal(rng_key, values.shape, values.dtype) * jnp.sqrt(jnp.maximum(values, 0))
+    return jnp.squeeze(vectors @ noise[..., None], -1)
+
+
+def _terms(joint: Joint) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Precision and slope at zero of the first steps, and of every window."""
+    states = joint.integral.states
+    assert states is not None
+    start = joint.zeros()
+
+    def total(values):
+        return jnp.sum(joint.by_cell(joint.tables(values)))
+
+    slope = jax.grad(total)(start)
+    firsts, windows = _parts(states, start)
+
+    def curvature(layout, part, rest):
+        def gradient(block):
+            return {name: one for name, one in jax.grad(total)({**rest, **block}).items() if name in block}
+
+        return -layout.hessian(gradient, part)
+
+    first_precision = curvature(states.firsts, firsts, windows)
+    window_precision = curvature(states.windows, windows, firsts)
+    first_slope, window_slope = _parts(states, slope)
+    return first_precision, window_precision, states.firsts.pack(first_slope), states.windows.pack(window_slope)
 
 
 def precision_root(covariance: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Families on the unit interval, the simplex and the circle: Beta, BetaProportion, Dirichlet, VonMises.
+"""Families on an interval, the simplex and the circle: Beta, BetaProportion, Dirichlet, VonMises, Uniform.
 
 Their likelihood equations have no closed solution; Newton steps on sums of statistics solve them.
 """
@@ -154,4 +154,17 @@ VON_MISES = add(
         updates={"loc": DIRECTION},
         start=lambda argument, seed, mean, spread: seed if argument == "loc" else None,
     )
+)
+
+
+# ----------------------------------------------------------------------------------------------------- Uniform
+
+
+def _declared_start(argument, seed, mean, spread):
+    """Bounds near the data would exclude some of them: the declared start is kept."""
+    del argument, seed, mean, spread
+
+
+UNIFORM = add(
+    Family("Uniform", (dist.Uniform,), 0, {"low": 0, "high": 0}, edges={"low": -1, "high": 1}, start=_declared_start)
 )

@@ -182,7 +182,15 @@ def _dirichlet(pooled, prior):
     return pooled | {"counts": pooled["counts"] + prior.concentration - 1}
 
 
-SIMPLEX = Update("counts / total", 1, ("simplex",), (_category_counts,), _solve_simplex, {dist.Dirichlet: _dirichlet})
+SIMPLEX = Update(
+    "counts / total",
+    1,
+    ("simplex",),
+    (_category_counts,),
+    _solve_simplex,
+    {dist.Dirichlet: _dirichlet},
+    by_entry=True,
+)
 CATEGORY_LOGITS = Update("log(counts / total)", 1, ("real", "real_vector"), (_category_counts,), _solve_logits)
 
 

@@ -1,4 +1,4 @@
-"""Gaussian families: Normal and MultivariateNormal.
+"""The normal family, whose updates other families share.
 
 Statistics are taken of ``(value - centre) / unit``, so that data far from the origin keep their digits.
 """
@@ -8,12 +8,11 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jax.scipy.linalg import cho_solve, solve_triangular
 
 from emppl.families.registry import Family, Update, add
-from emppl.numerics import matrix_transpose, safe_divide, symmetrize
+from emppl.numerics import safe_divide
 
-_LOG_TWO_PI = float(np.log(2 * np.pi))
+LOG_TWO_PI = float(np.log(2 * np.pi))
 
 
 def centre_and_unit(value, mean):
@@ -38,7 +37,7 @@ def _normal_natural(arguments, reference):
     scale = arguments["scale"] / reference["unit"]
     precision = 1 / scale**2
     linear, quadratic = jnp.broadcast_arrays(loc * precision, -precision / 2)
-    offset = -0.5 * loc**2 * precision - jnp.log(arguments["scale"]) - 0.5 * _LOG_TWO_PI
+    offset = -0.5 * loc**2 * precision - jnp.log(arguments["scale"]) - 0.5 * LOG_TWO_PI
     return jnp.stack([linear, quadratic], -1), offset
 
 
@@ -96,7 +95,7 @@ def _squared_residuals(moments, arguments, current):
     return {"count": moments["count"], "square": moments["unit"] ** 2 * jnp.maximum(square, 0)}
 
 
-def _solve_scale(pooled, previous, stage):
+def solve_scale(pooled, previous, stage):
     """Root of ``count/s = square/s^3 + linear/s^2 - 2 curvature s`` for the prior terms that are present."""
     del stage
     count, square = pooled["count"], pooled["square"]
@@ -135,7 +134,7 @@ SCALE = Update(
     0,
     ("positive", "nonnegative", "softplus_positive", "real"),
     (_squared_residuals,),
-    _solve_scale,
+    solve_scale,
     {
         dist.HalfNormal: _half_normal_on_scale,
         dist.HalfCauchy: _half_cauchy_on_scale,
@@ -168,256 +167,5 @@ NORMAL = add(
         local_reference=lambda arguments: {"centre": arguments["loc"], "unit": arguments["scale"]},
         scale_floor=_normal_floor,
         start=_normal_start,
-    )
-)
-
-
-# ------------------------------------------------------------------------------------- MultivariateNormal
-
-
-def _pairs(dimension):
-    """Row and column of every entry on or above the diagonal, and how often it occurs in the full matrix."""
-    rows, columns = np.triu_indices(dimension)
-    return rows, columns, np.where(rows == columns, 1.0, 2.0)
-
-
-def scale_tril_of(arguments):
-    """Cholesky factor of the covariance, whichever way it was given."""
-    if "scale_tril" in arguments:
-        return arguments["scale_tril"]
-    if "covariance_matrix" in arguments:
-        return jnp.linalg.cholesky(arguments["covariance_matrix"])
-    return _tril_of_inverse(arguments["precision_matrix"])
-
-
-def _tril_of_inverse(precision):
-    """Lower Cholesky factor of the inverse of a positive definite matrix."""
-    flipped = jnp.linalg.cholesky(precision[..., ::-1, ::-1])
-    upper = matrix_transpose(flipped[..., ::-1, ::-1])
-    return solve_triangular(upper, _identity(precision.shape[:-1], precision.dtype), lower=True)
-
-
-def _inverse(scale_tril):
-    return solve_triangular(scale_tril, _identity(scale_tril.shape[:-1], scale_tril.dtype), lower=True)
-
-
-def _identity(shape, dtype):
-    """Identity matrices, one per leading cell of vectors of this shape."""
-    return jnp.broadcast_to(jnp.eye(shape[-1], dtype=dtype), tuple(shape) + (shape[-1],))
-
-
-def _vector_statistics(value, fixed, reference):
-    del fixed
-    standard = (value - reference["centre"]) / reference["unit"]
-    rows, columns, _ = _pairs(value.shape[-1])
-    return jnp.concatenate([standard, standard[..., rows] * standard[..., columns]], -1)
-
-
-def _vector_natural(arguments, reference):
-    loc = (arguments["loc"] - reference["centre"]) / reference["unit"]
-    scale_tril = scale_tril_of(arguments)
-    dimension = scale_tril.shape[-1]
-    log_det = jnp.sum(jnp.log(jnp.diagonal(scale_tril, axis1=-2, axis2=-1)), -1)
-    whitener = _inverse(scale_tril / jnp.swapaxes(_as_row(reference["unit"]), -1, -2))
-    precision = matrix_transpose(whitener) @ whitener
-    white_loc = jnp.squeeze(whitener @ loc[..., None], -1)
-    linear = jnp.squeeze(precision @ loc[..., None], -1)
-    rows, columns, multiplicity = _pairs(dimension)
-    quadratic = (
-        -0.5
-        * jnp.asarray(multiplicity, loc.dtype).reshape((1,) * (precision.ndim - 2) + (-1,))
-        * precision[..., rows, columns]
-    )
-    batch = jnp.broadcast_shapes(linear.shape[:-1], quadratic.shape[:-1])
-    eta = [jnp.broadcast_to(part, batch + part.shape[-1:]) for part in (linear, quadratic)]
-    offset = -0.5 * jnp.sum(white_loc**2, -1) - log_det - 0.5 * dimension * _LOG_TWO_PI
-    return jnp.concatenate(eta, -1), offset
-
-
-def _as_row(vector):
-    return vector[..., None, :]
-
-
-def _vector_moments(sums, count, reference):
-    dimension = reference["centre"].shape[-1]
-    rows, columns, _ = _pairs(dimension)
-    position = np.zeros((dimension, dimension), int)
-    position[rows, columns] = position[columns, rows] = np.arange(len(rows))
-    second = sums[..., dimension:][..., position]
-    return {
-        "count": count,
-        "first": sums[..., :dimension],
-        "second": second,
-        "centre": reference["centre"],
-        "unit": reference["unit"],
-    }
-
-
-def _vector_total(moments, arguments, current):
-    del arguments
-    count = jnp.broadcast_to(moments["count"][..., None], jnp.broadcast_shapes(moments["first"].shape, current.shape))
-    return {"count": count, "total": moments["centre"] * count + moments["unit"] * moments["first"]}
-
-
-def _vector_weighted_residual(moments, arguments, current):
-    inverse = _inverse(scale_tril_of(arguments))
-    precision = matrix_transpose(inverse) @ inverse
-    count = moments["count"][..., None]
-    shifted = (current - moments["centre"]) / moments["unit"]
-    residual = moments["unit"] * (moments["first"] - shifted * count)
-    return {
-        "precision": jnp.moveaxis(precision * count[..., None], -1, 0),
-        "residual": jnp.squeeze(precision @ residual[..., None], -1),
-    }
-
-
-def _solve_vector_location(pooled, previous, stage):
-    if stage == 0:
-        return safe_divide(pooled["total"], pooled["count"], previous)
-    precision = jnp.moveaxis(pooled["precision"], 0, -1)
-    residual = pooled["residual"]
-    if "prior_precision" in pooled:
-        precision = precision + pooled["prior_precision"]
-        residual = residual + jnp.squeeze(pooled["prior_precision"] @ (pooled["prior_loc"] - previous)[..., None], -1)
-    used = jnp.diagonal(precision, axis1=-2, axis2=-1)[..., :1, None] > 0
-    identity = _identity(precision.shape[:-1], precision.dtype)
-    factor = jnp.linalg.cholesky(jnp.where(used, precision, identity))
-    step = jnp.squeeze(cho_solve((factor, True), residual[..., None]), -1)
-    return previous + jnp.where(jnp.squeeze(used, -1), step, 0)
-
-
-def _normal_on_vector(pooled, prior):
-    shape = pooled["residual"].shape if "residual" in pooled else pooled["total"].shape
-    variance = jnp.broadcast_to(prior.scale**2, shape)
-    precision = _identity(shape, variance.dtype) / _as_row(variance)
-    return pooled | {"prior_precision": precision, "prior_loc": jnp.broadcast_to(prior.loc, shape)}
-
-
-def _multivariate_normal_on_vector(pooled, prior):
-    inverse = _inverse(prior.scale_tril)
-    return pooled | {"prior_precision": matrix_transpose(inverse) @ inverse, "prior_loc": prior.loc}
-
-
-VECTOR_LOCATION = Update(
-    "weighted mean",
-    1,
-    ("real", "real_vector"),
-    (_vector_total, _vector_weighted_residual),
-    _solve_vector_location,
-    {dist.Normal: _normal_on_vector, dist.MultivariateNormal: _multivariate_normal_on_vector},
-)
-
-
-def _scatter(moments, arguments, current):
-    del current
-    unit, count = moments["unit"], moments["count"][..., None, None]
-    shifted = ((arguments["loc"] - moments["centre"]) / unit)[..., None]
-    cross = shifted @ _as_row(moments["first"])
-    scatter = moments["second"] - cross - matrix_transpose(cross) + count * (shifted @ matrix_transpose(shifted))
-    scatter = scatter * unit[..., None] * _as_row(unit)
-    return {"count": jnp.broadcast_to(count, scatter.shape), "scatter": symmetrize(scatter)}
-
-
-def _solve_covariance(pooled, previous, stage):
-    del stage
-    return safe_divide(pooled["scatter"], pooled["count"], previous)
-
-
-def _solve_scale_tril(pooled, previous, stage):
-    covariance = _solve_covariance(pooled, previous @ matrix_transpose(previous), stage)
-    return jnp.linalg.cholesky(covariance)
-
-
-def _solve_precision(pooled, previous, stage):
-    used = pooled["count"] > 0
-    identity = _identity(previous.shape[:-1], previous.dtype)
-    covariance = jnp.where(used, pooled["scatter"] / jnp.where(used, pooled["count"], 1), identity)
-    inverse = _inverse(jnp.linalg.cholesky(covariance))
-    return jnp.where(used, matrix_transpose(inverse) @ inverse, previous)
-
-
-def _inverse_wishart_on_covariance(pooled, prior):
-    dimension = pooled["scatter"].shape[-1]
-    return pooled | {
-        "count": pooled["count"] + (jnp.asarray(prior.concentration) + dimension + 1)[..., None, None],
-        "scatter": pooled["scatter"] + prior.scale_matrix,
-    }
-
-
-def _wishart_on_precision(pooled, prior):
-    dimension = pooled["scatter"].shape[-1]
-    return pooled | {
-        "count": pooled["count"] + (jnp.asarray(prior.concentration) - dimension - 1)[..., None, None],
-        "scatter": pooled["scatter"] + prior.rate_matrix,
-    }
-
-
-_MATRIX_SUPPORT = ("positive_definite", "real", "real_matrix")
-COVARIANCE = Update(
-    "weighted scatter",
-    2,
-    _MATRIX_SUPPORT,
-    (_scatter,),
-    _solve_covariance,
-    {dist.InverseWishart: _inverse_wishart_on_covariance},
-    order=1,
-)
-PRECISION = Update(
-    "inverse of the weighted scatter",
-    2,
-    _MATRIX_SUPPORT,
-    (_scatter,),
-    _solve_precision,
-    {dist.Wishart: _wishart_on_precision},
-    order=1,
-)
-SCALE_TRIL = Update(
-    "Cholesky factor of the weighted scatter",
-    2,
-    ("lower_cholesky", "softplus_lower_cholesky", "scaled_unit_lower_cholesky", "real", "real_matrix"),
-    (_scatter,),
-    _solve_scale_tril,
-    order=1,
-)
-
-
-def _vector_local_reference(arguments):
-    scale_tril = scale_tril_of(arguments)
-    return {"centre": arguments["loc"], "unit": jnp.sqrt(jnp.sum(scale_tril**2, -1))}
-
-
-def _vector_floor(arguments, reference):
-    scale_tril = scale_tril_of(arguments) / jnp.swapaxes(_as_row(reference["unit"]), -1, -2)
-    return jnp.min(jnp.diagonal(scale_tril, axis1=-2, axis2=-1), -1)
-
-
-def _vector_start(argument, seed, mean, spread):
-    del mean
-    if argument == "loc":
-        return seed
-    power = {"covariance_matrix": 2.0, "scale_tril": 1.0, "precision_matrix": -2.0}[argument]
-    return _identity(spread.shape, spread.dtype) * _as_row(spread) ** power
-
-
-MULTIVARIATE_NORMAL = add(
-    Family(
-        "MultivariateNormal",
-        (dist.MultivariateNormal,),
-        1,
-        {"loc": 1, "covariance_matrix": 2, "scale_tril": 2, "precision_matrix": 2},
-        reference=centre_and_unit,
-        statistics=_vector_statistics,
-        natural=_vector_natural,
-        base_measure=lambda value, fixed: jnp.zeros_like(value[..., 0]),
-        moments=_vector_moments,
-        updates={
-            "loc": VECTOR_LOCATION,
-            "covariance_matrix": COVARIANCE,
-            "scale_tril": SCALE_TRIL,
-            "precision_matrix": PRECISION,
-        },
-        local_reference=_vector_local_reference,
-        scale_floor=_vector_floor,
-        start=_vector_start,
     )
 )

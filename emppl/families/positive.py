@@ -257,3 +257,33 @@ LOG_NORMAL = add(
         start=_log_start,
     )
 )
+
+
+# ------------------------------------------------------------------------------------------------------ Pareto
+
+
+def _log_excess(value, fixed, reference):
+    del reference
+    return (jnp.log(value) - jnp.log(fixed["scale"]))[..., None]
+
+
+def _pareto_natural(arguments, reference):
+    del reference
+    return -arguments["alpha"][..., None], jnp.log(arguments["alpha"])
+
+
+PARETO = add(
+    Family(
+        "Pareto",
+        (dist.Pareto,),
+        0,
+        {"scale": 0, "alpha": 0},
+        statistics=_log_excess,
+        natural=_pareto_natural,
+        base_measure=_minus_log,
+        moments=lambda sums, count, reference: {"total": sums[..., 0], "count": count},
+        updates={"alpha": dataclasses.replace(EXPONENTIAL_RATE, title="count / total of log(value / scale)")},
+        edges={"scale": -1},
+        fixed=("scale",),
+    )
+)

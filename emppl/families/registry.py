@@ -36,6 +36,9 @@ class Update:
         solve: ``(pooled quantities, previous value, stage) -> value``.
         priors: by prior distribution class, ``(pooled quantities, prior) -> pooled quantities``.
         order: updates with a lower number come first in one M-step (locations before scales).
+        by_entry: for vectors and matrices: is the log-likelihood a sum over single entries, each with quantities of its
+            own, so that only the parameter's constraint ties them together? Then the argument may be put together
+            from entries of the parameter in any way (padded, reversed, transposed).
     """
 
     title: str
@@ -45,6 +48,7 @@ class Update:
     solve: Callable[[Arrays, jax.Array, int], jax.Array]
     priors: Mapping[type, Callable[[dict, Any], dict]] = dataclasses.field(default_factory=dict)
     order: int = 0
+    by_entry: bool = False
 
 
 def no_reference(value, mean) -> Arrays:
@@ -85,9 +89,12 @@ class Family:
             averages over rows; anything that makes the statistics well conditioned.
         moments: ``(sums (..., F), count (...), reference) -> quantities`` for the updates.
         updates: by argument; the others are maximised by Newton steps.
+        diagonals: by matrix argument, the update of single entries where the argument is a diagonal matrix.
         joint: arguments that depend on each other so strongly that they are maximised together, by Newton steps,
             whenever the model lets them (each has a parameter of its own with the same cells).
         kinks: arguments in which ``log_prob`` is not smooth, so that Newton steps do not apply.
+        edges: arguments at which the support begins (-1) or ends (1), and towards which the density rises: Q has its
+            maximum where it has no slope.
         fixed: arguments that belong to the statistics and may not depend on a parameter (``total_count``).
         indicator: the statistics are one-hot vectors of the value, so that with many categories the matrix product
             can be a look-up.
@@ -107,8 +114,10 @@ class Family:
     reference: Callable[[jax.Array, Callable], Arrays] = no_reference
     moments: Callable[[jax.Array, jax.Array, Arrays], Arrays] = no_moments
     updates: Mapping[str, Update] = dataclasses.field(default_factory=dict)
+    diagonals: Mapping[str, Update] = dataclasses.field(default_factory=dict)
     joint: tuple[str, ...] = ()
     kinks: tuple[str, ...] = ()
+    edges: Mapping[str, int] = dataclasses.field(default_factory=dict)
     fixed: tuple[str, ...] = ()
     local_reference: Callable[[Arrays], Arrays] | None = None
     indicator: bool = False

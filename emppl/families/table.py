@@ -17,7 +17,9 @@ def family_table() -> str:
 
 def _row(family: Family, argument: str) -> tuple[str, ...]:
     update = family.updates.get(argument)
-    if argument in family.fixed:
+    if argument in family.edges:
+        words = f"the {'largest' if family.edges[argument] > 0 else 'smallest'} value with weight"
+    elif argument in family.fixed:
         words = "belongs to the data"
     elif argument in family.kinks:
         words = "weighted median (quantile), by bisection"
@@ -28,6 +30,10 @@ def _row(family: Family, argument: str) -> tuple[str, ...]:
     else:
         words = update.title if update is not None else "Newton steps"
     priors = ", ".join(kind.__name__ for kind in update.priors) if update is not None else ""
+    diagonal = family.diagonals.get(argument)
+    if diagonal is not None:
+        words += f"; of a diagonal matrix: {diagonal.title}"
+        priors = ", ".join(filter(None, [priors, *(f"{kind.__name__} (diagonal)" for kind in diagonal.priors)]))
     classes = ", ".join(kind.__name__ for kind in family.distributions)
     name = family.name if classes == family.name else f"{family.name} ({classes})"
     form = "statistics x natural parameters" if family.is_exponential else "`log_prob`"

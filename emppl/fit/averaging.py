@@ -50,14 +50,12 @@ class Window:
     shares: np.ndarray
 
     def after(self, new: dict[str, np.ndarray], step: float, most: int) -> Window:
-        """With new draws that share ``step``, and without those that have become too light or too many."""
+        """With new draws that share ``step``, and without those that are too light, or older than ``most`` others."""
         number = len(next(iter(new.values())))
         shares = np.concatenate([self.shares * (1 - step), np.full(number, step / number)])
         draws = {axis: np.concatenate([self.draws[axis], new[axis]]) for axis in new}
         kept = shares > _FORGOTTEN
-        if kept.sum() > most:
-            kept &= shares >= np.sort(shares[kept])[-most]
-            kept &= np.cumsum(kept[::-1])[::-1] <= most  # of equal shares the newest stay
+        kept &= np.cumsum(kept[::-1])[::-1] <= most
         shares = shares[kept]
         return Window({axis: one[kept] for axis, one in draws.items()}, shares / shares.sum())
 

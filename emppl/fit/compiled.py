@@ -13,9 +13,10 @@ import numpy as np
 
 from emppl import estep, mstep
 from emppl.derive import derive
-from emppl.errors import ModelError, ParameterError, unknown_name
+from emppl.errors import EMError, ModelError, ParameterError, unknown_name
 from emppl.estep.settle import finer_program
 from emppl.fit import checks, loop
+from emppl.fit.compression import Compression, find_compression
 from emppl.fit.simulator import Simulator
 from emppl.fit.start import starting_values
 from emppl.parameters import check
@@ -23,9 +24,17 @@ from emppl.program import Options, Program
 from emppl.report.criteria import cell_weights
 from emppl.report.identification import shift_effects
 from emppl.report.uncertainty import hessian_columns, score
+from emppl.trace import WeightedRows
 
 _FEW_CELLS = 4096
 """So few table cells an iteration that a fit takes less time than compiling it well."""
+
+_CELLS_OF_DRAWS = 2**24
+"""Cells of all tables of the draws that are made at once."""
+
+_WITHOUT_EMITTERS = {"xla_cpu_use_fusion_emitters": False}
+"""XLA's older code generator. On a chain its code is as fast (measured for 3 to 32 states), and compiling takes two
+thirds of the time and 230 MB less. Mixtures and many chains side by side are up to 1.5 times slower with it."""
 
 
 class Compiled:
@@ -40,9 +49,11 @@ class Compiled:
 
     def __init__(self, model, leaves, skeleton, options: Options):
         _check_updates(options)
+        self._source = model, skeleton, options
         program = derive(model, leaves, skeleton, options)
         _check_names(options, program)
         self.program = program
+        self._shapes = [jax.ShapeDtypeStruct(one.shape, jax.dtypes.canonicalize_dtype(one.dtype)) for one in leaves]
         self.fused = estep.plan_fused(program)
         self.e_step = self._plain(estep.e_step)
         self.log_likelihood = self._plain(estep.log_likelihood)
@@ -51,9 +62,7 @@ class Compiled:
         self.moments = self._plain(estep.moments)
         self.filtered = self._plain(estep.filtered)
         self.decode = self._plain(estep.decode)
-        self.sample = self._plain(
-            lambda program, params, leaves, keys: jax.vmap(lambda key: estep.sample(program, params, leaves, key))(keys)
-        )
+        self.sample = self._plain(_draws)
         # Estimates are arguments of these, so that no result compiles them anew.
         self.hessian_columns = jax.jit(functools.partial(hessian_columns, program))
         self.shift_effects = jax.jit(functools.partial(shift_effects, program))
@@ -94,6 +103,37 @@ class Compiled:
         return found
 
     @functools.cached_property
+    def compression(self) -> Compression | str:
+        """What of the data a fit may compress, or the reason why nothing."""
+        return find_compression(self.program, self._shapes)
+
+    @functools.cached_property
+    def compressed(self) -> Compiled | None:
+        """The same algorithm for compressed data; None if nothing is compressed."""
+        found = self.compression
+        if isinstance(found, str):
+            return None
+        model, skeleton, options = self._source
+        short = [
+            jax.ShapeDtypeStruct((2 * found.columns, *one.shape[1:]), one.dtype) if n in found.leaves else one
+            for n, one in enumerate(self._shapes)
+        ]
+        try:
+            compiled = Compiled(WeightedRows(model, found.plate, found.weight), short, skeleton, options)
+            same = compiled.program.axes.sizes.get(found.plate) == 2 * found.columns
+        except EMError:
+            same = False
+        if not same or compiled.program.free != self.program.free:
+            self.compression = "the model does not take its number of rows from the data"
+            return None
+        return compiled
+
+    @functools.cached_property
+    def report(self):
+        """What is wrong with the data."""
+        return jax.jit(functools.partial(checks.data_report, self.program))
+
+    @functools.cached_property
     def q(self):
         """Expected complete-data log-likelihood."""
         return jax.jit(functools.partial(estep.q, self.program))
@@ -128,12 +168,20 @@ class Compiled:
     @functools.cached_property
     def prepare(self):
         """Statistics of the data, and what is wrong with them."""
-        return jax.jit(
-            lambda leaves: (
-                estep.prepare(self.program, self.fused, leaves),
-                checks.data_report(self.program, leaves),
-            )
-        )
+
+        def prepare(leaves):
+            return estep.prepare(self.program, self.fused, leaves), checks.data_report(self.program, leaves)
+
+        return jax.jit(prepare, compiler_options=self._compiler_options)
+
+    @functools.cached_property
+    def _compiler_options(self) -> dict[str, Any] | None:
+        """How XLA is to compile what takes a fit's time; only for functions that no other jit calls."""
+        if jax.default_backend() != "cpu":
+            return None
+        steps = [step for part in self.program.parts for step in part.plan.steps if step.chain is not None]
+        lanes = [step.chain_sizes(self.program.axes.sizes)[2] for step in steps]
+        return _WITHOUT_EMITTERS if lanes and max(lanes) < 8 and _knows(tuple(_WITHOUT_EMITTERS)) else None
 
     @functools.cached_property
     def start(self):
@@ -163,7 +211,7 @@ class Compiled:
         found = self._blocks[key]
         return found.result() if isinstance(found, concurrent.futures.Future) else found
 
-    def compile_in_background(self, lanes: int, leaves) -> None:
+    def compile_in_background(self, lanes: int, leaves, accelerate: bool = False) -> None:
         """Let XLA compile the loop while the statistics and the starting values are compiled and computed.
 
         Tracing happens here, so that thread-local settings of JAX hold; only XLA works in the other thread.
@@ -174,16 +222,35 @@ class Compiled:
         sites = self.program.trace.sites
         params = {n: np.zeros((lanes, *sites[n].shape), sites[n].dtype) for n in self.program.free}
         memory = jax.tree.map(lambda one: np.zeros(one.shape, one.dtype), jax.eval_shape(self.begin, params))
-        states = loop.initial_states(self.program, params, memory, lanes, jnp.result_type(float))
+        states = loop.initial_states(self.program, params, memory, lanes, jnp.result_type(float), accelerate)
         prepared, _ = jax.eval_shape(self.prepare, leaves)
         block: Any = loop.make_block(loop.make_iteration(self.program, self.fused, False))
         lowered = block.lower(states, leaves, prepared, *loop.limits(0.0, 0, 0))
         pool = concurrent.futures.ThreadPoolExecutor(1)
         cells = lanes * sum(part.plan.cost for part in self.program.parts)
         # On few cells compiling takes longer than the whole fit: let XLA do less of it.
-        quick = {"xla_backend_optimization_level": 0} if cells < _FEW_CELLS and jax.default_backend() == "cpu" else None
-        self._blocks[lanes, False] = pool.submit(lowered.compile, quick)
+        options = dict(self._compiler_options or {})
+        if cells < _FEW_CELLS and jax.default_backend() == "cpu":
+            options |= {"xla_backend_optimization_level": 0}
+        self._blocks[lanes, False] = pool.submit(lowered.compile, options)
         pool.shutdown(wait=False)
+
+
+def _draws(program: Program, params, leaves, keys) -> dict[str, jax.Array]:
+    """Joint draws of all latents, as many at once as memory allows."""
+    one = functools.partial(estep.sample, program, params, leaves)
+    at_once = max(_CELLS_OF_DRAWS // estep.largest_table(program, None)[0], 1)
+    return jax.vmap(one)(keys) if len(keys) <= at_once else jax.lax.map(one, keys, batch_size=at_once)
+
+
+@functools.cache
+def _knows(options: tuple[str, ...]) -> bool:
+    """Does this version of XLA have these options? They are internal, and may vanish."""
+    try:
+        jax.jit(lambda: np.int32(0)).lower().compile(dict.fromkeys(options, False))
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def _check_updates(options: Options) -> None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl import estep, mstep
+from emppl.fit.acceleration import Leaping, leap
 from emppl.fit.convergence import Progress, convergence_test, needs_rise
 from emppl.fit.outcome import StopReason
 from emppl.program import Program
@@ -25,6 +26,7 @@ class LaneState(NamedTuple):
     ``params`` are to be evaluated next; ``good_params`` were, with ``progress.objective`` and ``log_likelihood``.
     ``unfinished``: did an inner iteration of the M-step that gave ``params`` stop short? ``memory`` is what M-step
     rules keep for the next one (the state of an optimiser). ``centers``: where the atoms of integrated latents were.
+    ``leaping``: place in the cycle of an accelerated fit; None without acceleration.
     """
 
     params: Any
@@ -38,6 +40,7 @@ class LaneState(NamedTuple):
     unfinished: Any
     memory: Any
     centers: Any
+    leaping: Leaping | None = None
 
 
 class History(NamedTuple):
@@ -47,7 +50,9 @@ class History(NamedTuple):
     log_likelihood: np.ndarray
 
 
-def initial_states(program: Program, params: dict[str, np.ndarray], memory: Any, lanes: int, dtype) -> LaneState:
+def initial_states(
+    program: Program, params: dict[str, np.ndarray], memory: Any, lanes: int, dtype, accelerate: bool = False
+) -> LaneState:
     """State of all restarts before the first E-step, made on the host (nothing to compile)."""
     number = np.zeros(lanes, np.int32)
     nothing = np.full(lanes, -np.inf, dtype)
@@ -55,7 +60,8 @@ def initial_states(program: Program, params: dict[str, np.ndarray], memory: Any,
     no = np.zeros(lanes, bool)
     beginning = Progress.beginning(lanes, dtype)
     centers = {one.axis: np.zeros((lanes, one.groups, one.dimensions), dtype) for one in program.integrals}
-    return LaneState(params, params, beginning, nothing, number, number, number - 1, zero, no, memory, centers)
+    leaping = Leaping.beginning(params, lanes, dtype) if accelerate else None
+    return LaneState(params, params, beginning, nothing, number, number, number - 1, zero, no, memory, centers, leaping)
 
 
 def limits(tolerance: float, max_iterations: int, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -90,14 +96,29 @@ def make_iteration(program: Program, fused: estep.FusedPlan, accurate: bool) -> 
         floor, where = _smallest_scale(program, state.params, leaves, prepared)
         found, prepared = expectations(state.params, leaves, prepared, state.centers)
         objective = found.log_likelihood + program.log_prior(state.params, leaves)
-        said = judge(objective, state.progress, state.iteration, found.amplification, tolerance)
         eps = jnp.finfo(objective.dtype).eps
         narrowest = 16 * eps if accurate else 4 * jnp.sqrt(eps)
         collapsed = ~(floor >= narrowest) & (state.iteration > 0)
         finite = jnp.isfinite(objective)
-        good = finite & ~said.decreased & ~collapsed
         step = mstep.maximise(program, state.params, found, leaves, prepared, state.memory)
         rise = step.rise(state.params) if needs_rise(program.evidence) else state.progress.rise
+        after_step, leaping, failed = step.params, None, jnp.asarray(False)
+        if state.leaping is None:
+            said = judge(objective, state.progress, state.iteration, found.amplification, tolerance)
+        else:
+            after_step, leaping, failed, said = leap(
+                program,
+                state.leaping,
+                state.params,
+                step.params,
+                objective,
+                state.progress,
+                found.amplification,
+                tolerance,
+            )
+            # A leap that fails is taken back, whatever is wrong with it.
+            finite, collapsed = finite | failed, collapsed & ~failed
+        good = finite & ~said.decreased & ~collapsed & ~failed
         # Gains that die away because an inner iteration cannot make them are no convergence.
         converged = said.converged & ~state.unfinished
         unfinished = said.converged & state.unfinished & (said.progress.stalls >= 3)
@@ -120,7 +141,7 @@ def make_iteration(program: Program, fused: estep.FusedPlan, accurate: bool) -> 
             paused = state._replace(rounding=found.amplification)
         kept = jax.tree.map(lambda now, before: jnp.where(good, now, before), state.params, state.good_params)
         after = LaneState(
-            jax.tree.map(lambda after, now: jnp.where(running, after, now), step.params, state.params),
+            jax.tree.map(lambda after, now: jnp.where(running, after, now), after_step, state.params),
             kept,
             said.progress._replace(objective=jnp.where(good, objective, state.progress.objective), rise=rise),
             jnp.where(good, found.log_likelihood, state.log_likelihood),
@@ -130,7 +151,8 @@ def make_iteration(program: Program, fused: estep.FusedPlan, accurate: bool) -> 
             found.amplification,
             step.unfinished,
             jax.tree.map(lambda after, now: jnp.where(running, after, now), step.memory, state.memory),
-            found.centers,
+            jax.tree.map(lambda now, before: jnp.where(failed, before, now), found.centers, state.centers),
+            leaping,
         )
         if accurate:
             return after

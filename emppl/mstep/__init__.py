@@ -7,11 +7,12 @@ not apply:
 2. closed form: a registered update on additive sufficient statistics.
 3. constrained: that update as long as it lies inside a constraint that it does not imply.
 4. weighted median: Q is piecewise linear in the parameter.
-5. quadratic: the expected log-likelihood is quadratic in the parameter, so one linear solve is exact.
-6. Newton: it has second derivatives and the block is of moderate size.
-7. numeric: optax, on the unconstrained block, never accepting a step that lowers Q.
+5. edge of the support: Q jumps to minus infinity where the parameter passes a data value.
+6. quadratic: the expected log-likelihood is quadratic in the parameter, so one linear solve is exact.
+7. Newton: it has second derivatives and the block is of moderate size.
+8. numeric: optax, on the unconstrained block, never accepting a step that lowers Q.
 
-Parameters under rules 5 to 7 that meet in a site are then put together into blocks. Each block maximises Q plus the
+Parameters under rules 6 to 8 that meet in a site are then put together into blocks. Each block maximises Q plus the
 log prior with the others held at their newest values, so the objective never falls.
 
 Reference:
@@ -26,7 +27,7 @@ from typing import Any
 
 from emppl.estep import Expectations
 from emppl.factors import Prepared
-from emppl.mstep import closed_form, constrained, given, median, newton, numeric, quadratic
+from emppl.mstep import closed_form, constrained, edge, given, median, newton, numeric, quadratic
 from emppl.mstep.closed_form import ClosedForm
 from emppl.mstep.given import UserUpdate
 from emppl.mstep.maximisation import Maximisation
@@ -36,11 +37,12 @@ from emppl.mstep.quadratic import Quadratic
 from emppl.program import Program
 from emppl.rules import Rule, RuleContext
 
-_RULES = (given, closed_form, constrained, median, quadratic, newton, numeric)
+_RULES = (given, closed_form, constrained, median, edge, quadratic, newton, numeric)
 _JOINED = {Quadratic: quadratic, Newton: newton, Numeric: numeric}
 _TITLES = {
     closed_form.__name__: ClosedForm.kind,
     median.__name__: median.Median.kind,
+    edge.__name__: edge.Edge.kind,
     quadratic.__name__: Quadratic.kind,
     newton.__name__: Newton.kind,
 }

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from emppl.numerics import weighted
-from emppl.parameters import constrain, unconstrain
+from emppl.parameters import from_coordinates, to_coordinates
 from emppl.program import Program, prior_cells
 from emppl.structure.layout import Layout, find_layout
 from emppl.structure.quadratic import affine_gradient
@@ -61,28 +61,32 @@ class Analysis:
         """Likelihood sites that depend on any of these parameters."""
         return [name for name, factor in self.program.factors.items() if factor.all_parameters & set(names)]
 
-    def cells(self, names: tuple[str, ...]) -> Callable:
+    def cells(self, names: tuple[str, ...], by_element: bool = False) -> Callable:
         """``(block, params, leaves) -> (tables, prior log-densities)`` of everything that the block enters."""
         touched = self.touched(names)
 
         def cells(block, params, leaves):
             arrays = self.program.evaluate({**params, **block}, leaves)
-            tables = {name: self.program.factors[name].table(arrays) for name in touched}
+            tables = {name: self.program.factors[name].table(arrays, by_element) for name in touched}
             return tables, [prior_cells(arrays[name]) for name in self.priors]
 
         return cells
 
-    def free_cells(self, names: tuple[str, ...]) -> tuple[Callable, dict[str, tuple[int, ...]]]:
+    def free_cells(
+        self, names: tuple[str, ...], by_element: bool = False
+    ) -> tuple[Callable, dict[str, tuple[int, ...]]]:
         """The same as a function of unconstrained values, and their shapes."""
         sites = self.program.trace.sites
         constraints = {name: sites[name].constraint for name in names}
-        cells = self.cells(names)
+        cells = self.cells(names, by_element)
 
         def free(block, params, leaves):
-            return cells({name: constrain(constraints[name], value) for name, value in block.items()}, params, leaves)
+            return cells(
+                {name: from_coordinates(constraints[name], value) for name, value in block.items()}, params, leaves
+            )
 
         shapes = {
-            name: jax.eval_shape(functools.partial(unconstrain, constraints[name]), self.params[name]).shape
+            name: jax.eval_shape(functools.partial(to_coordinates, constraints[name]), self.params[name]).shape
             for name in names
         }
         return free, shapes
@@ -106,7 +110,8 @@ class Analysis:
 
     def _layout(self, names: tuple[str, ...]) -> Layout:
         """How a block falls into groups, on the unconstrained space."""
-        cells, shapes = self.free_cells(names)
+        # Elements of a to_event are added up: entries that meet only in that sum do not meet.
+        cells, shapes = self.free_cells(names, by_element=True)
         return find_layout(lambda *a: jax.tree.leaves(cells(*a)), shapes, self.params, self.shapes)
 
     def _gradient(self, cells: Callable, block: Mapping):

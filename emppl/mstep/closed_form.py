@@ -14,6 +14,7 @@ import numpy as np
 from emppl.axes import reduce_to
 from emppl.factors import SiteFactor
 from emppl.families import Update
+from emppl.mstep.diagonals import diagonal_update
 from emppl.mstep.maximisation import Maximisation
 from emppl.parameters import bounds, constraint_name
 from emppl.rules import Rule, RuleContext
@@ -41,11 +42,13 @@ class ClosedForm(Rule):
         targets: where the parameter enters.
         closed: the update.
         map: from the parameter to the argument; the closed form gives the argument's value, which is mapped back.
+        cell: the axes of the parameter that form one cell of the argument, counted from the end.
     """
 
     targets: tuple[Target, ...]
     closed: Update
     map: ElementMap = ElementMap()
+    cell: tuple[int, ...] = ()
 
     kind: ClassVar[str] = "closed form"
     exact: ClassVar[bool] = True
@@ -68,7 +71,11 @@ class ClosedForm(Rule):
             if self.prior not in (None, "flat"):
                 prior = next(rule for kind, rule in self.closed.priors.items() if kind.__name__ == self.prior)
                 pooled = prior(pooled, prior_arguments(arrays[name].distribution, value.ndim))
-            value = self.closed.solve(pooled, value, stage)
+            last = tuple(range(-len(self.cell), 0))
+            pooled = {key: jnp.moveaxis(quantity, self.cell, last) for key, quantity in pooled.items()}
+            value = jnp.moveaxis(
+                self.closed.solve(pooled, jnp.moveaxis(value, self.cell, last), stage), last, self.cell
+            )
         return {name: self.map.inverse(value)}
 
 
@@ -87,17 +94,27 @@ def propose(context: RuleContext, name: str, anywhere: bool = False) -> ClosedFo
     targets: list[Target] = []
     update: Update | None = None
     maps: list[ElementMap] = []
+    cells: list[tuple[int, ...]] = []
     found = entries_of(context, name)
     if not found:
         return "no likelihood site depends on it"
     for factor, field, position in found:
         if field in ("value", "mask", "cell_weight") or factor.labels_of or factor.site.kind == "factor":
             return f"it enters the {'log factor' if factor.site.kind == 'factor' else field} of site {factor.name!r}"
+        if factor.family is not None and field in factor.family.edges:
+            return at_an_edge(factor, field)
         if factor.family is None or not factor.family.updates:
             return f"site {factor.name!r} is {factor.site.distribution}, which has no registered closed form"
         if any(factor.parameters.get(other) for other in ("value", "mask", *factor.family.fixed)):
             return f"the value of site {factor.name!r} depends on a parameter"
+        selection = context.dependence.selection(name, position)
         candidate = factor.family.updates.get(field)
+        if isinstance(selection, Selection) and candidate is not None:
+            if selection.masked or _cell_axes(context, selection, rank, candidate, position) is None:
+                diagonal = diagonal_update(context, factor, field, name, selection.map, position)
+                candidate = diagonal if isinstance(diagonal, Update) else candidate
+                if isinstance(diagonal, str) and selection.masked:
+                    selection = diagonal
         if candidate is None:
             return f"{factor.family.name}.{field} of site {factor.name!r} has no closed-form update"
         if update is not None and candidate is not update:
@@ -112,13 +129,14 @@ def propose(context: RuleContext, name: str, anywhere: bool = False) -> ClosedFo
             if other != field
         ):
             return f"it enters more than one argument of site {factor.name!r}"
-        selection = context.dependence.selection(name, position)
         if isinstance(selection, str):
             return f"{field} of site {factor.name!r} is not a plain selection of it: {selection}"
-        if name in context.held and not _fixes_whole_cells(context, name, update):
+        cell = _cell_axes(context, selection, rank, update, position)
+        if cell is None:
+            return f"no {update.event_rank} of its axes are whole the last ones of {field} of site {factor.name!r}"
+        if name in context.held and not _fixes_whole_cells(context, name, update, cell):
             return f"some entries of a cell of {field} are fixed and others free"
-        if not _keeps_cells_whole(context, selection, rank, update.event_rank, position):
-            return f"{field} of site {factor.name!r} cuts through its last {update.event_rank} axes"
+        cells.append(cell)
         targets.append(Target(factor.name, field))
         maps.append(selection.map)
     assert update is not None
@@ -127,15 +145,28 @@ def propose(context: RuleContext, name: str, anywhere: bool = False) -> ClosedFo
             return f"the prior of {other!r} depends on it"
     if any(one != maps[0] for one in maps):
         return f"it enters through different maps ({'; '.join(sorted({str(one) or 'as it is' for one in maps}))})"
+    if any(one != cells[0] for one in cells):
+        return "its cells lie along different axes at different sites"
     if maps[0]:
-        return _through_map(context, name, update, tuple(targets), maps[0])
-    refusal = _constraint_binds(context, name, update)
-    if refusal is not None and not anywhere:
+        through = _through_map(context, name, update, tuple(targets), maps[0])
+        return dataclasses.replace(through, cell=cells[0]) if isinstance(through, ClosedForm) else through
+    refusal = _constraint_binds(context, name, update, cells[0])
+    # What is solved entry by entry is tied together by the constraint alone.
+    if refusal is not None and (update.by_entry or not anywhere):
         return refusal
     prior = _conjugate_prior(context, name, update)
     if isinstance(prior, _Refusal):
         return prior.reason
-    return ClosedForm((name,), update.title, tuple(targets), update, prior=prior)
+    if prior not in (None, "flat") and not _are_last(cells[0]):
+        return f"its prior {prior} does not lie along the axes of {update.title!r}"
+    return ClosedForm((name,), update.title, tuple(targets), update, cell=cells[0], prior=prior)
+
+
+def at_an_edge(factor: SiteFactor, field: str) -> str:
+    """Why no rule with derivatives finds the maximum of an argument at which a support begins or ends."""
+    assert factor.family is not None
+    edge = f"{factor.family.name}.{field}"
+    return f"the support of site {factor.name!r} begins or ends at it ({edge}), where Q jumps to minus infinity"
 
 
 def _solved_jointly(context: RuleContext, factor: SiteFactor, field: str) -> str | None:
@@ -148,13 +179,12 @@ def _solved_jointly(context: RuleContext, factor: SiteFactor, field: str) -> str
     return free[0] if free else None
 
 
-def _fixes_whole_cells(context: RuleContext, name: str, update: Update) -> bool:
+def _fixes_whole_cells(context: RuleContext, name: str, update: Update, cell: tuple[int, ...]) -> bool:
     """Is every cell wholly fixed or wholly free, or a simplex, whose free entries share what the fixed ones leave?"""
     if update.event_rank == 0 or constraint_name(context.trace.sites[name].constraint) == "simplex":
         return True
     given = ~np.isnan(context.held[name])
-    axes = tuple(range(-update.event_rank, 0))
-    return bool(np.all(given.any(axes) == given.all(axes)))
+    return bool(np.all(given.any(cell) == given.all(cell)))
 
 
 def _through_map(context: RuleContext, name: str, update: Update, targets, map: ElementMap) -> ClosedForm | str:
@@ -211,17 +241,32 @@ def _prior_depends_on(context: RuleContext, other: str, name: str) -> bool:
     )
 
 
-def _keeps_cells_whole(context, selection: Selection, rank: int, event_rank: int, position: int) -> bool:
+def _cell_axes(context, selection: Selection, rank: int, update: Update, position: int) -> tuple[int, ...] | None:
+    """Axes of the parameter, counted from the end, that are whole the last axes of an argument; None if there are none.
+
+    An update entry by entry needs none: only the parameter's constraint ties entries together, along its last ones.
+    """
+    if update.by_entry:
+        return tuple(range(-update.event_rank, 0))
     out_rank = len(context.dependence.jaxpr.outvars[position].aval.shape)
-    return rank >= event_rank and all(
-        selection.position[rank - back] == out_rank - back for back in range(1, event_rank + 1)
-    )
+    found = []
+    for back in range(update.event_rank, 0, -1):
+        if out_rank - back not in selection.position:
+            return None
+        found.append(selection.position.index(out_rank - back) - rank)
+    return tuple(found)
 
 
-def _constraint_binds(context: RuleContext, name: str, update: Update) -> str | None:
+def _are_last(cell: tuple[int, ...]) -> bool:
+    return cell == tuple(range(-len(cell), 0))
+
+
+def _constraint_binds(context: RuleContext, name: str, update: Update, cell: tuple[int, ...]) -> str | None:
     constraint = constraint_name(context.trace.sites[name].constraint)
-    if constraint in update.support:
+    if constraint in update.support and (_are_last(cell) or constraint.startswith("real")):
         return None
+    if constraint in update.support:
+        return f"its constraint {constraint!r} is one of its last axes, not of those that are cells of the argument"
     return (
         f"its constraint {constraint!r} is not implied by the update (which needs one of {', '.join(update.support)})"
     )

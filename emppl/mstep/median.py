@@ -77,7 +77,7 @@ def propose(context: RuleContext, name: str) -> Median | str | None:
         if any(name in factor.parameters.get(other, ()) for other in others):
             return f"it enters more than one argument of site {factor.name!r}"
         selection = context.dependence.selection(name, position)
-        if isinstance(selection, str) or selection.map:
+        if isinstance(selection, str) or selection.map or selection.masked:
             return f"{field} of site {factor.name!r} is not a plain selection of it"
     sites = tuple(dict.fromkeys(factor.name for factor, _, _ in found))
     return Median((name,), "the data value at which the slope of Q changes its sign", sites, prior=prior and "flat")

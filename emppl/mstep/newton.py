@@ -16,9 +16,10 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from emppl.mstep.closed_form import at_an_edge, entries_of
 from emppl.mstep.maximisation import Maximisation
 from emppl.mstep.quadratic import describe, free_entries, scaled_eigen
-from emppl.parameters import bounds, constrain, unconstrain
+from emppl.parameters import bounds, from_coordinates, is_relative, to_coordinates
 from emppl.rules import Rule, RuleContext
 from emppl.structure.layout import Layout
 
@@ -52,16 +53,19 @@ class Newton(Rule):
         """Climb until what a further step promises is small beside what was gained."""
         constraints = {name: step.program.trace.sites[name].constraint for name in self.parameters}
         before = {name: step.params[name] for name in self.parameters}
-        start = {name: unconstrain(constraints[name], value) for name, value in before.items()}
+        start = {name: to_coordinates(constraints[name], value) for name, value in before.items()}
 
         def constrained(free):
-            return {name: constrain(constraints[name], value) for name, value in free.items()}
+            return {name: from_coordinates(constraints[name], value) for name, value in free.items()}
 
         touched = [n for n, factor in step.program.factors.items() if factor.all_parameters & set(self.parameters)]
         # From sums of statistics a step costs next to nothing: solve to the last digit.
         enough = 0.0 if all(site in step.expectations.sums for site in touched) else _ENOUGH
         free = free_entries(step.program, self.layout)
-        found, gain, finished = climb(lambda block: step.q(constrained(block)), self.layout, start, free, enough)
+        relative = {n: jnp.full(x.shape, is_relative(constraints[n]), x.dtype) for n, x in start.items()}
+        found, gain, finished = climb(
+            lambda block: step.q(constrained(block)), self.layout, start, free, enough, self.layout.pack(relative)
+        )
         step.report(finished)
         after = constrained(found)
         return {name: jnp.where(jnp.isfinite(gain), after[name], value) for name, value in before.items()}
@@ -73,6 +77,9 @@ def propose(context: RuleContext, name: str) -> Newton | str:
         return "an optimizer is given"
     if name in context.held and bounds(context.trace.sites[name].constraint) is None:
         return "some of its entries are fixed, and its constraint ties entries together"
+    for factor, field, _ in entries_of(context, name):
+        if factor.family is not None and field in factor.family.edges:
+            return at_an_edge(factor, field)
     reason = context.analysis.why_not_smooth((name,))
     if reason is not None:
         return reason
@@ -102,7 +109,7 @@ def _joint(context: RuleContext, names: tuple[str, ...]) -> Newton:
     return Newton(names, f"Newton steps on {what}, with a line search" + describe(layout), layout)
 
 
-def climb(objective, layout: Layout, start, free, enough: float = _ENOUGH):
+def climb(objective, layout: Layout, start, free, enough: float = _ENOUGH, relative: jax.Array | float = 0.0):
     """Newton's method with backtracking, never downhill by more than rounding.
 
     Args:
@@ -111,6 +118,9 @@ def climb(objective, layout: Layout, start, free, enough: float = _ENOUGH):
         start: where to begin.
         free: as vectors of the layout, one for entries that may move, zero for those that are fixed.
         enough: stop when a quadratic would still gain no more than this part of what was gained.
+        relative: one for entries of which a unit is a large step whatever the data (a logarithm, a log-odds). On the
+            edge of the parameter space, where such a step no longer changes the objective, they stay: their second
+            derivatives are rounding, and would send them anywhere.
 
     Returns:
         ``(block, gain, finished)``: where it ended, how much higher that is, and whether what was left to gain was
@@ -122,15 +132,20 @@ def climb(objective, layout: Layout, start, free, enough: float = _ENOUGH):
     gradient_of_block = jax.grad(objective)
     first = layout.pack(start)
     first_value, first_slope = value_and_grad(first)
+    relative = jnp.broadcast_to(jnp.asarray(relative), first.shape)
     rounding = 8 * jnp.finfo(first.dtype).eps * (1 + jnp.abs(first_value))
 
-    def direction(here, slope):
+    def curvature(here, slope):
         hessian = layout.hessian(gradient_of_block, layout.unpack(here))
-        eigen = scaled_eigen(-hessian * (free[..., :, None] * free[..., None, :]))
+        diagonal = jnp.abs(jnp.diagonal(hessian, axis1=-2, axis2=-1))
+        moves = free * jnp.where((relative > 0) & (jnp.maximum(jnp.abs(slope), diagonal) <= rounding), 0, 1)
+        return scaled_eigen(-hessian * (moves[..., :, None] * moves[..., None, :])), moves
+
+    def direction(eigen, moves, slope):
         size = jnp.abs(eigen.values)
-        floor = jnp.finfo(here.dtype).eps * here.shape[-1] * jnp.max(size, -1, keepdims=True, initial=0)
+        floor = jnp.finfo(slope.dtype).eps * slope.shape[-1] * jnp.max(size, -1, keepdims=True, initial=0)
         used = size > floor
-        return eigen.back(jnp.where(used, eigen.rotated(slope) / jnp.where(used, size, 1), 0))
+        return eigen.back(jnp.where(used, eigen.rotated(slope * moves) / jnp.where(used, size, 1), 0))
 
     def keep_going(carry):
         *_, number, finished, stuck = carry
@@ -138,31 +153,61 @@ def climb(objective, layout: Layout, start, free, enough: float = _ENOUGH):
 
     def advance(carry):
         here, value, slope, number, _, _ = carry
-        move = direction(here, slope)
+        eigen, moves = curvature(here, slope)
+        move = direction(eigen, moves, slope)
         promise = jnp.sum(move * slope)
         # The last step promises less than rounding, and doubles the digits of the block all the same: it may
         # seem to lower the objective by as much.
         slack = jnp.where(promise / 2 <= rounding, rounding, 0)
 
         def too_far(inner):
-            scale, there = inner
+            scale, _, there, _ = inner
             return ~(there >= value + _ARMIJO * scale * promise - slack) & (scale > 0.5**_HALVINGS)
 
         def halve(inner):
             scale = inner[0] / 2
-            return scale, at_vectors(here + scale * move)
+            return scale, here + scale * move, *value_and_grad(here + scale * move)
 
-        one = jnp.ones((), here.dtype)
-        scale, there = jax.lax.while_loop(too_far, halve, (one, at_vectors(here + move)))
+        # Whole steps are nearly always taken: their slope comes along with their value.
+        whole = (jnp.ones((), here.dtype), here + move, *value_and_grad(here + move))
+        scale, new, there, slope_there = jax.lax.while_loop(too_far, halve, whole)
         risen = there >= value - slack
-        new = jnp.where(risen, here + scale * move, here)
-        there, slope_there = value_and_grad(new)
+        new, there, slope_there = jax.tree.map(
+            lambda after, before: jnp.where(risen, after, before), (new, there, slope_there), (here, value, slope)
+        )
         gain = there - first_value
         # ``promise / 2`` is the squared Newton decrement: what a quadratic would still gain. Where it was small before
-        # this step, it is far smaller after it.
-        finished = (promise / 2 <= rounding) | ((promise / 2 <= enough * gain) & (scale == 1))
+        # this step, it is far smaller after it. The old curvature tells roughly what the next step would promise, and
+        # saves a Hessian where that is next to nothing.
+        left = jnp.sum(direction(eigen, moves, slope_there) * slope_there)
+        is_enough = (promise <= 2 * enough * gain) | (left <= enough**2 * gain)
+        finished = (promise / 2 <= rounding) | (is_enough & (scale == 1) & (enough > 0))
         return new, there, slope_there, number + 1, finished, ~risen | ~jnp.isfinite(promise)
 
-    begin = (first, first_value, first_slope, 0, jnp.asarray(False), jnp.asarray(False))
+    where = _back_from_the_edge(value_and_grad, first, first_value, first_slope, free * relative, rounding)
+    begin = (*where, 0, jnp.asarray(False), jnp.asarray(False))
     found, value, _, _, finished, _ = jax.lax.while_loop(keep_going, advance, begin)
     return layout.unpack(found), value - first_value, finished
+
+
+_EDGE, _INSIDE = 30.0, 12.0
+"""Logarithms or log-odds of entries on the edge, and of entries a little inside."""
+
+
+def _back_from_the_edge(value_and_grad, first, value, slope, relative, rounding):
+    """Entries on the edge that would gain inside it, moved inside: there a logarithm's slope is nothing but rounding.
+
+    Returns:
+        ``(point, value, slope)``: those given, unless the objective is higher inside.
+    """
+    edge = (relative > 0) & (jnp.abs(first) > _EDGE) & (slope * first < 0)
+
+    def inside(_):
+        _, slope_there = value_and_grad(jnp.where(edge, jnp.sign(first) * _INSIDE, first))
+        gains = edge & (slope_there * first < 0)
+        there = jnp.where(gains, jnp.sign(first) * _INSIDE, first)
+        found = (there, *value_and_grad(there))
+        return jax.tree.map(lambda new, old: jnp.where(found[1] > value + rounding, new, old), found, stay)
+
+    stay = (first, value, slope)
+    return jax.lax.cond(jnp.any(edge), inside, lambda _: stay, None)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from emppl.mstep.maximisation import Maximisation
-from emppl.parameters import constrain, unconstrain
+from emppl.parameters import from_coordinates, to_coordinates
 from emppl.rules import Rule, RuleContext
 
 _INNER_STEPS = 20
@@ -50,13 +50,17 @@ class Numeric(Rule):
         start = _free(step.program, before, self.parameters)
 
         def constrained(free):
-            return {name: step.program.pin(name, constrain(constraints[name], value)) for name, value in free.items()}
+            return {
+                name: step.program.pin(name, from_coordinates(constraints[name], value)) for name, value in free.items()
+            }
 
         found, gain, memory, finished = descend(
             lambda free: -step.q(constrained(free)), self._solver(), start, step.recall(self)
         )
         step.remember(self, memory)
-        step.report(finished)
+        # Towards the edge of a support a line search comes to nothing far from the maximum.
+        edges = [f.parameters[field] for f in step.program.factors.values() if f.family for field in f.family.edges]
+        step.report(finished & (not frozenset().union(*edges) & set(self.parameters)))
         after = constrained(found)
         return {name: jnp.where(gain > 0, after[name], value) for name, value in before.items()}
 
@@ -93,7 +97,7 @@ def is_optimizer(given: Any) -> bool:
 
 
 def _free(program, params, names) -> dict[str, jax.Array]:
-    return {name: unconstrain(program.trace.sites[name].constraint, params[name]) for name in names}
+    return {name: to_coordinates(program.trace.sites[name].constraint, params[name]) for name in names}
 
 
 def descend(loss, solver, start, memory):

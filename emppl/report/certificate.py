@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from emppl.fit.outcome import StopReason
-from emppl.report.integration_error import IntegrationError, integration_notes
+from emppl.report.integration_error import IntegrationError
 from emppl.report.restarts import distinct_optima
 
 _UPPER = 1.645
@@ -62,7 +62,7 @@ def build_certificate(result: EMResult) -> Certificate:
     fall = _largest_fall(result)
     ended = result.history["final_objectives"][result.history["final_status"] == StopReason.CONVERGED.name]
     distinct, at_best = distinct_optima(ended, result.log_posterior)
-    notes, score_norm = list(result.notes), float("nan")
+    notes, score_norm = list(result.remarks), float("nan")
     if result.uncertainty_is_cheap:
         score_norm = result._score_norm()
     else:
@@ -70,7 +70,6 @@ def build_certificate(result: EMResult) -> Certificate:
             "The score is not standardised, which takes the information matrix of all parameters: call "
             "result.standard_errors() and then look at the certificate."
         )
-    notes += integration_notes(result)
     return Certificate(
         objective=result.em.plan(*result.args, **result.kwargs).objective,
         converged=result.converged,

@@ -10,6 +10,7 @@ import numpy as np
 
 from emppl.estep import user_layout, whole_scans
 from emppl.program import Program
+from emppl.trace.naming import model_name
 
 
 def cell_weights(program: Program, leaves) -> dict[str, jax.Array]:
@@ -28,8 +29,8 @@ def cell_weights(program: Program, leaves) -> dict[str, jax.Array]:
 
 
 def _without_states(program: Program) -> list[str]:
-    """Continuous latents, and the data beside them."""
-    continuous = program.continuous_latents
+    """Continuous latents (first steps of a scan apart), and the data beside them."""
+    continuous = [name for name, factor in program.factors.items() if factor.site.kind == "integrated"]
     data = [name for name, factor in program.factors.items() if factor.site.kind == "observed" and not factor.labels_of]
     return [*continuous, *data] if continuous else []
 
@@ -58,7 +59,8 @@ def number_of_observations(program: Program, weights: Mapping[str, np.ndarray]) 
         latents = [name for name in _without_states(program) if sites[name].kind == "observed"]
         plates = {name: {plate.name for plate in sites[name].plates} for name in latents}
     outermost = min(latents, key=lambda name: (not plates[name], len(plates[name])))
-    return float(np.sum(weights[outermost]))
+    # The first steps of a continuous chain are sites of their own.
+    return float(sum(np.sum(one) for name, one in weights.items() if model_name(name) == model_name(outermost)))
 
 
 def entropy(probabilities: np.ndarray, weights: np.ndarray) -> float:

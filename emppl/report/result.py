@@ -17,12 +17,13 @@ from emppl.held import held_dimensions
 from emppl.parameters import free_dimensions
 from emppl.program import Program
 from emppl.report import summary
+from emppl.report.boundary import remarks, scales
 from emppl.report.certificate import Certificate, build_certificate
 from emppl.report.charts import Chart
 from emppl.report.components import component_axes, symmetric_latent
 from emppl.report.criteria import entropy, number_of_observations
 from emppl.report.identification import shift_candidates
-from emppl.report.integration_error import IntegrationError, integration_error
+from emppl.report.integration_error import IntegrationError, integration_error, integration_notes
 from emppl.report.restarts import best_restart, collapsed_name
 from emppl.report.uncertainty import (
     Covariance,
@@ -188,9 +189,19 @@ class EMResult:
         """Entries of parameters that lie on the boundary of the parameter space, such as ``"theta[1, 3]"``.
 
         A parameter between bounds that a numerical optimiser brought close to one is on it if the likelihood would take
-        it farther; for more than 500 free dimensions this is looked at after :meth:`standard_errors` only.
+        it farther, and so is a variance beside a continuous latent that EM is taking to zero; for more than 500 free
+        dimensions this is looked at after :meth:`standard_errors` only.
         """
         return boundary_labels(self._charts)
+
+    @property
+    def remarks(self) -> list[str]:
+        """Notes about the fit, what it means that variances go to zero, and how far approximate integrals are off."""
+        boundary, local = self.boundary, self._charts
+        known = self._program.integrals and (self.uncertainty_is_cheap or "_measured" in self.__dict__)
+        information = self._measured[1] if known else None
+        at_zero = remarks(self._program, boundary, self._measured[0] if known else local, information)
+        return [*self.notes, *at_zero, *integration_notes(self)]
 
     # --------------------------------------------------------------------------------------------- posterior
 
@@ -373,7 +384,8 @@ class EMResult:
 
     @property
     def _charts(self) -> dict[str, Chart]:
-        wanted = self.uncertainty_is_cheap and bool(optimised_within_bounds(self._program))
+        approached = bool(optimised_within_bounds(self._program)) or bool(scales(self._program))
+        wanted = self.uncertainty_is_cheap and approached
         return self._measured[0] if wanted or "_measured" in self.__dict__ else self._charts_by_position
 
     @functools.cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import statistics
 import warnings
 from typing import TYPE_CHECKING
@@ -11,7 +12,6 @@ import numpy as np
 
 from emppl.errors import optional_import
 from emppl.fit.outcome import StopReason
-from emppl.report.integration_error import integration_notes
 from emppl.report.restarts import distinct_optima
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def text(result: EMResult, prob: float) -> str:
     lines += [only_differences(name, result.params[name].shape) for name in result.only_differences]
     if not result.uncertainty_is_cheap:
         lines.append(NOT_COMPUTED)
-    return "\n".join([*lines, *result.notes, *integration_notes(result)])
+    return "\n".join([*lines, *result.remarks])
 
 
 def only_differences(name: str, shape: tuple[int, ...]) -> str:
@@ -117,6 +117,8 @@ def to_arviz(result: EMResult, num_samples: int, rng_key: jax.Array | None):
         shape, size = result.params[name].shape, result.params[name].size
         posterior[name] = draws[:, position : position + size].reshape((1, num_samples, *shape))
         position += size
+    if "posterior" in inspect.signature(arviz.from_dict).parameters:  # before ArviZ 1.0
+        return arviz.from_dict(posterior=posterior)
     return arviz.from_dict({"posterior": posterior})
 
 

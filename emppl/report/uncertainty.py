@@ -21,6 +21,7 @@ import numpy as np
 
 from emppl import estep
 from emppl.program import Program
+from emppl.report.boundary import newton_step, scales, vanishing
 from emppl.report.charts import Chart, Frame, chart, has_bounds, jacobian, pressed, value_at
 
 EDGE = 1e-5
@@ -149,7 +150,7 @@ def observed_information(local: Mapping[str, Chart], columns: Callable, leaves) 
 def hold_pressed(
     program: Program, local: Mapping[str, Chart], information: Information
 ) -> tuple[dict[str, Chart], Information]:
-    """Hold also the entries that press against a bound which their numerical optimiser came close to.
+    """Hold also the entries that press against a bound which their optimiser, or EM itself, came close to.
 
     Args:
         program: the derived algorithm.
@@ -161,14 +162,19 @@ def hold_pressed(
     """
     held: dict[str, Chart] = {}
     kept, position = [], 0
+    towards_zero = scales(program)
+    newton = newton_step(information.matrix, information.score) if towards_zero else information.score
     for name, one in local.items():
         count = int(one.active.sum())
         here = slice(position, position + count)
         active = one.active.copy()
-        if name in optimised_within_bounds(program):
-            score, curvature = np.full((2, len(active)), np.nan)
+        if name in (*optimised_within_bounds(program), *towards_zero):
+            score, curvature, step = np.full((3, len(active)), np.nan)
             score[active], curvature[active] = information.score[here], np.diagonal(information.matrix)[here]
+            step[active] = newton[here]
             active &= ~pressed(program.trace.sites[name].constraint, one, score, curvature)
+            if name in towards_zero:
+                active &= ~vanishing(one, step, score, curvature)
             one = dataclasses.replace(one, boundary=~active.reshape(one.boundary.shape))
         kept.append(active[local[name].active])
         held[name] = dataclasses.replace(one, active=active)

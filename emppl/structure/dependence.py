@@ -159,7 +159,7 @@ class _SelectionWalk(Walk):
         if mapped is not None:
             return mapped
         rule = _RULES.get(name)
-        return _Mixed(f"it goes through `{name}`") if rule is None else rule(self, equation, tracked)
+        return _Mixed(_words(name)) if rule is None else rule(self, equation, tracked)
 
     def whole(self, equation, tracked):
         """Softplus is one map, not the operations it is made of."""
@@ -290,6 +290,20 @@ def _gather(tracker, equation, tracked):
     position = tuple(None if axis is None else whole.get(axis) for axis in tracked[0].position)
     return dataclasses.replace(tracked[0], position=position, indexed=indexed)
 
+
+def _words(primitive: str) -> str:
+    """What an operation that mixes entries does, and how a model avoids it, where that is known."""
+    for names, words in _MIXING.items():
+        if primitive in names.split():
+            return f"{words} (`{primitive}`)"
+    return f"it goes through `{primitive}`"
+
+
+_MIXING = {
+    "add add_any sub": "it is added to other values",
+    "reduce_sum reduce_max cumsum": "its entries are summed or compared; constrain what sums to one to a simplex",
+    "dot_general": "a matrix product mixes its entries",
+}
 
 _RULES = {
     **dict.fromkeys(_ELEMENTWISE_IDENTITY, _identity),

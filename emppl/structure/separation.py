@@ -363,6 +363,8 @@ def _gather(run: _Run, equation):
     rank = len(equation.outvars[0].aval.shape)
     places = [axis for axis in range(rank) if axis not in dims.offset_dims]
     indexed = set(dims.start_index_map)
+    if dims.operand_batching_dims:
+        return _gather_in_batches(entry, dims, sizes, shape, places, equation.outvars[0].aval.shape)
     known = run.known(indices)
     if not known and _picks_one_group(entry, dims, sizes, shape):
         # Which group is picked is for the data to say.
@@ -373,7 +375,7 @@ def _gather(run: _Run, equation):
         )
         columns = tuple(column for column, axis in enumerate(dims.start_index_map) if entry.numbers.shape[axis] > 1)
         return Grouped(np.full((1,) * rank, run.number_of(indices, columns)), moves)
-    if dims.operand_batching_dims or any(
+    if any(
         entry.numbers.shape[axis] > 1
         and (sizes[axis] != shape[axis] if axis not in indexed else not known or axis not in dims.collapsed_slice_dims)
         for axis in range(len(shape))
@@ -407,15 +409,30 @@ def _gather(run: _Run, equation):
 
 def _picks_one_group(entry: Grouped, dims, sizes, shape) -> bool:
     """Does a gather take, in every cell, entries of one group only: is it an index into all axes of the groups?"""
-    return (
-        not dims.operand_batching_dims
-        and all(
-            axis in dims.start_index_map and axis in dims.collapsed_slice_dims and sizes[axis] == 1
-            for axis in range(len(shape))
-            if entry.numbers.shape[axis] > 1
-        )
-        and any(size > 1 for size in entry.numbers.shape)
-    )
+    return all(
+        axis in dims.start_index_map and axis in dims.collapsed_slice_dims and sizes[axis] == 1
+        for axis in range(len(shape))
+        if entry.numbers.shape[axis] > 1
+    ) and any(size > 1 for size in entry.numbers.shape)
+
+
+def _gather_in_batches(entry: Grouped, dims, sizes, shape, places, out_shape) -> Grouped | Meeting:
+    """An index into other axes than those of the groups, which stay where they are (``take_along_axis``)."""
+    batched = dict(zip(dims.operand_batching_dims, dims.start_indices_batching_dims, strict=True))
+    kept = [axis for axis in range(len(shape)) if axis not in dims.collapsed_slice_dims and axis not in batched]
+    goes = {axis: places[batch] for axis, batch in batched.items()}
+    goes |= dict(zip(kept, dims.offset_dims, strict=True))
+    for axis, size in enumerate(entry.numbers.shape):
+        if size > 1 and (axis not in goes or (axis in kept and sizes[axis] != shape[axis])):
+            return Meeting("it is indexed by data across groups")
+    order = sorted(goes, key=lambda axis: goes[axis])
+    rest = [axis for axis in range(len(shape)) if axis not in goes]
+    target = [1] * len(out_shape)
+    varies = [place in places and out_shape[place] > 1 for place in range(len(out_shape))]
+    for axis in order:
+        target[goes[axis]] = entry.numbers.shape[axis]
+        varies[goes[axis]] = varies[goes[axis]] or entry.varies[axis]
+    return Grouped(np.transpose(entry.numbers, [*order, *rest]).reshape(target), tuple(varies))
 
 
 def _linear_algebra(run: _Run, equation):

@@ -7,17 +7,21 @@ its own, left of the plates, holding its *atoms*.
 """
 
 from emppl.trace.distributions import as_numpyro_expects, log_density
+from emppl.trace.missing import MissingCells
 from emppl.trace.pruning import path_names
 from emppl.trace.record import Chain, Draws, Plate, Site, SiteArrays, Trace
 from emppl.trace.tracing import trace_model
+from emppl.trace.weighted_rows import WeightedRows
 
 __all__ = [
     "Chain",
     "Draws",
+    "MissingCells",
     "Plate",
     "Site",
     "SiteArrays",
     "Trace",
+    "WeightedRows",
     "as_numpyro_expects",
     "log_density",
     "path_names",

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jax.custom_derivatives import SymbolicZero
 from jax.scipy.special import gammaln
 from numpyro.distributions.distribution import validation_enabled
 
@@ -83,7 +84,8 @@ def log_density(distribution, value):
     """A distribution's ``log_prob``, differentiable where NumPyro's is not.
 
     NumPyro's Bernoulli and Binomial clip their logits at zero, so that exactly there, where every logistic regression
-    starts, the automatic gradient is wrong (1 instead of 1/2). The values are the same.
+    starts, the automatic gradient is wrong (1 instead of 1/2). The values are the same, and so are those of the
+    derivatives, which take one pass over the cells each.
     """
     if isinstance(distribution, dist.BernoulliLogits):
         trials, ways = 1, jnp.zeros(())
@@ -93,7 +95,25 @@ def log_density(distribution, value):
     else:
         return distribution.log_prob(value)
     logits = distribution.logits
-    return ways - value * jax.nn.softplus(-logits) - (trials - value) * jax.nn.softplus(logits)
+    counts = jnp.asarray(value, logits.dtype), jnp.asarray(trials, logits.dtype)
+    return ways + _successes(*jnp.broadcast_arrays(logits, *counts))
+
+
+@jax.custom_jvp
+def _successes(logits, value, trials):
+    """Log-probability of ``value`` given successes in a row of trials: no cancellation, however large the logits."""
+    tail = jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    return -value * jnp.maximum(-logits, 0) - (trials - value) * jnp.maximum(logits, 0) - trials * tail
+
+
+def _successes_jvp(primals, tangents):
+    logits, value, trials = primals
+    slopes = (value - trials * jax.nn.sigmoid(logits), logits, -jax.nn.softplus(logits))
+    terms = [slope * one for slope, one in zip(slopes, tangents, strict=True) if type(one) is not SymbolicZero]
+    return _successes(*primals), sum(terms, jnp.zeros_like(logits))
+
+
+_successes.defjvp(_successes_jvp, symbolic_zeros=True)
 
 
 def support_values(name: str, base) -> np.ndarray:

@@ -55,7 +55,7 @@ def discover_scan(recorder, msg) -> None:
             f"The scan's step takes a carry of structure {treedef} and returns {jax.tree.structure(carry)}. Return the "
             "carry in the form in which it comes in: (new_carry, outputs)."
         )
-    for name, one in frame.messages.items():
+    for name in frame.messages:
         if "@" in name:
             raise ModelError(f"Rename site {name!r}: emppl marks the steps of a scan with '@'.")
     hidden = [

@@ -1,0 +1,134 @@
+"""Lossless compression of data: few weighted rows in the place of many, where EM cannot tell them apart.
+
+Where the log joint density is quadratic in a row of data together with its latents, for all parameters, the
+log-likelihood is a function of the count, the mean and the covariance of the rows. Twice as many rows as there are
+columns reproduce these: ``mean +- sqrt(D) L e_j``, each with weight ``N / 2D``, ``L L'`` the covariance.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emppl.program import Program
+from emppl.strategies import Gaussian
+from emppl.structure.layout import group_numbers
+from emppl.structure.quadratic import affine_gradient
+from emppl.structure.separation import Grouped, Separation
+
+_LEAST_SAVING = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Compression:
+    """What is compressed.
+
+    Attributes:
+        plate: the plate of the rows.
+        leaves: positions of the arrays of data that hold rows.
+        columns: numbers in one row, all arrays together.
+        rows: how many rows there are.
+    """
+
+    plate: str
+    leaves: tuple[int, ...]
+    columns: int
+    rows: int
+
+    @property
+    def weight(self) -> float:
+        """How many rows each of the new ones stands for."""
+        return self.rows / (2 * self.columns)
+
+    def apply(self, leaves: Sequence) -> list[np.ndarray]:
+        """The data with few rows in the place of many.
+
+        Args:
+            leaves: all arrays of data.
+
+        Returns:
+            All arrays, those of ``leaves`` shortened.
+        """
+        found = [np.asarray(leaf) for leaf in leaves]
+        parts = [found[number].reshape(self.rows, -1) for number in self.leaves]
+        rows = np.concatenate([part.astype(np.float64) for part in parts], 1)
+        mean = rows.mean(0)
+        values, vectors = np.linalg.eigh(np.cov(rows, rowvar=False, bias=True).reshape(self.columns, self.columns))
+        spread = math.sqrt(self.columns) * (vectors * np.sqrt(np.maximum(values, 0))).T
+        short = np.concatenate([mean + spread, mean - spread])
+        starts = np.cumsum([0, *(part.shape[1] for part in parts)])
+        for number, begin, end in zip(self.leaves, starts[:-1], starts[1:], strict=True):
+            shape = (len(short), *found[number].shape[1:])
+            found[number] = short[:, begin:end].reshape(shape).astype(found[number].dtype)
+        return found
+
+
+def find_compression(program: Program, shapes: Sequence[jax.ShapeDtypeStruct]) -> Compression | str:
+    """What of the data can be compressed, or the reason why nothing can.
+
+    Args:
+        program: the derived algorithm.
+        shapes: shapes of the data.
+
+    Returns:
+        The compression, or a clause for the plan.
+    """
+    plate = program.axes.rows
+    rows = program.axes.sizes[plate]
+    if not program.integrals or not all(isinstance(one.strategy, Gaussian) for one in program.integrals):
+        return "it has no normal latents"
+    if program.latents:
+        return "it has discrete latents"
+    if plate not in program.trace.plates or program.trace.plates[plate].is_time:
+        return "its rows lie in no plate"
+    inside = [n for n, f in program.factors.items() if plate in program.axes.plates_of(f.site, f.site.batch_shape)]
+    if any({"mask", "cell_weight"} & set(program.factors[name].latents) for name in inside):
+        return "some of its rows are masked or weighted"
+    holders = [n for n, one in enumerate(shapes) if one.shape and one.shape[0] == rows]
+    if not holders or not all(jnp.issubdtype(shapes[n].dtype, jnp.inexact) for n in holders):
+        return "its rows are not all real numbers"
+    columns = sum(math.prod(shapes[n].shape[1:]) for n in holders)
+    if rows < 2 * _LEAST_SAVING * columns:
+        return f"{rows} rows are not many for {columns} columns"
+    reason = _why_not(program, shapes, holders, inside)
+    return reason if reason is not None else Compression(plate, tuple(holders), columns, rows)
+
+
+def _why_not(program: Program, shapes, holders, inside) -> str | None:
+    trace, axes = program.trace, program.axes
+    rows = axes.sizes[axes.rows]
+    block = {f"data {n}": tuple(shapes[n].shape) for n in holders} | dict(trace.value_shapes)
+    parameters = {n: jax.ShapeDtypeStruct(trace.sites[n].shape, trace.sites[n].dtype) for n in trace.parameters}
+
+    def tables(block, params, leaves):
+        data = [block.get(f"data {n}", leaf) for n, leaf in enumerate(leaves)]
+        atoms = {name: block[name][None] for name in trace.value_shapes}
+        return program.tables(program.evaluate(params, data, atoms=atoms))
+
+    numbers = {}
+    for name, shape in block.items():
+        site = trace.sites.get(name)
+        batch = len(shape) - len(site.event_shape) if site is not None else 1
+        own = [axis for axis in range(batch) if site is None or axes.of_site(site).get(axis - batch) == axes.rows]
+        numbers[name] = group_numbers(shape, tuple(own) if own and shape[own[0]] == rows else None)
+    found = dict(
+        zip(sorted(program.factors), Separation(tables, block, parameters, list(shapes)).groups(numbers), strict=True)
+    )
+    place = axes.rank - 1
+    for name in inside:
+        one = found[name]
+        if not isinstance(one, Grouped) or one.varies[place]:
+            return f"rows of site {name!r} differ by more than their data, or depend on each other"
+
+    def gradient(block):
+        params, leaves = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), (parameters, list(shapes)))
+        return jax.grad(lambda block: sum(jnp.sum(one) for one in tables(block, params, leaves).values()))(block)
+
+    structs = {name: jax.ShapeDtypeStruct(shape, jnp.result_type(float)) for name, shape in block.items()}
+    reason = affine_gradient(gradient, structs)
+    return None if reason is None else f"the log joint is not quadratic in a row and its latents ({reason})"

@@ -1,0 +1,91 @@
+"""Matrix arguments that are diagonal: ``sigma2 * eye``, ``diag(v)``, tied or not. Every entry has its own closed form.
+
+Where a covariance is diagonal, the log-density is a sum over its diagonal, in which every entry of the parameter meets
+the scatter of its own places only. Whether it is diagonal is read off numbers: the argument, which depends on no data,
+is evaluated at random parameters, and its derivative must consist of zeros and ones. The elementwise map before it
+(``sigma**2 * eye``) is read off the trace.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emppl.families import Update
+from emppl.parameters import random_inside
+from emppl.rules import RuleContext
+from emppl.structure.maps import ElementMap
+
+_MOST_NUMBERS = 2**24
+_TOLERANCE = 1e-5
+"""Entries are zeros and ones up to the rounding of float32."""
+
+
+def diagonal_update(context: RuleContext, factor, field: str, name: str, map: ElementMap, position: int):
+    """The update of a parameter whose entries stand on the diagonal of a matrix argument.
+
+    Args:
+        context: the model.
+        factor: the site.
+        field: the argument.
+        name: the parameter.
+        map: what is done to its entries.
+        position: the argument among the outputs of the trace.
+
+    Returns:
+        The :class:`~emppl.families.Update`, or the reason why there is none.
+    """
+    update: Update | None = factor.family.diagonals.get(field)
+    if update is None:
+        return "it is multiplied by an array"
+    if any(kind not in ("parameter", "latent") for kind, _ in context.dependence.of_output(position)):
+        return "it is multiplied by data"
+    if factor.latents.get(field, frozenset()) & context.analysis.program.axes.draws:
+        return "it is multiplied by a continuous latent"
+    reason = _why_not_diagonal(context, factor, field, name, map)
+    return update if reason is None else reason
+
+
+def _why_not_diagonal(context: RuleContext, factor, field: str, name: str, map: ElementMap) -> str | None:
+    program, sites = context.analysis.program, context.trace.sites
+    wanted = frozenset([(factor.name, "arguments")])
+    with jax.ensure_compile_time_eval():
+        leaves = [jnp.zeros(one.shape, one.dtype) for one in context.analysis.shapes]
+        for seed in range(2):
+            rng = np.random.default_rng(seed)
+            params = {}
+            for other in context.trace.parameters:
+                params[other] = random_inside(sites[other].constraint, sites[other].shape, rng)
+
+            def argument(value, params=params):
+                arrays = program.evaluate({**params, name: map.inverse(value)}, leaves, wanted)
+                return factor.argument(arrays, field)
+
+            value = map.forward(params[name])
+            matrices = np.asarray(argument(value))
+            if matrices.size * value.size > _MOST_NUMBERS:
+                return "it is multiplied by an array, and there are too many entries to see which"
+            slopes = np.asarray(jax.jacfwd(argument)(value)).reshape(*matrices.shape, -1)
+            reason = _look(matrices, slopes, np.ravel(value))
+            if reason is not None:
+                return reason
+    return None
+
+
+def _look(matrices: np.ndarray, slopes: np.ndarray, value: np.ndarray) -> str | None:
+    """Are all matrices in which the values stand diagonal, with single values on the diagonal?"""
+    if not np.all(np.isfinite(slopes)):
+        return "it is multiplied by an array, through a map without a derivative at zero"
+    near = lambda a, b: np.abs(a - b) <= _TOLERANCE * (1 + np.abs(b))  # noqa: E731
+    off = ~np.eye(matrices.shape[-1], dtype=bool)
+    holds = np.any(slopes != 0, (-3, -2, -1))
+    if np.any((matrices[..., off] != 0)[holds]) or np.any(slopes[..., off, :]):
+        return "it is multiplied by an array, and the matrix is not diagonal"
+    on = np.diagonal(slopes, axis1=-3, axis2=-2)  # (..., value, diagonal)
+    entries = np.diagonal(matrices, axis1=-2, axis2=-1)
+    one = np.any(on != 0, -2)
+    single = np.all(near(on, 0) | near(on, 1)) and np.all(np.sum(np.abs(on) > 0.5, -2) <= 1)
+    if not single or not np.all(near(np.einsum("...vd,v->...d", on, value), entries)[one]):
+        return "it is multiplied by an array that is not one of zeros and ones"
+    return None

@@ -1,0 +1,87 @@
+"""Bounds of a support: Q rises until the bound meets the last value that has weight, and jumps to minus infinity."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from emppl.mstep.closed_form import FLAT, entries_of, prior_of
+from emppl.mstep.maximisation import Maximisation
+from emppl.rules import Rule, RuleContext
+
+
+@dataclasses.dataclass(frozen=True)
+class Edge(Rule):
+    """The last data value inside the support.
+
+    Attributes:
+        targets: sites and arguments that the parameter bounds.
+        side: 1 for upper bounds, -1 for lower ones.
+    """
+
+    targets: tuple[tuple[str, str], ...]
+    side: int
+
+    kind: ClassVar[str] = "edge of the support"
+    exact: ClassVar[bool] = True
+
+    def update(self, step: Maximisation) -> dict[str, jax.Array]:
+        """The extreme of all values with weight, over the cells that share an entry."""
+        (name,) = self.parameters
+        before = step.params[name]
+        numbers = jnp.reshape(jnp.arange(before.size, dtype=before.dtype), before.shape)
+        found = jnp.full(before.size, -jnp.inf, before.dtype)
+        for site, field in self.targets:
+            factor = step.program.factors[site]
+            fields = frozenset((site, f) for f in ("value", "mask", "distribution", "arguments"))
+            arrays = step.evaluate(step.params, fields)
+
+            def argument(value, site=site, field=field, factor=factor):
+                wanted = frozenset([(site, "arguments")])
+                return factor.argument(step.evaluate({**step.params, name: value}, wanted), field)
+
+            # The derivative tells the cells that hold an entry from those that hold something else.
+            entry, holds = jax.jvp(argument, (numbers,), (jnp.ones_like(before),))
+            weight = step.expectations.weights[site]
+            weight = jnp.reshape(weight, weight.shape + (1,) * (entry.ndim - weight.ndim))
+            value, mask = factor.value(arrays), factor.mask(arrays)
+            used = (weight > 0) & (holds > 0.5)
+            used = used if mask is None else used & mask
+            value, used, entry = jnp.broadcast_arrays(value, used, jnp.round(entry).astype(int))
+            extreme = jnp.where(used, self.side * value, -jnp.inf)
+            entry = jnp.where(used, entry, 0)
+            found = found.at[jnp.ravel(entry)].max(jnp.ravel(extreme))
+        # A bound may itself be excluded from the support: stop one step outside of the value.
+        value = self.side * jnp.nextafter(found, jnp.inf)
+        value = jnp.reshape(value, before.shape)
+        usable = jnp.isfinite(value) & step.program.trace.sites[name].constraint(value)
+        return {name: jnp.where(usable, value, before)}
+
+
+def propose(context: RuleContext, name: str) -> Edge | str | None:
+    """The rule, the reason why it does not apply, or None where nothing suggests it."""
+    found = entries_of(context, name)
+    sides = [factor.family.edges.get(field) if factor.family is not None else None for factor, field, _ in found]
+    side = next((one for one in sides if one is not None), None)
+    if side is None:
+        return None
+    if len(set(sides)) > 1:
+        return "it bounds the support of one site, and is something else at another"
+    prior = prior_of(context.trace, name) if context.use_prior else None
+    if prior not in (None, *FLAT):
+        return f"its prior {prior} may move the maximum away from the data"
+    for factor, field, position in found:
+        if factor.parameters.get("value") or factor.latents.get("value"):
+            return f"the value of site {factor.name!r} is not data"
+        others = (other for other in factor.family.argument_ranks if other != field)
+        if any(name in factor.parameters.get(other, ()) for other in others):
+            return f"it enters more than one argument of site {factor.name!r}"
+        selection = context.dependence.selection(name, position)
+        if isinstance(selection, str) or selection.map or selection.masked:
+            return f"{field} of site {factor.name!r} is not a plain selection of it"
+    targets = tuple((factor.name, field) for factor, field, _ in found)
+    what = "largest" if side == 1 else "smallest"
+    return Edge((name,), f"the {what} data value with weight", targets, side, prior=prior and "flat")
