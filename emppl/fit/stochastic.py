@@ -84,7 +84,9 @@ def run(simulator: Simulator, evidence, key, params, leaves, prepared, tolerance
             if isinstance(simulator.strategy, SAEM):
                 average(simulator, path, leaves, prepared, max_iterations, show)
             else:
-                climb(simulator, path, leaves, prepared, max(tolerance, TOLERANCE), max_iterations, show)
+                # Digits beyond the default are for the closing phase; 0 goes on to the last iteration.
+                rough = max(tolerance, TOLERANCE) if tolerance else 0.0
+                climb(simulator, path, leaves, prepared, rough, max_iterations, show)
         best = paths[_best(paths)]
         if best.status in (StopReason.CONVERGED, StopReason.NOISY):
             dimensions = sum(
