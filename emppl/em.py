@@ -240,7 +240,7 @@ class EM:
         program = derived.program
         given = self._initial_values(program, init_params)
         whole = derived, leaves
-        compressed = derived.compressed if self.compress else None
+        compressed = derived.compressed
         found = derived.compression
         if compressed is not None and not isinstance(found, str):
             checks.check_report(program, jax.device_get(derived.report(leaves)))
@@ -313,6 +313,12 @@ class EM:
             return ""
         if not self.compress:
             return "data not compressed: compress=False"
+        if derived.condense is not None and not isinstance(derived.condensation, str):
+            states = derived.program.integrals[0].states
+            return (
+                f"the M-step runs on {derived.condensation.steps} weighted steps with the moments of all "
+                f"{'' if states is None else f'{states.steps:,} '}steps: EM is the same"
+            )
         compressed = derived.compressed  # which may find out that it cannot be done
         found = derived.compression
         if compressed is None or isinstance(found, str):
@@ -353,7 +359,7 @@ class EM:
         key = (skeleton, has_missing, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves), jnp.result_type(float))
         if key not in self._derived:
             model = MissingCells(self.model) if has_missing else self.model
-            self._derived[key] = Compiled(model, leaves, skeleton, self.options)
+            self._derived[key] = Compiled(model, leaves, skeleton, self.options, self.compress)
         return self._derived[key], leaves
 
 

@@ -132,6 +132,40 @@ def _places(states: StateSpace) -> np.ndarray:
     return np.array(found)
 
 
+def _runs(states: StateSpace) -> list[tuple[int, int]]:
+    """The places as runs ``(start, stop)`` of neighbours."""
+    places = _places(states)
+    breaks = np.flatnonzero(np.diff(places) != 1) + 1
+    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(places, breaks)]
+
+
+def _whole(states: StateSpace, array: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Entries of windows among those of whole states, zeros elsewhere (slices and pads: a scatter is slow)."""
+    width = (states.chain.order + 1) * states.dimensions
+    for axis in axes:
+        parts, at, end = [], 0, 0
+        for start, stop in _runs(states):
+            shape = list(array.shape)
+            shape[axis] = start - end
+            parts += [jnp.zeros(shape, array.dtype)] * (start > end)
+            parts.append(jax.lax.slice_in_dim(array, at, at + stop - start, axis=array.ndim + axis))
+            at, end = at + stop - start, stop
+        shape = list(array.shape)
+        shape[axis] = width - end
+        parts += [jnp.zeros(shape, array.dtype)] * (width > end)
+        array = jnp.concatenate(parts, axis)
+    return array
+
+
+def _seen(states: StateSpace, array: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Entries that windows see, of whole states: the inverse of :func:`_whole`."""
+    for axis in axes:
+        runs = _runs(states)
+        parts = [jax.lax.slice_in_dim(array, start, stop, axis=array.ndim + axis) for start, stop in runs]
+        array = jnp.concatenate(parts, axis) if len(parts) > 1 else parts[0]
+    return array
+
+
 def _sizes(states: StateSpace) -> dict[str, int]:
     """Numbers in one step's state, by latent."""
     names = list(states.chain.hidden)
@@ -147,9 +181,7 @@ def _extra(states: StateSpace) -> int:
 def _linear(states: StateSpace, first_slope: jax.Array, window_slope: jax.Array) -> jax.Array:
     """Linear terms of every step, ``(steps, cells, d)``."""
     order, size, number = states.chain.order, states.dimensions, states.chain.length
-    full = jnp.zeros((number * states.cells, (order + 1) * size), window_slope.dtype)
-    full = full.at[:, _places(states)].set(window_slope)
-    full = jnp.reshape(full, (number, states.cells, order + 1, size))
+    full = jnp.reshape(_whole(states, window_slope, (-1,)), (number, states.cells, order + 1, size))
     linear = jnp.zeros((states.steps, states.cells, size), full.dtype)
     for a in range(order + 1):
         linear = linear.at[a : a + number].add(full[:, :, a])
@@ -160,10 +192,7 @@ def _linear(states: StateSpace, first_slope: jax.Array, window_slope: jax.Array)
 def _blocks(states: StateSpace, first_precision, window_precision, first_slope, window_slope) -> Any:
     """Blocks of ``order`` steps: ``D`` and ``O`` as ``(d, d, n, cells)``, ``h`` as ``(d, n, cells)``."""
     order, size, number, cells = states.chain.order, states.dimensions, states.chain.length, states.cells
-    places = _places(states)
-    full = jnp.zeros((number * cells, (order + 1) * size, (order + 1) * size), window_precision.dtype)
-    full = full.at[:, places[:, None], places[None]].set(window_precision)
-    full = jnp.reshape(full, (number, cells, order + 1, size, order + 1, size))
+    full = jnp.reshape(_whole(states, window_precision, (-2, -1)), (number, cells, order + 1, size, order + 1, size))
     firsts = jnp.reshape(first_precision, (cells, order, size, order, size))
     steps = -(-states.steps // order) * order
     # bands[k][t] couples step t with step t - k.
@@ -216,9 +245,8 @@ def _step_covariance(states: StateSpace, smoothed: Smoothed) -> jax.Array:
 def _windows(states: StateSpace, mean: jax.Array, smoothed: Smoothed) -> tuple[jax.Array, jax.Array]:
     """Mean and covariance of every window, ``(windows * cells, ...)``."""
     order, size, number, cells = states.chain.order, states.dimensions, states.chain.length, states.cells
-    places = _places(states)
     means = jnp.stack([mean[a : a + number] for a in range(order + 1)], 2)
-    means = jnp.reshape(means, (number * cells, -1))[:, places]
+    means = _seen(states, jnp.reshape(means, (number * cells, -1)), (-1,))
     blocks = jnp.moveaxis(smoothed.covariance, (0, 1), (-2, -1))  # (n, cells, d, d)
     cross = jnp.moveaxis(smoothed.cross, (0, 1), (-2, -1))[1:]
     upper = jnp.concatenate([blocks[:-1], jnp.swapaxes(cross, -1, -2)], -1)
@@ -227,7 +255,7 @@ def _windows(states: StateSpace, mean: jax.Array, smoothed: Smoothed) -> tuple[j
     shifted = [pairs[..., i * size : i * size + width, i * size : i * size + width] for i in range(order)]
     every = jnp.reshape(jnp.stack(shifted, 1), (-1, cells, width, width))[:number]
     every = jnp.reshape(every, (number * cells, width, width))
-    return means, every[:, places[:, None], places[None]]
+    return means, _seen(states, every, (-2, -1))
 
 
 def _deviations(covariance: jax.Array, number: int) -> jax.Array:

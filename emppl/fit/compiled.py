@@ -17,6 +17,7 @@ from emppl.errors import EMError, ModelError, ParameterError, unknown_name
 from emppl.estep.settle import finer_program
 from emppl.fit import checks, loop
 from emppl.fit.compression import Compression, find_compression
+from emppl.fit.condensation import Condensation, find_condensation
 from emppl.fit.simulator import Simulator
 from emppl.fit.start import starting_values
 from emppl.parameters import check
@@ -45,14 +46,16 @@ class Compiled:
         leaves: its array arguments; only shapes and dtypes are used.
         skeleton: its static arguments.
         options: the user's options.
+        compress: may fits run on few weighted rows or steps in the place of many?
     """
 
-    def __init__(self, model, leaves, skeleton, options: Options):
+    def __init__(self, model, leaves, skeleton, options: Options, compress: bool = True):
         _check_updates(options)
         self._source = model, skeleton, options
         program = derive(model, leaves, skeleton, options)
         _check_names(options, program)
         self.program = program
+        self.compress = compress
         self._shapes = [jax.ShapeDtypeStruct(one.shape, jax.dtypes.canonicalize_dtype(one.dtype)) for one in leaves]
         self.fused = estep.plan_fused(program)
         self.e_step = self._plain(estep.e_step)
@@ -111,7 +114,7 @@ class Compiled:
     def compressed(self) -> Compiled | None:
         """The same algorithm for compressed data; None if nothing is compressed."""
         found = self.compression
-        if isinstance(found, str):
+        if isinstance(found, str) or not self.compress:
             return None
         model, skeleton, options = self._source
         short = [
@@ -127,6 +130,31 @@ class Compiled:
             self.compression = "the model does not take its number of rows from the data"
             return None
         return compiled
+
+    @functools.cached_property
+    def condensation(self) -> Condensation | str:
+        """On how few steps the M-step may run, or the reason why on all."""
+        return find_condensation(self.program, self._shapes)
+
+    @functools.cached_property
+    def condense(self) -> Callable | None:
+        """An M-step on few steps of a long chain; None if it is done on all of them."""
+        found = self.condensation
+        if isinstance(found, str) or not self.compress:
+            return None
+        model, skeleton, options = self._source
+        short = [
+            jax.ShapeDtypeStruct((found.order + found.steps, *one.shape[1:]), one.dtype) if n in found.leaves else one
+            for n, one in enumerate(self._shapes)
+        ]
+        try:
+            program = derive(model, short, skeleton, options)
+        except EMError:
+            return None
+        states = program.integrals[0].states
+        if states is None or states.chain.length != found.steps or program.free != self.program.free:
+            return None
+        return lambda params, expectations, leaves: (program, *found.apply(program, params, expectations, leaves))
 
     @functools.cached_property
     def report(self):
@@ -207,7 +235,8 @@ class Compiled:
         """The compiled block of iterations for a number of restarts."""
         key = (lanes, accurate)
         if key not in self._blocks:
-            self._blocks[key] = loop.make_block(loop.make_iteration(self.program, self.fused, accurate))
+            condense = None if accurate else self.condense
+            self._blocks[key] = loop.make_block(loop.make_iteration(self.program, self.fused, accurate, condense))
         found = self._blocks[key]
         return found.result() if isinstance(found, concurrent.futures.Future) else found
 
@@ -224,7 +253,7 @@ class Compiled:
         memory = jax.tree.map(lambda one: np.zeros(one.shape, one.dtype), jax.eval_shape(self.begin, params))
         states = loop.initial_states(self.program, params, memory, lanes, jnp.result_type(float), accelerate)
         prepared, _ = jax.eval_shape(self.prepare, leaves)
-        block: Any = loop.make_block(loop.make_iteration(self.program, self.fused, False))
+        block: Any = loop.make_block(loop.make_iteration(self.program, self.fused, False, self.condense))
         lowered = block.lower(states, leaves, prepared, *loop.limits(0.0, 0, 0))
         pool = concurrent.futures.ThreadPoolExecutor(1)
         cells = lanes * sum(part.plan.cost for part in self.program.parts)

@@ -73,13 +73,17 @@ def limits(tolerance: float, max_iterations: int, block: int) -> tuple[np.ndarra
     )
 
 
-def make_iteration(program: Program, fused: estep.FusedPlan, accurate: bool) -> Callable:
+def make_iteration(
+    program: Program, fused: estep.FusedPlan, accurate: bool, condense: Callable | None = None
+) -> Callable:
     """One EM iteration: E-step, convergence test, M-step.
 
     Args:
         program: the derived algorithm.
         fused: static choices of the fused path.
         accurate: take the plain path, with statistics centred at each component.
+        condense: ``(params, expectations, leaves) -> (program, expectations, prepared, leaves)``, an M-step that comes
+            to the same on fewer data; None for the whole.
 
     Returns:
         ``iterate(state, leaves, prepared, tolerance, max_iterations) -> state``.
@@ -100,7 +104,9 @@ def make_iteration(program: Program, fused: estep.FusedPlan, accurate: bool) -> 
         narrowest = 16 * eps if accurate else 4 * jnp.sqrt(eps)
         collapsed = ~(floor >= narrowest) & (state.iteration > 0)
         finite = jnp.isfinite(objective)
-        step = mstep.maximise(program, state.params, found, leaves, prepared, state.memory)
+        whole = program, found, prepared, leaves
+        mine, few, known, data = whole if condense is None else condense(state.params, found, leaves)
+        step = mstep.maximise(mine, state.params, few, data, known, state.memory)
         rise = step.rise(state.params) if needs_rise(program.evidence) else state.progress.rise
         after_step, leaping, failed = step.params, None, jnp.asarray(False)
         if state.leaping is None:

@@ -228,6 +228,14 @@ def _elementwise(run: _Run, equation):
     return _together(run.operands(equation))
 
 
+def _select(run: _Run, equation):
+    """A ``where`` whose condition is one known value is the branch that it takes."""
+    which, *cases = equation.invars
+    if run.known(which) and run.of(which) is None and np.size(run.value(which)) == 1:
+        return run.operand(cases[int(run.value(which).item())])
+    return _elementwise(run, equation)
+
+
 def _unknown(run: _Run, equation):
     return Meeting(f"it goes through `{equation.primitive.name}`")
 
@@ -455,13 +463,15 @@ def _triangular_solve(run: _Run, equation):
     found = _together([matrix, sides])
     if isinstance(found, Meeting):
         return found
-    return Grouped(found.numbers, found.varies[:-2] + (True, True))
+    # Along right-hand sides only they vary; along the system everything does.
+    last = (True, sides.varies[-1]) if across == -2 else (sides.varies[-2], True)
+    return Grouped(found.numbers, found.varies[:-2] + last)
 
 
 _RULES: dict[str, Callable] = {
     **dict.fromkeys(
         "add sub mul div rem neg sign abs floor ceil round exp exp2 expm1 log log1p logistic tanh sinh cosh asinh "
-        "acosh atanh sin cos tan asin acos atan atan2 sqrt rsqrt cbrt square pow integer_pow max min clamp select_n "
+        "acosh atanh sin cos tan asin acos atan atan2 sqrt rsqrt cbrt square pow integer_pow max min clamp "
         "eq ne lt le gt ge and or xor not is_finite nextafter erf erfc erf_inv lgamma digamma polygamma igamma "
         "igammac igamma_grad_a random_gamma_grad regularized_incomplete_beta bessel_i0e bessel_i1e "
         "convert_element_type copy copy_p reduce_precision stop_gradient add_any real".split(),
@@ -471,6 +481,7 @@ _RULES: dict[str, Callable] = {
     **dict.fromkeys("cumsum cumprod cummax cummin cumlogsumexp".split(), _cumulative),
     "cholesky": _linear_algebra,
     "triangular_solve": _triangular_solve,
+    "select_n": _select,
     "broadcast_in_dim": _broadcast,
     "reshape": _reshape,
     "transpose": _transpose,

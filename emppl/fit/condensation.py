@@ -1,0 +1,161 @@
+"""The M-step of a long chain of normal latents on few weighted steps, which EM cannot tell from all of them.
+
+Where the log density of a step is quadratic in its data and its window of the state, for all parameters, its
+expectation is a function of their first two moments, summed over steps. Twice as many steps as there are numbers in one
+reproduce these; the M-step is the one of the same model with so many steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emppl import estep
+from emppl.estep import Expectations, Posterior
+from emppl.program import Program
+from emppl.structure.layout import group_numbers
+from emppl.structure.quadratic import affine_gradient
+from emppl.structure.separation import SHARED, Grouped, Separation
+
+_LEAST_SAVING = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Condensation:
+    """What is condensed.
+
+    Attributes:
+        leaves: positions of the arrays of data that are scanned over.
+        columns: numbers in one step: its data, and its window of the state.
+        order: how many steps come before the first window.
+    """
+
+    leaves: tuple[int, ...]
+    columns: int
+    order: int
+
+    @property
+    def steps(self) -> int:
+        """Number of windows that are left."""
+        return 2 * self.columns
+
+    def apply(self, short: Program, params, found: Expectations, leaves):
+        """Few steps in the place of all.
+
+        Args:
+            short: the program for so many steps.
+            params: the parameters of the E-step.
+            found: its outcome.
+            leaves: the data.
+
+        Returns:
+            ``(expectations, prepared, leaves)`` for the M-step of ``short``.
+        """
+        states = short.integrals[0].states
+        assert states is not None
+        windows = list(states.windows.shapes)
+        number = len(leaves[self.leaves[0]]) - self.order
+        atoms = found.atoms[windows[0]].shape[0]
+        parts = [jnp.reshape(found.atoms[name], (atoms, number, -1)) for name in windows]
+        data = [jnp.reshape(leaves[n][self.order :], (1, number, -1)) for n in self.leaves]
+        parts += [jnp.broadcast_to(one, (atoms, number, one.shape[-1])) for one in data]
+        cloud = jnp.reshape(jnp.concatenate(parts, -1), (atoms * number, -1))
+        mean = jnp.mean(cloud, 0)
+        centred = cloud - mean[None]
+        values, vectors = jnp.linalg.eigh(centred.T @ centred / (atoms * number))
+        spread = math.sqrt(self.columns) * (vectors * jnp.sqrt(jnp.maximum(values, 0))[None]).T
+        steps = jnp.concatenate([mean[None] + spread, mean[None] - spread])
+        starts = np.cumsum([0, *(part.shape[-1] for part in parts)])
+        pieces = [steps[:, begin:end] for begin, end in zip(starts[:-1], starts[1:], strict=True)]
+        few = {name: one for name, one in found.atoms.items() if name not in windows}
+        for name, piece in zip(windows, pieces, strict=False):
+            shape = (self.steps, *found.atoms[name].shape[2:])
+            few[name] = jnp.broadcast_to(jnp.reshape(piece, shape)[None], (atoms, *shape))
+        short_leaves = list(leaves)
+        for n, piece in zip(self.leaves, pieces[len(windows) :], strict=True):
+            rows = jnp.reshape(piece, (self.steps, *leaves[n].shape[1:]))
+            short_leaves[n] = jnp.concatenate([leaves[n][: self.order], rows.astype(leaves[n].dtype)])
+        tables = jax.eval_shape(lambda: short.tables(short.evaluate(params, short_leaves, atoms=few)))
+        time = short.axes.names.index(states.chain.time)
+        weights = {
+            name: jnp.full(one.shape, number / (one.shape[time] * atoms), one.dtype)
+            if short.factors[name].site.time is not None
+            else found.weights[name]
+            for name, one in tables.items()
+        }
+        posterior = Posterior(found.log_likelihood, weights, few)
+        expectations, prepared = estep.from_posterior(short, params, posterior, short_leaves)
+        return dataclasses.replace(expectations, centers=found.centers), prepared, short_leaves
+
+
+def find_condensation(program: Program, shapes: Sequence[jax.ShapeDtypeStruct]) -> Condensation | str:
+    """Whether the M-step can be done on few steps, or the reason why not.
+
+    Args:
+        program: the derived algorithm.
+        shapes: shapes of the data.
+
+    Returns:
+        The condensation, or a clause for the plan.
+    """
+    if len(program.integrals) != 1 or program.integrals[0].states is None or program.latents:
+        return "not one chain of normal latents alone"
+    integral = program.integrals[0]
+    states = integral.states
+    assert states is not None
+    if states.cells > 1:
+        return "there are several chains"
+    if set(program.factors) - set(integral.factors):
+        return "some sites do not depend on the chain"
+    if any({"mask", "cell_weight"} & set(factor.latents) for factor in program.factors.values()):
+        return "some of its steps are masked or weighted"
+    holders = [n for n, one in enumerate(shapes) if one.shape and one.shape[0] == states.steps]
+    if not all(jnp.issubdtype(shapes[n].dtype, jnp.inexact) for n in holders) or not holders:
+        return "its data are not all real numbers"
+    columns = states.windows.per_group + sum(math.prod(shapes[n].shape[1:]) for n in holders)
+    if states.chain.length < 2 * _LEAST_SAVING * columns:
+        return f"{states.chain.length} steps are not many for {columns} numbers in each"
+    reason = _why_not(program, shapes, holders)
+    return reason if reason is not None else Condensation(tuple(holders), columns, states.chain.order)
+
+
+def _why_not(program: Program, shapes, holders) -> str | None:
+    trace, axes = program.trace, program.axes
+    states = program.integrals[0].states
+    assert states is not None
+    time = axes.names.index(states.chain.time)
+    later = [name for name, factor in program.factors.items() if factor.site.time is not None]
+    block = {f"data {n}": tuple(shapes[n].shape) for n in holders} | dict(trace.value_shapes)
+    parameters = {n: jax.ShapeDtypeStruct(trace.sites[n].shape, trace.sites[n].dtype) for n in trace.parameters}
+
+    def tables(block, params, leaves) -> dict:
+        data = [block.get(f"data {n}", leaf) for n, leaf in enumerate(leaves)]
+        atoms = {name: block[name][None] for name in trace.value_shapes}
+        arrays = program.evaluate(params, data, atoms=atoms)
+        return {name: program.factors[name].table(arrays) for name in later}
+
+    numbers = {}
+    for name, shape in block.items():
+        if name in states.windows.shapes:
+            numbers[name] = group_numbers(shape, (0,))
+        else:
+            own = np.arange(shape[0]) - states.chain.order if name.startswith("data ") else np.full(1, SHARED)
+            own = np.where(own < 0, SHARED, own).reshape((-1,) + (1,) * (len(shape) - 1)) if shape else own[0]
+            numbers[name] = np.broadcast_to(own, shape)
+    separation = Separation(tables, block, parameters, list(shapes))
+    for name, one in zip(sorted(later), separation.groups(numbers), strict=True):
+        if not isinstance(one, Grouped) or one.varies[time]:
+            return f"steps of site {name!r} differ by more than their data, or depend on each other's"
+
+    def gradient(block):
+        params, leaves = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), (parameters, list(shapes)))
+        return jax.grad(lambda block: sum(jnp.sum(one) for one in tables(block, params, leaves).values()))(block)
+
+    structs = {name: jax.ShapeDtypeStruct(shape, jnp.result_type(float)) for name, shape in block.items()}
+    reason = affine_gradient(gradient, structs)
+    return None if reason is None else f"the log density is not quadratic in a step's data and state ({reason})"

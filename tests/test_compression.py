@@ -1,0 +1,92 @@
+"""Few weighted rows or steps in the place of many: EM is the same, iteration by iteration."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.contrib.control_flow import scan
+from numpyro.distributions import constraints
+
+import emppl
+
+
+def factors(x):
+    mean = numpyro.param("mean", jnp.zeros(x.shape[1]))
+    loadings = numpyro.param("loadings", jnp.asarray(np.random.default_rng(0).normal(size=(x.shape[1], 2))))
+    variance = numpyro.param("variance", jnp.ones(x.shape[1]), constraint=constraints.positive)
+    with numpyro.plate("rows", len(x)):
+        f = numpyro.sample("f", dist.Normal(0, 1).expand([2]).to_event(1))
+        numpyro.sample("x", dist.Normal(mean + f @ loadings.T, jnp.sqrt(variance)).to_event(1), obs=x)
+
+
+def system(y):
+    transition = numpyro.param("transition", jnp.array([[0.9, 0.2], [-0.1, 0.8]]))
+    loadings = numpyro.param("loadings", jnp.array([[1.0, 0.0], [0.5, 1.0], [0.3, -0.7]]))
+    noise = numpyro.param("noise", 0.5 * jnp.eye(3), constraint=constraints.positive_definite)
+    innovation = numpyro.param("innovation", jnp.eye(2), constraint=constraints.positive_definite)
+
+    def step(carry, y):
+        state, number = carry
+        spread = jnp.where(number == 0, jnp.eye(2), innovation)
+        state = numpyro.sample("state", dist.MultivariateNormal(transition @ state, spread))
+        numpyro.sample("y", dist.MultivariateNormal(loadings @ state, noise), obs=y)
+        return (state, number + 1), None
+
+    scan(step, (jnp.zeros(2), 0), y)
+
+
+def draw(rows, columns):
+    rng = np.random.default_rng(rows)
+    return jnp.asarray(rng.normal(size=(rows, 2)) @ rng.normal(size=(2, columns)) + rng.normal(size=(rows, columns)))
+
+
+CASES = {"rows of a plate": (factors, draw(300, 5)), "steps of a scan": (system, draw(200, 3))}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_iterations_are_the_same(name):
+    model, data = CASES[name]
+    fits = [
+        emppl.EM(model, compress=compress, tolerance=0.0, max_iterations=4, progress_bar=False).run(
+            jax.random.key(0), data
+        )
+        for compress in (True, False)
+    ]
+    np.testing.assert_allclose(fits[0].history["objective"], fits[1].history["objective"], rtol=1e-11)
+    for parameter, value in fits[1].params.items():
+        np.testing.assert_allclose(fits[0].params[parameter], value, atol=1e-8)
+    em = emppl.EM(model)
+    params = em.start(jax.random.key(0), data)
+    for _ in range(4):  # the pieces know nothing of it
+        params = em.m_step(params, em.e_step(params, data), data)
+    np.testing.assert_allclose(fits[0].log_likelihood, em.log_likelihood(params, data), rtol=1e-11)
+
+
+def test_the_plan_says_it():
+    assert "10 rows of weight 30" in str(emppl.EM(factors).plan(draw(300, 5)))
+    assert "M-step runs on 14 weighted steps" in str(emppl.EM(system).plan(draw(200, 3)))
+    assert "not compressed: compress=False" in str(emppl.EM(factors, compress=False).plan(draw(300, 5)))
+
+
+def test_rows_that_differ_by_more_than_their_data_stay():
+    def trend(x):
+        slope = numpyro.param("slope", 0.1)
+        time = jnp.arange(len(x)) / len(x)
+        with numpyro.plate("rows", len(x)):
+            effect = numpyro.sample("effect", dist.Normal(slope * time, 1.0))
+            numpyro.sample("x", dist.Normal(effect, 1.0), obs=x)
+
+    assert "differ by more than their data" in str(emppl.EM(trend).plan(draw(300, 5)[:, 0]))
+
+
+def test_what_is_not_quadratic_stays():
+    def by_size(x, size):
+        slope = numpyro.param("slope", 0.1)
+        with numpyro.plate("rows", len(x)):
+            effect = numpyro.sample("effect", dist.Normal(slope, 1.0))
+            numpyro.sample("x", dist.Normal(effect * size, 1.0), obs=x)
+
+    data = draw(300, 5)
+    assert "not quadratic in a row" in str(emppl.EM(by_size).plan(data[:, 0], data[:, 1]))
