@@ -290,7 +290,7 @@ class EM:
                 "phase of MonteCarlo() and SAEM() takes Newton steps already."
             )
         progress = Progress(self.progress_bar, self.max_iterations)
-        states, history, rows, simulation, interrupted = stochastic.run(
+        states, history, rows, simulation, interrupted, best = stochastic.run(
             derived.simulator,
             derived.random_log_likelihood,
             jax.random.fold_in(rng_key, 1),
@@ -303,7 +303,7 @@ class EM:
         )
         progress.close()
         result = EMResult.from_states(
-            self, args, kwargs, derived.program, states, history, interrupted=interrupted, accurate=False
+            self, args, kwargs, derived.program, states, history, interrupted=interrupted, accurate=False, best=best
         )
         return result.with_simulation(simulation, rows)
 

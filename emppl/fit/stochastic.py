@@ -63,7 +63,7 @@ def run(simulator: Simulator, evidence, key, params, leaves, prepared, tolerance
         report: called with the states of all restarts after every M-step.
 
     Returns:
-        ``(states, history, rows, simulation, interrupted)``.
+        ``(states, history, rows, simulation, interrupted, index of the best restart)``.
     """
     program = simulator.program
     lanes = len(next(iter(params.values())))
@@ -77,7 +77,7 @@ def run(simulator: Simulator, evidence, key, params, leaves, prepared, tolerance
     def show(_path):
         report(_states(paths))
 
-    closing, interrupted, notes = None, False, []
+    closing, interrupted, notes, chosen = None, False, [], None
     value, error = float("nan"), float("nan")
     try:
         for path in paths:
@@ -87,7 +87,12 @@ def run(simulator: Simulator, evidence, key, params, leaves, prepared, tolerance
                 # Digits beyond the default are for the closing phase; 0 goes on to the last iteration.
                 rough = max(tolerance, TOLERANCE) if tolerance else 0.0
                 climb(simulator, path, leaves, prepared, rough, max_iterations, show)
-        best = paths[_best(paths)]
+        if lanes > 1:  # the last E-step's estimate is too noisy to compare restarts by
+            for path in paths:
+                value, error = _log_likelihood(evidence, path, leaves)
+                path.objective, path.log_likelihood = path.objective + value - path.log_likelihood, value
+        chosen = _best(paths)
+        best = paths[chosen]
         if best.status in (StopReason.CONVERGED, StopReason.NOISY):
             dimensions = sum(
                 free_dimensions(program.trace.sites[n].constraint, program.trace.sites[n].shape) for n in program.free
@@ -108,11 +113,13 @@ def run(simulator: Simulator, evidence, key, params, leaves, prepared, tolerance
         best.log_likelihood = value
     except KeyboardInterrupt:
         interrupted = True
-    best = paths[_best(paths)]
+    # The restart that was closed stays the one, whatever noise says afterwards.
+    chosen = _best(paths) if chosen is None else chosen
+    best = paths[chosen]
     simulation = Simulation(
         simulator.strategy, value, error, closing, best.total_draws * simulator.strategy.num_chains, notes
     )
-    return _states(paths), _history(paths), best.rows, simulation, interrupted
+    return _states(paths), _history(paths), best.rows, simulation, interrupted, chosen
 
 
 def _best(paths: list[Path]) -> int:

@@ -84,13 +84,14 @@ class EMResult:
         *,
         interrupted: bool,
         accurate: bool,
+        best: int | None = None,
     ) -> EMResult:
         """Pick the best restart and describe how it ended."""
         status = np.array([StopReason(int(code)) for code in np.asarray(states.status)], dtype=object)
         if interrupted:
             status[status == StopReason.RUNNING] = StopReason.INTERRUPTED
         objective = np.asarray(states.progress.objective, dtype=float)
-        best = best_restart(objective, status)
+        best = best_restart(objective, status) if best is None else best
         good = {name: np.asarray(value)[best] for name, value in states.good_params.items()}
         params = {n: np.asarray(program.fixed[n], float) if n in program.fixed else good[n] for n in program.rules}
         reason: StopReason = status[best]
