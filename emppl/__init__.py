@@ -9,7 +9,7 @@ from emppl.plan import Plan
 from emppl.report.compare import Comparison, compare
 from emppl.report.result import Certificate, EMResult
 from emppl.report.uncertainty import Covariance
-from emppl.strategies import Enumerate, Gaussian, Laplace, Quadrature
+from emppl.strategies import SAEM, Enumerate, Gaussian, Laplace, MonteCarlo, Quadrature
 
 __version__ = "0.1.0"
 
@@ -26,10 +26,12 @@ __all__ = [
     "Gaussian",
     "Laplace",
     "ModelError",
+    "MonteCarlo",
     "ParameterError",
     "Plan",
     "Posterior",
     "Quadrature",
+    "SAEM",
     "StopReason",
     "Update",
     "compare",

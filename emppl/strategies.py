@@ -19,7 +19,10 @@ class Evidence(enum.Enum):
     QUADRATURE = 1
     """The log-likelihood to the order of a quadrature rule, whose nodes move with the parameters."""
 
-    APPROXIMATE = 2
+    MONTE_CARLO = 2
+    """The log-likelihood in the limit of many draws; every gain and every estimate comes with its Monte Carlo error."""
+
+    APPROXIMATE = 3
     """An approximation without a bound on its error: where the iterations settle need not be its maximum."""
 
     @property
@@ -33,6 +36,7 @@ class Evidence(enum.Enum):
         return {
             Evidence.EXACT: "exact E-step",
             Evidence.QUADRATURE: "E-step by quadrature, approximate to the order of its nodes",
+            Evidence.MONTE_CARLO: "E-step by Monte Carlo, with a stated error",
             Evidence.APPROXIMATE: "approximate E-step",
         }[self]
 
@@ -214,3 +218,105 @@ NODES_WITHIN_BOUNDS = {1: 41, 2: 15, 3: 9}
 
 _FEW_NODES = 5
 """From so many nodes on, the error of adaptive quadrature falls fast with every further one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Simulated(Continuous):
+    """A continuous latent whose atoms are draws from its conditional distribution: what its strategies share.
+
+    The draws come from chains, one set for every group of latents, all groups moved at once: independence proposals
+    from the Laplace approximation mixed with a random walk for up to four numbers per group, and Hamiltonian steps in
+    the metric of that approximation for more. Chains go on from one iteration to the next.
+
+    Discrete latents that a group depends on are summed over, not drawn: there is a set of chains for each of their
+    states, and importance sampling weighs them.
+
+    Attributes:
+        num_samples: draws of every chain in one iteration, in the first one where their number grows.
+        num_chains: chains of every group; they are compared to see whether they mix.
+        max_samples: most draws of one chain in one iteration.
+    """
+
+    num_samples: int = 100
+    num_chains: int = 4
+    max_samples: int = 12_800
+
+    evidence: ClassVar[Evidence] = Evidence.MONTE_CARLO
+
+    def __post_init__(self) -> None:
+        kind = type(self).__name__
+        if self.num_samples < 1:
+            raise ParameterError(f"{kind} needs at least one draw per chain: num_samples is {self.num_samples}.")
+        if self.num_chains < 2:
+            raise ParameterError(
+                f"{kind} compares chains to see whether they mix: num_chains must be at least 2, not {self.num_chains}."
+            )
+        if self.max_samples < self.num_samples:
+            raise ParameterError(
+                f"max_samples of {kind} is {self.max_samples}, less than num_samples, {self.num_samples}."
+            )
+
+    def atoms(self, dimensions: int) -> int:
+        """All chains together, in the first iteration."""
+        return self.num_chains * self.num_samples
+
+
+@dataclasses.dataclass(frozen=True)
+class MonteCarlo(Simulated):
+    """Monte Carlo EM: the atoms of a continuous latent are draws from its posterior, as many as the ascent needs.
+
+    An M-step is accepted when the lower confidence bound of the gain in Q is positive; otherwise the draws are doubled
+    and the M-step is done again. The iterations end when the upper bound is below the tolerance of ``EM`` (default
+    1e-3 nats); a closing phase then steps to the root of the Monte Carlo score and says how far the estimate may be
+    from the maximum because draws were used.
+
+    The default where the log joint is not quadratic in more than three numbers per group.
+
+    Args:
+        num_samples: draws of every chain in the first iteration.
+        num_chains: chains of every group.
+        max_samples: most draws of one chain in one iteration.
+        ascent: False accepts every step and keeps ``num_samples`` until the end.
+
+    Reference:
+        Wei and Tanner (1990), A Monte Carlo implementation of the EM algorithm, JASA 85:699-704;
+        Caffo, Jank and Jones (2005), Ascent-based Monte Carlo EM, JRSS B 67:235-251.
+    """
+
+    ascent: bool = True
+
+    title: ClassVar[str] = "Monte Carlo (with a stated error)"
+
+
+@dataclasses.dataclass(frozen=True)
+class SAEM(Simulated):
+    """Stochastic approximation EM: few draws per iteration, and a Q that remembers those of earlier ones.
+
+    Q is the weighted sum of the complete-data log-likelihood over past draws: with step ``g`` the old weights shrink by
+    ``1 - g`` and the new draws share ``g``. That is stochastic approximation of the additive statistics where the
+    rules are sums of them, and of Q itself elsewhere. Steps are 1 until the estimates no longer drift (burn-in), then
+    ``k ** -decay`` while the estimates are averaged; a closing phase as that of :class:`MonteCarlo` ends the fit.
+
+    Args:
+        num_samples: draws of every chain in one iteration.
+        num_chains: chains of every group.
+        max_samples: most draws of one chain in one iteration of the closing phase.
+        decay: exponent of the steps after the burn-in, above 1/2 and at most 1.
+        window: most draws that are remembered; the oldest are forgotten first.
+
+    Reference:
+        Delyon, Lavielle and Moulines (1999), Convergence of a stochastic approximation version of the EM algorithm,
+        Annals of Statistics 27:94-128; Kuhn and Lavielle (2004), Coupling a stochastic approximation version of EM
+        with an MCMC procedure, ESAIM P&S 8:115-131.
+    """
+
+    num_samples: int = 2
+    decay: float = 2 / 3
+    window: int = 1024
+
+    title: ClassVar[str] = "stochastic approximation (with a stated Monte Carlo error)"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.5 < self.decay <= 1:
+            raise ParameterError(f"decay of SAEM must be above 1/2 and at most 1; it is {self.decay}.")

@@ -16,7 +16,7 @@ from emppl.integral import Integral
 from emppl.numerics import safe_divide
 from emppl.positive import lower_inverse
 from emppl.program import Program
-from emppl.strategies import Quadrature
+from emppl.strategies import Quadrature, Simulated
 from emppl.trace.naming import first, model_name
 
 _FREEDOM = 5
@@ -152,7 +152,7 @@ def sample_given(
             drawn.update(whole_chains(program, integral, steps))
             continue
         found = integrated[integral.axis]
-        draw = _posterior_draw if isinstance(integral.strategy, Quadrature) else _normal_draw
+        draw = _posterior_draw if isinstance(integral.strategy, Quadrature | Simulated) else _normal_draw
         values = joint.constrained(joint.unpack(draw(joint, found.mean, found.root, key)))
         for name, value in values.items():
             event = len(program.trace.sites[name].event_shape)

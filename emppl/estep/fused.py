@@ -210,7 +210,7 @@ def _uncut(array: jax.Array, chunking: Chunking) -> jax.Array:
 
 
 def expectations(
-    program: Program, fused: FusedPlan, params, leaves, prepared: Mapping[str, Prepared], guesses=None
+    program: Program, fused: FusedPlan, params, leaves, prepared: Mapping[str, Prepared], guesses=None, integrated=None
 ) -> Expectations:
     """Expected statistics and weights at given parameters, rows in chunks.
 
@@ -221,13 +221,15 @@ def expectations(
         leaves: the data.
         prepared: from :func:`prepare`.
         guesses: by integral, where its atoms were last.
+        integrated: integrals that were done elsewhere.
 
     Returns:
         The expectations; ``log_likelihood`` includes every constant.
     """
     arrays = program.evaluate(params, leaves)
     scales, present = all_scales(program, arrays), program.present(arrays)
-    integrated = integrate_all(program, params, leaves, guesses)
+    if integrated is None:
+        integrated = integrate_all(program, params, leaves, guesses)
     natural, tables = {}, {}
     amplification = jnp.zeros((), jnp.result_type(float))
     for name, factor in program.factors.items():

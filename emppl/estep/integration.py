@@ -7,7 +7,6 @@ quadratic); the strategies differ in what they make of these.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -16,39 +15,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emppl.estep.importance import importance, importance_points
+from emppl.estep.integrated import Integrated, atoms_of
 from emppl.estep.joint import Joint
 from emppl.estep.state_space import integrate_states, precision_root
 from emppl.integral import Integral
 from emppl.numerics import impossible_to_infinite
 from emppl.positive import lower_inverse, lower_root, solve_root
 from emppl.program import Program
-from emppl.strategies import Gaussian, Laplace, Quadrature
+from emppl.strategies import Gaussian, Laplace, Quadrature, Simulated
 
 _NEWTON_STEPS = 50
 _HALVINGS = 60
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class Integrated:
-    """What one integral leaves behind.
-
-    Attributes:
-        evidence: log of the integral of every cell (natural log), with the common axes.
-        atoms: by latent, its atoms: ``(atoms, *states, *plates, *event)``.
-        shares: the weights of the atoms, which add up to one in every cell, with the common axes.
-        mean: conditional mean (mode where it is approximate) of every group, ``(groups, dimensions)``.
-        root: lower triangular root of the conditional precision, ``(groups, dimensions, dimensions)``.
-    """
-
-    evidence: jax.Array
-    atoms: dict[str, jax.Array]
-    shares: jax.Array
-    mean: jax.Array
-    root: jax.Array
-
-
-def integrate_all(program: Program, params, leaves, guesses: Mapping[str, jax.Array] | None = None):
+def integrate_all(program: Program, params, leaves, guesses: Mapping[str, jax.Array] | None = None, key=None):
     """Every integral of the model.
 
     Args:
@@ -56,16 +37,18 @@ def integrate_all(program: Program, params, leaves, guesses: Mapping[str, jax.Ar
         params: constrained parameter values.
         leaves: the data.
         guesses: by integral, where to look for the modes first; default: zero.
+        key: random numbers of simulated integrals; default: always the same.
 
     Returns:
         :class:`Integrated` by integral.
     """
     return {
-        one.axis: integrate(program, one, params, leaves, (guesses or {}).get(one.axis)) for one in program.integrals
+        one.axis: integrate(program, one, params, leaves, (guesses or {}).get(one.axis), key)
+        for one in program.integrals
     }
 
 
-def integrate(program: Program, integral: Integral, params, leaves, guess=None) -> Integrated:
+def integrate(program: Program, integral: Integral, params, leaves, guess=None, key=None) -> Integrated:
     """One integral, by its strategy."""
     joint = Joint(program, integral, params, leaves)
     if integral.states is not None:
@@ -82,11 +65,16 @@ def integrate(program: Program, integral: Integral, params, leaves, guess=None) 
         root = lower_root(-joint.hessian(mode))
         fixed = jax.lax.stop_gradient((mode, root))
         return _normal(joint, mode, root, fixed[0] + skewness_shift(joint, *fixed))
-    assert isinstance(strategy, Quadrature)
-    # Where the nodes lie is a constant for derivatives: the integral does not depend on it, to the order of the rule.
+    # Where the atoms lie is a constant for derivatives: the integral does not depend on it, to the order of the rule.
     still = Joint(program, integral, jax.lax.stop_gradient(params), leaves)
     mode = find_modes(still, start)
-    return _quadrature(joint, mode, climbing_root(-still.hessian(mode)), strategy.num_points)
+    root = climbing_root(-still.hessian(mode))
+    if isinstance(strategy, Simulated):
+        # By default always the same numbers, so that the outcome is a smooth function of the parameters.
+        key = jax.random.key(0) if key is None else key
+        return importance(joint, mode, root, key, importance_points(program, integral))
+    assert isinstance(strategy, Quadrature)
+    return _quadrature(joint, mode, root, strategy.num_points)
 
 
 def conditional(joint: Joint, start: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -225,7 +213,7 @@ def _normal(joint: Joint, mean: jax.Array, root: jax.Array, centre: jax.Array) -
     deviations = math.sqrt(dimensions) * jnp.moveaxis(axes, -2, 0)
     points = jnp.concatenate([centre[None] + deviations, centre[None] - deviations])
     shares = jnp.full((1,) * joint.rank, 1 / (2 * dimensions))
-    return Integrated(impossible_to_infinite(evidence), _atoms(joint, points), shares, mean, root)
+    return Integrated(impossible_to_infinite(evidence), atoms_of(joint, points), shares, mean, root)
 
 
 def _quadrature(joint: Joint, mean: jax.Array, root: jax.Array, num_points: int) -> Integrated:
@@ -238,7 +226,7 @@ def _quadrature(joint: Joint, mean: jax.Array, root: jax.Array, num_points: int)
     log_weights = jnp.asarray(product.sum(-1) + (grid**2).sum(-1) + dimensions / 2 * math.log(2), mean.dtype)
     steps = math.sqrt(2) * jnp.asarray(grid, mean.dtype)
     points = mean[None] + jnp.einsum("sj,gji->sgi", steps, lower_inverse(root))
-    atoms = _atoms(joint, points)
+    atoms = atoms_of(joint, points)
     volume = joint.along_atoms(log_weights) - joint.to_cells(_half_log_det(root))
     tables = joint.tables_at(atoms)
     for name, jacobians in jax.vmap(lambda one: joint.log_jacobians(joint.unpack(one)))(points).items():
@@ -257,11 +245,6 @@ def _rotation(dimensions: int) -> jax.Array:
 
 def _half_log_det(root: jax.Array) -> jax.Array:
     return jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)), -1)
-
-
-def _atoms(joint: Joint, points: jax.Array) -> dict[str, jax.Array]:
-    """Atoms as values of the latents, from ``(atoms, groups, dimensions)``."""
-    return jax.vmap(lambda one: joint.constrained(joint.unpack(one)))(points)
 
 
 def atom_weights(program: Program, integral: Integral, found: Integrated, weight: jax.Array, params, leaves) -> Any:

@@ -83,11 +83,18 @@ def log_evidence(program: Program, tables, scales, present) -> jax.Array:
     return impossible_to_infinite(total)
 
 
-def log_likelihood(program: Program, params, leaves) -> jax.Array:
-    """Log-likelihood of the observed data, by the plain path."""
+def log_likelihood(program: Program, params, leaves, key=None) -> jax.Array:
+    """Log-likelihood of the observed data, by the plain path.
+
+    Args:
+        program: the derived algorithm.
+        params: constrained parameter values.
+        leaves: the data.
+        key: random numbers of simulated integrals; None for those that are always the same.
+    """
     arrays = program.evaluate(params, leaves)
     tables = program.tables(arrays, program.integrated) | {
-        name: one.evidence for name, one in integrate_all(program, params, leaves).items()
+        name: one.evidence for name, one in integrate_all(program, params, leaves, key=key).items()
     }
     value = log_evidence(program, tables, all_scales(program, arrays), program.present(arrays))
     return value + program.fault(arrays)

@@ -15,7 +15,15 @@ from emppl.integral import Integral, arrange
 from emppl.parameters import constraint_name
 from emppl.program import Program
 from emppl.state_space import arrange_chain
-from emppl.strategies import DEFAULT_NODES, NODES_WITHIN_BOUNDS, Continuous, Gaussian, Quadrature, Strategy
+from emppl.strategies import (
+    DEFAULT_NODES,
+    NODES_WITHIN_BOUNDS,
+    Continuous,
+    Gaussian,
+    MonteCarlo,
+    Quadrature,
+    Strategy,
+)
 from emppl.structure.quadratic import affine_gradient
 
 
@@ -114,12 +122,12 @@ def _strategy(integral: Integral, reason: str | None, within_bounds: bool, wishe
         if isinstance(strategy, Gaussian) and reason is not None:
             raise ModelError(
                 f"Gaussian() cannot integrate {names}: {reason}. Write EM(model, latents={{{integral.latents[0]!r}: "
-                "Quadrature(15)}), or Laplace(), which is approximate."
+                "Quadrature(15)}), MonteCarlo(), or Laplace(), which is approximate."
             )
         if isinstance(strategy, Quadrature) and dimensions > 3:
             raise ModelError(
                 f"Quadrature() integrates up to 3 numbers together, but {names} has {dimensions} in every group. Use "
-                "Laplace(), which is approximate."
+                "MonteCarlo(), or Laplace(), which is approximate."
             )
         return strategy
     if reason is None:
@@ -127,11 +135,7 @@ def _strategy(integral: Integral, reason: str | None, within_bounds: bool, wishe
     if dimensions in DEFAULT_NODES:
         nodes = NODES_WITHIN_BOUNDS if within_bounds else DEFAULT_NODES
         return Quadrature(nodes[dimensions])
-    raise ModelError(
-        f"The continuous latents {names} cannot be integrated exactly ({reason}), and {dimensions} numbers are too "
-        f"many for quadrature. Write EM(model, latents={{{integral.latents[0]!r}: Laplace()}}), which is approximate, "
-        f"or maximise over it: EM(model, estimate=[{integral.latents[0]!r}])."
-    )
+    return MonteCarlo()
 
 
 def _check_weights(program: Program, integral: Integral) -> None:

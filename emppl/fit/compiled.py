@@ -18,6 +18,7 @@ from emppl.estep.settle import finer_program
 from emppl.fit import checks, loop
 from emppl.fit.compression import Compression, find_compression
 from emppl.fit.condensation import Condensation, find_condensation
+from emppl.fit.simulator import Simulator
 from emppl.fit.start import starting_values
 from emppl.parameters import check
 from emppl.program import Options, Program
@@ -70,6 +71,16 @@ class Compiled:
         self.shift_effects = jax.jit(functools.partial(shift_effects, program))
         self.cell_weights = jax.jit(functools.partial(cell_weights, program))
         self._blocks: dict[tuple[int, bool], Any] = {}
+
+    @functools.cached_property
+    def simulator(self) -> Simulator | None:
+        """The steps of a Monte Carlo fit; None where no latent is simulated."""
+        return Simulator(self.program, self.fused) if estep.simulated(self.program) else None
+
+    @functools.cached_property
+    def random_log_likelihood(self):
+        """The log-likelihood by importance sampling, with random numbers of its own."""
+        return jax.jit(functools.partial(estep.log_likelihood, self.program))
 
     def _plain(self, function: Callable) -> Callable:
         """Compile a function of the plain path, which holds tables of all rows: refused where they would not fit."""

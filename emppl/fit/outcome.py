@@ -20,6 +20,8 @@ class StopReason(enum.Enum):
     INTERRUPTED = 6
     SYMMETRIC = 7
     UNFINISHED = 8
+    NOISY = 9
+    UNMIXED = 10
 
     @property
     def message(self) -> str:
@@ -53,6 +55,16 @@ _MESSAGES = {
         "The objective no longer rises although the M-step is not at its maximum: the optimiser of a numerical update "
         "fails to make the step that the gradient promises. Use a smaller learning rate, or leave out the optimizer "
         "(the default is Newton's method, or L-BFGS with a line search)."
+    ),
+    StopReason.NOISY: (
+        "Monte Carlo noise hides what is left to gain: with max_samples draws per chain it cannot be told from more "
+        "than the tolerance. The Monte Carlo standard errors say how far the estimate may be off; raise max_samples of "
+        "the strategy, or the tolerance."
+    ),
+    StopReason.UNMIXED: (
+        "Chains of the E-step do not agree, so that neither the estimate nor its Monte Carlo error can be trusted: the "
+        "posterior of the latent may have several modes or very long tails. Draw more (num_samples), or write the "
+        "latent on another scale, such as a standard normal that is multiplied by its standard deviation."
     ),
     StopReason.SYMMETRIC: (
         "All components are identical, so that EM cannot tell them apart: the start was symmetric. Give different "

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from emppl.fit.outcome import StopReason
 from emppl.report.integration_error import IntegrationError
 from emppl.report.restarts import distinct_optima
+
+_UPPER = 1.645
 
 if TYPE_CHECKING:
     from emppl.report.result import EMResult
@@ -32,6 +35,9 @@ class Certificate:
         integration_error: how far integrals by quadrature or Laplace are off; None where they are exact, or where no
             finer rule tells.
         boundary: entries on the boundary of the parameter space.
+        r_hat: by simulated latent, the largest split R-hat of its entries in the last E-step; empty for other fits.
+        effective_draws: by simulated latent, the smallest effective sample size of its entries there.
+        monte_carlo_error: largest Monte Carlo standard error of an estimate, as a share of its standard error.
         notes: anything else worth knowing.
     """
 
@@ -46,13 +52,14 @@ class Certificate:
     integration_error: IntegrationError | None
     boundary: list[str]
     notes: list[str]
+    r_hat: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    effective_draws: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    monte_carlo_error: float = float("nan")
 
 
 def build_certificate(result: EMResult) -> Certificate:
     """The certificate of a fit."""
-    steps = np.diff(result.history["objective"])
-    finite = steps[np.isfinite(steps)]
-    fall = float(max(0.0, -finite.min())) if len(finite) else 0.0
+    fall = _largest_fall(result)
     ended = result.history["final_objectives"][result.history["final_status"] == StopReason.CONVERGED.name]
     distinct, at_best = distinct_optima(ended, result.log_posterior)
     notes, score_norm = list(result.remarks), float("nan")
@@ -75,4 +82,24 @@ def build_certificate(result: EMResult) -> Certificate:
         integration_error=result.integration_error,
         boundary=result.boundary,
         notes=notes,
+        **_of_draws(result),
     )
+
+
+def _largest_fall(result: EMResult) -> float:
+    """Of the objective; where draws make it noisy, of Q in a step that was accepted, its upper confidence bound."""
+    if result.simulation is None:
+        steps = np.diff(result.history["objective"])
+    else:
+        taken = np.isin(result.history["decision"], ("accepted", "converged"))
+        steps = (result.history["gain"] + _UPPER * result.history["gain_error"])[taken]
+    finite = steps[np.isfinite(steps)]
+    return float(max(0.0, -finite.min())) if len(finite) else 0.0
+
+
+def _of_draws(result: EMResult) -> dict[str, Any]:
+    closing = None if result.simulation is None else result.simulation.closing
+    if closing is None:
+        return {}
+    found: dict[str, Any] = {"r_hat": closing.mixing.r_hat, "effective_draws": closing.mixing.effective_draws}
+    return found | {"monte_carlo_error": closing.relative_error}

@@ -34,11 +34,13 @@ from emppl.report.uncertainty import (
     hold_pressed,
     observed_information,
     optimised_within_bounds,
+    spread_over_entries,
 )
 
 if TYPE_CHECKING:
     from emppl.em import EM
     from emppl.fit.loop import History, LaneState
+    from emppl.fit.stochastic import Simulation
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,6 +70,7 @@ class EMResult:
     em: EM = dataclasses.field(repr=False)
     args: tuple = dataclasses.field(repr=False)
     kwargs: dict = dataclasses.field(repr=False)
+    simulation: Simulation | None = dataclasses.field(default=None, repr=False)
 
     @classmethod
     def from_states(
@@ -81,13 +84,14 @@ class EMResult:
         *,
         interrupted: bool,
         accurate: bool,
+        best: int | None = None,
     ) -> EMResult:
         """Pick the best restart and describe how it ended."""
         status = np.array([StopReason(int(code)) for code in np.asarray(states.status)], dtype=object)
         if interrupted:
             status[status == StopReason.RUNNING] = StopReason.INTERRUPTED
         objective = np.asarray(states.progress.objective, dtype=float)
-        best = best_restart(objective, status)
+        best = best_restart(objective, status) if best is None else best
         good = {name: np.asarray(value)[best] for name, value in states.good_params.items()}
         params = {n: np.asarray(program.fixed[n], float) if n in program.fixed else good[n] for n in program.rules}
         reason: StopReason = status[best]
@@ -125,6 +129,36 @@ class EMResult:
             args=args,
             kwargs=kwargs,
         )
+
+    def with_simulation(self, simulation: Simulation, rows: list[dict]) -> EMResult:
+        """The result of a stochastic fit: what it knows about its own error, and every decision it took."""
+        notes = [*self.notes, *simulation.notes]
+        if np.isfinite(simulation.log_likelihood_error):
+            notes.append(f"Monte Carlo standard error of the log-likelihood: {simulation.log_likelihood_error:.2g}.")
+        columns = {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())}
+        message = self.stop_message
+        closing = simulation.closing
+        if self.stop_reason is StopReason.UNMIXED and closing is not None:
+            message = f"{message} {closing.mixing.words}"
+        return dataclasses.replace(
+            self,
+            history={**self.history, **columns},
+            notes=notes if closing is None or closing.note is not None else [*notes, closing.words],
+            stop_message=message,
+            simulation=simulation,
+        )
+
+    @functools.cached_property
+    def monte_carlo_errors(self) -> dict[str, np.ndarray]:
+        """Monte Carlo standard errors of the estimates: how far they may be from the maximum because draws were used.
+
+        Arrays like ``params``, for the estimated parameters. NaN where they are not known: for a fit without draws, or
+        one that was interrupted or ended without its closing phase.
+        """
+        closing = None if self.simulation is None else self.simulation.closing
+        if closing is None or closing.note is not None:
+            return {name: np.full(self.params[name].shape, np.nan) for name in self._program.free}
+        return spread_over_entries(self._program, closing.charts, closing.covariance)
 
     # ------------------------------------------------------------------------------------------- convergence
 
@@ -342,6 +376,9 @@ class EMResult:
 
     @functools.cached_property
     def _measured(self) -> tuple[dict[str, Chart], Information]:
+        closing = None if self.simulation is None else self.simulation.closing
+        if closing is not None and closing.note is None:
+            return hold_pressed(self._program, dict(closing.charts), closing.information)
         local = self._charts_by_position
         information = observed_information(local, self._derived.hessian_columns, self._leaves)
         return hold_pressed(self._program, local, information)

@@ -225,6 +225,24 @@ def covariance(
     return Covariance(labels, matrix)
 
 
+def spread_over_entries(program: Program, local: Mapping[str, Chart], matrix: np.ndarray) -> dict[str, np.ndarray]:
+    """Standard deviations of all entries of all free parameters, from a covariance in active local coordinates.
+
+    Returns:
+        Arrays like the parameters; zero where an entry is held.
+    """
+    found, start = {}, 0
+    for name, one in local.items():
+        stop = start + int(one.active.sum())
+        entry, coordinate, value = jacobian(program.trace.sites[name].constraint, one.frame)
+        derivative = np.zeros((one.boundary.size, one.frame.size))
+        np.add.at(derivative, (entry, coordinate), value)
+        derivative = derivative[:, one.active]
+        variances = np.einsum("ij,jk,ik->i", derivative, matrix[start:stop, start:stop], derivative)
+        found[name], start = np.sqrt(variances).reshape(one.boundary.shape), stop
+    return found
+
+
 def _inverse(information: np.ndarray, names: np.ndarray) -> np.ndarray:
     if information.size == 0:
         return information

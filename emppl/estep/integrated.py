@@ -1,0 +1,34 @@
+"""What every way of integrating leaves behind: evidence per cell, and atoms with their shares."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+
+from emppl.estep.joint import Joint
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Integrated:
+    """What one integral leaves behind.
+
+    Attributes:
+        evidence: log of the integral of every cell (natural log), with the common axes.
+        atoms: by latent, its atoms: ``(atoms, *states, *plates, *event)``.
+        shares: the weights of the atoms, which add up to one in every cell, with the common axes.
+        mean: conditional mean (mode where it is approximate) of every group, ``(groups, dimensions)``.
+        root: lower triangular root of the conditional precision, ``(groups, dimensions, dimensions)``.
+    """
+
+    evidence: jax.Array
+    atoms: dict[str, jax.Array]
+    shares: jax.Array
+    mean: jax.Array
+    root: jax.Array
+
+
+def atoms_of(joint: Joint, points: jax.Array) -> dict[str, jax.Array]:
+    """Atoms as values of the latents, from ``(atoms, groups, dimensions)``."""
+    return jax.vmap(lambda one: joint.constrained(joint.unpack(one)))(points)

@@ -1,0 +1,150 @@
+"""The Monte Carlo E-step: atoms that are draws of chains, and what one draw says about a change of the parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from emppl.estep.draws import Chains, draw, first_chains
+from emppl.estep.fused import FusedPlan, expectations
+from emppl.estep.importance import importance
+from emppl.estep.integrated import Integrated, atoms_of
+from emppl.estep.integration import integrate
+from emppl.estep.joint import Joint
+from emppl.estep.plain import Expectations
+from emppl.factors import Prepared
+from emppl.integral import Integral
+from emppl.numerics import weighted
+from emppl.program import Program
+from emppl.strategies import Simulated
+
+_EVIDENCE_POINTS = 64
+"""Draws for the log-likelihood of one iteration, which is only watched."""
+
+
+def simulated(program: Program) -> list[Integral]:
+    """The integrals whose atoms are draws."""
+    return [one for one in program.integrals if isinstance(one.strategy, Simulated)]
+
+
+def begin_chains(program: Program) -> dict[str, Chains]:
+    """Chains of all integrals before the first draw."""
+    found = {}
+    for one in simulated(program):
+        assert isinstance(one.strategy, Simulated)
+        found[one.axis] = first_chains(one.groups, one.dimensions, one.strategy.num_chains)
+    return found
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Drawn:
+    """Outcome of moving all chains.
+
+    Attributes:
+        draws: by integral, unconstrained, ``(chains, draws, groups, dimensions)``.
+        evidence: by integral, its log evidence by importance sampling, with the common axes.
+        chains: by integral, where they are now.
+    """
+
+    draws: dict[str, jax.Array]
+    evidence: dict[str, jax.Array]
+    chains: dict[str, Chains]
+
+
+def draw_all(program: Program, params, chains: Mapping[str, Chains], key: jax.Array, leaves, number: int) -> Drawn:
+    """Draws of all simulated latents at given parameters.
+
+    Args:
+        program: the derived algorithm.
+        params: constrained parameter values.
+        chains: where the chains are.
+        key: random key.
+        leaves: the data.
+        number: draws to keep of every chain.
+    """
+    draws, evidence, after = {}, {}, {}
+    for position, one in enumerate(simulated(program)):
+        joint = Joint(program, one, params, leaves)
+        first, second = jax.random.split(jax.random.fold_in(key, position))
+        found, now = draw(joint, chains[one.axis], first, number)
+        # Where discrete latents are given, the evidence of their states decides between them.
+        points = number * found.shape[0] if one.given else _EVIDENCE_POINTS
+        draws[one.axis], after[one.axis] = found, now
+        evidence[one.axis] = importance(joint, now.mean, now.root, second, points).evidence
+    return Drawn(draws, evidence, after)
+
+
+def simulated_expectations(
+    program: Program, fused: FusedPlan, params, drawn: Drawn, shares: jax.Array | None, leaves, prepared
+) -> Expectations:
+    """What the M-step needs, from draws.
+
+    Args:
+        program: the derived algorithm.
+        fused: static choices of the fused path.
+        params: the parameters at which the draws were made.
+        drawn: the draws.
+        shares: weight of every draw, chains one after the other; None for equal ones.
+        leaves: the data.
+        prepared: statistics of the data.
+
+    Returns:
+        The expectations; their ``log_likelihood`` is estimated by importance sampling.
+    """
+    integrated: dict[str, Integrated] = {}
+    for one in program.integrals:
+        if one.axis not in drawn.draws:
+            integrated[one.axis] = integrate(program, one, params, leaves)
+            continue
+        joint = Joint(program, one, params, leaves)
+        points = drawn.draws[one.axis]
+        points = jnp.reshape(points, (-1, *points.shape[2:]))
+        equal = jnp.full(len(points), 1 / len(points)) if shares is None else shares
+        chains = drawn.chains[one.axis]
+        integrated[one.axis] = Integrated(
+            drawn.evidence[one.axis], atoms_of(joint, points), joint.along_atoms(equal), chains.mean, chains.root
+        )
+    return expectations(program, fused, params, leaves, prepared, None, integrated)
+
+
+def complete_log_densities(
+    program: Program, found: Expectations, prepared: Mapping[str, Prepared], params, leaves
+) -> jax.Array:
+    """Log density of data, latents and estimated parameters for every draw: its mean is Q plus the log prior.
+
+    Sites without parameters are left out, and terms that no draw enters are in all of them.
+
+    Args:
+        program: the derived algorithm.
+        found: from draws of equal weight.
+        prepared: statistics of the data.
+        params: where it is evaluated.
+        leaves: the data.
+
+    Returns:
+        ``(draws,)`` (natural log).
+    """
+    axis_of = {name: one.axis for one in simulated(program) for name in one.factors}
+    arrays = program.evaluate(params, leaves, atoms=found.atoms)
+    total: Any = program.log_prior_from(arrays)
+    for name, factor in program.factors.items():
+        if not factor.all_parameters:
+            continue
+        if name in found.sums:
+            factor = program.natural_factor(name)
+            natural = factor.natural(factor.arguments(arrays), prepared[name].reference)
+            total = total + jnp.sum(found.sums[name] * natural)
+            continue
+        terms = weighted(found.weights[name], factor.table(arrays))
+        if name not in axis_of:
+            total = total + jnp.sum(terms)
+            continue
+        position = program.axes.names.index(axis_of[name])
+        each = jnp.sum(terms, tuple(axis for axis in range(terms.ndim) if axis != position))
+        total = total + each * each.shape[0]
+    return total

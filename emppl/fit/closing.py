@@ -1,0 +1,268 @@
+"""The end of every stochastic fit: to the root of the Monte Carlo score, and how far from the maximum that may be.
+
+At parameters near the maximum, draws give the score of the log-likelihood (the mean of their complete-data scores,
+Fisher's identity) and the observed information (their complete information less the covariance of their scores, by
+Louis). A first step ``information^-1 score`` is a Monte Carlo Newton step; further ones, of length ``1/k`` on fresh
+draws, average its noise away (Robbins and Monro, with the best gain matrix). Fresh draws also say what is left to gain:
+half the score's square in the metric of the information.
+
+The Monte Carlo covariance of the estimate is ``information^-1 (covariance of the mean score) information^-1``, divided
+by the number of steps that were averaged.
+
+Reference:
+    Louis (1982), Finding the observed information matrix when using the EM algorithm, JRSS B 44:226-233;
+    McCulloch (1997), Maximum likelihood algorithms for generalized linear mixed models, JASA 92:162-170;
+    Gu and Kong (1998), A stochastic approximation algorithm with Markov chain Monte Carlo method, PNAS 95:7270-7274.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emppl.fit.ascent import Path, draw
+from emppl.fit.mixing import Mixing, mixing
+from emppl.fit.outcome import StopReason
+from emppl.fit.simulator import Simulator, batch_error
+from emppl.report.charts import Chart, value_at
+from emppl.report.uncertainty import Information, charts
+from emppl.strategies import MonteCarlo
+
+MOST_DIMENSIONS = 200
+"""So many free dimensions may a model have for which the information is computed unasked."""
+
+_FEWEST = 250
+"""Draws of one chain from which the information is estimated."""
+
+_BLOCK = 100
+"""Draws of one chain at a time, where the strategy does with fewer."""
+
+_FAR = 0.5
+"""A step that promises more nats is shortened: there is more to it than the parabola shows."""
+
+_NOISY = 8
+"""Noise beyond this multiple of the tolerance is not left to averaging."""
+
+_KNOWN = 0.1
+"""Largest relative error of the information for which errors are computed from it."""
+
+_MOST_STEPS = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Closing:
+    """What the closing phase found.
+
+    Attributes:
+        charts: local coordinates around the estimate.
+        information: observed information and score there, in the coordinates that are not held.
+        covariance: Monte Carlo covariance of the estimate, in the same coordinates.
+        left: what is left to gain, in nats; noise raises it.
+        noise: the part of it that noise alone would make.
+        steps: number of steps that were averaged.
+        mixing: how the chains of the last E-step mixed.
+        note: why there is none of this, or None.
+    """
+
+    charts: Mapping[str, Chart]
+    information: Information
+    covariance: np.ndarray
+    left: float
+    noise: float
+    steps: int
+    mixing: Mixing
+    note: str | None = None
+
+    @property
+    def relative_error(self) -> float:
+        """Largest Monte Carlo standard error of any coordinate, as a share of its standard error."""
+        if self.note is not None or not len(self.covariance):
+            return float("nan")
+        return float(
+            np.sqrt(np.max(np.diagonal(self.covariance) / np.diagonal(np.linalg.inv(self.information.matrix))))
+        )
+
+    @property
+    def words(self) -> str:
+        """For summaries."""
+        return (
+            f"{self.mixing.words} Monte Carlo standard errors of the estimates are at most {self.relative_error:.2g} "
+            "of their standard errors (result.monte_carlo_errors)."
+        )
+
+
+def close(
+    simulator: Simulator, path: Path, leaves, prepared, tolerance: float, report: Callable[[Path], None]
+) -> Closing:
+    """Step to the root of the score until what is left to gain is below the tolerance.
+
+    Args:
+        simulator: compiled steps.
+        path: the fit, changed in place.
+        leaves: the data.
+        prepared: their statistics.
+        tolerance: in nats, on the gain that is left, noise included.
+        report: called after every step.
+
+    Returns:
+        Errors and diagnostics.
+    """
+    program, strategy = simulator.program, simulator.strategy
+    block = strategy.num_samples if isinstance(strategy, MonteCarlo) else min(_BLOCK, strategy.max_samples)
+    number = max(path.number, block)
+    while number < _FEWEST and 2 * number <= strategy.max_samples:
+        number *= 2
+    pool, averaged, steps = _Pool(), 0, 0
+    while True:
+        drawn = draw(simulator, path, leaves, number, block)
+        local = charts(program, jax.device_get(path.params))
+        pool.add(*_look(simulator, path, local, drawn, leaves, prepared))
+        can_double = 2 * number <= strategy.max_samples
+        note = pool.note
+        if note is not None and can_double:
+            number, pool, averaged = 2 * number, _Pool(), 0
+            continue
+        if note is not None:
+            nothing = np.full_like(pool.matrix, np.nan)
+            nowhere = Information(pool.matrix, pool.score)
+            return Closing(local, nowhere, nothing, np.nan, np.nan, averaged, mixing(program, drawn.draws), note)
+        inverse = np.linalg.inv(pool.matrix)
+        step = inverse @ pool.score
+        left, noise = float(step @ pool.score) / 2, float(np.sum(inverse * pool.errors)) / 2
+        # Noise of the estimate so far, and of this look at it.
+        expected = noise + (noise / averaged if averaged else 0)
+        if averaged and left > 4 * expected + tolerance:
+            averaged = 0  # the parabola was not right: a whole step again
+        settled = averaged > 0 and noise / averaged <= tolerance / 2 and left <= max(tolerance, 3 * expected)
+        settled = settled and pool.uncertainty <= _KNOWN
+        _record(path, number * strategy.num_chains, left, noise)
+        report(path)
+        if settled or steps >= _MOST_STEPS:
+            path.status = StopReason.CONVERGED if settled else StopReason.NOISY
+            covariance = inverse @ pool.errors @ inverse / max(averaged, 1)
+            found = Information(pool.matrix, pool.score)
+            return Closing(local, found, covariance, left, noise, averaged, mixing(program, drawn.draws))
+        if (noise > _NOISY * tolerance or pool.uncertainty > 3 * _KNOWN) and can_double:
+            number, pool, averaged = 2 * number, _Pool(), 0  # averaging alone would take many steps
+            continue
+        steps += 1
+        if averaged or left <= _FAR:
+            averaged += 1
+            length = 1 / averaged
+        else:
+            length = math.sqrt(_FAR / left)
+        if averaged <= 1:
+            pool = _Pool()  # what was seen before the first whole step was seen elsewhere
+        path.params = _moved(program, local, path.params, length * step)
+        path.iteration += 1
+
+
+class _Pool:
+    """What several looks near one point say together: the information wants more draws than the score does.
+
+    The information is the difference of two matrices which, where EM is slow, are nearly equal: a small relative error
+    of either is a large one of the difference, and of every error that is computed from it.
+    """
+
+    def __init__(self) -> None:
+        self.looks: list[tuple[np.ndarray, ...]] = []
+
+    def add(self, score: np.ndarray, complete: np.ndarray, missing: np.ndarray, errors: np.ndarray) -> None:
+        """One look; one in other coordinates than those before it starts afresh."""
+        if self.looks and self.looks[-1][0].shape != score.shape:
+            self.looks = []
+        self.looks.append((score, complete, missing, errors))
+
+    @property
+    def score(self) -> np.ndarray:
+        """Of the last look, where the parameters are now."""
+        return self.looks[-1][0]
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """Observed information."""
+        return np.mean([complete - missing.mean(0) for _, complete, missing, _ in self.looks], 0)
+
+    @property
+    def errors(self) -> np.ndarray:
+        """Covariance of the score's noise in one look."""
+        return np.mean([errors for *_, errors in self.looks], 0)
+
+    @property
+    def uncertainty(self) -> float:
+        """Largest relative error of the information in any coordinate, from the spread of the chains."""
+        root = np.linalg.cholesky(self.matrix)
+        each = np.concatenate([missing for _, _, missing, _ in self.looks])
+        white = np.linalg.solve(root, np.swapaxes(np.linalg.solve(root, each), -1, -2))
+        return float(np.max(np.std(np.diagonal(white, axis1=-2, axis2=-1), 0, ddof=1), initial=0) / np.sqrt(len(each)))
+
+    @property
+    def note(self) -> str | None:
+        """Why there is no closing phase, or None."""
+        matrix, score = self.matrix, self.score
+        if not np.all(np.isfinite(matrix)) or not np.all(np.isfinite(score)):
+            found = "The observed information is not finite"
+        elif len(score) and np.linalg.eigvalsh(_scaled(matrix))[0] <= 1e-8:
+            found = "The observed information, estimated from the draws, is not positive definite"
+        else:
+            return None
+        return found + ": the fit ends without a closing phase, and without Monte Carlo standard errors."
+
+
+def _look(simulator: Simulator, path: Path, local, drawn, leaves, prepared):
+    """Score, complete information, missing information chain by chain, covariance of the score's noise.
+
+    All in the coordinates that are not held.
+    """
+    frames = {name: one.frame for name, one in local.items()}
+    measured = simulator.measure(path.params, frames, drawn, leaves, prepared)
+    active = np.concatenate([one.active for one in local.values()])
+    complete = np.asarray(measured.complete)[np.ix_(active, active)]
+    scores = np.asarray(measured.scores)[active].reshape(len(complete), simulator.strategy.num_chains, -1)
+    centred = scores - scores.mean((1, 2), keepdims=True)
+    missing = np.einsum("icn,jcn->cij", centred, centred) / scores.shape[-1]
+    return scores.mean((1, 2)), complete, missing, batch_error(np.moveaxis(scores, 0, -1))
+
+
+def _scaled(matrix: np.ndarray) -> np.ndarray:
+    unit = np.sqrt(np.maximum(np.abs(np.diagonal(matrix)), np.finfo(float).tiny))
+    return matrix / np.outer(unit, unit)
+
+
+def _moved(program, local: Mapping[str, Chart], params, step: np.ndarray) -> dict[str, Any]:
+    """Parameters after a step, which is halved until they stay inside their constraints."""
+    whole = np.zeros(sum(len(one.active) for one in local.values()))
+    whole[np.concatenate([one.active for one in local.values()])] = step
+    parts = np.split(whole, np.cumsum([one.frame.size for one in local.values()])[:-1])
+    for _ in range(60):
+        moved = {}
+        for (name, one), part in zip(local.items(), parts, strict=True):
+            constraint = program.trace.sites[name].constraint
+            value = value_at(constraint, one.frame, jnp.asarray(part))
+            if not np.all(np.asarray(constraint(value))):
+                break
+            moved[name] = program.pin(name, value)
+        if len(moved) == len(local):
+            return {**params, **moved}
+        parts = [part / 2 for part in parts]
+    return dict(params)
+
+
+def _record(path: Path, draws: int, left: float, noise: float) -> None:
+    path.rows.append(
+        {
+            "iteration": path.iteration,
+            "draws": draws,
+            "gain": left,
+            "gain_error": noise,
+            "decision": "closing step",
+            "objective": path.objective,
+            "log_likelihood": path.log_likelihood,
+        }
+    )

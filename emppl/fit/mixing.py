@@ -1,0 +1,140 @@
+"""Do the chains of an E-step agree? Split R-hat and effective sample size of every latent.
+
+Reference:
+    Gelman, Carlin, Stern, Dunson, Vehtari and Rubin (2013), Bayesian Data Analysis, 3rd edition, section 11.4-11.5.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emppl.estep.simulated import simulated
+from emppl.integral import Integral
+from emppl.program import Program
+from emppl.report.uncertainty import label
+
+LARGEST_R_HAT = 1.05
+_LARGEST = 2**22
+"""So many numbers are looked at; of more groups only some are, evenly spaced."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixing:
+    """How the chains of one E-step mixed.
+
+    Attributes:
+        r_hat: by latent, the largest split R-hat of any of its entries.
+        effective_draws: by latent, the smallest effective sample size, all chains together.
+        draws: draws of all chains together.
+        chain_draws: draws of one chain.
+        worst: the entry with the largest R-hat, such as ``"b[3]"``.
+    """
+
+    r_hat: Mapping[str, float]
+    effective_draws: Mapping[str, float]
+    draws: int
+    chain_draws: int
+    worst: str
+
+    @property
+    def is_poor(self) -> bool:
+        """Does some chain not mix? Of few draws R-hat varies by more than its usual limit."""
+        limit = max(LARGEST_R_HAT, 1 + 5 / max(self.chain_draws // 2, 1))
+        return bool(max(self.r_hat.values(), default=1.0) > limit)
+
+    @property
+    def words(self) -> str:
+        """For the certificate."""
+        largest = max(self.r_hat.values(), default=1.0)
+        fewest = min(self.effective_draws.values(), default=float(self.draws))
+        return (
+            f"Last E-step: {self.draws:,} draws; largest R-hat {largest:.3f} ({self.worst}), smallest effective sample "
+            f"size {fewest:,.0f}."
+        )
+
+
+def mixing(program: Program, draws: Mapping[str, Any]) -> Mixing:
+    """Compare the chains of an E-step.
+
+    Args:
+        program: the derived algorithm.
+        draws: by integral, ``(chains, draws, groups, dimensions)``.
+
+    Returns:
+        Diagnostics by latent.
+    """
+    r_hat: dict[str, float] = {}
+    effective: dict[str, float] = {}
+    worst, highest, number, length = "", 0.0, 0, 0
+    for integral in simulated(program):
+        found = np.asarray(draws[integral.axis])
+        number, length = found.shape[0] * found.shape[1], found.shape[1]
+        every = max(1, found.size // _LARGEST)
+        found = found[:, :, ::every]
+        there, sizes = split_r_hat(found), effective_draws(found)
+        owners, entries = (one[::every] for one in _owners(integral))
+        for position, name in enumerate(integral.latents):
+            mine = owners == position
+            r_hat[name] = float(np.max(there[mine], initial=1.0))
+            effective[name] = float(np.min(sizes[mine], initial=number))
+            if r_hat[name] > highest:
+                highest = r_hat[name]
+                flat = entries[mine][np.argmax(there[mine])]
+                worst = label(name, np.unravel_index(flat, integral.layout.shapes[name]))
+    return Mixing(r_hat, effective, number, length, worst)
+
+
+def _owners(integral: Integral) -> tuple[np.ndarray, np.ndarray]:
+    """Of every entry of the vectors of an integral, the latent it belongs to, and its flat position there."""
+    shapes = integral.layout.shapes
+    owners = {name: np.full(shapes[name], position, float) for position, name in enumerate(integral.latents)}
+    entries = {name: np.arange(math.prod(shape), dtype=float).reshape(shape) for name, shape in shapes.items()}
+    owner, entry = (integral.layout.pack(jax.tree.map(jnp.asarray, one)) for one in (owners, entries))
+    return np.asarray(owner).astype(int), np.asarray(entry).astype(int)
+
+
+def split_r_hat(draws: np.ndarray) -> np.ndarray:
+    """Potential scale reduction of halved chains; one where nothing moves is infinite.
+
+    Args:
+        draws: ``(chains, draws, ...)``.
+    """
+    number = draws.shape[1] // 2
+    if number < 2:
+        return np.full(draws.shape[2:], np.nan)
+    halves = np.concatenate([draws[:, :number], draws[:, -number:]])
+    within = halves.var(1, ddof=1).mean(0)
+    between = halves.mean(1).var(0, ddof=1)
+    total = (number - 1) / number * within + between
+    return np.sqrt(np.where(within > 0, total / np.where(within > 0, within, 1), np.inf))
+
+
+def effective_draws(draws: np.ndarray) -> np.ndarray:
+    """Effective sample size of all chains together, by Geyer's initial positive sequence.
+
+    Args:
+        draws: ``(chains, draws, ...)``.
+    """
+    chains, number = draws.shape[:2]
+    if number < 4:
+        return np.full(draws.shape[2:], float(chains * number))
+    centred = draws - draws.mean(1, keepdims=True)
+    length = 2 ** int(np.ceil(np.log2(2 * number)))
+    power = np.abs(np.fft.rfft(centred, length, axis=1)) ** 2
+    covariance = np.fft.irfft(power, length, axis=1)[:, :number].mean(0) / number
+    within = covariance[0] * number / (number - 1)
+    total = (number - 1) / number * within + draws.mean(1).var(0, ddof=1)
+    safe = np.where(total > 0, total, 1)
+    rho = 1 - (within - covariance) / safe
+    pairs = rho[: number // 2 * 2].reshape(-1, 2, *rho.shape[1:]).sum(1)
+    positive = np.cumprod(pairs > 0, axis=0)
+    pairs = np.minimum.accumulate(np.where(positive, pairs, 0), axis=0)
+    time = np.maximum(2 * pairs.sum(0) - 1, 1 / np.log10(max(chains * number, 11)))
+    return np.where(total > 0, chains * number / time, 0.0)

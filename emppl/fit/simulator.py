@@ -1,0 +1,132 @@
+"""The compiled functions of a Monte Carlo fit: draw, improve, measure."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emppl import estep, mstep
+from emppl.estep.simulated import begin_chains, complete_log_densities, draw_all, simulated, simulated_expectations
+from emppl.program import Program
+from emppl.report.charts import value_at
+from emppl.strategies import Simulated
+
+
+class Improved(NamedTuple):
+    """Outcome of an M-step on draws.
+
+    Attributes:
+        params: the new values.
+        memory: what M-step rules remember.
+        unfinished: did an inner iteration stop short?
+        gains: for every draw, by how much its complete-data log density rose.
+        log_likelihood: at the old parameters, by importance sampling.
+        log_prior: at the old parameters.
+    """
+
+    params: Any
+    memory: Any
+    unfinished: Any
+    gains: Any
+    log_likelihood: Any
+    log_prior: Any
+
+
+class Measured(NamedTuple):
+    """Derivatives at one point, in local coordinates.
+
+    Attributes:
+        scores: gradient of every draw's complete-data log density, ``(coordinates, draws)``.
+        complete: minus the Hessian of their mean, ``(coordinates, coordinates)``.
+    """
+
+    scores: Any
+    complete: Any
+
+
+class Simulator:
+    """A program's Monte Carlo steps; each is compiled once per number of draws.
+
+    Args:
+        program: the derived algorithm.
+        fused: static choices of the fused path.
+    """
+
+    def __init__(self, program: Program, fused: estep.FusedPlan):
+        self.program = program
+        self.fused = fused
+        self.integrals = simulated(program)
+        self.draw = jax.jit(functools.partial(draw_all, program), static_argnames="number")
+        self.improve = jax.jit(self._improve)
+        self.measure = jax.jit(self._measure)
+
+    @property
+    def strategy(self) -> Simulated:
+        """The options, which all simulated latents share."""
+        found = self.integrals[0].strategy
+        assert isinstance(found, Simulated)
+        return found
+
+    def begin(self):
+        """Chains before the first draw."""
+        return begin_chains(self.program)
+
+    def _improve(self, params, drawn, shares, leaves, prepared, memory) -> Improved:
+        found = simulated_expectations(self.program, self.fused, params, drawn, shares, leaves, prepared)
+        step = mstep.maximise(self.program, params, found, leaves, prepared, memory)
+        before, after = (
+            complete_log_densities(self.program, found, prepared, at, leaves) for at in (params, step.params)
+        )
+        return Improved(
+            step.params,
+            step.memory,
+            step.unfinished,
+            after - before,
+            found.log_likelihood,
+            self.program.log_prior(params, leaves),
+        )
+
+    def _measure(self, params, frames, drawn, leaves, prepared) -> Measured:
+        program = self.program
+        found = simulated_expectations(program, self.fused, params, drawn, None, leaves, prepared)
+        sizes = [frames[name].size for name in program.free]
+
+        def each(step):
+            parts = jnp.split(step, np.cumsum(sizes)[:-1])
+            moved = {
+                name: value_at(program.trace.sites[name].constraint, frames[name], part)
+                for name, part in zip(program.free, parts, strict=True)
+            }
+            return complete_log_densities(program, found, prepared, moved, leaves)
+
+        zero = jnp.zeros(sum(sizes))
+        unit = jnp.eye(sum(sizes))
+        scores = jax.lax.map(lambda along: jax.jvp(each, (zero,), (along,))[1], unit)
+        slope = jax.grad(lambda step: jnp.mean(each(step)))
+        hessian = jax.lax.map(lambda along: jax.jvp(slope, (zero,), (along,))[1], unit)
+        return Measured(scores, -(hessian + hessian.T) / 2)
+
+
+def batch_error(values: np.ndarray) -> np.ndarray:
+    """Covariance of the mean of correlated draws, by batch means.
+
+    Args:
+        values: ``(chains, draws, quantities)``.
+
+    Returns:
+        ``(quantities, quantities)``.
+
+    Reference:
+        Flegal, Haran and Jones (2008), Markov chain Monte Carlo: can we trust the third significant figure?
+        Statistical Science 23:250-260.
+    """
+    chains, number, quantities = values.shape
+    size = max(int(np.sqrt(number)), 1)
+    count = number // size
+    batches = values[:, number - count * size :].reshape(chains, count, size, quantities).mean(2)
+    means = batches.reshape(-1, quantities)
+    return np.atleast_2d(np.cov(means, rowvar=False)).reshape(quantities, quantities) / len(means)

@@ -1,0 +1,165 @@
+"""A fit by Monte Carlo: restarts one after the other, then the closing phase and the log-likelihood of the best one."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emppl import mstep
+from emppl.fit.ascent import Path, climb
+from emppl.fit.averaging import average
+from emppl.fit.closing import MOST_DIMENSIONS, Closing, close
+from emppl.fit.convergence import Progress
+from emppl.fit.loop import History, LaneState
+from emppl.fit.outcome import StopReason
+from emppl.fit.simulator import Simulator
+from emppl.parameters import free_dimensions
+from emppl.report.restarts import best_restart
+from emppl.strategies import SAEM
+
+TOLERANCE = 1e-3
+"""Default tolerance, in nats: an estimate is then within a twentieth of its standard error of the maximum."""
+
+_REPLICATES = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Simulation:
+    """What a stochastic fit knows beyond its estimates.
+
+    Attributes:
+        strategy: its options.
+        log_likelihood: estimate of the log-likelihood, by importance sampling.
+        log_likelihood_error: its Monte Carlo standard error.
+        closing: errors and diagnostics of the closing phase; None if it was not reached.
+        total_draws: all draws of all chains of a group.
+        notes: remarks.
+    """
+
+    strategy: Any
+    log_likelihood: float
+    log_likelihood_error: float
+    closing: Closing | None
+    total_draws: int
+    notes: list[str]
+
+
+def run(simulator: Simulator, evidence, key, params, leaves, prepared, tolerance, max_iterations, report):
+    """Fit from every start, and close at the best.
+
+    Args:
+        simulator: compiled steps.
+        evidence: ``(params, leaves, key) -> log-likelihood`` by importance sampling, compiled.
+        key: random key.
+        params: starting values, a leading axis of restarts.
+        leaves: the data.
+        prepared: their statistics.
+        tolerance: in nats.
+        max_iterations: most M-steps of every restart.
+        report: called with the states of all restarts after every M-step.
+
+    Returns:
+        ``(states, history, rows, simulation, interrupted, index of the best restart)``.
+    """
+    program = simulator.program
+    lanes = len(next(iter(params.values())))
+    paths = []
+    for lane in range(lanes):
+        start = {name: jnp.asarray(value[lane]) for name, value in params.items()}
+        memory = mstep.begin(program, start)
+        key, mine = jax.random.split(key)
+        paths.append(Path(start, simulator.begin(), memory, mine, simulator.strategy.num_samples))
+
+    def show(_path):
+        report(_states(paths))
+
+    closing, interrupted, notes, chosen = None, False, [], None
+    value, error = float("nan"), float("nan")
+    try:
+        for path in paths:
+            if isinstance(simulator.strategy, SAEM):
+                average(simulator, path, leaves, prepared, max_iterations, show)
+            else:
+                # Digits beyond the default are for the closing phase; 0 goes on to the last iteration.
+                rough = max(tolerance, TOLERANCE) if tolerance else 0.0
+                climb(simulator, path, leaves, prepared, rough, max_iterations, show)
+        if lanes > 1:  # the last E-step's estimate is too noisy to compare restarts by
+            for path in paths:
+                value, error = _log_likelihood(evidence, path, leaves)
+                path.objective, path.log_likelihood = path.objective + value - path.log_likelihood, value
+        chosen = _best(paths)
+        best = paths[chosen]
+        if best.status in (StopReason.CONVERGED, StopReason.NOISY):
+            dimensions = sum(
+                free_dimensions(program.trace.sites[n].constraint, program.trace.sites[n].shape) for n in program.free
+            )
+            if dimensions <= MOST_DIMENSIONS:
+                closing = close(simulator, best, leaves, prepared, tolerance, show)
+                if closing.note is not None:
+                    notes.append(closing.note)
+                if closing.mixing.is_poor:
+                    best.status = StopReason.UNMIXED
+            else:
+                notes.append(
+                    f"The model has more than {MOST_DIMENSIONS} free dimensions: no closing phase, and no Monte Carlo "
+                    "standard errors."
+                )
+        value, error = _log_likelihood(evidence, best, leaves)
+        best.objective += value - best.log_likelihood
+        best.log_likelihood = value
+    except KeyboardInterrupt:
+        interrupted = True
+    # The restart that was closed stays the one, whatever noise says afterwards.
+    chosen = _best(paths) if chosen is None else chosen
+    best = paths[chosen]
+    simulation = Simulation(
+        simulator.strategy, value, error, closing, best.total_draws * simulator.strategy.num_chains, notes
+    )
+    return _states(paths), _history(paths), best.rows, simulation, interrupted, chosen
+
+
+def _best(paths: list[Path]) -> int:
+    return best_restart(np.array([path.objective for path in paths]), np.array([path.status for path in paths]))
+
+
+def _log_likelihood(evidence, path: Path, leaves) -> tuple[float, float]:
+    """Mean of independent estimates, corrected for the bias of the logarithm, and its standard error."""
+    found = np.array([float(evidence(path.params, leaves, path.split())) for _ in range(_REPLICATES)])
+    spread = found.var(ddof=1)
+    return float(found.mean() + spread / 2), float(np.sqrt(spread / _REPLICATES))
+
+
+def _states(paths: list[Path]) -> LaneState:
+    """The restarts in the form that results are made of."""
+    lanes = len(paths)
+    params = {name: np.stack([np.asarray(path.params[name]) for path in paths]) for name in paths[0].params}
+    progress = Progress.beginning(lanes, float)._replace(objective=np.array([path.objective for path in paths]))
+    none = np.zeros(lanes, bool)
+    return LaneState(
+        params,
+        params,
+        progress,
+        np.array([path.log_likelihood for path in paths]),
+        np.array([path.iteration for path in paths]),
+        np.array([path.status.value for path in paths]),
+        np.full(lanes, -1),
+        np.zeros(lanes),
+        none,
+        {},
+        {},
+    )
+
+
+def _history(paths: list[Path]) -> History:
+    length = max(len(path.rows) for path in paths)
+    columns = {}
+    for name in ("objective", "log_likelihood"):
+        table = np.full((length, len(paths)), np.nan)
+        for lane, path in enumerate(paths):
+            table[: len(path.rows), lane] = [row[name] for row in path.rows]
+        columns[name] = table
+    return History(columns["objective"], columns["log_likelihood"])

@@ -1,0 +1,348 @@
+"""Monte Carlo EM against exact answers: conjugate posteriors, the oracles of non-Gaussian models, closed algebra."""
+
+import csv
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
+from scipy import integrate, stats
+
+import emppl
+from emppl import SAEM, MonteCarlo, StopReason
+from emppl.fit.ascent import joined
+from emppl.fit.averaging import Window
+from emppl.fit.mixing import effective_draws, split_r_hat
+
+ORACLES = pathlib.Path(__file__).parent / "oracles"
+POSITIVE = dist.constraints.positive
+
+
+@functools.cache
+def oracle(name):
+    return json.loads((ORACLES / f"{name}.json").read_text())
+
+
+def rows(name):
+    with open(ORACLES / "data" / f"{name}.csv") as file:
+        return list(csv.DictReader(file))
+
+
+# ------------------------------------------------------------------------------------------------------------ models
+
+
+def pumps(time, failures):
+    alpha = numpyro.param("alpha", 1.0, constraint=POSITIVE)
+    beta = numpyro.param("beta", 1.0, constraint=POSITIVE)
+    with numpyro.plate("pumps", len(failures)):
+        rate = numpyro.sample("rate", dist.Gamma(alpha, beta))
+        numpyro.sample("failures", dist.Poisson(rate * time), obs=failures)
+
+
+def pump_data():
+    data = oracle("pump_gamma_poisson")["data"]["inline"]
+    return np.array(data["time"]), np.array(data["failures"], float)
+
+
+def glmm(design, group, size, successes, groups):
+    coef = numpyro.param("coef", jnp.zeros(design.shape[1]))
+    sd = numpyro.param("sd", 0.5, constraint=POSITIVE)
+    with numpyro.plate("groups", groups):
+        b = numpyro.sample("b", dist.Normal(0.0, sd))
+    with numpyro.plate("rows", len(successes)):
+        numpyro.sample("y", dist.Binomial(size, logits=design @ coef + b[group]), obs=successes)
+
+
+def cbpp():
+    table = rows("cbpp")
+    period = np.array([int(row["period"]) for row in table])
+    design = np.stack([np.ones(len(table))] + [(period == k) * 1.0 for k in (2, 3, 4)], 1)
+    group = np.array([int(row["herd"]) for row in table]) - 1
+    size, y = (np.array([float(row[name]) for row in table]) for name in ("size", "incidence"))
+    return design, group, size, y, 15
+
+
+def seeds():
+    data = {name: np.array(column, float) for name, column in oracle("seeds")["data"]["inline"].items()}
+    seed, extract = data["seed"], data["extract"]
+    design = np.stack([np.ones(21), seed, extract, seed * extract], 1)
+    return design, np.arange(21), data["n"], data["r"], 21
+
+
+def booth_hobert():
+    table = rows("booth_hobert")
+    x, y = (np.array([float(row[name]) for row in table]) for name in ("x", "y"))
+    group = np.array([int(row["cluster"]) for row in table]) - 1
+    return x[:, None], group, np.ones(len(y)), y, 10
+
+
+CASES = {
+    "pump_gamma_poisson": (pumps, pump_data, "rate"),
+    "cbpp": (glmm, cbpp, "b"),
+    "seeds": (glmm, seeds, "b"),
+    "booth_hobert": (glmm, booth_hobert, "b"),
+}
+
+
+def reference(name):
+    params = oracle(name)["reference"]["params"]
+    if name == "pump_gamma_poisson":
+        return np.array([params["alpha"], params["beta"]])
+    return np.array([*params["coef"].values(), params["sd"]])
+
+
+def entries(params):
+    return np.concatenate([np.ravel(params[name]) for name in params])
+
+
+@functools.cache
+def em_of(name, strategy):
+    """One EM object for all tests of a model: what was compiled for it stays."""
+    model, _, latent = CASES[name]
+    return emppl.EM(model, latents={latent: strategy}, progress_bar=False)
+
+
+def fit(name, strategy, seed, tolerance=None):
+    em = em_of(name, strategy)
+    em.tolerance = tolerance
+    return em.run(jax.random.key(seed), *CASES[name][1]())
+
+
+def check_oracle(name, result):
+    expected, errors = reference(name), entries(result.monte_carlo_errors)
+    assert result.converged, result.stop_message
+    off = np.abs(entries(result.params) - expected)
+    assert np.all(off <= 3 * errors), off / errors
+    scale = np.maximum(np.abs(expected), standard_errors(name))
+    assert np.all(off <= 0.02 * scale), off / scale
+    value = oracle(name)["reference"]["loglik"]
+    assert abs(result.log_likelihood - value) <= 4 * result.simulation.log_likelihood_error + 2e-3
+    assert result.certificate.monotone
+    assert max(result.certificate.r_hat.values()) < 1.05
+
+
+def standard_errors(name):
+    errors = oracle(name)["reference"]["standard_errors"]
+    if name == "pump_gamma_poisson":
+        return np.array([errors["alpha"], errors["beta"]])
+    return np.array([*errors["coef"].values(), errors["sd"]])
+
+
+# ------------------------------------------------------------------------------------------------------- the oracles
+
+
+def test_pumps_reach_the_oracle_within_their_own_error():
+    check_oracle("pump_gamma_poisson", fit("pump_gamma_poisson", MonteCarlo(), 0, tolerance=1e-4))
+
+
+def test_stochastic_approximation_reaches_the_oracle():
+    result = fit("pump_gamma_poisson", SAEM(window=64), 0, tolerance=1e-4)
+    check_oracle("pump_gamma_poisson", result)
+    decisions = list(result.history["decision"])
+    assert decisions == sorted(decisions, key=["burn-in", "averaging", "closing step"].index)
+    assert {"burn-in", "averaging", "closing step"} == set(decisions)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("strategy", [MonteCarlo(), SAEM()], ids=["MonteCarlo", "SAEM"])
+@pytest.mark.parametrize("name", CASES)
+def test_oracles_from_five_seeds(name, strategy, seed):
+    check_oracle(name, fit(name, strategy, seed, tolerance=5e-5))
+
+
+@pytest.mark.slow
+def test_stated_errors_cover_the_maximum():
+    expected = reference("pump_gamma_poisson")
+    covered = []
+    for seed in range(50):
+        result = fit("pump_gamma_poisson", MonteCarlo(), seed)
+        off = np.abs(entries(result.params) - expected)
+        covered.append(off <= stats.norm.ppf(0.975) * entries(result.monte_carlo_errors))
+    assert np.all((np.mean(covered, 0) >= 0.85) & (np.mean(covered, 0) <= 0.99)), np.mean(covered, 0)
+
+
+# ----------------------------------------------------------------------------------------------------------- pieces
+
+
+def derived(model, latents, *args):
+    em = emppl.EM(model, latents=latents)
+    return em._derive(args, {})
+
+
+def many_draws(compiled, params, leaves, blocks):
+    """Draws in blocks of a hundred, by the function that the loop uses."""
+    chains, found = compiled.simulator.begin(), []
+    for key in jax.random.split(jax.random.key(1), blocks):
+        found.append(compiled.simulator.draw(params, chains, key, leaves, number=100))
+        chains = found[-1].chains
+    return joined(found)
+
+
+def check_gamma_draws(draws, shape, rate):
+    """Mean and log-mean of independent gamma posteriors, within five Monte Carlo errors."""
+    chains, number = draws.shape[:2]
+    for values, mean in (
+        (draws, shape / rate),
+        (np.log(draws), jax.scipy.special.digamma(shape) - np.log(rate)),
+    ):
+        flat = values.reshape(chains, number, -1)
+        error = np.sqrt(flat.var((0, 1)) / effective_draws(flat))
+        np.testing.assert_array_less(np.abs(flat.mean((0, 1)) - np.ravel(mean)), 5 * error)
+
+
+def test_small_groups_are_drawn_from_their_posterior():
+    time, failures = pump_data()
+    compiled, leaves = em_of("pump_gamma_poisson", MonteCarlo())._derive((time, failures), {})
+    params = {"alpha": jnp.asarray(0.8), "beta": jnp.asarray(1.3)}
+    drawn = many_draws(compiled, params, leaves, 20)
+    found = np.exp(np.asarray(drawn.draws["rate@atoms"]))[..., 0]
+    check_gamma_draws(found[:, 100:], 0.8 + failures, 1.3 + time)
+    # Ten pumps: their evidence is negative binomial.
+    exact = stats.nbinom.logpmf(failures, 0.8, 1.3 / (1.3 + time))
+    value = float(jnp.sum(drawn.evidence["rate@atoms"]))
+    assert abs(value - exact.sum()) < 0.1
+    assert abs(float(compiled.log_likelihood(params, leaves)) - exact.sum()) < 0.05
+
+
+def many_pumps(time, failures):
+    beta = numpyro.param("beta", 1.3, constraint=POSITIVE)
+    with numpyro.plate("sites", failures.shape[0]):
+        rate = numpyro.sample("rate", dist.Gamma(0.8 * jnp.ones(failures.shape[1]), beta).to_event(1))
+        numpyro.sample("failures", dist.Poisson(rate * time).to_event(1), obs=failures)
+
+
+def test_larger_groups_are_drawn_by_hamiltonian_steps():
+    rng = np.random.default_rng(0)
+    time = rng.uniform(0.5, 5, 6)
+    failures = rng.poisson(3 * time, (3, 6)).astype(float)
+    compiled, leaves = derived(many_pumps, {}, time, failures)
+    (integral,) = compiled.program.integrals
+    assert isinstance(integral.strategy, MonteCarlo)  # six numbers are too many for quadrature
+    assert (integral.groups, integral.dimensions) == (3, 6)
+    params = {"beta": jnp.asarray(1.3)}
+    drawn = many_draws(compiled, params, leaves, 15)
+    found = np.exp(np.asarray(drawn.draws[integral.axis]))
+    check_gamma_draws(found[:, 100:], 0.8 + failures, (1.3 + time) * np.ones_like(failures))
+    exact = stats.nbinom.logpmf(failures, 0.8, 1.3 / (1.3 + time)).sum()
+    assert abs(float(compiled.log_likelihood(params, leaves)) - exact) < 0.2
+
+
+def mixture_of_counts(n, y):
+    share = numpyro.param("share", 0.4, constraint=dist.constraints.unit_interval)
+    level = numpyro.param("level", jnp.array([-1.0, 1.5]))
+    with numpyro.plate("rows", len(y)):
+        z = numpyro.sample("z", dist.Bernoulli(share))
+        b = numpyro.sample("b", dist.Normal(level[z], 0.7))
+        numpyro.sample("y", dist.Binomial(n, logits=b), obs=y)
+
+
+def test_discrete_latents_are_summed_out_inside():
+    y = np.array([2.0, 9.0, 5.0, 7.0])
+    em = emppl.EM(mixture_of_counts, latents={"b": MonteCarlo()})
+    params = {"share": jnp.asarray(0.4), "level": jnp.array([-1.0, 1.5])}
+    posterior = em.e_step(params, 10, y)
+
+    def joint(one, level, power):
+        def density(b):
+            return b**power * stats.norm.pdf(b, level, 0.7) * stats.binom.pmf(one, 10, 1 / (1 + np.exp(-b)))
+
+        return integrate.quad(density, -12, 12, epsabs=1e-13, limit=200)[0]
+
+    states = np.array([[(1 - 0.4) * joint(one, -1.0, 0), 0.4 * joint(one, 1.5, 0)] for one in y])
+    assert abs(float(posterior.log_likelihood) - np.log(states.sum(1)).sum()) < 0.02
+    # Chains, their evidence and the weights of states, as the loop puts them together.
+    compiled, leaves = em._derive((10, y), {})
+    simulator = compiled.simulator
+    drawn = many_draws(compiled, params, leaves, 10)
+    prepared, _ = compiled.prepare(leaves)
+    improved = simulator.improve(params, drawn, None, leaves, prepared, {})
+    responsibility = states[:, 1] / states.sum(1)
+    assert abs(float(improved.params["share"]) - responsibility.mean()) < 0.01
+    means = np.array([[joint(one, level, 1) / joint(one, level, 0) for level in (-1.0, 1.5)] for one in y])
+    weights = np.stack([1 - responsibility, responsibility], 1)
+    expected = (weights * means).sum(0) / weights.sum(0)
+    np.testing.assert_allclose(improved.params["level"], expected, atol=0.04)
+
+
+def test_diagnostics_agree_with_numpyro():
+    rng = np.random.default_rng(1)
+    noise = rng.standard_normal((4, 400, 3))
+    chains = np.zeros_like(noise)
+    for step in range(1, 400):
+        chains[:, step] = np.array([0.0, 0.5, 0.95]) * chains[:, step - 1] + noise[:, step]
+    chains[0, :, 0] += 1  # one chain elsewhere
+    np.testing.assert_allclose(split_r_hat(chains), split_gelman_rubin(chains), rtol=1e-10)
+    np.testing.assert_allclose(effective_draws(chains), effective_sample_size(chains), rtol=0.05)
+
+
+# ---------------------------------------------------------------------------------------------------------- the loop
+
+
+def test_interrupting_keeps_everything(monkeypatch):
+    from emppl.fit import progress
+
+    seen = []
+
+    def report(_, states):
+        seen.append({name: value.copy() for name, value in states.params.items()})
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(progress.Progress, "__call__", report)
+    stopped = fit("pump_gamma_poisson", MonteCarlo(), 3)
+    assert stopped.stop_reason is StopReason.INTERRUPTED
+    assert len(stopped.history["gain"]) == 4
+    assert np.all(np.isnan(entries(stopped.monte_carlo_errors)))
+    # The step that had just been made when the interrupt came was reported with the parameters before it.
+    np.testing.assert_array_equal(entries(stopped.params), entries(seen[-1]))
+
+
+def test_every_decision_is_in_the_history():
+    result = fit("pump_gamma_poisson", MonteCarlo(), 4)
+    history = result.history
+    assert {"iteration", "draws", "gain", "gain_error", "decision", "objective"} <= set(history)
+    assert len({len(history[name]) for name in ("draws", "gain", "decision", "objective", "log_likelihood")}) == 1
+    accepted = history["decision"] == "accepted"
+    assert np.all(history["gain"][accepted] > 0.67 * history["gain_error"][accepted])
+    enlarged = np.flatnonzero(history["decision"] == "enlarged")
+    assert len(enlarged)
+    assert np.all(history["draws"][enlarged + 1] == 2 * history["draws"][enlarged])
+    assert np.all(history["iteration"][enlarged + 1] == history["iteration"][enlarged])
+
+
+def test_too_few_draws_are_no_convergence():
+    result = fit("pump_gamma_poisson", MonteCarlo(max_samples=100), 0, tolerance=1e-7)
+    assert result.stop_reason is StopReason.NOISY
+    assert "max_samples" in result.stop_message
+
+
+def test_draws_that_are_forgotten_are_the_oldest():
+    window = Window({"b": np.zeros((0, 1, 1))}, np.zeros(0))
+    for step in range(1, 30):
+        new = {"b": np.full((2, 1, 1), float(step))}
+        window = window.after(new, 1 / step, 16)
+    assert len(window.shares) == 16
+    assert window.draws["b"].min() == 22  # the newest sixteen stay
+    np.testing.assert_allclose(window.shares.sum(), 1)
+    window = Window({"b": np.zeros((0, 1, 1))}, np.zeros(0))
+    for step in (1.0, 0.5, 0.25):
+        window = window.after({"b": np.full((1, 1, 1), step)}, step, 16)
+    np.testing.assert_allclose(window.shares, [0.375, 0.375, 0.25])
+    window = window.after({"b": np.ones((2, 1, 1))}, 1.0, 16)
+    np.testing.assert_allclose(window.shares, [0.5, 0.5])
+
+
+def test_options_are_checked():
+    with pytest.raises(emppl.ParameterError, match="decay"):
+        SAEM(decay=0.5)
+    with pytest.raises(emppl.ParameterError, match="num_chains must be at least 2"):
+        MonteCarlo(num_chains=1)
+    with pytest.raises(emppl.ParameterError, match="max_samples"):
+        MonteCarlo(num_samples=1000, max_samples=10)
