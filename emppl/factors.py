@@ -19,7 +19,7 @@ from emppl.axes import Axes, contract, look_up
 from emppl.families import Family
 from emppl.parameters import constraint_name
 from emppl.structure.dependence import Dependence
-from emppl.trace import Site, SiteArrays, Trace, as_numpyro_expects, log_density, path_names
+from emppl.trace import Site, SiteArrays, Trace, Unseen, as_numpyro_expects, log_density, path_names
 
 _MOST_ONE_HOT = 32
 
@@ -165,14 +165,23 @@ class SiteFactor:
         table = jnp.reshape(table, (1,) * max(0, events - table.ndim) + table.shape)
         table = jnp.broadcast_to(table, table.shape[: table.ndim - events] + self.event_sizes)
         if mine.mask is not None:
-            table, mask = _padded(table, mine.mask)
-            absent = -math.log(self.site.states) if self.site.kind == "discrete" else 0.0
+            table, mask, absent = _padded(table, mine.mask, self._absent(mine))
             table = jnp.where(mask, table, absent)
         if events and by_element:
             return self._constant(table, self.all_latents, events)
         if events:
             table = jnp.sum(table, tuple(range(-events, 0)))
         return self._constant(table, self.all_latents, 0)
+
+    def _absent(self, mine: SiteArrays) -> jax.Array:
+        """Log-probability of masked cells: such a latent does not exist, which is as good as one that sums to one."""
+        if self.site.kind == "discrete":
+            return jnp.asarray(-math.log(self.site.states))
+        if self.site.kind != "integrated" or self.site.distribution == Unseen.__name__:
+            return jnp.zeros(())
+        rank = len(mine.distribution.event_shape)
+        standard = -(mine.value**2) / 2 - math.log(2 * math.pi) / 2
+        return jnp.sum(standard, tuple(range(mine.value.ndim - rank, mine.value.ndim)))
 
     def _unmasked(self, mine: SiteArrays, rank: int) -> jax.Array:
         """The value, with masked cells replaced by something inside the support (they may be NaN)."""

@@ -223,3 +223,46 @@ def test_lanes_equal_one_block_after_the_other(size, number, cells, lanes):
     arguments = [jnp.asarray(part) for part in (diagonal, off, linear)]
     for one, other in zip(smooth_in_lanes(*arguments, lanes), smooth_in_turn(*arguments), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-11)
+
+
+def test_ragged_sequences_by_mask():
+    """Steps that a mask leaves out do not exist: as many chains, each of its own length."""
+
+    def model(y, lengths):
+        sd = numpyro.param("sd", jnp.array([0.7, 1.3]), constraint=positive)
+
+        def step(carry, y):
+            level, number = carry
+            with numpyro.plate("sequences", len(y)), numpyro.handlers.mask(mask=number < lengths):
+                level = numpyro.sample("level", dist.Normal(0.8 * level, sd[0]))
+                numpyro.sample("y", dist.Normal(level, sd[1]), obs=y)
+            return (level, number + 1), None
+
+        scan(step, (jnp.zeros(y.shape[1]), 0), y)
+
+    y, lengths = draw(9, 3), np.array([9, 4, 6])
+    em = emppl.EM(model)
+    params = em.start(jax.random.key(0), y, lengths)
+    whole = em.log_likelihood(params, y, lengths)
+    parts = [em.log_likelihood(params, y[:length, [n]], np.array([length])) for n, length in enumerate(lengths)]
+    np.testing.assert_allclose(whole, sum(parts), rtol=1e-11)
+    better = em.m_step(params, em.e_step(params, y, lengths), y, lengths)
+    assert em.log_likelihood(better, y, lengths) > whole
+
+
+def test_a_path_that_is_not_normal_is_refused():
+    def model(y):
+        sd = numpyro.param("sd", 0.5, constraint=positive)
+
+        def step(level, y):
+            level = numpyro.sample("level", dist.Normal(level, sd))
+            numpyro.sample("y", dist.Poisson(jnp.exp(level)), obs=y)
+            return level, None
+
+        scan(step, 0.0, y)
+
+    counts = jnp.array([1, 2, 0, 3, 4])
+    with pytest.raises(emppl.ModelError, match="inside a scan are integrated exactly"):
+        emppl.EM(model).plan(counts)
+    with pytest.raises(emppl.ModelError, match="Laplace"):
+        emppl.EM(local_level, latents={"level": emppl.Laplace()}).plan(draw(6))

@@ -7,7 +7,7 @@ its own, left of the plates, holding its *atoms*.
 """
 
 from emppl.trace.distributions import as_numpyro_expects, log_density
-from emppl.trace.missing import MissingCells
+from emppl.trace.missing import MissingCells, Unseen
 from emppl.trace.pruning import path_names
 from emppl.trace.record import Chain, Draws, Plate, Site, SiteArrays, Trace
 from emppl.trace.tracing import trace_model
@@ -21,6 +21,7 @@ __all__ = [
     "Site",
     "SiteArrays",
     "Trace",
+    "Unseen",
     "WeightedRows",
     "as_numpyro_expects",
     "log_density",

@@ -13,6 +13,10 @@ from emppl.errors import ModelError
 from emppl.trace.distributions import unwrap
 
 
+class Unseen(dist.Normal):
+    """Density of the latent of missing cells; its mask says where there is a cell, and leaves it flat elsewhere."""
+
+
 class MissingCells(Messenger):
     """Puts a latent in the place of the cells of a multivariate normal observation that are NaN.
 
@@ -43,7 +47,7 @@ class MissingCells(Messenger):
             )
         value = jnp.asarray(msg["value"])
         absent = jnp.isnan(value)
-        filler = dist.Normal(jnp.zeros(value.shape, value.dtype), 1.0).mask(~absent).to_event(1)
+        filler = Unseen(jnp.zeros(value.shape, value.dtype), 1.0).mask(~absent).to_event(1)
         latent = numpyro.sample(missing_name(name), filler)
         msg["value"] = jnp.where(absent, latent, value)
 
