@@ -529,15 +529,20 @@ def test_description_obeys_its_laws(family):
         check_family(family)
 
 
+def _is_numpyros(kind) -> bool:
+    """Not registered by an example of the documentation that ran in the same process."""
+    return kind.__module__.startswith("numpyro.")
+
+
 def test_every_family_has_a_case():
     seen = set()
     for case in CASES.values():
         seen.add(type(case.build({n: v[:, None] for n, v in start_of(case).items()})))
     for case in test_closed_forms.CASES.values():
         seen.add(type(case.build({n: jnp.asarray(a.values) for n, a in case.arguments.items()})))
-    missing = {kind.__name__ for family in registered_families() for kind in family.distributions} - {
-        k.__name__ for k in seen
-    }
+    missing = {
+        kind.__name__ for family in registered_families() for kind in family.distributions if _is_numpyros(kind)
+    } - {k.__name__ for k in seen}
     # Corners in the location: see below. SoftLaplace would test nothing that Gumbel and Logistic do not.
     # The bounds of a Uniform have no rule of their own: see below.
     assert missing == {"Uniform", "Laplace", "SoftLaplace"}

@@ -631,7 +631,7 @@ def test_main_runs(name, tmp_path, monkeypatch, capsys):
 
 def test_every_model_has_a_test():
     tested = {case.em.model.__module__ for case in CASES} | {ibm_model1.__name__, line_with_outliers.__name__}
-    kinds = ("chain", "gaussian", "mixed")
+    kinds = ("chain", "gaussian", "mixed", "latent")
     others = [pathlib.Path(__file__).with_name(f"test_{kind}_models.py").read_text() for kind in kinds]
     tested |= {
         f"models.{name}" for name in MODULES if any(f'"{name}"' in text or f"{name}.model" in text for text in others)
