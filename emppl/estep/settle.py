@@ -121,8 +121,8 @@ def _strategy(integral: Integral, reason: str | None, within_bounds: bool, wishe
         why = reason if reason is not None else f"{next(iter(asked))!r} cannot do it"
         raise ModelError(
             f"The continuous latents {names} inside a scan are integrated exactly, by Gaussian(), or not at all: "
-            f"{why}. Without a scan any strategy applies: sample the whole path as one vector in no plate, with its joint "
-            f"density (dist.GaussianRandomWalk, say), and write EM(model, latents={{{integral.latents[0]!r}: "
+            f"{why}. Without a scan any strategy applies: sample the whole path as one vector in no plate, with its "
+            f"joint density (dist.GaussianRandomWalk, say), and write EM(model, latents={{{integral.latents[0]!r}: "
             "MonteCarlo()})."
         )
     if asked:
