@@ -154,6 +154,7 @@ def test_draws_have_the_posterior_moments(name):
                 assert np.max(np.abs(here.mean(0) - means[cell]) / deviation[cell]) < 5 / np.sqrt(len(here))
 
 
+@pytest.mark.slow
 def test_draws_by_quadrature():
     """The nodes of a quadrature are no draws: Metropolis-Hastings steps make some."""
     name, number = "flat prior", 2000

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 import emppl
 from models import air_quality, nile_level, uk_gas
@@ -41,6 +42,7 @@ def test_the_nile_accelerated():
     check(result.params["level_variance"], params["var_level"], known["tolerance"]["params"], "var_level")
 
 
+@pytest.mark.slow
 def test_gas_by_quarter():
     known = oracle("ukgas_bsm")
     em = emppl.EM(uk_gas.model, accelerate="squarem", max_iterations=20_000, progress_bar=False)

@@ -129,7 +129,7 @@ CASES = {
         variant="2pl",
     ),
 }
-LONG = ("toenails", "booth_hobert", "absences")
+LONG = ("toenails", "booth_hobert", "absences", "seeds", "law_school")
 
 
 @functools.cache

@@ -141,6 +141,7 @@ def test_pumps_reach_the_oracle_within_their_own_error():
     check_oracle("pump_gamma_poisson", fit("pump_gamma_poisson", MonteCarlo(), 0, tolerance=1e-4))
 
 
+@pytest.mark.slow
 def test_stochastic_approximation_reaches_the_oracle():
     result = fit("pump_gamma_poisson", SAEM(window=64), 0, tolerance=1e-4)
     check_oracle("pump_gamma_poisson", result)
@@ -149,7 +150,7 @@ def test_stochastic_approximation_reaches_the_oracle():
     assert {"burn-in", "averaging", "closing step"} == set(decisions)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("strategy", [MonteCarlo(), SAEM()], ids=["MonteCarlo", "SAEM"])
 @pytest.mark.parametrize("name", CASES)
@@ -157,7 +158,7 @@ def test_oracles_from_five_seeds(name, strategy, seed):
     check_oracle(name, fit(name, strategy, seed, tolerance=5e-5))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_stated_errors_cover_the_maximum():
     expected = reference("pump_gamma_poisson")
     covered = []
@@ -218,6 +219,7 @@ def many_pumps(time, failures):
         numpyro.sample("failures", dist.Poisson(rate * time).to_event(1), obs=failures)
 
 
+@pytest.mark.slow
 def test_larger_groups_are_drawn_by_hamiltonian_steps():
     rng = np.random.default_rng(0)
     time = rng.uniform(0.5, 5, 6)
@@ -243,6 +245,7 @@ def mixture_of_counts(n, y):
         numpyro.sample("y", dist.Binomial(n, logits=b), obs=y)
 
 
+@pytest.mark.slow
 def test_discrete_latents_are_summed_out_inside():
     y = np.array([2.0, 9.0, 5.0, 7.0])
     em = emppl.EM(mixture_of_counts, latents={"b": MonteCarlo()})

@@ -235,6 +235,7 @@ def laplace_by_hand(params, rows):
     return total
 
 
+@pytest.mark.slow
 def test_laplace_with_second_derivatives():
     """The Hessian, which standard errors come from, sees how modes and curvatures move."""
     for strategy in (Laplace(), Quadrature(1)):
