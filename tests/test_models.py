@@ -610,7 +610,7 @@ MODULES = sorted(path.stem for path in pathlib.Path(two_coins.__file__).parent.g
 LONG = ("carcinoma", "response_speed", "dippers", "galaxies", "hair_eye", "old_faithful", "lynx", "two_sources")
 LONG += ("dyestuff", "eight_schools", "fitness_club", "holzinger", "iris_factors", "pearson_line", "penicillin")
 LONG += ("sleep_study", "swiss_fertility", "absences", "graded_responses", "matings", "toenails", "booth_hobert")
-LONG += ("cattle", "law_school", "orange_trees", "pumps", "seeds")
+LONG += ("cattle", "law_school", "orange_trees", "pumps", "seeds", "uk_gas", "nile_level")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in MODULES])
