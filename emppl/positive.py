@@ -108,6 +108,11 @@ def _solve_root_jvp(primals, tangents):
     return solution, solve_root(root, vectors_moved - change)
 
 
+def half_log_det(root: jax.Array) -> jax.Array:
+    """Half the log-determinant of the matrices that these are lower triangular roots of."""
+    return jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)), -1)
+
+
 def _matrix(entries, size: int) -> jax.Array:
     zero = jnp.zeros_like(entries[0, 0])
     rows = [jnp.stack([entries.get((row, column), zero) for column in range(size)], -1) for row in range(size)]

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from emppl.positive import lower_inverse, lower_root
+from emppl.positive import half_log_det, lower_inverse, lower_root
 
 _UNROLLED = 8
 _SHORT = 512
@@ -87,10 +87,10 @@ def smooth_in_lanes(diagonal: jax.Array, off: jax.Array, linear: jax.Array, lane
     def forward(carry, step):
         precision, information, to_left, left, left_own, value = carry
         coupling, block, vector = step
-        inverse, half_log_det = _inverse(precision)
+        inverse, log_root = _inverse(precision)
         across, down = _multiply(inverse, _transpose(coupling)), _multiply(inverse, to_left)
         solved = _apply(inverse, information)
-        value = value + jnp.sum(information * solved, 0) / 2 - half_log_det
+        value = value + jnp.sum(information * solved, 0) / 2 - log_root
         left = left - _multiply(_transpose(to_left), down)
         left_own = left_own - _apply(_transpose(to_left), solved)
         precision = _symmetric(block - _multiply(coupling, across))
@@ -147,17 +147,17 @@ def smooth_in_turn(diagonal: jax.Array, off: jax.Array, linear: jax.Array) -> Sm
     def forward(carry, step):
         precision, information, value = carry  # of the block before, given everything up to it
         block, coupling, vector = step
-        inverse, half_log_det = _inverse(precision)
+        inverse, log_root = _inverse(precision)
         across, solved = _multiply(inverse, _transpose(coupling)), _apply(inverse, information)
-        value = value + jnp.sum(information * solved, 0) / 2 - half_log_det
+        value = value + jnp.sum(information * solved, 0) / 2 - log_root
         after = _symmetric(block - _multiply(coupling, across)), vector - _apply(coupling, solved), value
         return after, (inverse, across, solved)
 
     start = blocks[0], own[0], jnp.zeros_like(own[0, 0])
     (precision, information, value), kept = jax.lax.scan(forward, start, (blocks[1:], couplings[1:], own[1:]))
-    covariance, half_log_det = _inverse(precision)
+    covariance, log_root = _inverse(precision)
     mean = _apply(covariance, information)
-    value = value + jnp.sum(information * mean, 0) / 2 - half_log_det + number * size / 2 * math.log(2 * math.pi)
+    value = value + jnp.sum(information * mean, 0) / 2 - log_root + number * size / 2 * math.log(2 * math.pi)
 
     def backward(carry, step):
         mean, covariance = carry
@@ -210,6 +210,5 @@ def _apply(matrices, vectors):
 def _inverse(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Inverse and half the log-determinant of positive definite matrices ``(d, d, cells)``."""
     root = lower_root(jnp.moveaxis(matrices, (0, 1), (-2, -1)))
-    half_log_det = jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)), -1)
     inverse = jnp.moveaxis(lower_inverse(root), (-2, -1), (0, 1))
-    return _multiply(_transpose(inverse), inverse), half_log_det
+    return _multiply(_transpose(inverse), inverse), half_log_det(root)

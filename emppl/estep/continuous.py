@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from emppl.estep.importance import placed
 from emppl.estep.integration import integrate_all
 from emppl.estep.joint import Joint
 from emppl.estep.plain import all_scales, log_evidence
@@ -170,7 +171,7 @@ def _normal_draw(joint: Joint, mean: jax.Array, root: jax.Array, rng_key: jax.Ar
     """From the normal distribution with this mean and root of the precision."""
     del joint
     noise = jax.random.normal(rng_key, mean.shape, mean.dtype)
-    return mean + jnp.einsum("gji,gj->gi", lower_inverse(root), noise)
+    return placed(mean, root, noise)
 
 
 def _posterior_draw(joint: Joint, mean: jax.Array, root: jax.Array, rng_key: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ from emppl.estep.integrated import Integrated, atoms_of
 from emppl.estep.joint import Joint
 from emppl.integral import Integral
 from emppl.numerics import impossible_to_infinite
-from emppl.positive import lower_inverse
+from emppl.positive import half_log_det, lower_inverse
 from emppl.program import Program
 
 _POINTS = (50, 1000)
@@ -59,7 +59,7 @@ def student_log_density(draws: jax.Array, root: jax.Array) -> jax.Array:
     size = draws.shape[-1]
     df = degrees_of_freedom(size)
     constant = math.lgamma((df + size) / 2) - math.lgamma(df / 2) - size / 2 * math.log(df * math.pi)
-    log_det = jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)), -1)
+    log_det = half_log_det(root)
     tail = -(df + size) / 2 * jnp.log1p(jnp.sum(draws**2, -1) / df)
     return constant + tail + jnp.reshape(log_det, (1,) * (tail.ndim - 1) + log_det.shape)
 
@@ -90,14 +90,8 @@ def importance(joint: Joint, mean: jax.Array, root: jax.Array, key: jax.Array, n
     points = placed(mean, root, draws)
     heights = jax.vmap(joint.by_group)(points) - student_log_density(draws, root)
     # A density that is not a number has no weight.
-    heights = _to_cells(joint, jnp.where(jnp.isnan(heights), -jnp.inf, heights))
+    heights = joint.over_atoms(jax.vmap(joint.to_cells)(jnp.where(jnp.isnan(heights), -jnp.inf, heights)))
     total = jax.nn.logsumexp(heights, joint.atom_axis, keepdims=True)
     shares = jax.lax.stop_gradient(jnp.exp(heights - total))
     evidence = impossible_to_infinite(total - math.log(num_points))
     return Integrated(evidence, atoms_of(joint, points), shares, mean, root)
-
-
-def _to_cells(joint: Joint, numbers: jax.Array) -> jax.Array:
-    """Numbers ``(atoms, groups)`` with the common axes."""
-    table = jax.vmap(joint.to_cells)(numbers)
-    return jnp.squeeze(jnp.moveaxis(table, 0, joint.atom_axis + 1), joint.atom_axis)

@@ -21,7 +21,7 @@ from emppl.estep.joint import Joint
 from emppl.estep.state_space import integrate_states, precision_root
 from emppl.integral import Integral
 from emppl.numerics import impossible_to_infinite
-from emppl.positive import lower_inverse, lower_root, solve_root
+from emppl.positive import half_log_det, lower_inverse, lower_root, solve_root
 from emppl.program import Program
 from emppl.strategies import Gaussian, Laplace, Quadrature, Simulated
 
@@ -66,7 +66,7 @@ def integrate(program: Program, integral: Integral, params, leaves, guess=None, 
         fixed = jax.lax.stop_gradient((mode, root))
         return _normal(joint, mode, root, fixed[0] + skewness_shift(joint, *fixed))
     # Where the atoms lie is a constant for derivatives: the integral does not depend on it, to the order of the rule.
-    still = Joint(program, integral, jax.lax.stop_gradient(params), leaves)
+    still = joint.at(jax.lax.stop_gradient(params))
     mode = find_modes(still, start)
     root = climbing_root(-still.hessian(mode))
     if isinstance(strategy, Simulated):
@@ -202,7 +202,7 @@ def climbing_root(precision: jax.Array) -> jax.Array:
 def _normal(joint: Joint, mean: jax.Array, root: jax.Array, centre: jax.Array) -> Integrated:
     """Evidence of a normal integral, and sigma points around a centre."""
     dimensions = mean.shape[-1]
-    volume = dimensions / 2 * math.log(2 * math.pi) - _half_log_det(root)
+    volume = dimensions / 2 * math.log(2 * math.pi) - half_log_det(root)
     evidence = joint.by_cell(joint.tables(joint.unpack(mean))) + joint.to_cells(volume)
     # Rows of the inverse root, scaled: mean +- sqrt(d) C^-T e_i reproduces mean and covariance.
     axes = lower_inverse(root)
@@ -227,10 +227,10 @@ def _quadrature(joint: Joint, mean: jax.Array, root: jax.Array, num_points: int)
     steps = math.sqrt(2) * jnp.asarray(grid, mean.dtype)
     points = mean[None] + jnp.einsum("sj,gji->sgi", steps, lower_inverse(root))
     atoms = atoms_of(joint, points)
-    volume = joint.along_atoms(log_weights) - joint.to_cells(_half_log_det(root))
+    volume = joint.along_atoms(log_weights) - joint.to_cells(half_log_det(root))
     tables = joint.tables_at(atoms)
     for name, jacobians in jax.vmap(lambda one: joint.log_jacobians(joint.unpack(one)))(points).items():
-        tables[name] = tables[name] + jnp.squeeze(jnp.moveaxis(jacobians, 0, joint.atom_axis + 1), joint.atom_axis)
+        tables[name] = tables[name] + joint.over_atoms(jacobians)
     heights = joint.by_cell(tables) + volume
     evidence = jax.nn.logsumexp(heights, joint.atom_axis, keepdims=True)
     shares = jax.lax.stop_gradient(jnp.exp(heights - evidence))
@@ -241,10 +241,6 @@ def _rotation(dimensions: int) -> jax.Array:
     """An orthogonal matrix without preferred axes, always the same."""
     normal = np.random.default_rng(dimensions).standard_normal((dimensions, dimensions))
     return jnp.asarray(np.linalg.qr(normal)[0], jnp.result_type(float))
-
-
-def _half_log_det(root: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)), -1)
 
 
 def atom_weights(program: Program, integral: Integral, found: Integrated, weight: jax.Array, params, leaves) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -53,6 +54,12 @@ class Joint:
             layout = integral.layout
             numbers = {n: group_numbers(shape, layout.grouped.get(n)) for n, shape in layout.shapes.items()}
             self.numbers = number_cells(self.tables, numbers)
+
+    def at(self, params) -> Joint:
+        """The same at other parameters."""
+        other = copy.copy(self)
+        other.params = params
+        return other
 
     # --------------------------------------------------------------------------------------- the latents as vectors
 
@@ -156,6 +163,10 @@ class Joint:
         apart = set(self.integral.cells)
         summed = tuple(a for a, name in enumerate(self.axes.names) if name in names and name not in apart)
         return jnp.sum(table, summed, keepdims=True) if summed else table
+
+    def over_atoms(self, tables: jax.Array) -> jax.Array:
+        """Tables with the common axes, one per atom in front, as one table."""
+        return jnp.squeeze(jnp.moveaxis(tables, 0, self.atom_axis + 1), self.atom_axis)
 
     def along_atoms(self, numbers: jax.Array) -> jax.Array:
         """One number per atom, with the common axes."""

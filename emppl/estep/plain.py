@@ -12,12 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from emppl.elimination import log_normalizer, log_sum
+from emppl.elimination import log_normalizer
 from emppl.estep.integration import atom_weights, integrate_all
 from emppl.factors import Prepared
-from emppl.markov import SumOut
 from emppl.numerics import impossible_to_infinite, weighted
-from emppl.program import Part, Program
+from emppl.program import Program
 
 
 @jax.tree_util.register_dataclass
@@ -68,18 +67,13 @@ def owners_of(program: Program, scales: Mapping[str, Any]) -> dict[str, Any]:
     return {latent: scales.get(latent) for latent in program.latents}
 
 
-def part_evidence(part: Part, tables, scales, owners, present=None, sum_out: SumOut = log_sum) -> jax.Array:
-    """Log normaliser of one part from log-probability tables (and from zero tables of scanned latents)."""
-    chosen = {name: tables[name] for name in (*part.factors, *part.probes) if name in tables}
-    return log_normalizer(part.plan, chosen, scales, owners, sum_out, present)
-
-
 def log_evidence(program: Program, tables, scales, present) -> jax.Array:
     """Log normaliser of all parts from log-probability tables."""
     owners = owners_of(program, scales)
     total = jnp.zeros((), jnp.result_type(float))
     for part in program.parts:
-        total = total + part_evidence(part, tables, scales, owners, present)
+        mine = {name: tables[name] for name in part.factors}
+        total = total + log_normalizer(part.plan, mine, scales, owners, present=present)
     return impossible_to_infinite(total)
 
 

@@ -117,10 +117,7 @@ class Compiled:
         if isinstance(found, str) or not self.compress:
             return None
         model, skeleton, options = self._source
-        short = [
-            jax.ShapeDtypeStruct((2 * found.columns, *one.shape[1:]), one.dtype) if n in found.leaves else one
-            for n, one in enumerate(self._shapes)
-        ]
+        short = self._shortened(found.leaves, 2 * found.columns)
         try:
             compiled = Compiled(WeightedRows(model, found.plate, found.weight), short, skeleton, options)
             same = compiled.program.axes.sizes.get(found.plate) == 2 * found.columns
@@ -130,6 +127,13 @@ class Compiled:
             self.compression = "the model does not take its number of rows from the data"
             return None
         return compiled
+
+    def _shortened(self, leaves: tuple[int, ...], length: int) -> list[jax.ShapeDtypeStruct]:
+        """Shapes of the data when some arrays have another length."""
+        return [
+            jax.ShapeDtypeStruct((length, *one.shape[1:]), one.dtype) if n in leaves else one
+            for n, one in enumerate(self._shapes)
+        ]
 
     @functools.cached_property
     def condensation(self) -> Condensation | str:
@@ -143,10 +147,7 @@ class Compiled:
         if isinstance(found, str) or not self.compress:
             return None
         model, skeleton, options = self._source
-        short = [
-            jax.ShapeDtypeStruct((found.order + found.steps, *one.shape[1:]), one.dtype) if n in found.leaves else one
-            for n, one in enumerate(self._shapes)
-        ]
+        short = self._shortened(found.leaves, found.order + found.steps)
         try:
             program = derive(model, short, skeleton, options)
         except EMError:

@@ -15,11 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emppl.fit.lossless import block_of, equivalent_pieces, other_reader, why_not_quadratic
 from emppl.program import Program
 from emppl.strategies import Gaussian
 from emppl.structure.layout import group_numbers
-from emppl.structure.quadratic import affine_gradient
-from emppl.structure.separation import Grouped, Separation
 
 _LEAST_SAVING = 4
 
@@ -57,10 +56,8 @@ class Compression:
         found = [np.asarray(leaf) for leaf in leaves]
         parts = [found[number].reshape(self.rows, -1) for number in self.leaves]
         rows = np.concatenate([part.astype(np.float64) for part in parts], 1)
-        mean = rows.mean(0)
-        values, vectors = np.linalg.eigh(np.cov(rows, rowvar=False, bias=True).reshape(self.columns, self.columns))
-        spread = math.sqrt(self.columns) * (vectors * np.sqrt(np.maximum(values, 0))).T
-        short = np.concatenate([mean + spread, mean - spread])
+        covariance = np.cov(rows, rowvar=False, bias=True).reshape(self.columns, self.columns)
+        short = equivalent_pieces(rows.mean(0), covariance, np)
         starts = np.cumsum([0, *(part.shape[1] for part in parts)])
         for number, begin, end in zip(self.leaves, starts[:-1], starts[1:], strict=True):
             shape = (len(short), *found[number].shape[1:])
@@ -102,33 +99,14 @@ def find_compression(program: Program, shapes: Sequence[jax.ShapeDtypeStruct]) -
 def _why_not(program: Program, shapes, holders, inside) -> str | None:
     trace, axes = program.trace, program.axes
     rows = axes.sizes[axes.rows]
-    block = {f"data {n}": tuple(shapes[n].shape) for n in holders} | dict(trace.value_shapes)
-    parameters = {n: jax.ShapeDtypeStruct(trace.sites[n].shape, trace.sites[n].dtype) for n in trace.parameters}
-
-    def tables(block, params, leaves):
-        data = [block.get(f"data {n}", leaf) for n, leaf in enumerate(leaves)]
-        atoms = {name: block[name][None] for name in trace.value_shapes}
-        return program.tables(program.evaluate(params, data, atoms=atoms))
-
+    reader = other_reader(program, holders, inside)
+    if reader is not None:
+        return f"site {reader!r}, outside the plate, reads the rows too"
+    block = block_of(program, shapes, holders)
     numbers = {}
     for name, shape in block.items():
         site = trace.sites.get(name)
         batch = len(shape) - len(site.event_shape) if site is not None else 1
         own = [axis for axis in range(batch) if site is None or axes.of_site(site).get(axis - batch) == axes.rows]
         numbers[name] = group_numbers(shape, tuple(own) if own and shape[own[0]] == rows else None)
-    found = dict(
-        zip(sorted(program.factors), Separation(tables, block, parameters, list(shapes)).groups(numbers), strict=True)
-    )
-    place = axes.rank - 1
-    for name in inside:
-        one = found[name]
-        if not isinstance(one, Grouped) or one.varies[place]:
-            return f"rows of site {name!r} differ by more than their data, or depend on each other"
-
-    def gradient(block):
-        params, leaves = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), (parameters, list(shapes)))
-        return jax.grad(lambda block: sum(jnp.sum(one) for one in tables(block, params, leaves).values()))(block)
-
-    structs = {name: jax.ShapeDtypeStruct(shape, jnp.result_type(float)) for name, shape in block.items()}
-    reason = affine_gradient(gradient, structs)
-    return None if reason is None else f"the log joint is not quadratic in a row and its latents ({reason})"
+    return why_not_quadratic(program, shapes, block, numbers, inside, axes.rank - 1, "row")

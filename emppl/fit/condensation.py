@@ -17,10 +17,10 @@ import numpy as np
 
 from emppl import estep
 from emppl.estep import Expectations, Posterior
+from emppl.fit.lossless import block_of, equivalent_pieces, other_reader, why_not_quadratic
 from emppl.program import Program
 from emppl.structure.layout import group_numbers
-from emppl.structure.quadratic import affine_gradient
-from emppl.structure.separation import SHARED, Grouped, Separation
+from emppl.structure.separation import SHARED
 
 _LEAST_SAVING = 4
 
@@ -67,9 +67,7 @@ class Condensation:
         cloud = jnp.reshape(jnp.concatenate(parts, -1), (atoms * number, -1))
         mean = jnp.mean(cloud, 0)
         centred = cloud - mean[None]
-        values, vectors = jnp.linalg.eigh(centred.T @ centred / (atoms * number))
-        spread = math.sqrt(self.columns) * (vectors * jnp.sqrt(jnp.maximum(values, 0))[None]).T
-        steps = jnp.concatenate([mean[None] + spread, mean[None] - spread])
+        steps = equivalent_pieces(mean, centred.T @ centred / (atoms * number), jnp)
         starts = np.cumsum([0, *(part.shape[-1] for part in parts)])
         pieces = [steps[:, begin:end] for begin, end in zip(starts[:-1], starts[1:], strict=True)]
         few = {name: one for name, one in found.atoms.items() if name not in windows}
@@ -125,20 +123,13 @@ def find_condensation(program: Program, shapes: Sequence[jax.ShapeDtypeStruct]) 
 
 
 def _why_not(program: Program, shapes, holders) -> str | None:
-    trace, axes = program.trace, program.axes
     states = program.integrals[0].states
     assert states is not None
-    time = axes.names.index(states.chain.time)
+    reader = other_reader(program, holders, list(program.factors))
+    if reader is not None:
+        return f"site {reader!r} reads the data too"
     later = [name for name, factor in program.factors.items() if factor.site.time is not None]
-    block = {f"data {n}": tuple(shapes[n].shape) for n in holders} | dict(trace.value_shapes)
-    parameters = {n: jax.ShapeDtypeStruct(trace.sites[n].shape, trace.sites[n].dtype) for n in trace.parameters}
-
-    def tables(block, params, leaves) -> dict:
-        data = [block.get(f"data {n}", leaf) for n, leaf in enumerate(leaves)]
-        atoms = {name: block[name][None] for name in trace.value_shapes}
-        arrays = program.evaluate(params, data, atoms=atoms)
-        return {name: program.factors[name].table(arrays) for name in later}
-
+    block = block_of(program, shapes, holders)
     numbers = {}
     for name, shape in block.items():
         if name in states.windows.shapes:
@@ -147,15 +138,5 @@ def _why_not(program: Program, shapes, holders) -> str | None:
             own = np.arange(shape[0]) - states.chain.order if name.startswith("data ") else np.full(1, SHARED)
             own = np.where(own < 0, SHARED, own).reshape((-1,) + (1,) * (len(shape) - 1)) if shape else own[0]
             numbers[name] = np.broadcast_to(own, shape)
-    separation = Separation(tables, block, parameters, list(shapes))
-    for name, one in zip(sorted(later), separation.groups(numbers), strict=True):
-        if not isinstance(one, Grouped) or one.varies[time]:
-            return f"steps of site {name!r} differ by more than their data, or depend on each other's"
-
-    def gradient(block):
-        params, leaves = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), (parameters, list(shapes)))
-        return jax.grad(lambda block: sum(jnp.sum(one) for one in tables(block, params, leaves).values()))(block)
-
-    structs = {name: jax.ShapeDtypeStruct(shape, jnp.result_type(float)) for name, shape in block.items()}
-    reason = affine_gradient(gradient, structs)
-    return None if reason is None else f"the log density is not quadratic in a step's data and state ({reason})"
+    time = program.axes.names.index(states.chain.time)
+    return why_not_quadratic(program, shapes, block, numbers, later, time, "step")

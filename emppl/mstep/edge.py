@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from emppl.mstep.closed_form import FLAT, entries_of, prior_of
 from emppl.mstep.maximisation import Maximisation
+from emppl.mstep.median import why_not_a_data_value
 from emppl.rules import Rule, RuleContext
 
 
@@ -73,15 +74,9 @@ def propose(context: RuleContext, name: str) -> Edge | str | None:
     prior = prior_of(context.trace, name) if context.use_prior else None
     if prior not in (None, *FLAT):
         return f"its prior {prior} may move the maximum away from the data"
-    for factor, field, position in found:
-        if factor.parameters.get("value") or factor.latents.get("value"):
-            return f"the value of site {factor.name!r} is not data"
-        others = (other for other in factor.family.argument_ranks if other != field)
-        if any(name in factor.parameters.get(other, ()) for other in others):
-            return f"it enters more than one argument of site {factor.name!r}"
-        selection = context.dependence.selection(name, position)
-        if isinstance(selection, str) or selection.map or selection.masked:
-            return f"{field} of site {factor.name!r} is not a plain selection of it"
+    reason = why_not_a_data_value(context, name, found)
+    if reason is not None:
+        return reason
     targets = tuple((factor.name, field) for factor, field, _ in found)
     what = "largest" if side == 1 else "smallest"
     return Edge((name,), f"the {what} data value with weight", targets, side, prior=prior and "flat")

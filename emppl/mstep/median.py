@@ -70,6 +70,21 @@ def propose(context: RuleContext, name: str) -> Median | str | None:
     prior = prior_of(context.trace, name) if context.use_prior else None
     if prior not in (None, *FLAT):
         return f"its prior {prior} moves the maximum off the data"
+    reason = why_not_a_data_value(context, name, found)
+    if reason is not None:
+        return reason
+    sites = tuple(dict.fromkeys(factor.name for factor, _, _ in found))
+    return Median((name,), "the data value at which the slope of Q changes its sign", sites, prior=prior and "flat")
+
+
+def why_not_a_data_value(context: RuleContext, name: str, found) -> str | None:
+    """The reason why the best value of a parameter need not be one of the data's values, or None.
+
+    Args:
+        context: the model.
+        name: the parameter.
+        found: where it enters, from :func:`entries_of`.
+    """
     for factor, field, position in found:
         if factor.parameters.get("value") or factor.latents.get("value"):
             return f"the value of site {factor.name!r} is not data"
@@ -79,8 +94,7 @@ def propose(context: RuleContext, name: str) -> Median | str | None:
         selection = context.dependence.selection(name, position)
         if isinstance(selection, str) or selection.map or selection.masked:
             return f"{field} of site {factor.name!r} is not a plain selection of it"
-    sites = tuple(dict.fromkeys(factor.name for factor, _, _ in found))
-    return Median((name,), "the data value at which the slope of Q changes its sign", sites, prior=prior and "flat")
+    return None
 
 
 def _seen(mine) -> jax.Array:

@@ -14,9 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
-from emppl.structure.separation import SHARED
+from emppl.structure.separation import INLINE, SHARED
 
-_INLINE = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint")
 _SAME = (
     "broadcast_in_dim reshape transpose squeeze slice rev gather dynamic_slice copy copy_p expand_dims split"
 ).split()
@@ -60,7 +59,7 @@ class _Numbers:
 
     def equations(self, jaxpr) -> None:
         for equation in jaxpr.eqns:
-            if equation.primitive.name in _INLINE and self._inline(equation):
+            if equation.primitive.name in INLINE and self._inline(equation):
                 continue
             numbers = [self.number(atom) for atom in equation.invars]
             if all(one is None for one in numbers):
@@ -103,24 +102,14 @@ class _Numbers:
             return equation.primitive.bind(numbers[0], *rest, **params)
         if name.startswith(("reduce_", "arg")):
             return jnp.max(numbers[0], equation.params["axes"])
-        if name == "concatenate":
+        if name in ("concatenate", "stack"):
             parts = [
                 jnp.full(atom.aval.shape, SHARED, jnp.int32) if one is None else one
                 for atom, one in zip(equation.invars, numbers, strict=True)
             ]
+            if name == "stack":
+                return jnp.stack(parts, equation.params["axis"])
             return jnp.concatenate(parts, equation.params["dimension"])
-        if name == "stack":
-            parts = [
-                jnp.full(atom.aval.shape, SHARED, jnp.int32) if one is None else one
-                for atom, one in zip(equation.invars, numbers, strict=True)
-            ]
-            return jnp.stack(parts, equation.params["axis"])
-        if name == "stack":
-            parts = [
-                jnp.full(atom.aval.shape, SHARED, jnp.int32) if one is None else one
-                for atom, one in zip(equation.invars, numbers, strict=True)
-            ]
-            return jnp.stack(parts, equation.params["axis"])
         if name == "dot_general":
             return self._dot(equation, numbers)
         if name == "triangular_solve":  # right-hand sides do not meet

@@ -21,7 +21,7 @@ SHARED = -1
 """Number of an entry that may meet every group. Smaller numbers are groups picked by the data, one for every index."""
 
 _MOST_CELLS = 2_000_000
-_INLINE = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint")
+INLINE = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,7 @@ class _Run:
         for equation in jaxpr.eqns:
             name = equation.primitive.name
             touched = [self.of(atom) for atom in equation.invars]
-            if name in _INLINE and self._inline(equation):
+            if name in INLINE and self._inline(equation):
                 continue
             if all(entry is None for entry in touched):
                 self._fold(equation)
