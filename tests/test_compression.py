@@ -90,3 +90,21 @@ def test_what_is_not_quadratic_stays():
 
     data = draw(300, 5)
     assert "not quadratic in a row" in str(emppl.EM(by_size).plan(data[:, 0], data[:, 1]))
+
+
+def test_a_prior_that_reads_the_rows_keeps_them():
+    """Few rows have another median than many: what reads the data elsewhere must see all of them."""
+
+    def centred(x):
+        mean = numpyro.sample("mean", dist.Normal(jnp.median(x), 1.0))
+        with numpyro.plate("rows", len(x)):
+            effect = numpyro.sample("effect", dist.Normal(mean, 1.0))
+            numpyro.sample("x", dist.Normal(effect, 1.0), obs=x)
+
+    x = jnp.exp(draw(300, 5)[:, 0])
+    assert "site 'mean', outside the plate, reads the rows too" in str(emppl.EM(centred).plan(x))
+    fits = [
+        emppl.EM(centred, compress=compress, progress_bar=False).run(jax.random.key(0), x).params["mean"]
+        for compress in (True, False)
+    ]
+    np.testing.assert_allclose(fits[0], fits[1], atol=1e-8)
