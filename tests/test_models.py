@@ -610,7 +610,18 @@ MODULES = sorted(path.stem for path in pathlib.Path(two_coins.__file__).parent.g
 LONG = ("carcinoma", "response_speed", "dippers", "galaxies", "hair_eye", "old_faithful", "lynx", "two_sources")
 LONG += ("dyestuff", "eight_schools", "fitness_club", "holzinger", "iris_factors", "pearson_line", "penicillin")
 LONG += ("sleep_study", "swiss_fertility", "absences", "graded_responses", "matings", "toenails", "booth_hobert")
-LONG += ("cattle", "law_school", "orange_trees", "pumps", "seeds", "uk_gas", "nile_level")
+LONG += (
+    "cattle",
+    "law_school",
+    "orange_trees",
+    "pumps",
+    "seeds",
+    "uk_gas",
+    "nile_level",
+    "spiking_neurons",
+    "synchroniser",
+    "chest_clinic",
+)
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in MODULES])
@@ -631,7 +642,7 @@ def test_main_runs(name, tmp_path, monkeypatch, capsys):
 
 def test_every_model_has_a_test():
     tested = {case.em.model.__module__ for case in CASES} | {ibm_model1.__name__, line_with_outliers.__name__}
-    kinds = ("chain", "gaussian", "mixed", "latent")
+    kinds = ("chain", "gaussian", "mixed", "latent", "network")
     others = [pathlib.Path(__file__).with_name(f"test_{kind}_models.py").read_text() for kind in kinds]
     tested |= {
         f"models.{name}" for name in MODULES if any(f'"{name}"' in text or f"{name}.model" in text for text in others)
