@@ -7,8 +7,9 @@ phase is the right one: expectation-maximisation with soft decisions of the deco
 usual estimate without decisions, leaves quarter turns open, and is lost in the noise where a code still works.
 
 Reference:
-    Noels et al. (2003), Turbo synchronization: an EM algorithm interpretation, IEEE ICC 4:2933-2937; Viterbi and Viterbi (1983), Nonlinear estimation of PSK-modulated
-    carrier phase, IEEE Trans. Inf. Theory 29:543-551 (the fourth power). Simulated.
+    Noels et al. (2003), Turbo synchronization: an EM algorithm interpretation, IEEE ICC 4:2933-2937; Viterbi and
+    Viterbi (1983), Nonlinear estimation of PSK-modulated carrier phase, IEEE Trans. Inf. Theory 29:543-551 (the fourth
+    power). Simulated.
 """
 
 import jax
