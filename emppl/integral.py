@@ -71,6 +71,7 @@ class Integral:
         is_indexed: are the cells of sites told apart by an index among the data (``b[subject]``)?
         reason: why the strategy applies, for the plan.
         states: of latents inside a scan, how steps follow each other; else None.
+        trajectory: the same, where every chain is integrated as one vector and not step by step.
     """
 
     axis: str
@@ -83,6 +84,12 @@ class Integral:
     is_indexed: bool = False
     reason: str = ""
     states: StateSpace | None = None
+    trajectory: StateSpace | None = None
+
+    @property
+    def chain(self) -> StateSpace | None:
+        """How steps follow each other, if the latents are inside a scan."""
+        return self.trajectory if self.states is None else self.states
 
     @property
     def groups(self) -> int:
