@@ -154,7 +154,7 @@ class Compiled:
 
     @functools.cached_property
     def condense(self) -> Callable | None:
-        """An M-step on few steps of a long chain; None if it is done on all of them."""
+        """E-step of a long chain and the data of an M-step on few steps; None if it is done on all of them."""
         found = self.condensation
         if isinstance(found, str) or not self.compress:
             return None
@@ -167,7 +167,7 @@ class Compiled:
         states = program.integrals[0].states
         if states is None or states.chain.length != found.steps or program.free != self.program.free:
             return None
-        return lambda params, expectations, leaves: (program, *found.apply(program, params, expectations, leaves))
+        return lambda params, leaves: (program, *found.apply(self.program, program, params, leaves))
 
     @functools.cached_property
     def report(self):
