@@ -269,10 +269,9 @@ class Compiled:
         block: Any = loop.make_block(loop.make_iteration(self.program, self.fused, False, self.condense))
         lowered = block.lower(states, leaves, prepared, *loop.limits(0.0, 0, 0))
         pool = concurrent.futures.ThreadPoolExecutor(1)
-        cells = lanes * sum(part.plan.cost for part in self.program.parts)
         # On few cells compiling takes longer than the whole fit: let XLA do less of it.
         options = dict(self._compiler_options or {})
-        if cells < _FEW_CELLS and jax.default_backend() == "cpu":
+        if lanes * self.program.cost < _FEW_CELLS and jax.default_backend() == "cpu":
             options |= {"xla_backend_optimization_level": 0}
         self._blocks[lanes, False] = pool.submit(lowered.compile, options)
         pool.shutdown(wait=False)
