@@ -56,7 +56,7 @@ def data() -> tuple[np.ndarray, np.ndarray]:
 def main() -> None:
     """Fit and print the answer beside the published one."""
     jax.config.update("jax_enable_x64", True)
-    em = emppl.EM(model)
+    em = emppl.EM(model, latents={"u": emppl.MonteCarlo(num_samples=1600)}, tolerance=1e-2)
     print(em.plan(*data()))
     result = em.run(jax.random.key(0), *data())
     result.print_summary()

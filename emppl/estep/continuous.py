@@ -197,7 +197,7 @@ def _posterior_draw(joint: Joint, mean: jax.Array, root: jax.Array, rng_key: jax
     steps forget the start within a few. Of many numbers together they do not: there a chain takes Hamiltonian steps.
     """
     if mean.shape[1] > SMALL:
-        return draw(joint, first_chains(*mean.shape, 1), rng_key, _STEPS)[0][0, -1]
+        return draw(joint, first_chains(mean.shape[0], mean.shape[1], 1), rng_key, _STEPS)[0][0, -1]
     spread = lower_inverse(root)
 
     def propose(key):

@@ -266,7 +266,9 @@ def _linear(states: StateSpace, first_slope: jax.Array, window_slope: jax.Array)
 def _blocks(states: StateSpace, first_precision, window_precision, first_slope, window_slope) -> Any:
     """Blocks of ``order`` steps: ``D`` and ``O`` as ``(d, d, n, cells)``, ``h`` as ``(d, n, cells)``."""
     order, size, number, cells = states.chain.order, states.dimensions, states.chain.length, states.cells
-    full = jnp.reshape(whole_states(states, window_precision, (-2, -1)), (number, cells, order + 1, size, order + 1, size))
+    full = jnp.reshape(
+        whole_states(states, window_precision, (-2, -1)), (number, cells, order + 1, size, order + 1, size)
+    )
     firsts = jnp.reshape(first_precision, (cells, order, size, order, size))
     steps = -(-states.steps // order) * order
     # bands[k][t] couples step t with step t - k.

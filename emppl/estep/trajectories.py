@@ -7,7 +7,6 @@ Its Hessian is banded, so that the few probes of a window give all of it.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 
 import jax
@@ -103,9 +102,9 @@ def by_trajectory(integral: Integral, trace: Trace) -> Integral:
         constraint = constraint_name(trace.sites[name].constraint)
         if not constraint.startswith("real"):
             raise ModelError(
-                f"The continuous latent {name!r} inside a scan is {constraint}, and no strategy integrates such a chain "
-                "yet. Let the chain be one of real numbers, the logarithm or logit of it, say, and transform these where "
-                "they are used."
+                f"The continuous latent {name!r} inside a scan is {constraint}, and no strategy integrates such a "
+                "chain yet. Let the chain be one of real numbers, the logarithm or logit of it, say, and transform "
+                "these where they are used."
             )
     length = states.steps * states.dimensions
     if length > LONGEST:
