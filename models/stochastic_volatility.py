@@ -18,7 +18,7 @@ from numpyro.contrib.control_flow import scan
 
 import emppl
 
-known = {"level": -1.10174, "phi": 0.88323, "sigma": 0.55319, "log_likelihood": -304.92438}
+known = {"level": -1.10392, "phi": 0.80591, "sigma": 0.48942, "log_likelihood": -193.48510}
 
 truth = {"level": -1.0, "phi": 0.9, "sigma": 0.5}
 

@@ -3,10 +3,12 @@
 import jax
 import numpy as np
 import pytest
+from scipy import optimize, stats
 
 import emppl
-from models import air_quality, nile_level, uk_gas
+from models import air_quality, nile_level, polio, stochastic_volatility, uk_gas
 from tests.test_models import check, oracle
+from tests.test_trajectories import grid_filter
 
 
 def test_air_quality():
@@ -52,3 +54,69 @@ def test_gas_by_quarter():
     for ours, theirs in (("slope", "slope"), ("seasonal", "seasonal"), ("observation", "obs")):
         reference = known["reference"]["params"][f"var_{theirs}"]
         np.testing.assert_allclose(result.params[f"{ours}_variance"], reference, rtol=known["tolerance"]["params"])
+
+
+def by_name(values):
+    """Parameters as one vector."""
+    return np.concatenate([np.ravel(values[name]) for name in values])
+
+
+def check_within_its_errors(result, expected):
+    """Estimates lie within three of their stated Monte Carlo errors of the maximum, which are small."""
+    assert result.converged, result.stop_message
+    off, errors = np.abs(by_name(result.params) - expected), by_name(result.monte_carlo_errors)
+    assert np.all(off <= 3 * errors), off / errors
+    assert np.all(errors <= 0.1 * by_name(result.standard_errors())), errors / by_name(result.standard_errors())
+
+
+@pytest.mark.slow
+def test_polio_by_monte_carlo():
+    known = oracle("polio_poisson_ar1")["reference"]
+    em = emppl.EM(polio.model, latents={"u": emppl.MonteCarlo(num_samples=1600)}, tolerance=1e-2, progress_bar=False)
+    result = em.run(jax.random.key(0), *polio.data())
+    check_within_its_errors(result, by_name({"coef": [*known["params"]["coef"].values()], **only(known["params"])}))
+    assert abs(result.log_likelihood - known["loglik"]) < 4 * result.simulation.log_likelihood_error
+    errors = by_name({"coef": [*known["standard_errors"]["coef"].values()], **only(known["standard_errors"])})
+    np.testing.assert_allclose(by_name(result.standard_errors()), errors, rtol=0.1)
+    mean, _ = result.posterior("u")
+    months = np.array([1, 7, 35, 168]) - 1
+    np.testing.assert_allclose(mean[months], known["posterior"]["latent_mean_months_1_7_35_168"], atol=0.15)
+
+
+def only(values):
+    return {name: values[name] for name in ("phi", "sigma")}
+
+
+@pytest.mark.slow
+def test_polio_by_laplace():
+    """Approximate as announced: the log-likelihood is off by a tenth, the estimates by little of their errors."""
+    known = oracle("polio_poisson_ar1")["reference"]
+    em = emppl.EM(polio.model, latents={"u": emppl.Laplace()}, progress_bar=False)
+    result = em.run(jax.random.key(0), *polio.data())
+    assert "approximate" in str(em.plan(*polio.data()))
+    assert abs(result.log_likelihood - known["loglik"]) < 0.2
+    expected = by_name({"coef": [*known["params"]["coef"].values()], **only(known["params"])})
+    errors = by_name({"coef": [*known["standard_errors"]["coef"].values()], **only(known["standard_errors"])})
+    assert np.max(np.abs(by_name(result.params) - expected) / errors) < 0.1
+
+
+@pytest.mark.slow
+def test_stochastic_volatility():
+    known, returns = stochastic_volatility.known, stochastic_volatility.data()
+
+    def minus(v):
+        level, phi, sigma = v[0], np.tanh(v[1]), np.exp(v[2])
+        spread = sigma / np.sqrt(1 - phi**2)
+        grid = np.linspace(level - 7 * spread, level + 7 * spread, 201)
+        width = grid[1] - grid[0]
+        step = stats.norm.pdf(grid, level + phi * (grid[:, None] - level), sigma) * width
+        start = stats.norm.pdf(grid, level, spread) * width
+        return -grid_filter(start, step, stats.norm.pdf(returns[:, None], 0, np.exp(grid / 2)))[0]
+
+    best = optimize.minimize(minus, [-1.0, 1.2, -0.7], method="BFGS")
+    expected = np.array([best.x[0], np.tanh(best.x[1]), np.exp(best.x[2])])
+    np.testing.assert_allclose([*expected, -best.fun], list(known.values()), atol=2e-5)
+    em = emppl.EM(stochastic_volatility.model, latents={"h": emppl.MonteCarlo(num_samples=1600)}, tolerance=1e-2)
+    result = em.run(jax.random.key(0), returns)
+    check_within_its_errors(result, expected)
+    assert abs(result.log_likelihood + best.fun) < 4 * result.simulation.log_likelihood_error

@@ -624,7 +624,14 @@ LONG += (
 )
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in MODULES])
+# Fits of minutes, which tests with the slow mark make as well.
+LONGEST = ("polio", "stochastic_volatility")
+MARKED = [
+    pytest.param(n, marks=pytest.mark.long if n in LONGEST else pytest.mark.slow if n in LONG else ()) for n in MODULES
+]
+
+
+@pytest.mark.parametrize("name", MARKED)
 def test_main_runs(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(f"models.{name}")

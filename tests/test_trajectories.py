@@ -12,11 +12,11 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.contrib.control_flow import scan
 from scipy import special, stats
-from test_state_space import CASES, dense, poisson_walk
 
 import emppl
 from emppl.fit.ascent import joined
 from emppl.fit.mixing import effective_draws, mixing
+from tests.test_state_space import CASES, dense, poisson_walk
 
 ORACLES = pathlib.Path(__file__).parent / "oracles"
 COUNTS = jnp.array([1, 2, 0, 3, 4, 9, 2])
