@@ -83,12 +83,18 @@ def booth_hobert():
     return x[:, None], group, np.ones(len(y)), y, 10
 
 
+def examinees():
+    """One row per examinee: chains of a pattern that stands for hundreds would need hundreds of times the draws."""
+    answers, frequency = law_school.data()
+    return np.repeat(answers, frequency, 0), np.ones(frequency.sum())
+
+
 CASES = {
     "pump_gamma_poisson": (pumps, pump_data, "rate"),
     "cbpp": (glmm, cbpp, "b"),
     "seeds": (glmm, seeds, "b"),
     "booth_hobert": (glmm, booth_hobert, "b"),
-    "lsat7_2pl": (law_school.model, law_school.data, "ability"),
+    "lsat7_2pl": (law_school.model, examinees, "ability"),
     "quine_gamma_poisson": (absences.model, absences.data, "multiplier"),
 }
 
