@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl.errors import DataError, ModelError
+from emppl.estep import integrate_all
 from emppl.mstep import ClosedForm
 from emppl.numerics import IMPOSSIBLE_SUM
 from emppl.program import Program
@@ -178,7 +179,8 @@ def _where(program: Program, name: str, flat: int) -> str:
 def row_tables(program: Program, params, leaves) -> dict[str, jax.Array]:
     """Total log-probability of every row under every state, for :func:`impossible_rows`."""
     arrays = program.evaluate(params, leaves)
-    tables = program.tables(arrays)
+    tables = program.tables(arrays, program.integrated)
+    tables |= {name: one.evidence for name, one in integrate_all(program, params, leaves).items()}
     return {"all sites together": _sum_over_inner_plates(program, tables)}
 
 

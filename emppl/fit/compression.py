@@ -79,6 +79,8 @@ def find_compression(program: Program, shapes: Sequence[jax.ShapeDtypeStruct]) -
     rows = program.axes.sizes[plate]
     if not program.integrals or not all(isinstance(one.strategy, Gaussian) for one in program.integrals):
         return "it has no normal latents"
+    if any(one.limits for one in program.integrals):
+        return "observed Delta sites restrict its normal latents"
     if program.latents:
         return "it has discrete latents"
     if plate not in program.trace.plates or program.trace.plates[plate].is_time:
