@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -143,6 +144,17 @@ class Program:
         """Sites that depend on an integrated latent."""
         return frozenset().union(*(integral.factors for integral in self.integrals))
 
+    def cells(self, name: str) -> int:
+        """Cells of a site's table."""
+        factor = self.factors[name]
+        plates = self.axes.plates_of(factor.site, factor.site.batch_shape)
+        return math.prod(self.axes.sizes[n] for n in self.axes.names if n in plates or n in factor.all_latents)
+
+    @property
+    def cost(self) -> int:
+        """Table cells visited by one E-step: those of the elimination, and those at the atoms of integrals."""
+        return sum(part.plan.cost for part in self.parts) + sum(self.cells(name) for name in self.integrated)
+
     def natural_factor(self, name: str) -> SiteFactor:
         """The factor whose natural form a site has: its regression form if there is one."""
         return self.regressions.get(name, self.factors[name])
@@ -155,7 +167,8 @@ class Program:
     @property
     def evidence(self) -> Evidence:
         """What the objective is: as good as the worst strategy."""
-        return max((strategy.evidence for strategy in self.strategies.values()), key=lambda kind: kind.value)
+        found = (strategy.evidence for strategy in self.strategies.values())
+        return max(found, key=lambda kind: kind.value, default=Evidence.EXACT)
 
     @property
     def blocks(self) -> list[Rule]:

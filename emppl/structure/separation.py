@@ -53,13 +53,13 @@ class Separation:
 
     Args:
         function: ``(block, *arguments) -> arrays``; atoms of latents are constants in it.
-        shapes: by parameter of the block.
+        shapes: by parameter of the block; with a dtype where it is not floating.
         *arguments: shapes of everything else.
     """
 
-    def __init__(self, function: Callable, shapes: Mapping[str, tuple[int, ...]], *arguments):
+    def __init__(self, function: Callable, shapes: Mapping[str, Any], *arguments):
         self.names = sorted(shapes)
-        block = {name: jax.ShapeDtypeStruct(shapes[name], jax.numpy.result_type(float)) for name in shapes}
+        block = {name: _struct(one) for name, one in shapes.items()}
         self.closed = jax.make_jaxpr(function)(block, *arguments)
 
     def groups(self, numbers: Mapping[str, np.ndarray]) -> list[Grouped | Meeting | None]:
@@ -81,12 +81,19 @@ class Separation:
         return [run.of(atom) for atom in self.closed.jaxpr.outvars]
 
 
+def _struct(one) -> jax.ShapeDtypeStruct:
+    if isinstance(one, jax.ShapeDtypeStruct):
+        return one
+    return jax.ShapeDtypeStruct(one, jax.numpy.result_type(float))
+
+
 class _Run:
     def __init__(self):
         self.state: dict[Any, Grouped | Meeting] = {}
         self.constants: dict[Any, np.ndarray] = {}
         self.keys: dict[Any, Any] = {}
         self.picked: dict[Any, int] = {}
+        self.outside: dict[Any, tuple[bool, ...]] = {}  # of arrays that the block does not touch: `varies`
 
     def key(self, atom) -> Any:
         """Equal for two arrays that are computed in the same way from the same inputs."""
@@ -134,6 +141,8 @@ class _Run:
                 params = id(equation) if "jaxpr" in equation.params else str(equation.params)
                 key = (name, params, *map(self.key, equation.invars))
                 self.keys.update({variable: (n, key) for n, variable in enumerate(equation.outvars)})
+                if name == "broadcast_in_dim":
+                    self.outside[equation.outvars[0]] = _broadcast(self, equation).varies
                 continue
             meeting = next((entry for entry in touched if isinstance(entry, Meeting)), None)
             rule = _RULES.get(name, _unknown)
@@ -160,6 +169,7 @@ class _Run:
         for variable in (*inner.invars, *(v for one in inner.eqns for v in one.outvars)):
             self.state.pop(variable, None)
             self.constants.pop(variable, None)
+            self.outside.pop(variable, None)
             self.keys.pop(variable, None)
         for variable, value in zip(inner.constvars, consts, strict=True):
             self._remember(variable, value)
@@ -176,6 +186,8 @@ class _Run:
             self.state[variable] = entry
             return
         self.keys[variable] = self.key(atom)
+        if not isinstance(atom, Literal) and atom in self.outside:
+            self.outside[variable] = self.outside[atom]
         if self.known(atom):
             self.constants[variable] = self.value(atom)
 
@@ -206,7 +218,8 @@ class _Run:
         if isinstance(entry, Grouped):
             return entry
         shape = atom.aval.shape
-        varies = tuple(size > 1 for size in shape)
+        varies = self.outside.get(atom) if not isinstance(atom, Literal) else None
+        varies = varies if varies is not None else tuple(size > 1 for size in shape)
         if self.known(atom):
             value = self.value(atom)
             varies = tuple(
@@ -375,8 +388,8 @@ def _dot_general(run: _Run, equation):
 
 def _gather(run: _Run, equation):
     operand, indices = equation.invars
-    if run.of(operand) is None or run.of(indices) is not None:
-        return Meeting("it is used as an index")
+    if run.of(indices) is not None:
+        return _looked_up(run, equation)
     entry, dims = run.operand(operand), equation.params["dimension_numbers"]
     sizes, shape = equation.params["slice_sizes"], operand.aval.shape
     rank = len(equation.outvars[0].aval.shape)
@@ -424,6 +437,32 @@ def _gather(run: _Run, equation):
     for axis, place in zip(kept, dims.offset_dims, strict=True):
         varies[place] = entry.varies[axis]
     return Grouped(_compact(np.transpose(picked, order)), tuple(varies))
+
+
+def _looked_up(run: _Run, equation) -> Grouped | Meeting:
+    """A table that all groups share, indexed by an array of the block: every group picks for itself."""
+    table, index = (run.operand(atom) for atom in equation.invars)
+    dims = equation.params["dimension_numbers"]
+    if table.numbers.size > 1 or np.any(table.numbers != SHARED):
+        return Meeting("it is used as an index")
+    number = index.numbers[..., :1]
+    for column in range(1, index.numbers.shape[-1]):
+        other = index.numbers[..., column : column + 1]
+        if np.any((number != other) & (number != SHARED) & (other != SHARED)):
+            return Meeting("different groups meet in one index")
+        number = np.where(number == SHARED, other, number)
+    rank = len(equation.outvars[0].aval.shape)
+    places = [axis for axis in range(rank) if axis not in dims.offset_dims]
+    gone = (*dims.collapsed_slice_dims, *dims.operand_batching_dims)
+    kept = [axis for axis in range(len(table.varies)) if axis not in gone]
+    shape, varies = [1] * rank, [False] * rank
+    for axis, place in enumerate(places):
+        shape[place], varies[place] = number.shape[axis], index.varies[axis]
+    for axis, place in zip(kept, dims.offset_dims, strict=True):
+        varies[place] = table.varies[axis]
+    for axis, batch in zip(dims.operand_batching_dims, dims.start_indices_batching_dims, strict=True):
+        varies[places[batch]] = varies[places[batch]] or table.varies[axis]
+    return Grouped(_compact(number.reshape(shape)), tuple(varies))
 
 
 def _picks_one_group(entry: Grouped, dims, sizes, shape) -> bool:
