@@ -126,7 +126,7 @@ class Plan:
     def __str__(self) -> str:
         lines = [f"EM plan: {self.objective}, {self.dtype}", "", "Sites"]
         lines += _table([(s.name, s.distribution, s.role, _in(s.plates), s.reason) for s in self.sites])
-        lines += ["", "Latents"]
+        lines += ["", "Latents"] + ([] if self.latents else ["  none: Q is the log-likelihood itself"])
         for kind in (True, False):
             some = [latent for latent in self.latents if bool(latent.states) == kind]
             for latent, line in zip(some, _table([latent.row for latent in some]), strict=True):
@@ -250,9 +250,10 @@ def _objective(program: Program) -> str:
 
 def _criterion(program: Program) -> str:
     priors = [n for n in program.free if program.trace.sites[n].kind == "continuous"]
+    how = program.evidence.words if program.strategies else "no latent: direct maximisation"
     if priors and program.use_prior:
-        return f"maximum a posteriori ({program.evidence.words})"
-    return f"maximum likelihood ({program.evidence.words})" + (", priors dropped" if priors else "")
+        return f"maximum a posteriori ({how})"
+    return f"maximum likelihood ({how})" + (", priors dropped" if priors else "")
 
 
 def _in(plates) -> str:
