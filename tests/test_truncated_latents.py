@@ -1,8 +1,6 @@
 """Latent normals that an observed Delta restricts: tobit, probit, grouped normals, against scipy and dense integrals."""
 
 import functools
-import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -280,27 +278,7 @@ def test_sites_told_apart_by_an_index():
     np.testing.assert_allclose(em.log_likelihood(at, subject, cut, above), expected, rtol=1e-12)
 
 
-def test_grouped_normal_is_the_published_one():
-    """Quetelet's chest girths, as classes of a latent girth."""
-    oracle = json.loads((pathlib.Path(__file__).parent / "oracles" / "chest_grouped_normal.json").read_text())
-    inches, count = (np.array(oracle["data"]["inline"][key], float) for key in ("inches", "count"))
-
-    def girths(inches, count):
-        mu, sigma = numpyro.param("mu", 40.0), numpyro.param("sigma", 2.0, constraint=POSITIVE)
-        with numpyro.plate("classes", len(inches)), numpyro.handlers.scale(scale=count):
-            girth = numpyro.sample("girth", dist.Normal(mu, sigma))
-            numpyro.sample("inches", dist.Delta(jnp.floor(girth + 0.5)), obs=inches)
-
-    result = emppl.EM(girths, progress_bar=False).run(KEY, inches, count)
-    assert result.converged
-    reference, tolerance = oracle["reference"], oracle["tolerance"]
-    np.testing.assert_allclose(result.log_likelihood, reference["loglik"], rtol=tolerance["loglik"])
-    for name in ("mu", "sigma"):
-        np.testing.assert_allclose(result.params[name], reference["params"][name], rtol=tolerance["params"])
-        errors = result.standard_errors()[name]
-        np.testing.assert_allclose(errors, reference["standard_errors"][name], rtol=tolerance["standard_errors"])
-
-
+@pytest.mark.slow
 def test_float32():
     """Bounds are searched for among the numbers of the data's own precision."""
 
