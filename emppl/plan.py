@@ -13,6 +13,7 @@ from emppl.elimination import Step
 from emppl.estep import FusedPlan, largest_table
 from emppl.integral import Integral
 from emppl.program import Program
+from emppl.trace import Site
 from emppl.trace.naming import latent_of, model_name
 
 
@@ -169,7 +170,12 @@ def build_plan(program: Program, fused: FusedPlan, compression: str = "") -> Pla
     trace, axes = program.trace, program.axes
     sites = tuple(
         SitePlan(
-            n, s.distribution, program.roles[n].role, program.roles[n].reason, tuple(p.name for p in s.plates), s.shape
+            n,
+            _distribution(s),
+            program.roles[n].role,
+            program.roles[n].reason,
+            tuple(p.name for p in s.plates),
+            s.shape,
         )
         for n, s in trace.sites.items()
         if model_name(n) == n  # the first steps of a scan are no sites of their own
@@ -246,6 +252,14 @@ def _objective(program: Program) -> str:
     subsampled = ", ".join(repr(plate.name) for plate in program.trace.plates.values() if plate.size < plate.full_size)
     where = f", on one fixed subsample of plate {subsampled}" if subsampled else ""
     return _criterion(program) + where
+
+
+def _distribution(site: Site) -> str:
+    """Its name, inside the transforms of it that are observed."""
+    name = site.distribution
+    for transform in reversed(site.transforms):
+        name = f"{transform}({name})"
+    return name
 
 
 def _criterion(program: Program) -> str:

@@ -123,6 +123,12 @@ def check_report(program: Program, report: Mapping[str, Mapping[str, Any]]) -> N
         site = program.trace.sites[name]
         if "finite" in found and int(found["finite"]) >= 0:
             where = _where(program, name, int(found["finite"]))
+            if site.transforms:
+                raise DataError(
+                    f"Observed site {name!r} holds a value that {site.transforms[0]} cannot have made of "
+                    f"{site.distribution}, or NaN or infinity ({where}). Check the data, or choose another "
+                    "distribution."
+                )
             raise DataError(
                 f"Observed site {name!r} holds NaN or infinity ({where}). Drop those rows, or leave the cells out of "
                 f"the likelihood: numpyro.sample({name!r}, fn.mask(~jnp.isnan(x)), obs=x)."
