@@ -167,7 +167,8 @@ class Program:
     @property
     def evidence(self) -> Evidence:
         """What the objective is: as good as the worst strategy."""
-        return max((strategy.evidence for strategy in self.strategies.values()), key=lambda kind: kind.value)
+        found = (strategy.evidence for strategy in self.strategies.values())
+        return max(found, key=lambda kind: kind.value, default=Evidence.EXACT)
 
     @property
     def blocks(self) -> list[Rule]:

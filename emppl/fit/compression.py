@@ -177,6 +177,8 @@ def _why_no_moments(program: Program, shapes, moments, inside) -> str | None:
     own = [one for one in program.integrals if set(one.latents) & set(inside)]
     if not all(isinstance(one.strategy, Gaussian) for one in own):
         return "its rows have latents that are not normal"
+    if any(one.limits for one in own):
+        return "an observed Delta restricts the latents of its rows"
     block = block_of(program, shapes, moments)
     block = {n: one for n, one in block.items() if n.startswith("data ") or _row_axes(program, n, one.shape)}
     return why_not_quadratic(program, shapes, block, inside, "row")
