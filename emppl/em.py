@@ -41,7 +41,8 @@ class EM:
         estimate: names of sample sites to maximise over when their role is ambiguous.
         latents: ``{site: strategy}``. Discrete latents are summed over (``Enumerate()``); continuous ones are
             integrated by ``Gaussian()`` where that is exact, else by ``Quadrature(15)``, ``Laplace()``,
-            ``MonteCarlo()`` or ``SAEM()``. The plan says what is chosen without a word, and why.
+            ``MonteCarlo()`` or ``SAEM()``; ``Hard()`` gives discrete ones their best values (k-means, Viterbi
+            training). The plan says what is chosen without a word, and why.
         fixed: ``{parameter: value}``, held at that value; everything else keeps its closed form. In an array, entries
             that are NaN stay free: ``fixed={"mu": [0.0, nan]}``.
         m_step: ``{parameter: function}``, the user's own updates, called as ``function(params, posterior)``
@@ -239,6 +240,11 @@ class EM:
         derived, leaves = self._derive(args, kwargs)
         program = derived.program
         given = self._initial_values(program, init_params)
+        if program.hard and self.accelerate is not None:
+            raise ParameterError(
+                f"accelerate={self.accelerate!r} extrapolates steps that shrink, and under Hard() assignments jump: "
+                "leave it out. Hard EM ends after few iterations anyway."
+            )
         whole = derived, leaves
         compressed = derived.compressed
         found = derived.compression
@@ -277,9 +283,10 @@ class EM:
         states = jax.device_get(states)
         if not np.any(np.isfinite(states.progress.objective)) and not interrupted:
             self._explain_impossible(whole[0], {n: v[0] for n, v in params.items()}, whole[1])
-        return EMResult.from_states(
+        result = EMResult.from_states(
             self, args, kwargs, program, states, history, interrupted=interrupted, accurate=accurate
         )
+        return result.classified() if program.hard else result
 
     def _simulate(self, derived: Compiled, rng_key, params, leaves, prepared, args, kwargs) -> EMResult:
         """The fit of a model with simulated latents."""

@@ -204,7 +204,7 @@ def build_plan(program: Program, fused: FusedPlan, compression: str = "") -> Pla
         tuple(factors),
         parameters,
         tuple(_integration(one) for one in program.integrals),
-        tuple(f"{step.latent!r}" if step.chain is None else _chain(program, fused, step) for step in steps),
+        tuple(_summed(program, fused, step) for step in steps),
         sum(part.plan.cost for part in program.parts) + at_atoms,
         max([largest, *(_cells(program, name) for name in program.integrated)]) * dtype.itemsize,
         (fused.chunking.count, fused.chunking.size),
@@ -237,6 +237,15 @@ def _cells(program: Program, name: str) -> int:
     return math.prod(axes.sizes[n] for n in axes.names if n in plates or n in factor.all_latents)
 
 
+def _summed(program: Program, fused: FusedPlan, step: Step) -> str:
+    """What one step of the elimination sums out, or does instead."""
+    what = f"{step.latent!r}" if step.chain is None else _chain(program, fused, step)
+    axis = step.latent if step.chain is None else step.chain.current[0]
+    if axis not in program.picked:
+        return what
+    return f"{what} (its {'best value' if program.hard else 'draw'} in place of the sum)"
+
+
 def _chain(program: Program, fused: FusedPlan, step: Step) -> str:
     """How a chain is summed out: its joint state, its length, and the kernel."""
     sizes, chain = program.axes.sizes, step.chain
@@ -245,7 +254,11 @@ def _chain(program: Program, fused: FusedPlan, step: Step) -> str:
     if fused.chunking.count > 1:
         lanes = lanes * fused.chunking.size // sizes[program.axes.rows]
     dtype = jnp.dtype(jnp.result_type(float))
-    kernel = choose_kernel(length, states, lanes, dtype, jax.default_backend(), step.varies)
+    kernel: str
+    if chain.current[0] in program.picked:
+        kernel = "Viterbi" if program.hard else "forward filtering, backward sampling"
+    else:
+        kernel = str(choose_kernel(length, states, lanes, dtype, jax.default_backend(), step.varies))
     names = ", ".join(repr(name) for name in dict.fromkeys(latent_of(axis) for axis in chain.current))
     return f"the chain of {names} ({states} joint states, {length:,} steps: {kernel})"
 
@@ -258,6 +271,13 @@ def _objective(program: Program) -> str:
 
 def _criterion(program: Program) -> str:
     priors = [n for n in program.free if program.trace.sites[n].kind == "continuous"]
+    if program.hard:
+        names = ", ".join(program.hard)
+        added = ", plus the log prior" if priors and program.use_prior else ""
+        return (
+            f"classification likelihood: the largest over {names} of log p(data, {names}){added} "
+            f"({program.evidence.words}); another objective than the likelihood"
+        )
     if priors and program.use_prior:
         return f"maximum a posteriori ({program.evidence.words})"
     return f"maximum likelihood ({program.evidence.words})" + (", priors dropped" if priors else "")

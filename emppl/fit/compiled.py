@@ -82,6 +82,18 @@ class Compiled:
         """The log-likelihood by importance sampling, with random numbers of its own."""
         return jax.jit(functools.partial(estep.log_likelihood, self.program))
 
+    @functools.cached_property
+    def summed_log_likelihood(self):
+        """The log-likelihood of the data with every latent summed out, in chunks of rows."""
+        fused = estep.plan_fused(self.program.softened)
+
+        def value(params, leaves):
+            program = self.program.softened
+            prepared = estep.prepare(program, fused, leaves)
+            return estep.expectations(program, fused, params, leaves, prepared).log_likelihood
+
+        return jax.jit(value)
+
     def _plain(self, function: Callable) -> Callable:
         """Compile a function of the plain path, which holds tables of all rows: refused where they would not fit."""
         compiled = jax.jit(functools.partial(function, self.program))

@@ -61,11 +61,11 @@ def build_certificate(result: EMResult) -> Certificate:
     """The certificate of a fit."""
     fall = _largest_fall(result)
     ended = result.history["final_objectives"][result.history["final_status"] == StopReason.CONVERGED.name]
-    distinct, at_best = distinct_optima(ended, result.log_posterior)
+    distinct, at_best = distinct_optima(ended, result.objective)
     notes, score_norm = list(result.remarks), float("nan")
     if result.uncertainty_is_cheap:
         score_norm = result._score_norm()
-    else:
+    elif result.classification is None:
         notes.append(
             "The score is not standardised, which takes the information matrix of all parameters: call "
             "result.standard_errors() and then look at the certificate."
