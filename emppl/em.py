@@ -137,8 +137,8 @@ class EM:
         Raises:
             ModelError: the model cannot be handled; the message says why and what to write.
         """
-        derived, _ = self._derive(args, kwargs)
-        return build_plan(derived.program, derived.fused, self._compression(derived))
+        derived, leaves = self._derive(args, kwargs)
+        return build_plan(derived.program, derived.fused, self._compression(derived, leaves))
 
     def e_step(self, params: Mapping[str, Any], *args, **kwargs) -> estep.Posterior:
         """Posterior weights of all latents at given parameters.
@@ -246,11 +246,10 @@ class EM:
                 "leave it out. Hard EM ends after few iterations anyway."
             )
         whole = derived, leaves
-        compressed = derived.compressed
-        found = derived.compression
-        if compressed is not None and not isinstance(found, str):
+        compressed = self._compressed(derived, leaves)
+        if not isinstance(compressed, str):
             checks.check_report(program, jax.device_get(derived.report(leaves)))
-            derived, leaves = compressed, [jnp.asarray(leaf) for leaf in found.apply(leaves)]
+            derived, leaves, _ = compressed
         if derived.simulator is None:
             derived.compile_in_background(self.restarts, leaves, self.accelerate is not None)
         prepared, report = derived.prepare(leaves)
@@ -259,7 +258,7 @@ class EM:
         if self.restarts == 1 and given.keys() == set(program.free):
             params = {name: program.pin(name, value)[None] for name, value in given.items()}
         else:
-            params = {name: np.array(value) for name, value in derived.start(rng_key, leaves, self.restarts).items()}
+            params = {name: np.array(value) for name, value in whole[0].start(rng_key, whole[1], self.restarts).items()}
             for name, value in given.items():
                 params[name][0] = program.pin(name, value)
         if derived.simulator is not None:
@@ -314,26 +313,33 @@ class EM:
         )
         return result.with_simulation(simulation, rows)
 
-    def _compression(self, derived: Compiled) -> str:
+    def _compression(self, derived: Compiled, leaves) -> str:
         """What a fit does with the rows of the data, for the plan."""
-        if not derived.program.integrals:
-            return ""
-        if not self.compress:
-            return "data not compressed: compress=False"
         if derived.condense is not None and not isinstance(derived.condensation, str):
             states = derived.program.integrals[0].states
             return (
                 f"the M-step runs on {derived.condensation.steps} weighted steps with the moments of all "
                 f"{'' if states is None else f'{states.steps:,} '}steps: EM is the same"
             )
-        compressed = derived.compressed  # which may find out that it cannot be done
-        found = derived.compression
-        if compressed is None or isinstance(found, str):
-            return f"data not compressed: {found}"
+        found = self._compressed(derived, leaves)
+        if isinstance(found, str):
+            return f"data not compressed: {found}" if derived.program.integrals else ""
+        data = found[2]
+        all_rows = f"the {data.all_rows:,} rows in {data.plate!r}"
+        if not data.classes:
+            different = f"the {data.rows:,} different ones among {all_rows}"
+            return f"fits run on {different}, weighted by their number: EM is the same"
+        within = f", in each of {data.classes:,} classes of rows that agree otherwise" if data.classes > 1 else ""
         return (
-            f"fits run on {2 * found.columns} rows of weight {found.weight:g} with the count, mean and covariance of "
-            f"the {found.rows:,} rows in {found.plate!r}: EM is the same"
+            f"fits run on {data.rows:,} weighted rows with the count, mean and covariance of {all_rows}{within}: "
+            "EM is the same"
         )
+
+    def _compressed(self, derived: Compiled, leaves):
+        """From :meth:`Compiled.compress_data`; data whose values cannot be seen here are left as they are."""
+        if any(isinstance(leaf, jax.core.Tracer) or len(leaf.devices()) > 1 for leaf in leaves):
+            return "it is traced, or lies on several devices"
+        return derived.compress_data(leaves)
 
     def _initial_values(self, program: Program, init_params) -> dict[str, np.ndarray]:
         given = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from emppl.numerics import matrix_transpose, symmetrize
 
@@ -111,6 +112,14 @@ def _solve_root_jvp(primals, tangents):
 def half_log_det(root: jax.Array) -> jax.Array:
     """Half the log-determinant of the matrices that these are lower triangular roots of."""
     return jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)), -1)
+
+
+def simplex(dimensions: int) -> np.ndarray:
+    """Corners of a simplex with mean zero and covariance one, ``(dimensions + 1, dimensions)``."""
+    number = np.arange(1, dimensions + 1)
+    corners = np.where(np.arange(dimensions + 1)[:, None] < number, 1.0, 0.0)
+    corners[number, number - 1] = -number
+    return corners * np.sqrt((dimensions + 1) / (number * (number + 1.0)))
 
 
 def _matrix(entries, size: int) -> jax.Array:

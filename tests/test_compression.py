@@ -1,5 +1,7 @@
 """Few weighted rows or steps in the place of many: EM is the same, iteration by iteration."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,32 +44,108 @@ def draw(rows, columns):
     return jnp.asarray(rng.normal(size=(rows, 2)) @ rng.normal(size=(2, columns)) + rng.normal(size=(rows, columns)))
 
 
-CASES = {"rows of a plate": (factors, draw(300, 5)), "steps of a scan": (system, draw(200, 3))}
+def growth(y, x, group, groups, strategy=None):
+    """Random intercepts and slopes, the group of a row among its data."""
+    line = numpyro.param("line", jnp.array([0.5, -0.2]))
+    spread = numpyro.param("spread", jnp.eye(2), constraint=constraints.positive_definite)
+    noise = numpyro.param("noise", 1.0, constraint=constraints.positive)
+    with numpyro.plate("groups", groups):
+        b = numpyro.sample("b", dist.MultivariateNormal(jnp.zeros(2), spread))
+    with numpyro.plate("rows", len(y)):
+        own = line + b[group]
+        numpyro.sample("y", dist.Normal(own[:, 0] + own[:, 1] * x, noise), obs=y)
+
+
+def classes(answers, weight=None):
+    """Latent classes of binary answers."""
+    prior = numpyro.param("prior", jnp.array([0.4, 0.6]), constraint=constraints.simplex)
+    yes = numpyro.param(
+        "yes", jnp.linspace(0.2, 0.8, 10).reshape(2, 5), constraint=constraints.unit_interval, event_dim=0
+    )
+    scaled = numpyro.handlers.scale(scale=1.0 if weight is None else weight)
+    with scaled, numpyro.plate("people", len(answers)):
+        z = numpyro.sample("z", dist.Categorical(prior))
+        numpyro.sample("answers", dist.Bernoulli(yes[z]).to_event(1), obs=answers)
+
+
+def chances(y, x, group, groups):
+    """Binary answers in groups with a random intercept."""
+    slope = numpyro.param("slope", jnp.array([0.1, 0.5]))
+    spread = numpyro.param("spread", 1.0, constraint=constraints.positive)
+    with numpyro.plate("groups", groups):
+        b = numpyro.sample("b", dist.Normal(0, spread))
+    with numpyro.plate("rows", len(y)):
+        numpyro.sample("y", dist.Bernoulli(logits=slope[0] + slope[1] * x + b[group]), obs=y)
+
+
+def counts(words, size=None):
+    """Unigram mixtures: a word's category is looked up in its topic's table."""
+    prior = numpyro.param("prior", jnp.array([0.3, 0.7]), constraint=constraints.simplex)
+    table = numpyro.param("table", jax.nn.softmax(jnp.arange(16.0).reshape(2, 8) % 5), constraint=constraints.simplex)
+    with numpyro.plate("rows", len(words) if size is None else size):
+        z = numpyro.sample("z", dist.Categorical(prior))
+        for column in range(3):
+            numpyro.sample(f"word {column}", dist.Categorical(table[z]), obs=words[:, column])
+
+
+def grouped(rows, groups):
+    rng = np.random.default_rng(rows)
+    group = rng.permutation(np.arange(rows) % groups)
+    x = rng.normal(size=rows)
+    y = 1 + x + rng.normal(size=groups)[group] + rng.normal(size=rows)
+    return jnp.asarray(y), jnp.asarray(x), jnp.asarray(group), groups
+
+
+def binary(rows, groups):
+    y, x, group, groups = grouped(rows, groups)
+    return jnp.asarray(y > 1, int), jnp.round(x), group, groups
+
+
+ANSWERS = jnp.asarray(np.random.default_rng(3).random((1500, 5)) < np.linspace(0.2, 0.8, 1500)[:, None], int)
+WORDS = jnp.asarray(np.random.default_rng(4).integers(0, 8, (3000, 3)))
+B = {"latents": {"b": emppl.Gaussian()}}
+
+CASES = {
+    "rows of a plate": (factors, (draw(300, 5),), {}),
+    "steps of a scan": (system, (draw(200, 3),), {}),
+    "rows of groups": (growth, grouped(400, 20), B),
+    "rows of unequal groups": (growth, tuple(np.concatenate([a, a[:50]]) for a in grouped(350, 30)[:3]) + (30,), B),
+    "equal rows": (classes, (ANSWERS,), {}),
+    "equal rows with weights": (classes, (ANSWERS, jnp.arange(1500) % 3 * 0.5), {}),
+    "rows of a table": (counts, (WORDS,), {}),
+    "equal rows of groups": (chances, binary(2000, 20), {"latents": {"b": emppl.Quadrature(7)}}),
+}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_iterations_are_the_same(name):
-    model, data = CASES[name]
+    model, data, options = CASES[name]
     fits = [
-        emppl.EM(model, compress=compress, tolerance=0.0, max_iterations=4, progress_bar=False).run(
-            jax.random.key(0), data
+        emppl.EM(model, compress=compress, tolerance=0.0, max_iterations=4, progress_bar=False, **options).run(
+            jax.random.key(0), *data
         )
         for compress in (True, False)
     ]
     np.testing.assert_allclose(fits[0].history["objective"], fits[1].history["objective"], rtol=1e-11)
     for parameter, value in fits[1].params.items():
         np.testing.assert_allclose(fits[0].params[parameter], value, atol=1e-8)
-    em = emppl.EM(model)
-    params = em.start(jax.random.key(0), data)
+    em = emppl.EM(model, **options)
+    assert re.search("fits run on|M-step runs on", str(em.plan(*data)))
+    params = em.start(jax.random.key(0), *data)
     for _ in range(4):  # the pieces know nothing of it
-        params = em.m_step(params, em.e_step(params, data), data)
-    np.testing.assert_allclose(fits[0].log_likelihood, em.log_likelihood(params, data), rtol=1e-11)
+        params = em.m_step(params, em.e_step(params, *data), *data)
+    np.testing.assert_allclose(fits[0].log_likelihood, em.log_likelihood(params, *data), rtol=1e-11)
 
 
 def test_the_plan_says_it():
-    assert "10 rows of weight 30" in str(emppl.EM(factors).plan(draw(300, 5)))
-    assert "M-step runs on 14 weighted steps" in str(emppl.EM(system).plan(draw(200, 3)))
+    assert "fits run on 6 weighted rows" in str(emppl.EM(factors).plan(draw(300, 5)))
+    assert "M-step runs on 8 weighted steps" in str(emppl.EM(system).plan(draw(200, 3)))
     assert "not compressed: compress=False" in str(emppl.EM(factors, compress=False).plan(draw(300, 5)))
+
+
+def test_a_model_that_says_its_number_of_rows_keeps_them():
+    fit = emppl.EM(counts, progress_bar=False, max_iterations=2).run(jax.random.key(0), WORDS, 3000)
+    assert fit.posterior("z").shape == (3000, 2)
 
 
 def test_rows_that_differ_by_more_than_their_data_stay():

@@ -149,10 +149,10 @@ def _strategy(integral: Integral, reason: str | None, within_bounds: bool, wishe
 def _check_weights(program: Program, integral: Integral) -> None:
     if not integral.is_indexed:
         return
-    weighted = [name for name in integral.factors if "cell_weight" in program.factors[name].latents]
+    weighted = [name for name in integral.latents if "cell_weight" in program.factors[name].latents]
     if weighted:
         raise ModelError(
-            f"Sites {', '.join(map(repr, weighted))} have weights (handlers.scale), and an index among the data tells "
-            f"which cell of {integral.latents[0]!r} they belong to. Weights count whole cells of the latent: put the "
-            "observations of a cell in a plate inside the latent's, so that one weight covers them all."
+            f"Latents {', '.join(map(repr, weighted))} have weights (handlers.scale), and an index among the data "
+            "tells which of their cells an observation belongs to. A weight counts a whole cell, with its "
+            "observations: put these in a plate inside the latent's, so that one weight covers them all."
         )

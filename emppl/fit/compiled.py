@@ -16,7 +16,7 @@ from emppl.derive import derive
 from emppl.errors import EMError, ModelError, ParameterError, unknown_name
 from emppl.estep.settle import finer_program
 from emppl.fit import checks, loop
-from emppl.fit.compression import Compression, find_compression
+from emppl.fit.compression import Compressed, Compression, find_compression
 from emppl.fit.condensation import Condensation, find_condensation
 from emppl.fit.simulator import Simulator
 from emppl.fit.start import starting_values
@@ -25,7 +25,7 @@ from emppl.program import Options, Program
 from emppl.report.criteria import cell_weights
 from emppl.report.identification import shift_effects
 from emppl.report.uncertainty import hessian_columns, score
-from emppl.trace import WeightedRows
+from emppl.trace import WeightedRows, with_array_in_front
 
 _FEW_CELLS = 4096
 """So few table cells an iteration that a fit takes less time than compiling it well."""
@@ -71,6 +71,7 @@ class Compiled:
         self.shift_effects = jax.jit(functools.partial(shift_effects, program))
         self.cell_weights = jax.jit(functools.partial(cell_weights, program))
         self._blocks: dict[tuple[int, bool], Any] = {}
+        self._compressed: dict[int, Compiled | None] = {}
 
     @functools.cached_property
     def simulator(self) -> Simulator | None:
@@ -120,25 +121,36 @@ class Compiled:
     @functools.cached_property
     def compression(self) -> Compression | str:
         """What of the data a fit may compress, or the reason why nothing."""
+        if not self.compress:
+            return "compress=False"
+        if any(callable(one) and not mstep.is_optimizer(one) for one in self._source[2].m_step.values()):
+            return "m_step has a function, which may expect all rows"
         return find_compression(self.program, self._shapes)
 
-    @functools.cached_property
-    def compressed(self) -> Compiled | None:
-        """The same algorithm for compressed data; None if nothing is compressed."""
+    def compress_data(self, leaves: list) -> tuple[Compiled, list, Compressed] | str:
+        """The same algorithm for few weighted rows, with these; or the reason why all rows are needed.
+
+        Args:
+            leaves: the data.
+        """
         found = self.compression
-        if isinstance(found, str) or not self.compress:
-            return None
-        model, skeleton, options = self._source
-        short = self._shortened(found.leaves, 2 * found.columns)
-        try:
-            compiled = Compiled(WeightedRows(model, found.plate, found.weight), short, skeleton, options)
-            same = compiled.program.axes.sizes.get(found.plate) == 2 * found.columns
-        except EMError:
-            same = False
-        if not same or compiled.program.free != self.program.free:
-            self.compression = "the model does not take its number of rows from the data"
-            return None
-        return compiled
+        if isinstance(found, str):
+            return found
+        data = found.apply(leaves)
+        if isinstance(data, str):
+            return data
+        short = [jnp.asarray(one) for one in [data.weights, *data.leaves]]
+        number = len(data.weights)
+        if number not in self._compressed:
+            model, skeleton, options = self._source
+            try:
+                one = Compiled(WeightedRows(model, found.plate), short, with_array_in_front(skeleton), options, False)
+                same = one.program.axes.sizes.get(found.plate) == number and one.program.free == self.program.free
+            except EMError:
+                same = False
+            self._compressed[number] = one if same else None
+        compiled = self._compressed[number]
+        return (compiled, short, data) if compiled else "the model does not take its number of rows from the data"
 
     def _shortened(self, leaves: tuple[int, ...], length: int) -> list[jax.ShapeDtypeStruct]:
         """Shapes of the data when some arrays have another length."""

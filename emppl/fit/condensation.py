@@ -1,8 +1,8 @@
 """The M-step of a long chain of normal latents on few weighted steps, which EM cannot tell from all of them.
 
 Where the log density of a step is quadratic in its data and its window of the state, for all parameters, its
-expectation is a function of their first two moments, summed over steps. Twice as many steps as there are numbers in one
-reproduce these; the M-step is the one of the same model with so many steps.
+expectation is a function of their first two moments, summed over steps. One step more than there are numbers in one
+reproduces these; the M-step is the one of the same model with so many steps.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from emppl import estep
 from emppl.estep import Expectations, Posterior
-from emppl.fit.lossless import block_of, equivalent_pieces, other_reader, why_not_quadratic
+from emppl.fit.lossless import block_of, equivalent_pieces, other_reader, why_not_quadratic, why_not_separate
 from emppl.program import Program
 from emppl.structure.layout import group_numbers
 from emppl.structure.separation import SHARED
@@ -42,7 +42,7 @@ class Condensation:
     @property
     def steps(self) -> int:
         """Number of windows that are left."""
-        return 2 * self.columns
+        return self.columns + 1
 
     def apply(self, short: Program, params, found: Expectations, leaves):
         """Few steps in the place of all.
@@ -131,12 +131,13 @@ def _why_not(program: Program, shapes, holders) -> str | None:
     later = [name for name, factor in program.factors.items() if factor.site.time is not None]
     block = block_of(program, shapes, holders)
     numbers = {}
-    for name, shape in block.items():
+    for name, one in block.items():
         if name in states.windows.shapes:
-            numbers[name] = group_numbers(shape, (0,))
+            numbers[name] = group_numbers(one.shape, (0,))
         else:
-            own = np.arange(shape[0]) - states.chain.order if name.startswith("data ") else np.full(1, SHARED)
-            own = np.where(own < 0, SHARED, own).reshape((-1,) + (1,) * (len(shape) - 1)) if shape else own[0]
-            numbers[name] = np.broadcast_to(own, shape)
+            own = np.arange(one.shape[0]) - states.chain.order if name.startswith("data ") else np.full(1, SHARED)
+            own = np.where(own < 0, SHARED, own).reshape((-1,) + (1,) * (len(one.shape) - 1)) if one.shape else own[0]
+            numbers[name] = np.broadcast_to(own, one.shape)
     time = program.axes.names.index(states.chain.time)
-    return why_not_quadratic(program, shapes, block, numbers, later, time, "step")
+    reason = why_not_separate(program, shapes, block, numbers, later, time, "step")
+    return reason if reason is not None else why_not_quadratic(program, shapes, block, later, "step")

@@ -6,7 +6,6 @@ mean and covariance.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,26 +13,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emppl.positive import simplex
 from emppl.program import Program
 from emppl.structure.quadratic import affine_gradient
-from emppl.structure.separation import Grouped, Separation
+from emppl.structure.separation import SHARED, Meeting, Separation
 
 
-def block_of(program: Program, shapes: Sequence[jax.ShapeDtypeStruct], holders: Sequence[int]) -> dict[str, tuple]:
-    """Shapes of what varies from piece to piece: arrays of data, as ``data 0``, and integrated latents."""
-    return {f"data {n}": tuple(shapes[n].shape) for n in holders} | dict(program.trace.value_shapes)
+def block_of(
+    program: Program, shapes: Sequence[jax.ShapeDtypeStruct], holders: Sequence[int]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What varies from piece to piece: arrays of data, as ``data 0``, and integrated latents."""
+    latents = {n: jax.ShapeDtypeStruct(one, jnp.result_type(float)) for n, one in program.trace.value_shapes.items()}
+    return {f"data {n}": shapes[n] for n in holders} | latents
 
 
-def why_not_quadratic(
+def why_not_separate(
     program: Program,
     shapes: Sequence[jax.ShapeDtypeStruct],
-    block: Mapping[str, tuple],
+    block: Mapping[str, jax.ShapeDtypeStruct],
     numbers: Mapping[str, np.ndarray],
     sites: Sequence[str],
     axis: int,
     piece: str,
 ) -> str | None:
-    """The reason why the log density of a piece is not one and the same quadratic in each, or None.
+    """The reason why the log density of a piece is not one and the same function of each, or None.
 
     Args:
         program: the derived algorithm.
@@ -45,27 +48,68 @@ def why_not_quadratic(
         piece: what one is called.
     """
     sites = sorted(sites)
-    trace = program.trace
-    parameters = {n: jax.ShapeDtypeStruct(trace.sites[n].shape, trace.sites[n].dtype) for n in trace.parameters}
+    tables = _tables(program, sites)
+    found = Separation(tables, block, _parameters(program), list(shapes)).groups(numbers)
+    for name, one in zip(sites, found, strict=True):
+        if one is None:
+            continue
+        if isinstance(one, Meeting) or one.varies[axis] or not _in_order(one.numbers, axis):
+            return f"{piece}s of site {name!r} differ by more than their data, or depend on each other"
+    return None
+
+
+def why_not_quadratic(
+    program: Program,
+    shapes: Sequence[jax.ShapeDtypeStruct],
+    block: Mapping[str, jax.ShapeDtypeStruct],
+    sites: Sequence[str],
+    piece: str,
+) -> str | None:
+    """The reason why the log density is not quadratic in a block, at any values of everything else, or None.
+
+    Args:
+        program: the derived algorithm.
+        shapes: shapes of the data.
+        block: arrays of data and latents.
+        sites: whose log density it is.
+        piece: what one piece of the block is called.
+    """
+    tables = _tables(program, sorted(sites))
+    others = {n: one for n, one in block_of(program, shapes, ()).items() if n not in block}
+    rest = (others, _parameters(program), list(shapes))
+
+    def gradient(block):
+        others, params, leaves = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), rest)
+        total = lambda block: sum(jnp.sum(one) for one in tables(block | others, params, leaves).values())  # noqa: E731
+        return jax.grad(total)(block)
+
+    reason = affine_gradient(gradient, block)
+    return None if reason is None else f"the log density is not quadratic in a {piece} and its latents ({reason})"
+
+
+def _parameters(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
+    sites = program.trace.sites
+    return {n: jax.ShapeDtypeStruct(sites[n].shape, sites[n].dtype) for n in program.trace.parameters}
+
+
+def _tables(program: Program, sites: Sequence[str]):
+    """Log-probability tables of some sites as a function of a block, the parameters and the data."""
 
     def tables(block, params, leaves) -> dict:
         data = [block.get(f"data {n}", leaf) for n, leaf in enumerate(leaves)]
-        atoms = {name: block[name][None] for name in trace.value_shapes}
+        atoms = {name: block[name][None] for name in program.trace.value_shapes}
         arrays = program.evaluate(params, data, atoms=atoms)
         return {name: program.factors[name].table(arrays) for name in sites}
 
-    found = Separation(tables, block, parameters, list(shapes)).groups(numbers)
-    for name, one in zip(sites, found, strict=True):
-        if not isinstance(one, Grouped) or one.varies[axis]:
-            return f"{piece}s of site {name!r} differ by more than their data, or depend on each other"
+    return tables
 
-    def gradient(block):
-        params, leaves = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), (parameters, list(shapes)))
-        return jax.grad(lambda block: sum(jnp.sum(one) for one in tables(block, params, leaves).values()))(block)
 
-    structs = {name: jax.ShapeDtypeStruct(shape, jnp.result_type(float)) for name, shape in block.items()}
-    reason = affine_gradient(gradient, structs)
-    return None if reason is None else f"the log density is not quadratic in a {piece} and its latents ({reason})"
+def _in_order(numbers: np.ndarray, axis: int) -> bool:
+    """Does piece k lie in place k of the axis, for all sites alike?"""
+    if np.all(numbers == SHARED):
+        return True
+    expected = np.arange(numbers.shape[axis]).reshape([-1 if a == axis else 1 for a in range(numbers.ndim)])
+    return numbers.shape == expected.shape and bool(np.all(numbers == expected))
 
 
 def other_reader(program: Program, holders: Sequence[int], readers: Sequence[str]) -> str | None:
@@ -78,16 +122,16 @@ def other_reader(program: Program, holders: Sequence[int], readers: Sequence[str
 
 
 def equivalent_pieces(mean: Any, covariance: Any, xp: Any) -> Any:
-    """Two pieces for every column, with this mean and covariance: ``mean +- sqrt(D) L e_j``.
+    """One piece more than there are columns, with this mean and covariance: the corners of a simplex.
 
     Args:
-        mean: ``(columns,)``.
-        covariance: ``(columns, columns)``, ``L L'``.
+        mean: ``(..., columns)``.
+        covariance: ``(..., columns, columns)``.
         xp: numpy or jax.numpy.
 
     Returns:
-        ``(2 * columns, columns)``.
+        ``(..., columns + 1, columns)``.
     """
     values, vectors = xp.linalg.eigh(covariance)
-    spread = math.sqrt(len(mean)) * (vectors * xp.sqrt(xp.maximum(values, 0))[None]).T
-    return xp.concatenate([mean[None] + spread, mean[None] - spread])
+    spread = vectors * xp.sqrt(xp.maximum(values, 0))[..., None, :]
+    return mean[..., None, :] + xp.asarray(simplex(mean.shape[-1]), mean.dtype) @ xp.swapaxes(spread, -1, -2)

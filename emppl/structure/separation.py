@@ -51,13 +51,13 @@ class Separation:
 
     Args:
         function: ``(block, *arguments) -> arrays``; atoms of latents are constants in it.
-        shapes: by parameter of the block.
+        shapes: by parameter of the block; with a dtype where it is not floating.
         *arguments: shapes of everything else.
     """
 
-    def __init__(self, function: Callable, shapes: Mapping[str, tuple[int, ...]], *arguments):
+    def __init__(self, function: Callable, shapes: Mapping[str, Any], *arguments):
         self.names = sorted(shapes)
-        block = {name: jax.ShapeDtypeStruct(shapes[name], jax.numpy.result_type(float)) for name in shapes}
+        block = {name: _struct(one) for name, one in shapes.items()}
         self.closed = jax.make_jaxpr(function)(block, *arguments)
 
     def groups(self, numbers: Mapping[str, np.ndarray]) -> list[Grouped | Meeting | None]:
@@ -77,6 +77,12 @@ class Separation:
             run.state[variable] = Grouped(compact, own)
         run.jaxpr(self.closed)
         return [run.of(atom) for atom in self.closed.jaxpr.outvars]
+
+
+def _struct(one) -> jax.ShapeDtypeStruct:
+    if isinstance(one, jax.ShapeDtypeStruct):
+        return one
+    return jax.ShapeDtypeStruct(one, jax.numpy.result_type(float))
 
 
 class _Run:
@@ -364,8 +370,8 @@ def _dot_general(run: _Run, equation):
 
 def _gather(run: _Run, equation):
     operand, indices = equation.invars
-    if run.of(operand) is None or run.of(indices) is not None:
-        return Meeting("it is used as an index")
+    if run.of(indices) is not None:
+        return _looked_up(run, equation)
     entry, dims = run.operand(operand), equation.params["dimension_numbers"]
     sizes, shape = equation.params["slice_sizes"], operand.aval.shape
     rank = len(equation.outvars[0].aval.shape)
@@ -413,6 +419,32 @@ def _gather(run: _Run, equation):
     for axis, place in zip(kept, dims.offset_dims, strict=True):
         varies[place] = entry.varies[axis]
     return Grouped(_compact(np.transpose(picked, order)), tuple(varies))
+
+
+def _looked_up(run: _Run, equation) -> Grouped | Meeting:
+    """A table that all groups share, indexed by an array of the block: every group picks for itself."""
+    table, index = (run.operand(atom) for atom in equation.invars)
+    dims = equation.params["dimension_numbers"]
+    if table.numbers.size > 1 or np.any(table.numbers != SHARED):
+        return Meeting("it is used as an index")
+    number = index.numbers[..., :1]
+    for column in range(1, index.numbers.shape[-1]):
+        other = index.numbers[..., column : column + 1]
+        if np.any((number != other) & (number != SHARED) & (other != SHARED)):
+            return Meeting("different groups meet in one index")
+        number = np.where(number == SHARED, other, number)
+    rank = len(equation.outvars[0].aval.shape)
+    places = [axis for axis in range(rank) if axis not in dims.offset_dims]
+    gone = (*dims.collapsed_slice_dims, *dims.operand_batching_dims)
+    kept = [axis for axis in range(len(table.varies)) if axis not in gone]
+    shape, varies = [1] * rank, [False] * rank
+    for axis, place in enumerate(places):
+        shape[place], varies[place] = number.shape[axis], index.varies[axis]
+    for axis, place in zip(kept, dims.offset_dims, strict=True):
+        varies[place] = table.varies[axis]
+    for axis, batch in zip(dims.operand_batching_dims, dims.start_indices_batching_dims, strict=True):
+        varies[places[batch]] = varies[places[batch]] or table.varies[axis]
+    return Grouped(_compact(number.reshape(shape)), tuple(varies))
 
 
 def _picks_one_group(entry: Grouped, dims, sizes, shape) -> bool:

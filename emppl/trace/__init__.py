@@ -6,6 +6,7 @@ site's distribution arguments, value, mask and scale. Discrete latents are enume
 its own, left of the plates, holding its *atoms*.
 """
 
+from emppl.trace.arguments import with_array_in_front
 from emppl.trace.distributions import as_numpyro_expects, log_density
 from emppl.trace.missing import MissingCells, Unseen
 from emppl.trace.pruning import path_names
@@ -27,4 +28,5 @@ __all__ = [
     "log_density",
     "path_names",
     "trace_model",
+    "with_array_in_front",
 ]

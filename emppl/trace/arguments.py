@@ -70,6 +70,14 @@ def join_arguments(leaves: list, skeleton: Any) -> tuple[tuple, dict]:
     return jax.tree.unflatten(treedef, flat)
 
 
+def with_array_in_front(skeleton: Any) -> Any:
+    """The skeleton of the same arguments after one more array."""
+    treedef, static, kinds = skeleton
+    args, kwargs = jax.tree.unflatten(treedef, static)
+    longer = jax.tree.structure(((_ARRAY, *args), kwargs), is_leaf=lambda node: node is None)
+    return longer, (_ARRAY, *static), (_Array, *kinds)
+
+
 class _Array:
     def __repr__(self):
         return "array"
