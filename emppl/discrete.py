@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from emppl.errors import ModelError
+from emppl.integral import Integral
 from emppl.program import Program
-from emppl.strategies import Simulated, Strategy
+from emppl.strategies import Simulated, StochasticEM, Strategy
 from emppl.trace import Trace
 from emppl.trace.naming import latent_of, model_name
 
@@ -50,12 +51,24 @@ def check_components(program: Program) -> None:
                 f"one order. Write EM(model, latents={{{line}}}), or leave all of them to Enumerate()."
             )
     for integral in program.integrals:
+        drawn = sorted({model_name(name) for name in integral.given} & picked)
+        if program.drawn and isinstance(integral.strategy, Simulated) and (drawn or not _stochastic(integral)):
+            others = "have strategies of one kind" if not drawn else "meet"
+            raise ModelError(
+                f"{program.drawn[0]!r} is drawn by StochasticEM() and {integral.latents[0]!r} by "
+                f"{integral.strategy!r}, which does not work where they {others}. Integrate the continuous "
+                f"latent: EM(model, latents={{{integral.latents[0]!r}: Quadrature(15)}}), or Gaussian() or Laplace()."
+            )
         if program.hard and isinstance(integral.strategy, Simulated):
             raise ModelError(
                 f"Hard() takes the best value of {program.hard[0]!r} by comparing log-likelihoods, and those of "
                 f"{integral.latents[0]!r} under {integral.strategy!r} are noisy. Integrate {integral.latents[0]!r} by "
                 "Gaussian(), Quadrature(15) or Laplace(), or leave the discrete latent to Enumerate()."
             )
+
+
+def _stochastic(integral: Integral) -> bool:
+    return isinstance(integral.strategy, StochasticEM)
 
 
 def _components(program: Program) -> list[tuple[set[str], str]]:

@@ -13,6 +13,7 @@ from emppl.elimination import Step
 from emppl.estep import FusedPlan, largest_table
 from emppl.integral import Integral
 from emppl.program import Program
+from emppl.strategies import StochasticEM
 from emppl.trace.naming import latent_of, model_name
 
 
@@ -271,6 +272,9 @@ def _objective(program: Program) -> str:
 
 def _criterion(program: Program) -> str:
     priors = [n for n in program.free if program.trace.sites[n].kind == "continuous"]
+    if any(isinstance(strategy, StochasticEM) for strategy in program.strategies.values()):
+        what = "posterior density" if priors and program.use_prior else "likelihood"
+        return f"average of stochastic EM, close to the maximum of the {what} ({program.evidence.words})"
     if program.hard:
         names = ", ".join(program.hard)
         added = ", plus the log prior" if priors and program.use_prior else ""

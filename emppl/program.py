@@ -24,7 +24,7 @@ from emppl.picking import Picking
 from emppl.regression import RegressionFactor
 from emppl.roles import Role
 from emppl.rules import Rule
-from emppl.strategies import Enumerate, Evidence, Hard, Strategy
+from emppl.strategies import Enumerate, Evidence, Hard, StochasticEM, Strategy
 from emppl.structure.dependence import Dependence
 from emppl.trace import Trace, as_numpyro_expects
 from emppl.trace.naming import latent_of, model_name
@@ -172,6 +172,11 @@ class Program:
     def hard(self) -> list[str]:
         """Latents that get their best values, by the model's own names."""
         return [name for name in self.model_latents if isinstance(self.strategies[name], Hard)]
+
+    @property
+    def drawn(self) -> list[str]:
+        """Discrete latents that are drawn, by the model's own names."""
+        return [name for name in self.model_latents if isinstance(self.strategies[name], StochasticEM)]
 
     @property
     def picking(self) -> Picking | None:

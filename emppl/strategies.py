@@ -279,14 +279,17 @@ class Simulated(Continuous):
     max_samples: int = 12_800
 
     evidence: ClassVar[Evidence] = Evidence.MONTE_CARLO
+    fewest_chains: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         kind = type(self).__name__
         if self.num_samples < 1:
             raise ParameterError(f"{kind} needs at least one draw per chain: num_samples is {self.num_samples}.")
-        if self.num_chains < 2:
+        if self.num_chains < self.fewest_chains:
             raise ParameterError(
                 f"{kind} compares chains to see whether they mix: num_chains must be at least 2, not {self.num_chains}."
+                if self.fewest_chains > 1
+                else f"{kind} needs at least one chain: num_chains is {self.num_chains}."
             )
         if self.max_samples < self.num_samples:
             raise ParameterError(
@@ -323,6 +326,40 @@ class MonteCarlo(Simulated):
     ascent: bool = True
 
     title: ClassVar[str] = "Monte Carlo (with a stated error)"
+
+
+@dataclasses.dataclass(frozen=True)
+class StochasticEM(Simulated):
+    """Stochastic EM: one draw of the latents per iteration, and the average of the estimates.
+
+    Discrete latents are drawn exactly, all that meet together; continuous ones come from a chain per group. The M-step
+    takes the draw for the truth. The estimates wander around the maximum; once they no longer drift they are averaged,
+    until the error of the average (batch means over the iterations) is below the tolerance of ``EM`` (default 1e-3
+    nats, which takes some hundred independent iterations). It does not get caught by saddle points and small maxima.
+
+    The average is not the maximum of the likelihood itself, but as close to it as one over the number of observations;
+    ``MonteCarlo()`` and ``SAEM()`` find that. A continuous latent beside a discrete one that it depends on is
+    integrated, not drawn.
+
+    Args:
+        num_samples: draws of every chain in one iteration.
+        num_chains: chains of every group.
+
+    Reference:
+        Celeux and Diebolt (1985), The SEM algorithm: a probabilistic teacher algorithm derived from the EM algorithm
+        for the mixture problem, Computational Statistics Quarterly 2:73-82; Nielsen (2000), The stochastic EM
+        algorithm: estimation and asymptotic results, Bernoulli 6:457-489.
+    """
+
+    num_samples: int = 1
+    num_chains: int = 1
+
+    title: ClassVar[str] = "stochastic EM (one draw, averaged estimates)"
+    fewest_chains: ClassVar[int] = 1
+
+    def why_not(self, name: str, kind: str) -> str | None:
+        """It draws latents of both kinds."""
+        return None
 
 
 @dataclasses.dataclass(frozen=True)

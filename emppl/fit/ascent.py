@@ -21,6 +21,7 @@ import numpy as np
 from emppl.estep.simulated import Drawn
 from emppl.fit.outcome import StopReason
 from emppl.fit.simulator import Simulator, batch_error
+from emppl.fit.trail import Trail
 from emppl.strategies import MonteCarlo
 
 _ACCEPT = statistics.NormalDist().inv_cdf(0.75)
@@ -49,6 +50,10 @@ class Path:
         log_likelihood: the same without priors.
         total_draws: of one chain, so far.
         rows: one entry per M-step on draws, accepted or not.
+        phase: where estimates are averaged, whether they are yet.
+        trail: estimates of that phase.
+        window: past draws that Q remembers, where it does.
+        errors: Monte Carlo standard errors of averaged estimates, where there is no closing phase.
     """
 
     params: Any
@@ -62,6 +67,14 @@ class Path:
     log_likelihood: float = -np.inf
     total_draws: int = 0
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    phase: str = "burn-in"
+    trail: Trail = dataclasses.field(default_factory=Trail)
+    window: Any = None
+    errors: dict[str, np.ndarray] | None = None
+
+    def begin(self, phase: str) -> None:
+        """Go on to another phase."""
+        self.phase, self.trail = phase, Trail()
 
     def split(self) -> jax.Array:
         """A fresh key."""

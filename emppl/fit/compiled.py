@@ -76,11 +76,14 @@ class Compiled:
     @functools.cached_property
     def simulator(self) -> Simulator | None:
         """The steps of a Monte Carlo fit; None where no latent is simulated."""
-        return Simulator(self.program, self.fused) if estep.simulated(self.program) else None
+        is_random = estep.simulated(self.program) or self.program.drawn
+        return Simulator(self.program, self.fused) if is_random else None
 
     @functools.cached_property
     def random_log_likelihood(self):
         """The log-likelihood by importance sampling, with random numbers of its own."""
+        if not estep.simulated(self.program):
+            return lambda params, leaves, key: self.summed_log_likelihood(params, leaves)
         return jax.jit(functools.partial(estep.log_likelihood, self.program))
 
     @functools.cached_property

@@ -97,7 +97,7 @@ def make_iteration(
         return estep.expectations(program, fused, params, leaves, prepared, guesses), prepared
 
     def iterate(state: LaneState, leaves, prepared, tolerance, max_iterations) -> LaneState:
-        floor, where = _smallest_scale(program, state.params, leaves, prepared)
+        floor, where = smallest_scale(program, state.params, leaves, prepared)
         found, prepared = expectations(state.params, leaves, prepared, state.centers)
         objective = found.log_likelihood + program.log_prior(state.params, leaves)
         eps = jnp.finfo(objective.dtype).eps
@@ -227,7 +227,7 @@ def _single(advance):
     return step
 
 
-def _smallest_scale(program: Program, params, leaves, prepared):
+def smallest_scale(program: Program, params, leaves, prepared):
     """Smallest relative spread of any component, and its flat position over all watched sites."""
     floors = [floor.ravel() for _, floor in scale_floors(program, params, leaves, prepared)]
     if not floors:

@@ -17,9 +17,10 @@ from emppl.fit.convergence import Progress
 from emppl.fit.loop import History, LaneState
 from emppl.fit.outcome import StopReason
 from emppl.fit.simulator import Simulator
+from emppl.fit.stochastic_em import wander
 from emppl.parameters import free_dimensions
 from emppl.report.restarts import best_restart
-from emppl.strategies import SAEM
+from emppl.strategies import SAEM, StochasticEM
 
 TOLERANCE = 1e-3
 """Default tolerance, in nats: an estimate is then within a twentieth of its standard error of the maximum."""
@@ -38,6 +39,7 @@ class Simulation:
         closing: errors and diagnostics of the closing phase; None if it was not reached.
         total_draws: all draws of all chains of a group.
         notes: remarks.
+        errors: Monte Carlo standard errors of the estimates, where there is no closing phase.
     """
 
     strategy: Any
@@ -46,6 +48,7 @@ class Simulation:
     closing: Closing | None
     total_draws: int
     notes: list[str]
+    errors: dict[str, np.ndarray] | None = None
 
 
 def run(simulator: Simulator, evidence, key, params, leaves, prepared, tolerance, max_iterations, report):
@@ -81,7 +84,9 @@ def run(simulator: Simulator, evidence, key, params, leaves, prepared, tolerance
     value, error = float("nan"), float("nan")
     try:
         for path in paths:
-            if isinstance(simulator.strategy, SAEM):
+            if isinstance(simulator.strategy, StochasticEM):
+                wander(simulator, path, leaves, prepared, tolerance, max_iterations, show)
+            elif isinstance(simulator.strategy, SAEM):
                 average(simulator, path, leaves, prepared, max_iterations, show)
             else:
                 # Digits beyond the default are for the closing phase; 0 goes on to the last iteration.
@@ -93,7 +98,9 @@ def run(simulator: Simulator, evidence, key, params, leaves, prepared, tolerance
                 path.objective, path.log_likelihood = path.objective + value - path.log_likelihood, value
         chosen = _best(paths)
         best = paths[chosen]
-        if best.status in (StopReason.CONVERGED, StopReason.NOISY):
+        if isinstance(simulator.strategy, StochasticEM):
+            notes.append(_words(best))
+        elif best.status in (StopReason.CONVERGED, StopReason.NOISY):
             dimensions = sum(
                 free_dimensions(program.trace.sites[n].constraint, program.trace.sites[n].shape) for n in program.free
             )
@@ -117,9 +124,21 @@ def run(simulator: Simulator, evidence, key, params, leaves, prepared, tolerance
     chosen = _best(paths) if chosen is None else chosen
     best = paths[chosen]
     simulation = Simulation(
-        simulator.strategy, value, error, closing, best.total_draws * simulator.strategy.num_chains, notes
+        simulator.strategy, value, error, closing, best.total_draws * simulator.strategy.num_chains, notes, best.errors
     )
     return _states(paths), _history(paths), best.rows, simulation, interrupted, chosen
+
+
+def _words(path: Path) -> str:
+    """What the estimates of stochastic EM are."""
+    burn_in = sum(row["decision"] == "burn-in" for row in path.rows)
+    if path.phase == "burn-in":
+        return f"Stochastic EM: the estimates are those of the last of {burn_in} iterations, which still drifted."
+    return (
+        f"Stochastic EM: the estimates are the average of {len(path.trail.values)} iterations after {burn_in} of "
+        "burn-in (Monte Carlo standard errors: result.monte_carlo_errors). It differs from the maximum of the "
+        "likelihood by a share of the standard errors that vanishes as data grow."
+    )
 
 
 def _best(paths: list[Path]) -> int:

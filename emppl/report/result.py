@@ -137,13 +137,15 @@ class EMResult:
     def with_simulation(self, simulation: Simulation, rows: list[dict]) -> EMResult:
         """The result of a stochastic fit: what it knows about its own error, and every decision it took."""
         notes = [*self.notes, *simulation.notes]
-        if np.isfinite(simulation.log_likelihood_error):
+        if simulation.log_likelihood_error > 0:
             notes.append(f"Monte Carlo standard error of the log-likelihood: {simulation.log_likelihood_error:.2g}.")
         columns = {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())}
         message = self.stop_message
         closing = simulation.closing
         if self.stop_reason is StopReason.UNMIXED and closing is not None:
             message = f"{message} {closing.mixing.words}"
+        if self.stop_reason is StopReason.CONVERGED and simulation.errors is not None:
+            message = "Converged: the estimates no longer drift, and the error of their average is below the tolerance."
         return dataclasses.replace(
             self,
             history={**self.history, **columns},
@@ -190,6 +192,8 @@ class EMResult:
         one that was interrupted or ended without its closing phase.
         """
         closing = None if self.simulation is None else self.simulation.closing
+        if self.simulation is not None and self.simulation.errors is not None:
+            return self.simulation.errors
         if closing is None or closing.note is not None:
             return {name: np.full(self.params[name].shape, np.nan) for name in self._program.free}
         return spread_over_entries(self._program, closing.charts, closing.covariance)
