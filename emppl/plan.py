@@ -196,7 +196,6 @@ def build_plan(program: Program, fused: FusedPlan, compression: str = "") -> Pla
     )
     steps = [step for part in program.parts for step in part.plan.steps if step.latent is not None or step.chain]
     largest, _ = largest_table(program, fused)
-    at_atoms = sum(_cells(program, name) for name in program.integrated)
     dtype = jnp.dtype(jnp.result_type(float))
     return Plan(
         _objective(program),
@@ -206,8 +205,8 @@ def build_plan(program: Program, fused: FusedPlan, compression: str = "") -> Pla
         parameters,
         tuple(_integration(one) for one in program.integrals),
         tuple(_summed(program, fused, step) for step in steps),
-        sum(part.plan.cost for part in program.parts) + at_atoms,
-        max([largest, *(_cells(program, name) for name in program.integrated)]) * dtype.itemsize,
+        program.cost,
+        max([largest, *(program.cells(name) for name in program.integrated)]) * dtype.itemsize,
         (fused.chunking.count, fused.chunking.size),
         str(dtype),
         compression,
@@ -220,7 +219,7 @@ def _integrated(program: Program) -> list[LatentPlan]:
         for name in one.latents:
             groups, steps = (one.groups, 0) if one.states is None else (one.states.cells, one.states.steps)
             numbers = one.dimensions, groups, one.latents, one.atoms
-            found.append(LatentPlan(name, one.strategy.title, 0, _cells(program, name), *numbers, one.reason, steps))
+            found.append(LatentPlan(name, one.strategy.title, 0, program.cells(name), *numbers, one.reason, steps))
     return found
 
 
@@ -229,13 +228,6 @@ def _integration(integral: Integral) -> str:
     given = f" given {', '.join(map(repr, integral.given))}" if integral.given else ""
     apart = ", told apart by an index among the data" if integral.is_indexed else ""
     return ", ".join(map(repr, integral.latents)) + given + apart
-
-
-def _cells(program: Program, name: str) -> int:
-    """Cells of a site's table."""
-    factor, axes = program.factors[name], program.axes
-    plates = axes.plates_of(factor.site, factor.site.batch_shape)
-    return math.prod(axes.sizes[n] for n in axes.names if n in plates or n in factor.all_latents)
 
 
 def _summed(program: Program, fused: FusedPlan, step: Step) -> str:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -143,6 +144,17 @@ class Program:
     def integrated(self) -> frozenset[str]:
         """Sites that depend on an integrated latent."""
         return frozenset().union(*(integral.factors for integral in self.integrals))
+
+    def cells(self, name: str) -> int:
+        """Cells of a site's table."""
+        factor = self.factors[name]
+        plates = self.axes.plates_of(factor.site, factor.site.batch_shape)
+        return math.prod(self.axes.sizes[n] for n in self.axes.names if n in plates or n in factor.all_latents)
+
+    @property
+    def cost(self) -> int:
+        """Table cells visited by one E-step: those of the elimination, and those at the atoms of integrals."""
+        return sum(part.plan.cost for part in self.parts) + sum(self.cells(name) for name in self.integrated)
 
     def natural_factor(self, name: str) -> SiteFactor:
         """The factor whose natural form a site has: its regression form if there is one."""

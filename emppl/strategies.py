@@ -155,21 +155,22 @@ class Continuous(Strategy):
 class Gaussian(Continuous):
     """Integrate a continuous latent exactly, where the log joint density is quadratic in it.
 
-    The conditional distribution of the latent is then normal; its ``2 d`` sigma points, of equal weights, reproduce its
-    mean and covariance, and with them the expectation of every quadratic, so that Q is exact for all parameters.
+    The conditional distribution of the latent is then normal; ``d + 1`` sigma points of equal weights, the corners of a
+    simplex, reproduce its mean and covariance, and with them the expectation of every quadratic, so that Q is exact for
+    all parameters.
 
     The default wherever it applies.
 
     Reference:
-        Julier and Uhlmann (1997), A new extension of the Kalman filter to nonlinear systems (sigma points).
+        Julier (2003), The spherical simplex unscented transformation, Proc. American Control Conference: 2430-2434.
     """
 
     title: ClassVar[str] = "Gaussian (exact)"
     evidence: ClassVar[Evidence] = Evidence.EXACT
 
     def atoms(self, dimensions: int) -> int:
-        """Two for every dimension."""
-        return 2 * dimensions
+        """One more than there are dimensions."""
+        return dimensions + 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from emppl.estep.joint import Joint
 from emppl.estep.state_space import integrate_states, precision_root
 from emppl.integral import Integral
 from emppl.numerics import impossible_to_infinite
-from emppl.positive import half_log_det, lower_inverse, lower_root, solve_root
+from emppl.positive import half_log_det, lower_inverse, lower_root, simplex, solve_root
 from emppl.program import Program
 from emppl.strategies import Gaussian, Laplace, Quadrature, Simulated
 
@@ -52,9 +52,10 @@ def integrate(program: Program, integral: Integral, params, leaves, guess=None, 
     """One integral, by its strategy."""
     joint = Joint(program, integral, params, leaves)
     if integral.states is not None:
-        evidence, atoms, mean, covariance = integrate_states(joint)
+        found, atoms = integrate_states(joint)
         shares = jnp.full((1,) * joint.rank, 1 / integral.atoms)
-        return Integrated(impossible_to_infinite(evidence), atoms, shares, mean, precision_root(covariance))
+        evidence = impossible_to_infinite(found.evidence)
+        return Integrated(evidence, atoms, shares, found.mean, precision_root(found.covariance))
     start = joint.pack(joint.zeros()) if guess is None else guess
     strategy = integral.strategy
     if isinstance(strategy, Gaussian):
@@ -204,15 +205,18 @@ def _normal(joint: Joint, mean: jax.Array, root: jax.Array, centre: jax.Array) -
     dimensions = mean.shape[-1]
     volume = dimensions / 2 * math.log(2 * math.pi) - half_log_det(root)
     evidence = joint.by_cell(joint.tables(joint.unpack(mean))) + joint.to_cells(volume)
-    # Rows of the inverse root, scaled: mean +- sqrt(d) C^-T e_i reproduces mean and covariance.
-    axes = lower_inverse(root)
-    if not isinstance(joint.integral.strategy, Gaussian) and dimensions > 2:
-        # Along the axes the points lie sqrt(d) deviations apart, in one entry each: no way to see a curve. After a
-        # rotation every entry takes values as a normal variable does.
-        axes = jnp.einsum("ij,gjk->gik", _rotation(dimensions), axes)
-    deviations = math.sqrt(dimensions) * jnp.moveaxis(axes, -2, 0)
-    points = jnp.concatenate([centre[None] + deviations, centre[None] - deviations])
-    shares = jnp.full((1,) * joint.rank, 1 / (2 * dimensions))
+    axes = lower_inverse(root)  # its rows are the axes of the covariance
+    if isinstance(joint.integral.strategy, Gaussian):
+        corners = simplex(dimensions)
+    else:
+        # Not quadratic: symmetric points, which also have the third moments of a normal variable. Along the axes they
+        # would lie sqrt(d) deviations apart, in one entry each: no way to see a curve. After a rotation every entry
+        # takes values as a normal variable does.
+        corners = math.sqrt(dimensions) * np.concatenate([np.eye(dimensions), -np.eye(dimensions)])
+        if dimensions > 2:
+            corners = corners @ _rotation(dimensions)
+    points = centre[None] + jnp.einsum("sj,gjk->sgk", jnp.asarray(corners, mean.dtype), axes)
+    shares = jnp.full((1,) * joint.rank, 1 / len(corners))
     return Integrated(impossible_to_infinite(evidence), atoms_of(joint, points), shares, mean, root)
 
 
@@ -237,10 +241,10 @@ def _quadrature(joint: Joint, mean: jax.Array, root: jax.Array, num_points: int)
     return Integrated(impossible_to_infinite(evidence), atoms, shares, mean, root)
 
 
-def _rotation(dimensions: int) -> jax.Array:
+def _rotation(dimensions: int) -> np.ndarray:
     """An orthogonal matrix without preferred axes, always the same."""
     normal = np.random.default_rng(dimensions).standard_normal((dimensions, dimensions))
-    return jnp.asarray(np.linalg.qr(normal)[0], jnp.result_type(float))
+    return np.linalg.qr(normal)[0]
 
 
 def atom_weights(program: Program, integral: Integral, found: Integrated, weight: jax.Array, params, leaves) -> Any:

@@ -7,7 +7,7 @@ which is block tridiagonal in blocks of ``order`` steps. Kalman filter and smoot
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,23 +15,45 @@ import numpy as np
 
 from emppl.estep.joint import Joint
 from emppl.integral import StateSpace
-from emppl.positive import lower_inverse, lower_root
+from emppl.positive import lower_inverse, lower_root, simplex
 from emppl.tridiagonal import Smoothed, smooth
 
 
-def integrate_states(joint: Joint) -> tuple[jax.Array, dict[str, jax.Array], jax.Array, jax.Array]:
-    """Evidence, atoms and moments of all chains of one scan.
+class StateMoments(NamedTuple):
+    """Conditional moments of all chains of one scan.
+
+    Attributes:
+        evidence: log evidence of every cell, with the common axes.
+        first_mean: of the first steps together, ``(cells, order * d)``.
+        first_covariance: their covariance.
+        window_mean: of every window, ``(windows * cells, ...)``.
+        window_covariance: their covariance.
+        mean: of every step, ``(steps * cells, d)``.
+        covariance: ``(steps * cells, d, d)``.
+    """
+
+    evidence: jax.Array
+    first_mean: jax.Array
+    first_covariance: jax.Array
+    window_mean: jax.Array
+    window_covariance: jax.Array
+    mean: jax.Array
+    covariance: jax.Array
+
+
+def smooth_states(joint: Joint, precisions: tuple[jax.Array, jax.Array] | None = None) -> StateMoments:
+    """Evidence and moments of all chains of one scan.
 
     Args:
         joint: the log joint density, quadratic in the latents.
+        precisions: from :func:`state_precisions`, if they are known.
 
     Returns:
-        ``(evidence, atoms, mean, covariance)``: log evidence of every cell, with the common axes; sigma points of the
-        first steps and of every window; moments of every step, ``(steps * cells, ...)``, steps first.
+        The moments.
     """
     states = joint.integral.states
     assert states is not None
-    precisions = _precisions(joint)
+    precisions = state_precisions(joint) if precisions is None else precisions
 
     def solve(slopes):
         found = smooth(*_blocks(states, *precisions, *slopes))
@@ -45,21 +67,44 @@ def integrate_states(joint: Joint) -> tuple[jax.Array, dict[str, jax.Array], jax
     # From the mean the slopes are small, and a second solution recovers the digits that the first one lost.
     _, correction = solve(_slopes(joint, _at(states, mean)))
     mean = mean + correction
-    number = joint.integral.atoms // 2
     window_mean, window_covariance = _windows(states, mean, smoothed)
-    spread = _deviations(window_covariance, number)
     first_mean = _first_mean(states, mean)
-    first_spread = _deviations(jnp.moveaxis(smoothed.covariance[:, :, 0], -1, 0), number)
     values = {**states.firsts.unpack(first_mean), **states.windows.unpack(window_mean)}
     evidence = joint.by_cell(joint.tables(values)) + joint.to_cells(volume)
-    atoms = {
-        **jax.vmap(states.firsts.unpack)(_around(first_mean, first_spread)),
-        **jax.vmap(states.windows.unpack)(_around(window_mean, spread)),
-    }
-    covariance = _step_covariance(states, smoothed)
-    flat = states.steps * states.cells
-    size = states.dimensions
-    return evidence, atoms, jnp.reshape(mean, (flat, size)), jnp.reshape(covariance, (flat, size, size))
+    first_covariance = jnp.moveaxis(smoothed.covariance[:, :, 0], -1, 0)
+    flat, size = states.steps * states.cells, states.dimensions
+    covariance = jnp.reshape(_step_covariance(states, smoothed), (flat, size, size))
+    flat_mean = jnp.reshape(mean, (flat, size))
+    return StateMoments(evidence, first_mean, first_covariance, window_mean, window_covariance, flat_mean, covariance)
+
+
+def integrate_states(joint: Joint) -> tuple[StateMoments, dict[str, jax.Array]]:
+    """Moments, and sigma points of the first steps and of every window.
+
+    Args:
+        joint: the log joint density, quadratic in the latents.
+
+    Returns:
+        ``(moments, atoms)``.
+    """
+    states = joint.integral.states
+    assert states is not None
+    found = smooth_states(joint)
+    firsts = sigma_points(found.first_mean, found.first_covariance, joint.integral.atoms)
+    windows = sigma_points(found.window_mean, found.window_covariance, joint.integral.atoms)
+    return found, {**jax.vmap(states.firsts.unpack)(firsts), **jax.vmap(states.windows.unpack)(windows)}
+
+
+def sigma_points(mean: jax.Array, covariance: jax.Array, number: int) -> jax.Array:
+    """Equally weighted points with these moments, ``(number, groups, d)``; more than ``d`` of them.
+
+    Args:
+        mean: ``(groups, d)``.
+        covariance: ``(groups, d, d)``.
+        number: how many.
+    """
+    corners = jnp.asarray(simplex(number - 1)[:, : mean.shape[-1]], mean.dtype)
+    return mean[None] + jnp.einsum("sj,gij->sgi", corners, lower_root(covariance))
 
 
 def draw_states(joint: Joint, rng_key: jax.Array) -> dict[str, jax.Array]:
@@ -74,7 +119,7 @@ def draw_states(joint: Joint, rng_key: jax.Array) -> dict[str, jax.Array]:
     """
     states = joint.integral.states
     assert states is not None
-    first_precision, window_precision = _precisions(joint)
+    first_precision, window_precision = state_precisions(joint)
     first_slope, window_slope = _slopes(joint, joint.zeros())
     one, other = jax.random.split(rng_key)
     first_slope = first_slope + _noise(first_precision, one)
@@ -102,7 +147,7 @@ def _slopes(joint: Joint, values) -> tuple[jax.Array, jax.Array]:
     return states.firsts.pack(first), states.windows.pack(window)
 
 
-def _precisions(joint: Joint) -> tuple[jax.Array, jax.Array]:
+def state_precisions(joint: Joint) -> tuple[jax.Array, jax.Array]:
     """Precision of the first steps, and of every window."""
     states = joint.integral.states
     assert states is not None
@@ -284,15 +329,3 @@ def _windows(states: StateSpace, mean: jax.Array, smoothed: Smoothed) -> tuple[j
     every = jnp.reshape(jnp.stack(shifted, 1), (-1, cells, width, width))[:number]
     every = jnp.reshape(every, (number * cells, width, width))
     return means, _seen(states, every, (-2, -1))
-
-
-def _deviations(covariance: jax.Array, number: int) -> jax.Array:
-    """Columns of a root of every covariance, scaled for ``2 * number`` points: ``(number, groups, d)``."""
-    root = lower_root(covariance)
-    columns = math.sqrt(number) * jnp.moveaxis(root, -1, 0)
-    missing = jnp.zeros((number - columns.shape[0], *columns.shape[1:]), columns.dtype)
-    return jnp.concatenate([columns, missing])
-
-
-def _around(mean: jax.Array, deviations: jax.Array) -> jax.Array:
-    return jnp.concatenate([mean[None] + deviations, mean[None] - deviations])

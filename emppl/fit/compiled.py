@@ -169,7 +169,7 @@ class Compiled:
 
     @functools.cached_property
     def condense(self) -> Callable | None:
-        """An M-step on few steps of a long chain; None if it is done on all of them."""
+        """E-step of a long chain and the data of an M-step on few steps; None if it is done on all of them."""
         found = self.condensation
         if isinstance(found, str) or not self.compress:
             return None
@@ -182,7 +182,7 @@ class Compiled:
         states = program.integrals[0].states
         if states is None or states.chain.length != found.steps or program.free != self.program.free:
             return None
-        return lambda params, expectations, leaves: (program, *found.apply(program, params, expectations, leaves))
+        return lambda params, leaves: (program, *found.apply(self.program, program, params, leaves))
 
     @functools.cached_property
     def report(self):
@@ -284,10 +284,9 @@ class Compiled:
         block: Any = loop.make_block(loop.make_iteration(self.program, self.fused, False, self.condense))
         lowered = block.lower(states, leaves, prepared, *loop.limits(0.0, 0, 0))
         pool = concurrent.futures.ThreadPoolExecutor(1)
-        cells = lanes * sum(part.plan.cost for part in self.program.parts)
         # On few cells compiling takes longer than the whole fit: let XLA do less of it.
         options = dict(self._compiler_options or {})
-        if cells < _FEW_CELLS and jax.default_backend() == "cpu":
+        if lanes * self.program.cost < _FEW_CELLS and jax.default_backend() == "cpu":
             options |= {"xla_backend_optimization_level": 0}
         self._blocks[lanes, False] = pool.submit(lowered.compile, options)
         pool.shutdown(wait=False)

@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl import estep
-from emppl.estep import Expectations, Posterior
+from emppl.estep import Posterior
+from emppl.estep.joint import Joint
+from emppl.estep.state_space import sigma_points, smooth_states, state_precisions
 from emppl.fit.lossless import block_of, equivalent_pieces, other_reader, why_not_quadratic, why_not_separate
 from emppl.program import Program
 from emppl.structure.layout import group_numbers
@@ -44,51 +46,56 @@ class Condensation:
         """Number of windows that are left."""
         return self.columns + 1
 
-    def apply(self, short: Program, params, found: Expectations, leaves):
-        """Few steps in the place of all.
+    def apply(self, program: Program, short: Program, params, leaves):
+        """E-step, and few steps in the place of all for the M-step.
 
         Args:
-            short: the program for so many steps.
-            params: the parameters of the E-step.
-            found: its outcome.
+            program: of all steps.
+            short: the program for few.
+            params: constrained parameter values.
             leaves: the data.
 
         Returns:
             ``(expectations, prepared, leaves)`` for the M-step of ``short``.
         """
-        states = short.integrals[0].states
+        integral, few = program.integrals[0], short.integrals[0]
+        states = few.states
         assert states is not None
-        windows = list(states.windows.shapes)
         number = len(leaves[self.leaves[0]]) - self.order
-        atoms = found.atoms[windows[0]].shape[0]
-        parts = [jnp.reshape(found.atoms[name], (atoms, number, -1)) for name in windows]
-        data = [jnp.reshape(leaves[n][self.order :], (1, number, -1)) for n in self.leaves]
-        parts += [jnp.broadcast_to(one, (atoms, number, one.shape[-1])) for one in data]
-        cloud = jnp.reshape(jnp.concatenate(parts, -1), (atoms * number, -1))
-        mean = jnp.mean(cloud, 0)
-        centred = cloud - mean[None]
-        steps = equivalent_pieces(mean, centred.T @ centred / (atoms * number), jnp)
-        starts = np.cumsum([0, *(part.shape[-1] for part in parts)])
-        pieces = [steps[:, begin:end] for begin, end in zip(starts[:-1], starts[1:], strict=True)]
-        few = {name: one for name, one in found.atoms.items() if name not in windows}
-        for name, piece in zip(windows, pieces, strict=False):
-            shape = (self.steps, *found.atoms[name].shape[2:])
-            few[name] = jnp.broadcast_to(jnp.reshape(piece, shape)[None], (atoms, *shape))
-        short_leaves = list(leaves)
-        for n, piece in zip(self.leaves, pieces[len(windows) :], strict=True):
-            rows = jnp.reshape(piece, (self.steps, *leaves[n].shape[1:]))
-            short_leaves[n] = jnp.concatenate([leaves[n][: self.order], rows.astype(leaves[n].dtype)])
-        tables = jax.eval_shape(lambda: short.tables(short.evaluate(params, short_leaves, atoms=few)))
+        first = [one[: self.order + self.steps] if n in self.leaves else one for n, one in enumerate(leaves)]
+        # Second derivatives depend on no data: those of one window are those of all.
+        at_first, every = state_precisions(Joint(short, few, params, first))
+        precisions = at_first, jnp.broadcast_to(every[:1], (number, *every.shape[1:]))
+        found = smooth_states(Joint(program, integral, params, leaves), precisions)
+        data = [jnp.reshape(leaves[n][self.order :], (number, -1)) for n in self.leaves]
+        rows = jnp.concatenate([found.window_mean, *(one.astype(found.window_mean.dtype) for one in data)], 1)
+        mean = jnp.mean(rows, 0)
+        centred = rows - mean[None]
+        size = found.window_mean.shape[1]
+        covariance = centred.T @ centred / number
+        covariance = covariance.at[:size, :size].add(jnp.mean(found.window_covariance, 0))
+        steps = equivalent_pieces(mean, covariance, jnp)
+        atoms = few.atoms
+        windows = states.windows.unpack(steps[:, :size])
+        values = jax.vmap(states.firsts.unpack)(sigma_points(found.first_mean, found.first_covariance, atoms))
+        values |= {name: jnp.broadcast_to(one[None], (atoms, *one.shape)) for name, one in windows.items()}
+        starts = size + np.cumsum([0, *(one.shape[1] for one in data)])
+        for n, begin, end in zip(self.leaves, starts[:-1], starts[1:], strict=True):
+            new = jnp.reshape(steps[:, begin:end], (self.steps, *leaves[n].shape[1:]))
+            first[n] = jnp.concatenate([leaves[n][: self.order], new.astype(leaves[n].dtype)])
+        tables = jax.eval_shape(lambda: short.tables(short.evaluate(params, first, atoms=values)))
         time = short.axes.names.index(states.chain.time)
         weights = {
-            name: jnp.full(one.shape, number / (one.shape[time] * atoms), one.dtype)
-            if short.factors[name].site.time is not None
-            else found.weights[name]
+            name: jnp.full(
+                one.shape,
+                number / (one.shape[time] * atoms) if short.factors[name].site.time is not None else 1 / atoms,
+                one.dtype,
+            )
             for name, one in tables.items()
         }
-        posterior = Posterior(found.log_likelihood, weights, few)
-        expectations, prepared = estep.from_posterior(short, params, posterior, short_leaves)
-        return dataclasses.replace(expectations, centers=found.centers), prepared, short_leaves
+        posterior = Posterior(jnp.sum(found.evidence), weights, values)
+        expectations, prepared = estep.from_posterior(short, params, posterior, first)
+        return dataclasses.replace(expectations, centers={integral.axis: found.mean}), prepared, first
 
 
 def find_condensation(program: Program, shapes: Sequence[jax.ShapeDtypeStruct]) -> Condensation | str:

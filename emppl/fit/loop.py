@@ -82,8 +82,8 @@ def make_iteration(
         program: the derived algorithm.
         fused: static choices of the fused path.
         accurate: take the plain path, with statistics centred at each component.
-        condense: ``(params, expectations, leaves) -> (program, expectations, prepared, leaves)``, an M-step that comes
-            to the same on fewer data; None for the whole.
+        condense: ``(params, leaves) -> (program, expectations, prepared, leaves)``, an E-step whose M-step comes to the
+            same on fewer data; None for the whole.
 
     Returns:
         ``iterate(state, leaves, prepared, tolerance, max_iterations) -> state``.
@@ -91,22 +91,22 @@ def make_iteration(
     judge = convergence_test(program.evidence)
 
     def expectations(params, leaves, prepared, guesses):
+        if condense is not None:
+            return condense(params, leaves)
         if accurate:
             posterior = estep.e_step(program, params, leaves)
-            return estep.from_posterior(program, params, posterior, leaves, local=True)
-        return estep.expectations(program, fused, params, leaves, prepared, guesses), prepared
+            return program, *estep.from_posterior(program, params, posterior, leaves, local=True), leaves
+        return program, estep.expectations(program, fused, params, leaves, prepared, guesses), prepared, leaves
 
     def iterate(state: LaneState, leaves, prepared, tolerance, max_iterations) -> LaneState:
         floor, where = smallest_scale(program, state.params, leaves, prepared)
-        found, prepared = expectations(state.params, leaves, prepared, state.centers)
+        mine, found, prepared, data = expectations(state.params, leaves, prepared, state.centers)
         objective = found.log_likelihood + program.log_prior(state.params, leaves)
         eps = jnp.finfo(objective.dtype).eps
         narrowest = 16 * eps if accurate else 4 * jnp.sqrt(eps)
         collapsed = ~(floor >= narrowest) & (state.iteration > 0)
         finite = jnp.isfinite(objective)
-        whole = program, found, prepared, leaves
-        mine, few, known, data = whole if condense is None else condense(state.params, found, leaves)
-        step = mstep.maximise(mine, state.params, few, data, known, state.memory)
+        step = mstep.maximise(mine, state.params, found, data, prepared, state.memory)
         rise = step.rise(state.params) if needs_rise(program.evidence) else state.progress.rise
         after_step, leaping, failed = step.params, None, jnp.asarray(False)
         if state.leaping is None:

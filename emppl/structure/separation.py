@@ -91,6 +91,7 @@ class _Run:
         self.constants: dict[Any, np.ndarray] = {}
         self.keys: dict[Any, Any] = {}
         self.picked: dict[Any, int] = {}
+        self.outside: dict[Any, tuple[bool, ...]] = {}  # of arrays that the block does not touch: `varies`
 
     def key(self, atom) -> Any:
         """Equal for two arrays that are computed in the same way from the same inputs."""
@@ -138,6 +139,8 @@ class _Run:
                 params = id(equation) if "jaxpr" in equation.params else str(equation.params)
                 key = (name, params, *map(self.key, equation.invars))
                 self.keys.update({variable: (n, key) for n, variable in enumerate(equation.outvars)})
+                if name == "broadcast_in_dim":
+                    self.outside[equation.outvars[0]] = _broadcast(self, equation).varies
                 continue
             meeting = next((entry for entry in touched if isinstance(entry, Meeting)), None)
             rule = _RULES.get(name, _unknown)
@@ -155,6 +158,7 @@ class _Run:
         for variable in (*inner.invars, *(v for one in inner.eqns for v in one.outvars)):
             self.state.pop(variable, None)
             self.constants.pop(variable, None)
+            self.outside.pop(variable, None)
             self.keys.pop(variable, None)
         for variable, value in zip(inner.constvars, consts, strict=True):
             self._remember(variable, value)
@@ -171,6 +175,8 @@ class _Run:
             self.state[variable] = entry
             return
         self.keys[variable] = self.key(atom)
+        if not isinstance(atom, Literal) and atom in self.outside:
+            self.outside[variable] = self.outside[atom]
         if self.known(atom):
             self.constants[variable] = self.value(atom)
 
@@ -201,7 +207,8 @@ class _Run:
         if isinstance(entry, Grouped):
             return entry
         shape = atom.aval.shape
-        varies = tuple(size > 1 for size in shape)
+        varies = self.outside.get(atom) if not isinstance(atom, Literal) else None
+        varies = varies if varies is not None else tuple(size > 1 for size in shape)
         if self.known(atom):
             value = self.value(atom)
             varies = tuple(
