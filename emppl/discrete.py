@@ -50,6 +50,12 @@ def check_components(program: Program) -> None:
                 "through other latents): the best value of one and the sum over the other are not found in any "
                 f"one order. Write EM(model, latents={{{line}}}), or leave all of them to Enumerate()."
             )
+    for name in program.latents:
+        if model_name(name) in program.drawn and "cell_weight" in program.factors[name].latents:
+            raise ModelError(
+                f"{name!r} has weights (handlers.scale) and is drawn by StochasticEM(): a cell that counts several times "
+                "would get the same draw every time. Repeat its rows, or leave the latent to Enumerate()."
+            )
     for integral in program.integrals:
         drawn = sorted({model_name(name) for name in integral.given} & picked)
         if program.drawn and isinstance(integral.strategy, Simulated) and (drawn or not _stochastic(integral)):

@@ -143,6 +143,13 @@ def test_what_cannot_be_drawn_together_is_refused():
                 numpyro.sample("x", dist.Normal(mu[z] + w, 1.0), obs=x)
 
         quiet(two, {"z": StochasticEM(), "w": emppl.Hard()}).plan(x)
+
+    def weighted(x):
+        with numpyro.handlers.scale(scale=x):
+            through_another(x)
+
+    with pytest.raises(emppl.ModelError, match="'z' has weights.*Repeat its rows"):
+        quiet(weighted, {"z": StochasticEM(), "w": StochasticEM()}).plan(x)
     with pytest.raises(emppl.ParameterError, match="at least one chain"):
         StochasticEM(num_chains=0)
 
