@@ -53,8 +53,8 @@ def check_components(program: Program) -> None:
     for name in program.latents:
         if model_name(name) in program.drawn and "cell_weight" in program.factors[name].latents:
             raise ModelError(
-                f"{name!r} has weights (handlers.scale) and is drawn by StochasticEM(): a cell that counts several times "
-                "would get the same draw every time. Repeat its rows, or leave the latent to Enumerate()."
+                f"{name!r} has weights (handlers.scale) and is drawn by StochasticEM(): a cell that counts several "
+                "times would get the same draw every time. Repeat its rows, or leave the latent to Enumerate()."
             )
     for integral in program.integrals:
         drawn = sorted({model_name(name) for name in integral.given} & picked)

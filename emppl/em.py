@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,6 +16,7 @@ import numpy as np
 from emppl import estep
 from emppl.errors import DataError, ParameterError, unknown_name
 from emppl.fit import checks, loop, stochastic
+from emppl.fit.checkpoint import Checkpoint, fit_identity
 from emppl.fit.compiled import Compiled
 from emppl.fit.progress import Progress
 from emppl.held import split_fixed
@@ -220,13 +223,23 @@ class EM:
 
     # --------------------------------------------------------------------------------------------- the fit
 
-    def run(self, rng_key: jax.Array, *args, init_params: Mapping[str, Any] | None = None, **kwargs) -> EMResult:
+    def run(
+        self,
+        rng_key: jax.Array,
+        *args,
+        init_params: Mapping[str, Any] | None = None,
+        checkpoint: str | os.PathLike | None = None,
+        **kwargs,
+    ) -> EMResult:
         """Fit the model.
 
         Args:
             rng_key: random key, for starting values.
             *args: model arguments; arrays are data, everything else is static.
             init_params: starting values by parameter for the first restart; the others are drawn.
+            checkpoint: a file that holds the state of the fit after every block of iterations. The same call goes on
+                from there after the process was killed, and gives the same result as if it had not been. Functions
+                in ``m_step`` and ``optimizer`` are told apart by their names only.
             **kwargs: model keyword arguments.
 
         Returns:
@@ -261,8 +274,9 @@ class EM:
             params = {name: np.array(value) for name, value in whole[0].start(rng_key, whole[1], self.restarts).items()}
             for name, value in given.items():
                 params[name][0] = program.pin(name, value)
+        file = None if checkpoint is None else self._checkpoint(checkpoint, *whole, rng_key, params, args, kwargs)
         if derived.simulator is not None:
-            return self._simulate(derived, rng_key, params, leaves, prepared, args, kwargs)
+            return self._simulate(derived, rng_key, params, leaves, prepared, args, kwargs, file)
         memory = derived.begin(params) if derived.remembers else {}
         states = loop.initial_states(
             derived.program, params, memory, self.restarts, jnp.result_type(float), self.accelerate is not None
@@ -277,6 +291,7 @@ class EM:
             tolerance,
             self.max_iterations,
             progress,
+            file,
         )
         progress.close()
         states = jax.device_get(states)
@@ -287,7 +302,7 @@ class EM:
         )
         return result.classified() if program.hard else result
 
-    def _simulate(self, derived: Compiled, rng_key, params, leaves, prepared, args, kwargs) -> EMResult:
+    def _simulate(self, derived: Compiled, rng_key, params, leaves, prepared, args, kwargs, file) -> EMResult:
         """The fit of a model with simulated latents."""
         assert derived.simulator is not None
         if self.accelerate is not None:
@@ -306,12 +321,33 @@ class EM:
             stochastic.TOLERANCE if self.tolerance is None else self.tolerance,
             self.max_iterations,
             progress,
+            file,
         )
         progress.close()
         result = EMResult.from_states(
             self, args, kwargs, derived.program, states, history, interrupted=interrupted, accurate=False, best=best
         )
         return result.with_simulation(simulation, rows)
+
+    def _checkpoint(self, path, derived: Compiled, leaves, rng_key, params, args, kwargs) -> Checkpoint:
+        """The file of a fit, with what the fit depends on."""
+        mine = self.options
+        options = {
+            "version": _version(),
+            "restarts": self.restarts,
+            "max_iterations": self.max_iterations,
+            "tolerance": self.tolerance,
+            "accelerate": self.accelerate,
+            "compress": self.compress,
+            "estimate": mine.estimate,
+            "latents": dict(sorted(mine.latents.items())),
+            "fixed": {n: np.asarray(v).tolist() for n, v in sorted({**mine.fixed, **mine.held}.items())},
+            "m_step": {n: getattr(rule, "__qualname__", type(rule).__name__) for n, rule in mine.m_step.items()},
+            "optimizer": type(mine.optimizer).__name__,
+            "prior": mine.prior,
+        }
+        skeleton = split_arguments(args, kwargs)[1]
+        return Checkpoint(path, fit_identity(derived.program.trace, leaves, skeleton, rng_key, params, options))
 
     def _compression(self, derived: Compiled, leaves) -> str:
         """What a fit does with the rows of the data, for the plan."""
@@ -374,6 +410,13 @@ class EM:
             model = MissingCells(self.model) if has_missing else self.model
             self._derived[key] = Compiled(model, leaves, skeleton, self.options, self.compress)
         return self._derived[key], leaves
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("emppl")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _has_nan(leaf: jax.Array) -> bool:

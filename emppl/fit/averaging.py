@@ -12,7 +12,6 @@ Reference:
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -24,46 +23,18 @@ from emppl.fit.ascent import Path, draw
 from emppl.fit.outcome import StopReason
 from emppl.fit.simulator import Simulator
 from emppl.fit.trail import inside
+from emppl.fit.window import Window
 from emppl.strategies import SAEM
-
-_FORGOTTEN = 1e-7
-
-
-@dataclasses.dataclass
-class Window:
-    """Past draws that Q remembers.
-
-    Attributes:
-        draws: by integral, ``(draws, groups, dimensions)``.
-        shares: ``(draws,)``, adding up to one.
-    """
-
-    draws: dict[str, np.ndarray]
-    shares: np.ndarray
-
-    def after(self, new: dict[str, np.ndarray], step: float, most: int) -> Window:
-        """With new draws that share ``step``, and without those that are too light, or older than ``most`` others."""
-        number = len(next(iter(new.values())))
-        shares = np.concatenate([self.shares * (1 - step), np.full(number, step / number)])
-        draws = {axis: np.concatenate([self.draws[axis], new[axis]]) for axis in new}
-        kept = shares > _FORGOTTEN
-        kept &= np.cumsum(kept[::-1])[::-1] <= most
-        shares = shares[kept]
-        return Window({axis: one[kept] for axis, one in draws.items()}, shares / shares.sum())
-
-    def padded(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """One of few sizes, so that few programs are compiled: filled up with draws of no share."""
-        number = len(self.shares)
-        size = 16
-        while size < number:
-            size *= 4
-        fill = np.zeros(size - number, int)
-        draws = {axis: np.concatenate([one, one[fill]])[None] for axis, one in self.draws.items()}
-        return draws, np.concatenate([self.shares, np.zeros(size - number)])
 
 
 def average(
-    simulator: Simulator, path: Path, leaves, prepared, max_iterations: int, report: Callable[[Path], None]
+    simulator: Simulator,
+    path: Path,
+    leaves,
+    prepared,
+    max_iterations: int,
+    report: Callable[[Path], None],
+    keep: Callable[[], None] = lambda: None,
 ) -> None:
     """Burn in until nothing drifts, then average until nothing drifts; ``path`` ends at the averaged estimates.
 
@@ -74,10 +45,12 @@ def average(
         prepared: their statistics.
         max_iterations: most M-steps.
         report: called after every M-step.
+        keep: called where the fit may be taken up again.
     """
     strategy = simulator.strategy
     assert isinstance(strategy, SAEM)
     while path.status is StopReason.RUNNING:
+        keep()
         if path.iteration >= max_iterations:
             path.status = StopReason.MAX_ITERATIONS
             break

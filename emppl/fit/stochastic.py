@@ -12,6 +12,7 @@ import numpy as np
 from emppl import mstep
 from emppl.fit.ascent import Path, climb
 from emppl.fit.averaging import average
+from emppl.fit.checkpoint import Checkpoint
 from emppl.fit.closing import MOST_DIMENSIONS, Closing, close
 from emppl.fit.convergence import Progress
 from emppl.fit.loop import History, LaneState
@@ -51,7 +52,18 @@ class Simulation:
     errors: dict[str, np.ndarray] | None = None
 
 
-def run(simulator: Simulator, evidence, key, params, leaves, prepared, tolerance, max_iterations, report):
+def run(
+    simulator: Simulator,
+    evidence,
+    key,
+    params,
+    leaves,
+    prepared,
+    tolerance,
+    max_iterations,
+    report,
+    checkpoint: Checkpoint | None = None,
+):
     """Fit from every start, and close at the best.
 
     Args:
@@ -64,6 +76,7 @@ def run(simulator: Simulator, evidence, key, params, leaves, prepared, tolerance
         tolerance: in nats.
         max_iterations: most M-steps of every restart.
         report: called with the states of all restarts after every M-step.
+        checkpoint: where the state is kept until the closing phase, and taken from if there is one.
 
     Returns:
         ``(states, history, rows, simulation, interrupted, index of the best restart)``.
@@ -77,21 +90,35 @@ def run(simulator: Simulator, evidence, key, params, leaves, prepared, tolerance
         key, mine = jax.random.split(key)
         paths.append(Path(start, simulator.begin(), memory, mine, simulator.strategy.num_samples))
 
+    saved = None if checkpoint is None else checkpoint.load()
+    for lane, path in enumerate(paths if saved is not None else ()):
+        mark = f"{lane}/"
+        path.restore({n.removeprefix(mark): one for n, one in (saved or {}).items() if n.startswith(mark)})
+
     def show(_path):
         report(_states(paths))
+
+    def state():
+        return {f"{lane}/{name}": one for lane, path in enumerate(paths) for name, one in path.state().items()}
+
+    def keep():
+        if checkpoint is not None:
+            checkpoint.save_at_times(state)
 
     closing, interrupted, notes, chosen = None, False, [], None
     value, error = float("nan"), float("nan")
     try:
         for path in paths:
             if isinstance(simulator.strategy, StochasticEM):
-                wander(simulator, path, leaves, prepared, tolerance, max_iterations, show)
+                wander(simulator, path, leaves, prepared, tolerance, max_iterations, show, keep)
             elif isinstance(simulator.strategy, SAEM):
-                average(simulator, path, leaves, prepared, max_iterations, show)
+                average(simulator, path, leaves, prepared, max_iterations, show, keep)
             else:
                 # Digits beyond the default are for the closing phase; 0 goes on to the last iteration.
                 rough = max(tolerance, TOLERANCE) if tolerance else 0.0
-                climb(simulator, path, leaves, prepared, rough, max_iterations, show)
+                climb(simulator, path, leaves, prepared, rough, max_iterations, show, keep)
+            if checkpoint is not None:
+                checkpoint.save(state())
         if lanes > 1:  # the last E-step's estimate is too noisy to compare restarts by
             for path in paths:
                 value, error = _log_likelihood(evidence, path, leaves)

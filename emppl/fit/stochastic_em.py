@@ -34,6 +34,7 @@ def wander(
     tolerance: float,
     max_iterations: int,
     report: Callable[[Path], None],
+    keep: Callable[[], None] = lambda: None,
 ) -> None:
     """Iterate until nothing drifts, then until the average is known; ``path`` ends there.
 
@@ -45,11 +46,13 @@ def wander(
         tolerance: in nats, on what the noise of the average costs.
         max_iterations: most M-steps.
         report: called after every block of iterations.
+        keep: called where the fit may be taken up again.
     """
     # In nats, an error of e standard errors costs e^2 / 2.
     known = float(np.sqrt(2 * tolerance / _SPREAD))
     try:
         while path.status is StopReason.RUNNING:
+            keep()
             if path.iteration >= max_iterations:
                 path.status = StopReason.MAX_ITERATIONS
                 break
