@@ -57,8 +57,9 @@ class EM:
         prior: False drops the priors of sampled parameters: maximum likelihood from a Bayesian model.
         accelerate: ``"squarem"`` leaps ahead every third iteration, where plain EM crawls; a leap that lowers the
             objective is taken back.
-        compress: replace many rows of data by few weighted ones with the same count, mean and covariance, where EM is
-            the same on both (normal latents and data); the plan says so. Posteriors are always those of the real rows.
+        compress: replace many rows of data by few weighted ones, where EM is the same on both: equal rows by one that
+            counts several times, rows of normal latents and data by few with the same count, mean and covariance. The
+            plan says so. Posteriors are always those of the real rows.
         restarts: number of starts, run together; the best is kept.
         max_iterations: most M-steps of one run.
         tolerance: in nats: stop when the estimated gain still to come is below it. Default 1e-9, or the
@@ -351,14 +352,12 @@ class EM:
 
     def _compression(self, derived: Compiled, leaves) -> str:
         """What a fit does with the rows of the data, for the plan."""
-        if derived.condense is not None and not isinstance(derived.condensation, str):
-            states = derived.program.integrals[0].states
-            return (
-                f"the M-step runs on {derived.condensation.steps} weighted steps with the moments of all "
-                f"{'' if states is None else f'{states.steps:,} '}steps: EM is the same"
-            )
         found = self._compressed(derived, leaves)
         if isinstance(found, str):
+            few = derived.condensation
+            if derived.condense is not None and not isinstance(few, str):
+                moments = f"with the moments of all {few.name}: EM is the same"
+                return f"the M-step runs on {few.pieces} weighted {few.name} {moments}"
             return f"data not compressed: {found}" if derived.program.integrals else ""
         data = found[2]
         all_rows = f"the {data.all_rows:,} rows in {data.plate!r}"

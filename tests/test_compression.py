@@ -140,7 +140,8 @@ def test_iterations_are_the_same(name):
 def test_the_plan_says_it():
     assert "fits run on 6 weighted rows" in str(emppl.EM(factors).plan(draw(300, 5)))
     assert "M-step runs on 8 weighted steps" in str(emppl.EM(system).plan(draw(200, 3)))
-    assert "not compressed: compress=False" in str(emppl.EM(factors, compress=False).plan(draw(300, 5)))
+    assert "M-step runs on 8 weighted rows" in str(emppl.EM(factors, compress=False).plan(draw(300, 5)))
+    assert "not compressed: compress=False" in str(emppl.EM(growth, compress=False, **B).plan(*grouped(400, 20)))
 
 
 def test_a_model_that_says_its_number_of_rows_keeps_them():

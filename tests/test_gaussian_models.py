@@ -107,7 +107,7 @@ def test_reports_on_the_sleep_study(capsys):
     assert "beta[1]" in str(emppl.compare(result, draws))
     plan = em(sleep_study.model, latents={"b": emppl.Gaussian()}).plan(*sleep_study.data())
     (latent,) = plan.latents
-    assert (latent.dimensions, latent.groups, latent.atoms, latent.states) == (2, 18, 4, 0)
+    assert (latent.dimensions, latent.groups, latent.atoms, latent.states) == (2, 18, 3, 0)
     assert "18 groups of 2 dimensions" in str(plan)
     assert "the log joint density is quadratic in it" in str(plan)
     assert "sums out" not in str(plan)

@@ -98,6 +98,11 @@ class Compiled:
 
         return jax.jit(value)
 
+    @property
+    def _has_functions(self) -> bool:
+        """Are there M-step rules of the user's own?"""
+        return any(callable(one) and not mstep.is_optimizer(one) for one in self._source[2].m_step.values())
+
     def _plain(self, function: Callable) -> Callable:
         """Compile a function of the plain path, which holds tables of all rows: refused where they would not fit."""
         compiled = jax.jit(functools.partial(function, self.program))
@@ -126,7 +131,7 @@ class Compiled:
         """What of the data a fit may compress, or the reason why nothing."""
         if not self.compress:
             return "compress=False"
-        if any(callable(one) and not mstep.is_optimizer(one) for one in self._source[2].m_step.values()):
+        if self._has_functions:
             return "m_step has a function, which may expect all rows"
         return find_compression(self.program, self._shapes)
 
@@ -164,23 +169,24 @@ class Compiled:
 
     @functools.cached_property
     def condensation(self) -> Condensation | str:
-        """On how few steps the M-step may run, or the reason why on all."""
+        """On how few pieces the M-step may run, or the reason why on all."""
+        if self._has_functions:
+            return "m_step has a function, which may expect all of them"
         return find_condensation(self.program, self._shapes)
 
     @functools.cached_property
     def condense(self) -> Callable | None:
-        """E-step of a long chain and the data of an M-step on few steps; None if it is done on all of them."""
+        """An E-step, and the data of an M-step on few pieces; None if that is done on all of them."""
         found = self.condensation
-        if isinstance(found, str) or not self.compress:
+        if isinstance(found, str):
             return None
         model, skeleton, options = self._source
-        short = self._shortened(found.leaves, found.order + found.steps)
+        short = self._shortened(found.leaves, found.order + found.pieces)
         try:
             program = derive(model, short, skeleton, options)
         except EMError:
             return None
-        states = program.integrals[0].states
-        if states is None or states.chain.length != found.steps or program.free != self.program.free:
+        if program.free != self.program.free or len(program.integrals) != 1 or not found.is_whole(program):
             return None
         return lambda params, leaves: (program, *found.apply(self.program, program, params, leaves))
 

@@ -1,15 +1,18 @@
-"""The M-step of a long chain of normal latents on few weighted steps, which EM cannot tell from all of them.
+"""The M-step on few weighted pieces, which EM cannot tell from all of them: steps of a long chain, or rows of data.
 
 Where the log density of a step is quadratic in its data and its window of the state, for all parameters, its
-expectation is a function of their first two moments, summed over steps. One step more than there are numbers in one
+expectation is a function of their first two moments, summed over steps. The same holds for rows of data with normal
+latents of their own (where the data are not compressed to begin with). One step more than there are numbers in one
 reproduces these; the M-step is the one of the same model with so many steps.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,38 +22,79 @@ from emppl import estep
 from emppl.estep import Posterior
 from emppl.estep.joint import Joint
 from emppl.estep.state_space import sigma_points, smooth_states, state_precisions
+from emppl.fit.compression import find_compression
 from emppl.fit.lossless import block_of, equivalent_pieces, other_reader, why_not_quadratic, why_not_separate
+from emppl.integral import Integral
+from emppl.positive import half_log_det, lower_inverse, lower_root
 from emppl.program import Program
-from emppl.structure.layout import group_numbers
+from emppl.strategies import Gaussian
+from emppl.structure.layout import Layout, group_numbers
 from emppl.structure.separation import SHARED
 
 _LEAST_SAVING = 4
 
 
+class Moments(NamedTuple):
+    """What the E-step leaves of a chain, or of rows.
+
+    Attributes:
+        log_likelihood: of the observed data.
+        mean: of the latents of every piece, ``(pieces, d)``.
+        covariance: their mean covariance over all pieces, ``(d, d)``.
+        centers: where the latents lie, group by group.
+        atoms: of latents that belong to no piece: the first steps of a chain.
+    """
+
+    log_likelihood: jax.Array
+    mean: jax.Array
+    covariance: jax.Array
+    centers: jax.Array
+    atoms: dict[str, jax.Array]
+
+
 @dataclasses.dataclass(frozen=True)
-class Condensation:
+class Condensation(abc.ABC):
     """What is condensed.
 
     Attributes:
-        leaves: positions of the arrays of data that are scanned over.
-        columns: numbers in one step: its data, and its window of the state.
-        order: how many steps come before the first window.
+        leaves: positions of the arrays of data that hold pieces.
+        columns: numbers in one piece: its data, and its latents.
+        order: how many steps come before the first piece.
     """
 
     leaves: tuple[int, ...]
     columns: int
     order: int
 
+    name: ClassVar[str]
+
     @property
-    def steps(self) -> int:
-        """Number of windows that are left."""
+    def pieces(self) -> int:
+        """Number of pieces that are left."""
         return self.columns + 1
 
-    def apply(self, program: Program, short: Program, params, leaves):
-        """E-step, and few steps in the place of all for the M-step.
+    @abc.abstractmethod
+    def moments(self, joint: Joint, few: Joint) -> Moments:
+        """The E-step.
 
         Args:
-            program: of all steps.
+            joint: log joint density of all pieces.
+            few: of the first few. Second derivatives depend on no data: those of one piece are those of all.
+        """
+
+    @abc.abstractmethod
+    def layout(self, integral: Integral) -> Layout:
+        """How the latents of a piece are a vector."""
+
+    @abc.abstractmethod
+    def is_whole(self, short: Program) -> bool:
+        """Does the program for few pieces have as many as it should?"""
+
+    def apply(self, program: Program, short: Program, params, leaves):
+        """E-step, and few pieces in the place of all for the M-step.
+
+        Args:
+            program: of all pieces.
             short: the program for few.
             params: constrained parameter values.
             leaves: the data.
@@ -58,44 +102,87 @@ class Condensation:
         Returns:
             ``(expectations, prepared, leaves)`` for the M-step of ``short``.
         """
-        integral, few = program.integrals[0], short.integrals[0]
-        states = few.states
-        assert states is not None
-        number = len(leaves[self.leaves[0]]) - self.order
-        first = [one[: self.order + self.steps] if n in self.leaves else one for n, one in enumerate(leaves)]
-        # Second derivatives depend on no data: those of one window are those of all.
-        at_first, every = state_precisions(Joint(short, few, params, first))
-        precisions = at_first, jnp.broadcast_to(every[:1], (number, *every.shape[1:]))
-        found = smooth_states(Joint(program, integral, params, leaves), precisions)
-        data = [jnp.reshape(leaves[n][self.order :], (number, -1)) for n in self.leaves]
-        rows = jnp.concatenate([found.window_mean, *(one.astype(found.window_mean.dtype) for one in data)], 1)
-        mean = jnp.mean(rows, 0)
-        centred = rows - mean[None]
-        size = found.window_mean.shape[1]
-        covariance = centred.T @ centred / number
-        covariance = covariance.at[:size, :size].add(jnp.mean(found.window_covariance, 0))
-        steps = equivalent_pieces(mean, covariance, jnp)
-        atoms = few.atoms
-        windows = states.windows.unpack(steps[:, :size])
-        values = jax.vmap(states.firsts.unpack)(sigma_points(found.first_mean, found.first_covariance, atoms))
-        values |= {name: jnp.broadcast_to(one[None], (atoms, *one.shape)) for name, one in windows.items()}
-        starts = size + np.cumsum([0, *(one.shape[1] for one in data)])
+        (whole,), (part,) = program.integrals, short.integrals
+        data = [one[: self.order + self.pieces] if n in self.leaves else one for n, one in enumerate(leaves)]
+        found = self.moments(Joint(program, whole, params, leaves), Joint(short, part, params, data))
+        number, size = found.mean.shape
+        columns = [jnp.reshape(leaves[n][self.order :], (number, -1)).astype(found.mean.dtype) for n in self.leaves]
+        every = jnp.concatenate([found.mean, *columns], 1)
+        mean = jnp.mean(every, 0)
+        centred = every - mean[None]
+        covariance = (centred.T @ centred / number).at[:size, :size].add(found.covariance)
+        pieces = equivalent_pieces(mean, covariance, jnp)
+        latents = self.layout(part).unpack(pieces[:, :size])
+        atoms = {name: jnp.broadcast_to(one[None], (part.atoms, *one.shape)) for name, one in latents.items()}
+        atoms |= found.atoms
+        starts = size + np.cumsum([0, *(one.shape[1] for one in columns)])
         for n, begin, end in zip(self.leaves, starts[:-1], starts[1:], strict=True):
-            new = jnp.reshape(steps[:, begin:end], (self.steps, *leaves[n].shape[1:]))
-            first[n] = jnp.concatenate([leaves[n][: self.order], new.astype(leaves[n].dtype)])
-        tables = jax.eval_shape(lambda: short.tables(short.evaluate(params, first, atoms=values)))
-        time = short.axes.names.index(states.chain.time)
+            new = jnp.reshape(pieces[:, begin:end], (self.pieces, *leaves[n].shape[1:]))
+            data[n] = jnp.concatenate([leaves[n][: self.order], new.astype(leaves[n].dtype)])
+        tables = jax.eval_shape(lambda: short.tables(short.evaluate(params, data, atoms=atoms)))
+        first = {name for name in tables if self.order and short.factors[name].site.time is None}
         weights = {
-            name: jnp.full(
-                one.shape,
-                number / (one.shape[time] * atoms) if short.factors[name].site.time is not None else 1 / atoms,
-                one.dtype,
-            )
+            name: jnp.full(one.shape, (1 if name in first else number / self.pieces) / part.atoms, one.dtype)
             for name, one in tables.items()
         }
-        posterior = Posterior(jnp.sum(found.evidence), weights, values)
-        expectations, prepared = estep.from_posterior(short, params, posterior, first)
-        return dataclasses.replace(expectations, centers={integral.axis: found.mean}), prepared, first
+        posterior = Posterior(found.log_likelihood, weights, atoms)
+        expectations, prepared = estep.from_posterior(short, params, posterior, data)
+        return dataclasses.replace(expectations, centers={whole.axis: found.centers}), prepared, data
+
+
+class CondensedSteps(Condensation):
+    """Steps of one chain."""
+
+    name = "steps"
+
+    def moments(self, joint: Joint, few: Joint) -> Moments:
+        """By the smoother."""
+        states = few.integral.states
+        assert states is not None
+        first, every = state_precisions(few)
+        number = len(joint.leaves[self.leaves[0]]) - self.order
+        found = smooth_states(joint, (first, jnp.broadcast_to(every[:1], (number, *every.shape[1:]))))
+        points = sigma_points(found.first_mean, found.first_covariance, few.integral.atoms)
+        mean = jnp.mean(found.window_covariance, 0)
+        atoms = jax.vmap(states.firsts.unpack)(points)
+        return Moments(jnp.sum(found.evidence), found.window_mean, mean, found.mean, atoms)
+
+    def layout(self, integral: Integral) -> Layout:
+        """A window of the state."""
+        assert integral.states is not None
+        return integral.states.windows
+
+    def is_whole(self, short: Program) -> bool:
+        """Every step has a window."""
+        states = short.integrals[0].states
+        return states is not None and states.chain.length == self.pieces
+
+
+class CondensedRows(Condensation):
+    """Rows of a plate, each with normal latents of its own."""
+
+    name = "rows"
+
+    def moments(self, joint: Joint, few: Joint) -> Moments:
+        """By regression of the latents on the rows."""
+        zeros = few.pack(few.zeros())
+        root = lower_root(-few.hessian(zeros)[0])
+        inverse = lower_inverse(root)
+        covariance = inverse.T @ inverse
+        mean = joint.gradient(joint.pack(joint.zeros())) @ covariance
+        # From there the gradient is small, and a second step recovers the digits that the first one lost.
+        height, slope = jax.value_and_grad(lambda vectors: jnp.sum(joint.by_group(vectors)))(mean)
+        step = slope @ covariance
+        volume = len(mean) * (len(root) / 2 * math.log(2 * math.pi) - half_log_det(root))
+        return Moments(height + jnp.sum(slope * step) / 2 + volume, mean + step, covariance, mean + step, {})
+
+    def layout(self, integral: Integral) -> Layout:
+        """All latents of a row."""
+        return integral.layout
+
+    def is_whole(self, short: Program) -> bool:
+        """Every row has its latents."""
+        return short.integrals[0].groups == self.pieces
 
 
 def find_condensation(program: Program, shapes: Sequence[jax.ShapeDtypeStruct]) -> Condensation | str:
@@ -108,11 +195,12 @@ def find_condensation(program: Program, shapes: Sequence[jax.ShapeDtypeStruct]) 
     Returns:
         The condensation, or a clause for the plan.
     """
-    if len(program.integrals) != 1 or program.integrals[0].states is None or program.latents:
-        return "not one chain of normal latents alone"
+    if len(program.integrals) != 1 or program.latents or not isinstance(program.integrals[0].strategy, Gaussian):
+        return "normal latents are not its only ones"
     integral = program.integrals[0]
     states = integral.states
-    assert states is not None
+    if states is None:
+        return _rows(program, shapes)
     if states.cells > 1:
         return "there are several chains"
     if set(program.factors) - set(integral.factors):
@@ -126,7 +214,25 @@ def find_condensation(program: Program, shapes: Sequence[jax.ShapeDtypeStruct]) 
     if states.chain.length < 2 * _LEAST_SAVING * columns:
         return f"{states.chain.length} steps are not many for {columns} numbers in each"
     reason = _why_not(program, shapes, holders)
-    return reason if reason is not None else Condensation(tuple(holders), columns, states.chain.order)
+    return reason if reason is not None else CondensedSteps(tuple(holders), columns, states.chain.order)
+
+
+def _rows(program: Program, shapes) -> Condensation | str:
+    """The same for rows of data."""
+    (integral,) = program.integrals
+    found = find_compression(program, shapes)
+    if isinstance(found, str):
+        return found
+    rows = frozenset([program.axes.rows])
+    plates = [program.axes.plates_of(one.site, one.site.batch_shape) for one in program.factors.values()]
+    if found.keys or integral.is_indexed or integral.groups != found.rows or any(one != rows for one in plates):
+        return "not every row has latents of its own, and nothing but these"
+    if any({"mask", "cell_weight"} & set(factor.latents) for factor in program.factors.values()):
+        return "some of its rows are masked or weighted"
+    columns = found.columns + integral.dimensions
+    if found.rows < 2 * _LEAST_SAVING * columns:
+        return f"{found.rows} rows are not many for {columns} numbers in each"
+    return CondensedRows(found.moments, columns, 0)
 
 
 def _why_not(program: Program, shapes, holders) -> str | None:
