@@ -76,12 +76,27 @@ class Compiled:
     @functools.cached_property
     def simulator(self) -> Simulator | None:
         """The steps of a Monte Carlo fit; None where no latent is simulated."""
-        return Simulator(self.program, self.fused) if estep.simulated(self.program) else None
+        is_random = estep.simulated(self.program) or self.program.drawn
+        return Simulator(self.program, self.fused) if is_random else None
 
     @functools.cached_property
     def random_log_likelihood(self):
         """The log-likelihood by importance sampling, with random numbers of its own."""
+        if not estep.simulated(self.program):
+            return lambda params, leaves, key: self.summed_log_likelihood(params, leaves)
         return jax.jit(functools.partial(estep.log_likelihood, self.program))
+
+    @functools.cached_property
+    def summed_log_likelihood(self):
+        """The log-likelihood of the data with every latent summed out, in chunks of rows."""
+        fused = estep.plan_fused(self.program.softened)
+
+        def value(params, leaves):
+            program = self.program.softened
+            prepared = estep.prepare(program, fused, leaves)
+            return estep.expectations(program, fused, params, leaves, prepared).log_likelihood
+
+        return jax.jit(value)
 
     @property
     def _has_functions(self) -> bool:

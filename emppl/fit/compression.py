@@ -143,7 +143,8 @@ def find_compression(program: Program, shapes: Sequence[jax.ShapeDtypeStruct]) -
     rows = axes.sizes[plate]
     if plate not in trace.plates or trace.plates[plate].is_time:
         return "its rows lie in no plate"
-    if any(isinstance(one.strategy, Simulated) or one.states is not None for one in program.integrals):
+    drawn = program.drawn or any(isinstance(one.strategy, Simulated) for one in program.integrals)
+    if drawn or any(one.states is not None for one in program.integrals):
         return "latents are drawn, or form a chain"
     holders = [n for n, one in enumerate(shapes) if one.shape and one.shape[0] == rows]
     if not holders:
