@@ -72,6 +72,7 @@ class Integral:
         reason: why the strategy applies, for the plan.
         states: of latents inside a scan, how steps follow each other; else None.
         trajectory: the same, where every chain is integrated as one vector and not step by step.
+        limits: those of ``factors`` that are observed Delta sites, which restrict the latent to an interval or a point.
     """
 
     axis: str
@@ -85,11 +86,22 @@ class Integral:
     reason: str = ""
     states: StateSpace | None = None
     trajectory: StateSpace | None = None
+    limits: tuple[str, ...] = ()
 
     @property
     def chain(self) -> StateSpace | None:
         """How steps follow each other, if the latents are inside a scan."""
         return self.trajectory if self.states is None else self.states
+
+    @property
+    def unlimited(self) -> Integral:
+        """The same without the Delta sites."""
+        return dataclasses.replace(self, factors=tuple(n for n in self.factors if n not in self.limits), limits=())
+
+    @property
+    def limiting(self) -> Integral:
+        """The same with the Delta sites only."""
+        return dataclasses.replace(self, factors=self.limits)
 
     @property
     def groups(self) -> int:

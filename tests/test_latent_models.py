@@ -148,7 +148,9 @@ def test_draws_of_volatility_have_no_score_at_the_maximum():
     error = draws.std((0, 1)) / np.sqrt(effective_draws(draws))
     np.testing.assert_array_less(np.abs(draws.mean((0, 1)) - means), 5 * error)
     # By importance sampling, of two hundred numbers together.
-    found = [float(compiled.random_log_likelihood(params, leaves, key)) for key in jax.random.split(jax.random.key(1), 16)]
+    found = [
+        float(compiled.random_log_likelihood(params, leaves, key)) for key in jax.random.split(jax.random.key(1), 16)
+    ]
     assert abs(np.mean(found) + np.var(found, ddof=1) / 2 - value) < 4 * np.std(found, ddof=1) / 4
 
 

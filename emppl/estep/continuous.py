@@ -11,10 +11,12 @@ import jax.numpy as jnp
 from emppl.estep.draws import SMALL, draw, first_chains
 from emppl.estep.importance import placed
 from emppl.estep.integrated import Integrated
-from emppl.estep.integration import integrate_all
+from emppl.estep.integration import conditional, integrate_all
 from emppl.estep.joint import Joint
+from emppl.estep.limits import find_limits
 from emppl.estep.plain import all_scales, log_evidence
 from emppl.estep.state_space import draw_states
+from emppl.estep.truncation import draw_inside
 from emppl.integral import Integral
 from emppl.numerics import safe_divide
 from emppl.positive import lower_inverse
@@ -156,8 +158,13 @@ def sample_given(
             drawn.update(_steps(program, integral, draw_states(joint, key)))
             continue
         found = integrated[integral.axis]
-        is_density = isinstance(integral.strategy, Quadrature | Simulated)
-        vectors = (_posterior_draw if is_density else _normal_draw)(joint, found.mean, found.root, key)
+        if integral.limits:
+            free = Joint(program, integral.unlimited, params, leaves)
+            limits = find_limits(program, integral, leaves)
+            vectors = draw_inside(limits, *conditional(free, found.mean), key)
+        else:
+            is_density = isinstance(integral.strategy, Quadrature | Simulated)
+            vectors = (_posterior_draw if is_density else _normal_draw)(joint, found.mean, found.root, key)
         values = joint.constrained(joint.unpack(vectors))
         if integral.chain is not None:
             drawn.update(_steps(program, integral, values))

@@ -54,8 +54,6 @@ class Compression:
         arrays = [np.asarray(leaf) for leaf in leaves]
         keys = [_as_integers(arrays[n].reshape(self.rows, -1)) for n in self.keys]
         classes = self._classes(np.concatenate(keys, 1)) if keys else (np.zeros(1, int), np.zeros(self.rows, int))
-        if classes is None:
-            return "hardly any two of its rows are equal"
         first, number = classes
         counts = np.bincount(number, minlength=len(first))
         stays = counts <= self.columns + 1
@@ -82,12 +80,8 @@ class Compression:
             rows[len(kept) : few] = pieces[:, begin:end].reshape((-1, *rows.shape[1:])).astype(rows.dtype)
         return dataclasses.replace(found, classes=len(large))
 
-    def _classes(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """First row of every class of equal rows, and every row's class; None if a sample shows hardly any."""
-        if not self.columns and self.rows > 2 * _SAMPLE:
-            sample = keys[np.random.default_rng(0).choice(self.rows, _SAMPLE, replace=False)]
-            if len(np.unique(_hashed(sample))) == _SAMPLE:
-                return None
+    def _classes(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First row of every class of equal rows, and every row's class."""
         _, first, number = np.unique(_hashed(keys), return_index=True, return_inverse=True)
         if not np.array_equal(keys[first[number]], keys):  # two different rows with one hash
             _, first, number = np.unique(keys, axis=0, return_index=True, return_inverse=True)
@@ -123,6 +117,17 @@ class Compressed:
     plate: str
 
 
+def look_different(program: Program, leaves: Sequence) -> bool:
+    """Does a look at some rows settle that no two of them are equal, and so that rows with discrete latents stay?"""
+    rows = program.axes.sizes[program.axes.rows]
+    arrays = [np.asarray(leaf) for leaf in leaves if leaf.ndim and leaf.shape[0] == rows]
+    if not program.latents or not arrays:
+        return False
+    picked = np.random.default_rng(0).choice(rows, min(rows, _SAMPLE), replace=False)
+    keys = np.concatenate([_as_integers(one[picked].reshape(len(picked), -1)) for one in arrays], 1)
+    return len(np.unique(_hashed(keys))) == len(picked)
+
+
 def find_compression(program: Program, shapes: Sequence[jax.ShapeDtypeStruct]) -> Compression | str:
     """What of the data can be compressed, or the reason why nothing can.
 
@@ -138,7 +143,8 @@ def find_compression(program: Program, shapes: Sequence[jax.ShapeDtypeStruct]) -
     rows = axes.sizes[plate]
     if plate not in trace.plates or trace.plates[plate].is_time:
         return "its rows lie in no plate"
-    if any(isinstance(one.strategy, Simulated) or one.states is not None for one in program.integrals):
+    drawn = program.drawn or any(isinstance(one.strategy, Simulated) for one in program.integrals)
+    if drawn or any(one.states is not None for one in program.integrals):
         return "latents are drawn, or form a chain"
     holders = [n for n, one in enumerate(shapes) if one.shape and one.shape[0] == rows]
     if not holders:
@@ -172,6 +178,8 @@ def _why_no_moments(program: Program, shapes, moments, inside) -> str | None:
     own = [one for one in program.integrals if set(one.latents) & set(inside)]
     if not all(isinstance(one.strategy, Gaussian) for one in own):
         return "its rows have latents that are not normal"
+    if any(one.limits for one in own):
+        return "an observed Delta restricts the latents of its rows"
     block = block_of(program, shapes, moments)
     block = {n: one for n, one in block.items() if n.startswith("data ") or _row_axes(program, n, one.shape)}
     return why_not_quadratic(program, shapes, block, inside, "row")

@@ -15,7 +15,7 @@ import numpy as np
 
 from emppl.positive import simplex
 from emppl.program import Program
-from emppl.structure.quadratic import affine_gradient
+from emppl.structure.quadratic import affine_gradient, jump
 from emppl.structure.separation import SHARED, Meeting, Separation
 
 
@@ -78,12 +78,11 @@ def why_not_quadratic(
     others = {n: one for n, one in block_of(program, shapes, ()).items() if n not in block}
     rest = (others, _parameters(program), list(shapes))
 
-    def gradient(block):
+    def total(block):
         others, params, leaves = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), rest)
-        total = lambda block: sum(jnp.sum(one) for one in tables(block | others, params, leaves).values())  # noqa: E731
-        return jax.grad(total)(block)
+        return sum((jnp.sum(one) for one in tables(block | others, params, leaves).values()), jnp.zeros(()))
 
-    reason = affine_gradient(gradient, block)
+    reason = affine_gradient(jax.grad(total), block) or jump(total, block)
     return None if reason is None else f"the log density is not quadratic in a {piece} and its latents ({reason})"
 
 
