@@ -167,12 +167,19 @@ def test_stochastic_approximation_reaches_the_oracle():
     assert {"burn-in", "averaging", "closing step"} == set(decisions)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("seed", range(5))
+QUICK = ("pump_gamma_poisson", "cbpp", "booth_hobert")
+# Two percent of the estimates of LSAT7, which are many standard errors from zero, take fewer draws.
+TOLERANCE = {"lsat7_2pl": 3e-3}
+
+
 @pytest.mark.parametrize("strategy", [MonteCarlo(), SAEM()], ids=["MonteCarlo", "SAEM"])
-@pytest.mark.parametrize("name", CASES)
-def test_oracles_from_five_seeds(name, strategy, seed):
-    check_oracle(name, fit(name, strategy, seed, tolerance=5e-5))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in QUICK else pytest.mark.long) for name in CASES]
+)
+def test_oracles_from_five_seeds(name, strategy):
+    """All seeds in one test, which compiles once for all of them."""
+    for seed in range(5):
+        check_oracle(name, fit(name, strategy, seed, tolerance=TOLERANCE.get(name, 3e-4)))
 
 
 @pytest.mark.long
