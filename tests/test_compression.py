@@ -174,6 +174,22 @@ def test_rows_that_differ_by_more_than_their_data_stay():
     assert "differ by more than their data" in str(emppl.EM(trend).plan(draw(300, 5)[:, 0]))
 
 
+def test_rows_whose_latents_meet_others_stay():
+    """Effects of rows and columns are integrated together: a row that counts twice would be another model."""
+
+    def crossed(x):
+        noise = numpyro.param("noise", 1.0, constraint=constraints.positive)
+        rows, columns = numpyro.plate("rows", len(x), dim=-2), numpyro.plate("columns", x.shape[1], dim=-1)
+        with rows:
+            of_row = numpyro.sample("of_row", dist.Normal(0, 1))
+        with columns:
+            of_column = numpyro.sample("of_column", dist.Normal(0, 1))
+        with rows, columns:
+            numpyro.sample("x", dist.Normal(of_row + of_column, noise), obs=x)
+
+    assert "integrated together with others" in str(emppl.EM(crossed).plan(draw(40, 2)))
+
+
 def test_what_is_not_quadratic_stays():
     def by_size(x, size):
         slope = numpyro.param("slope", 0.1)
