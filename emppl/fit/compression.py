@@ -3,7 +3,8 @@
 Rows that are equal are one row that counts several times. Where the log density is quadratic in a row (together with
 the row's own latents, for all parameters and all other latents), more is true: its sum over rows is a function of their
 count, mean and covariance, and one row more than there are columns reproduces these. Both at once: the rows are split
-into classes by the columns that must be equal, a group's number say, and the others keep their moments class by class.
+into classes by the columns that must be equal, a group's number say, and by the pattern of their missing cells; the
+other columns keep their moments class by class.
 """
 
 from __future__ import annotations
@@ -53,6 +54,9 @@ class Compression:
         """
         arrays = [np.asarray(leaf) for leaf in leaves]
         keys = [_as_integers(arrays[n].reshape(self.rows, -1)) for n in self.keys]
+        parts = [arrays[n].reshape(self.rows, -1).astype(np.float64) for n in self.moments]
+        gaps = [np.isnan(one) for one in parts]
+        keys += [one.astype(np.int64) for one in gaps if np.any(one)]
         classes = self._classes(np.concatenate(keys, 1)) if keys else (np.zeros(1, int), np.zeros(self.rows, int))
         first, number = classes
         counts = np.bincount(number, minlength=len(first))
@@ -70,8 +74,9 @@ class Compression:
         weights = np.repeat(counts[large] / (self.columns + 1), self.columns + 1)
         order = np.argsort(number, kind="stable")
         order = order[~stays[number[order]]]
-        parts = [arrays[n].reshape(self.rows, -1).astype(np.float64) for n in self.moments]
-        pieces = _equivalent_by_class(np.concatenate(parts, 1)[order], counts[large])
+        values = np.nan_to_num(np.concatenate(parts, 1)[order])
+        pieces = _equivalent_by_class(values, counts[large])
+        pieces[np.concatenate(gaps, 1)[stands_for]] = np.nan
         picked = np.concatenate([kept, stands_for])
         found = self._padded(arrays, picked, np.concatenate([np.ones(len(kept)), weights]), few, length)
         starts = np.cumsum([0, *(part.shape[1] for part in parts)])
@@ -146,10 +151,12 @@ def find_compression(program: Program, shapes: Sequence[jax.ShapeDtypeStruct]) -
     drawn = program.drawn or any(isinstance(one.strategy, Simulated) for one in program.integrals)
     if drawn or any(one.states is not None for one in program.integrals):
         return "latents are drawn, or form a chain"
+    inside = [n for n, f in program.factors.items() if plate in axes.plates_of(f.site, f.site.batch_shape)]
+    if any(0 < len(set(one.latents) & set(inside)) < len(one.latents) for one in program.integrals):
+        return "latents of its rows are integrated together with others"
     holders = [n for n, one in enumerate(shapes) if one.shape and one.shape[0] == rows]
     if not holders:
         return "no array holds its rows along the first axis"
-    inside = [n for n, f in program.factors.items() if plate in axes.plates_of(f.site, f.site.batch_shape)]
     reader = other_reader(program, holders, inside)
     if reader is not None:
         return f"site {reader!r}, outside the plate, reads the rows too"
@@ -182,7 +189,7 @@ def _why_no_moments(program: Program, shapes, moments, inside) -> str | None:
         return "an observed Delta restricts the latents of its rows"
     block = block_of(program, shapes, moments)
     block = {n: one for n, one in block.items() if n.startswith("data ") or _row_axes(program, n, one.shape)}
-    return why_not_quadratic(program, shapes, block, inside, "row")
+    return why_not_quadratic(program, shapes, block, inside, "row", gaps=True)
 
 
 def _row_axes(program: Program, name: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
