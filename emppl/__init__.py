@@ -9,7 +9,7 @@ from emppl.plan import Plan
 from emppl.report.compare import Comparison, compare
 from emppl.report.result import Certificate, EMResult
 from emppl.report.uncertainty import Covariance
-from emppl.strategies import SAEM, Enumerate, Gaussian, Laplace, MonteCarlo, Quadrature
+from emppl.strategies import SAEM, Enumerate, Gaussian, Hard, Laplace, MonteCarlo, Quadrature, StochasticEM
 
 __version__ = "0.1.0"
 
@@ -24,6 +24,7 @@ __all__ = [
     "Enumerate",
     "Family",
     "Gaussian",
+    "Hard",
     "Laplace",
     "ModelError",
     "MonteCarlo",
@@ -32,6 +33,7 @@ __all__ = [
     "Posterior",
     "Quadrature",
     "SAEM",
+    "StochasticEM",
     "StopReason",
     "Update",
     "compare",

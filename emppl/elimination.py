@@ -26,6 +26,7 @@ from emppl.chain import step_by_step
 from emppl.errors import ModelError
 from emppl.markov import ChainAxes, ChainTables, Emission, SumOut, arrange, kernel_evidence
 from emppl.numerics import logsumexp, safe_divide, weighted
+from emppl.picking import Picking
 from emppl.trace import Chain
 from emppl.trace.naming import first, lagged
 
@@ -311,6 +312,7 @@ def log_normalizer(
     fast: bool = False,
     watch: Callable[[ChainAxes, ChainTables], None] | None = None,
     sum_chain: Callable[[ChainTables], jax.Array] | None = None,
+    picking: Picking | None = None,
 ) -> jax.Array:
     """Log of the sum over all latents of the product of all factors (natural log).
 
@@ -330,14 +332,16 @@ def log_normalizer(
         fast: run chains by the kernels, which can be differentiated once, instead of their twin.
         watch: is shown the factors of every chain.
         sum_chain: what sums out a whole chain, one value per batch cell; default: ``sum_out`` step by step.
+        picking: latents that get one value instead; their chains take tables, no emissions step by step.
 
     Returns:
         A scalar.
     """
+    picked = frozenset() if picking is None else picking.plates.keys()
     pending = {name: (table, scales.get(name)) for name, table in tables.items()}
     total = jnp.zeros((), jnp.result_type(float))
     table: Any
-    for step in plan.steps:
+    for number, step in enumerate(plan.steps):
         reference = owners.get(step.owner) if step.owner is not None else None
         if step.chain is not None:
             initial, later = (
@@ -345,7 +349,12 @@ def log_normalizer(
             )
             later += [pending.pop(probe)[0] for probe in map(probe_name, step.chain.current) if probe in pending]
             exists = _exists(step.chain, present or {})
-            if fast:
+            latent = step.chain.current[0]
+            if picking is not None and latent in picked:
+                initial += picking.lanes(latent, plan.axes, plan.sizes, step.chain.time)
+                chain = arrange(plan.axes, plan.sizes, step.chain, initial, later, exists)
+                table = jnp.reshape(picking.of_chain(chain.arrays, number), chain.shape)
+            elif fast:
                 table = kernel_evidence(plan.axes, plan.sizes, step.chain, initial, later, exists)
             else:
                 chain = arrange(plan.axes, plan.sizes, step.chain, initial, later, exists)
@@ -355,7 +364,9 @@ def log_normalizer(
                 table = jnp.reshape(evidence, chain.shape)
         else:
             table = functools.reduce(operator.add, (_rescale(*pending.pop(name), reference) for name in step.inputs))
-        if step.latent is not None:
+        if step.latent is not None and picking is not None and step.latent in picked:
+            table = picking.of_latent(table, step.latent, number, plan.axes, plan.sizes)
+        elif step.latent is not None:
             table = sum_out(table, plan.axes.index(step.latent), None)
         if isinstance(table, Emission):
             table = table.map(functools.partial(_sum_plates, plan, step.plates))

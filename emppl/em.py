@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,6 +16,7 @@ import numpy as np
 from emppl import estep
 from emppl.errors import DataError, ParameterError, unknown_name
 from emppl.fit import checks, loop, stochastic
+from emppl.fit.checkpoint import Checkpoint, fit_identity
 from emppl.fit.compiled import Compiled
 from emppl.fit.progress import Progress
 from emppl.held import split_fixed
@@ -41,7 +44,8 @@ class EM:
         estimate: names of sample sites to maximise over when their role is ambiguous.
         latents: ``{site: strategy}``. Discrete latents are summed over (``Enumerate()``); continuous ones are
             integrated by ``Gaussian()`` where that is exact, else by ``Quadrature(15)``, ``Laplace()``,
-            ``MonteCarlo()`` or ``SAEM()``. The plan says what is chosen without a word, and why.
+            ``MonteCarlo()`` or ``SAEM()``; ``Hard()`` gives discrete ones their best values (k-means, Viterbi
+            training). The plan says what is chosen without a word, and why.
         fixed: ``{parameter: value}``, held at that value; everything else keeps its closed form. In an array, entries
             that are NaN stay free: ``fixed={"mu": [0.0, nan]}``.
         m_step: ``{parameter: function}``, the user's own updates, called as ``function(params, posterior)``
@@ -220,13 +224,23 @@ class EM:
 
     # --------------------------------------------------------------------------------------------- the fit
 
-    def run(self, rng_key: jax.Array, *args, init_params: Mapping[str, Any] | None = None, **kwargs) -> EMResult:
+    def run(
+        self,
+        rng_key: jax.Array,
+        *args,
+        init_params: Mapping[str, Any] | None = None,
+        checkpoint: str | os.PathLike | None = None,
+        **kwargs,
+    ) -> EMResult:
         """Fit the model.
 
         Args:
             rng_key: random key, for starting values.
             *args: model arguments; arrays are data, everything else is static.
             init_params: starting values by parameter for the first restart; the others are drawn.
+            checkpoint: a file that holds the state of the fit after every block of iterations. The same call goes on
+                from there after the process was killed, and gives the same result as if it had not been. Functions
+                in ``m_step`` and ``optimizer`` are told apart by their names only.
             **kwargs: model keyword arguments.
 
         Returns:
@@ -240,6 +254,11 @@ class EM:
         derived, leaves = self._derive(args, kwargs)
         program = derived.program
         given = self._initial_values(program, init_params)
+        if program.hard and self.accelerate is not None:
+            raise ParameterError(
+                f"accelerate={self.accelerate!r} extrapolates steps that shrink, and under Hard() assignments jump: "
+                "leave it out. Hard EM ends after few iterations anyway."
+            )
         whole = derived, leaves
         compressed = self._compressed(derived, leaves)
         if not isinstance(compressed, str):
@@ -256,8 +275,9 @@ class EM:
             params = {name: np.array(value) for name, value in whole[0].start(rng_key, whole[1], self.restarts).items()}
             for name, value in given.items():
                 params[name][0] = program.pin(name, value)
+        file = None if checkpoint is None else self._checkpoint(checkpoint, *whole, rng_key, params, args, kwargs)
         if derived.simulator is not None:
-            return self._simulate(derived, rng_key, params, leaves, prepared, args, kwargs)
+            return self._simulate(derived, rng_key, params, leaves, prepared, args, kwargs, file)
         memory = derived.begin(params) if derived.remembers else {}
         states = loop.initial_states(
             derived.program, params, memory, self.restarts, jnp.result_type(float), self.accelerate is not None
@@ -272,16 +292,18 @@ class EM:
             tolerance,
             self.max_iterations,
             progress,
+            file,
         )
         progress.close()
         states = jax.device_get(states)
         if not np.any(np.isfinite(states.progress.objective)) and not interrupted:
             self._explain_impossible(whole[0], {n: v[0] for n, v in params.items()}, whole[1])
-        return EMResult.from_states(
+        result = EMResult.from_states(
             self, args, kwargs, program, states, history, interrupted=interrupted, accurate=accurate
         )
+        return result.classified() if program.hard else result
 
-    def _simulate(self, derived: Compiled, rng_key, params, leaves, prepared, args, kwargs) -> EMResult:
+    def _simulate(self, derived: Compiled, rng_key, params, leaves, prepared, args, kwargs, file) -> EMResult:
         """The fit of a model with simulated latents."""
         assert derived.simulator is not None
         if self.accelerate is not None:
@@ -300,12 +322,33 @@ class EM:
             stochastic.TOLERANCE if self.tolerance is None else self.tolerance,
             self.max_iterations,
             progress,
+            file,
         )
         progress.close()
         result = EMResult.from_states(
             self, args, kwargs, derived.program, states, history, interrupted=interrupted, accurate=False, best=best
         )
         return result.with_simulation(simulation, rows)
+
+    def _checkpoint(self, path, derived: Compiled, leaves, rng_key, params, args, kwargs) -> Checkpoint:
+        """The file of a fit, with what the fit depends on."""
+        mine = self.options
+        options = {
+            "version": _version(),
+            "restarts": self.restarts,
+            "max_iterations": self.max_iterations,
+            "tolerance": self.tolerance,
+            "accelerate": self.accelerate,
+            "compress": self.compress,
+            "estimate": mine.estimate,
+            "latents": dict(sorted(mine.latents.items())),
+            "fixed": {n: np.asarray(v).tolist() for n, v in sorted({**mine.fixed, **mine.held}.items())},
+            "m_step": {n: getattr(rule, "__qualname__", type(rule).__name__) for n, rule in mine.m_step.items()},
+            "optimizer": type(mine.optimizer).__name__,
+            "prior": mine.prior,
+        }
+        skeleton = split_arguments(args, kwargs)[1]
+        return Checkpoint(path, fit_identity(derived.program.trace, leaves, skeleton, rng_key, params, options))
 
     def _compression(self, derived: Compiled, leaves) -> str:
         """What a fit does with the rows of the data, for the plan."""
@@ -366,6 +409,13 @@ class EM:
             model = MissingCells(self.model) if has_missing else self.model
             self._derived[key] = Compiled(model, leaves, skeleton, self.options, self.compress)
         return self._derived[key], leaves
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("emppl")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _has_nan(leaf: jax.Array) -> bool:

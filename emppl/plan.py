@@ -13,6 +13,7 @@ from emppl.elimination import Step
 from emppl.estep import FusedPlan, largest_table
 from emppl.integral import Integral
 from emppl.program import Program
+from emppl.strategies import StochasticEM
 from emppl.trace import Site
 from emppl.trace.naming import latent_of, model_name
 
@@ -209,7 +210,7 @@ def build_plan(program: Program, fused: FusedPlan, compression: str = "") -> Pla
         tuple(factors),
         parameters,
         tuple(_integration(one) for one in program.integrals),
-        tuple(f"{step.latent!r}" if step.chain is None else _chain(program, fused, step) for step in steps),
+        tuple(_summed(program, fused, step) for step in steps),
         program.cost,
         max([largest, *(program.cells(name) for name in program.integrated)]) * dtype.itemsize,
         (fused.chunking.count, fused.chunking.size),
@@ -235,6 +236,15 @@ def _integration(integral: Integral) -> str:
     return ", ".join(map(repr, integral.latents)) + given + apart
 
 
+def _summed(program: Program, fused: FusedPlan, step: Step) -> str:
+    """What one step of the elimination sums out, or does instead."""
+    what = f"{step.latent!r}" if step.chain is None else _chain(program, fused, step)
+    axis = step.latent if step.chain is None else step.chain.current[0]
+    if axis not in program.picked:
+        return what
+    return f"{what} (its {'best value' if program.hard else 'draw'} in place of the sum)"
+
+
 def _chain(program: Program, fused: FusedPlan, step: Step) -> str:
     """How a chain is summed out: its joint state, its length, and the kernel."""
     sizes, chain = program.axes.sizes, step.chain
@@ -243,7 +253,11 @@ def _chain(program: Program, fused: FusedPlan, step: Step) -> str:
     if fused.chunking.count > 1:
         lanes = lanes * fused.chunking.size // sizes[program.axes.rows]
     dtype = jnp.dtype(jnp.result_type(float))
-    kernel = choose_kernel(length, states, lanes, dtype, jax.default_backend(), step.varies)
+    kernel: str
+    if chain.current[0] in program.picked:
+        kernel = "Viterbi" if program.hard else "forward filtering, backward sampling"
+    else:
+        kernel = str(choose_kernel(length, states, lanes, dtype, jax.default_backend(), step.varies))
     names = ", ".join(repr(name) for name in dict.fromkeys(latent_of(axis) for axis in chain.current))
     return f"the chain of {names} ({states} joint states, {length:,} steps: {kernel})"
 
@@ -265,6 +279,16 @@ def _distribution(site: Site) -> str:
 def _criterion(program: Program) -> str:
     priors = [n for n in program.free if program.trace.sites[n].kind == "continuous"]
     how = program.evidence.words if program.strategies else "no latent: direct maximisation"
+    if any(isinstance(strategy, StochasticEM) for strategy in program.strategies.values()):
+        what = "posterior density" if priors and program.use_prior else "likelihood"
+        return f"average of stochastic EM, close to the maximum of the {what} ({program.evidence.words})"
+    if program.hard:
+        names = ", ".join(program.hard)
+        added = ", plus the log prior" if priors and program.use_prior else ""
+        return (
+            f"classification likelihood: the largest over {names} of log p(data, {names}){added} "
+            f"({program.evidence.words}); another objective than the likelihood"
+        )
     if priors and program.use_prior:
         return f"maximum a posteriori ({how})"
     return f"maximum likelihood ({how})" + (", priors dropped" if priors else "")

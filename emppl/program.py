@@ -21,10 +21,11 @@ from emppl.factors import SiteFactor
 from emppl.held import pin
 from emppl.integral import Integral
 from emppl.parameters import constrain
+from emppl.picking import Picking
 from emppl.regression import RegressionFactor
 from emppl.roles import Role
 from emppl.rules import Rule
-from emppl.strategies import Evidence, Strategy
+from emppl.strategies import Enumerate, Evidence, Hard, StochasticEM, Strategy
 from emppl.structure.dependence import Dependence
 from emppl.trace import Trace, as_numpyro_expects
 from emppl.trace.naming import latent_of, model_name
@@ -169,6 +170,37 @@ class Program:
         """What the objective is: as good as the worst strategy."""
         found = (strategy.evidence for strategy in self.strategies.values())
         return max(found, key=lambda kind: kind.value, default=Evidence.EXACT)
+
+    @property
+    def picked(self) -> dict[str, frozenset[str]]:
+        """By axis of every discrete latent that is not summed over, the plates that it sits in."""
+        found = {}
+        for axis in sorted(self.axes.latents - self.axes.draws):
+            if not isinstance(self.strategies[latent_of(axis)], Enumerate):
+                site = self.trace.sites[latent_of(axis)]
+                found[axis] = self.axes.plates_of(site, site.batch_shape)
+        return found
+
+    @property
+    def hard(self) -> list[str]:
+        """Latents that get their best values, by the model's own names."""
+        return [name for name in self.model_latents if isinstance(self.strategies[name], Hard)]
+
+    @property
+    def drawn(self) -> list[str]:
+        """Discrete latents that are drawn, by the model's own names."""
+        return [name for name in self.model_latents if isinstance(self.strategies[name], StochasticEM)]
+
+    @property
+    def picking(self) -> Picking | None:
+        """What an E-step without random numbers does with latents that are not summed over."""
+        return Picking(self.picked) if self.hard else None
+
+    @property
+    def softened(self) -> Program:
+        """The same model with every discrete latent summed over."""
+        summed = {name: Enumerate() for name in self.latents}
+        return dataclasses.replace(self, strategies={**self.strategies, **summed})
 
     @property
     def blocks(self) -> list[Rule]:

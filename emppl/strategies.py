@@ -16,13 +16,16 @@ class Evidence(enum.Enum):
     EXACT = 0
     """The log-likelihood itself: EM cannot lower it."""
 
-    QUADRATURE = 1
+    CLASSIFICATION = 1
+    """The log-likelihood of data and best assignment together, another objective: hard EM cannot lower it."""
+
+    QUADRATURE = 2
     """The log-likelihood to the order of a quadrature rule, whose nodes move with the parameters."""
 
-    MONTE_CARLO = 2
+    MONTE_CARLO = 3
     """The log-likelihood in the limit of many draws; every gain and every estimate comes with its Monte Carlo error."""
 
-    APPROXIMATE = 3
+    APPROXIMATE = 4
     """An approximation without a bound on its error: where the iterations settle need not be its maximum."""
 
     @property
@@ -35,6 +38,7 @@ class Evidence(enum.Enum):
         """For the plan."""
         return {
             Evidence.EXACT: "exact E-step",
+            Evidence.CLASSIFICATION: "exact maximum over assignments",
             Evidence.QUADRATURE: "E-step by quadrature, approximate to the order of its nodes",
             Evidence.MONTE_CARLO: "E-step by Monte Carlo, with a stated error",
             Evidence.APPROXIMATE: "approximate E-step",
@@ -85,6 +89,39 @@ class Enumerate(Strategy):
             "a continuous latent has no finite list of values. Integrate it: "
             f"EM(model, latents={{{name!r}: Gaussian()}}), exact where the log joint is quadratic in {name!r}, or "
             f"Quadrature(15). Or maximise over it: EM(model, estimate=[{name!r}])."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Hard(Strategy):
+    """Give discrete latents their jointly most probable values, instead of summing over them: hard EM.
+
+    Another objective than the likelihood: the classification likelihood, ``max over z of p(x, z | parameters)``. Its
+    iterations are classification EM for mixtures (k-means, where variances are fixed and equal), and Viterbi training
+    for hidden Markov models. They never lower it, and end when the assignments no longer change, after finitely many
+    steps. The estimates are not those of maximum likelihood, not even for endless data (components that overlap are
+    pushed apart), and have no standard errors.
+
+    All discrete latents that meet in a site need it together. Continuous latents beside them are integrated, given the
+    assignment.
+
+    Reference:
+        Celeux and Govaert (1992), A classification EM algorithm for clustering and two stochastic versions,
+        Computational Statistics and Data Analysis 14:315-332; Juang and Rabiner (1990), The segmental k-means algorithm
+        for estimating parameters of hidden Markov models, IEEE Transactions on ASSP 38:1639-1641.
+    """
+
+    title: ClassVar[str] = "Hard (best assignment: another objective)"
+    evidence: ClassVar[Evidence] = Evidence.CLASSIFICATION
+
+    def why_not(self, name: str, kind: str) -> str | None:
+        """It needs a discrete latent."""
+        if kind == "discrete":
+            return None
+        return (
+            "the best value of a continuous latent is a maximum over it, together with the parameters. Write "
+            f"EM(model, estimate=[{name!r}]) for that; it is no substitute for integrating {name!r} where there is a "
+            "value for every few data."
         )
 
 
@@ -255,14 +292,17 @@ class Simulated(Continuous):
     max_samples: int = 12_800
 
     evidence: ClassVar[Evidence] = Evidence.MONTE_CARLO
+    fewest_chains: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         kind = type(self).__name__
         if self.num_samples < 1:
             raise ParameterError(f"{kind} needs at least one draw per chain: num_samples is {self.num_samples}.")
-        if self.num_chains < 2:
+        if self.num_chains < self.fewest_chains:
             raise ParameterError(
                 f"{kind} compares chains to see whether they mix: num_chains must be at least 2, not {self.num_chains}."
+                if self.fewest_chains > 1
+                else f"{kind} needs at least one chain: num_chains is {self.num_chains}."
             )
         if self.max_samples < self.num_samples:
             raise ParameterError(
@@ -299,6 +339,40 @@ class MonteCarlo(Simulated):
     ascent: bool = True
 
     title: ClassVar[str] = "Monte Carlo (with a stated error)"
+
+
+@dataclasses.dataclass(frozen=True)
+class StochasticEM(Simulated):
+    """Stochastic EM: one draw of the latents per iteration, and the average of the estimates.
+
+    Discrete latents are drawn exactly, all that meet together; continuous ones come from a chain per group. The M-step
+    takes the draw for the truth. The estimates wander around the maximum; once they no longer drift they are averaged,
+    until the error of the average (batch means over the iterations) is below the tolerance of ``EM`` (default 1e-3
+    nats, which takes some hundred independent iterations). It does not get caught by saddle points and small maxima.
+
+    The average is not the maximum of the likelihood itself, but as close to it as one over the number of observations;
+    ``MonteCarlo()`` and ``SAEM()`` find that. A continuous latent beside a discrete one that it depends on is
+    integrated, not drawn.
+
+    Args:
+        num_samples: draws of every chain in one iteration.
+        num_chains: chains of every group.
+
+    Reference:
+        Celeux and Diebolt (1985), The SEM algorithm: a probabilistic teacher algorithm derived from the EM algorithm
+        for the mixture problem, Computational Statistics Quarterly 2:73-82; Nielsen (2000), The stochastic EM
+        algorithm: estimation and asymptotic results, Bernoulli 6:457-489.
+    """
+
+    num_samples: int = 1
+    num_chains: int = 1
+
+    title: ClassVar[str] = "stochastic EM (one draw, averaged estimates)"
+    fewest_chains: ClassVar[int] = 1
+
+    def why_not(self, name: str, kind: str) -> str | None:
+        """It draws latents of both kinds."""
+        return None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -88,6 +88,19 @@ def counts(words, size=None):
             numpyro.sample(f"word {column}", dist.Categorical(table[z]), obs=words[:, column])
 
 
+def incomplete(x):
+    """A normal distribution with missing cells."""
+    mean = numpyro.param("mean", jnp.zeros(x.shape[1]))
+    covariance = numpyro.param("covariance", jnp.eye(x.shape[1]), constraint=constraints.positive_definite)
+    with numpyro.plate("rows", len(x)):
+        numpyro.sample("x", dist.MultivariateNormal(mean, covariance), obs=x)
+
+
+def holes(rows):
+    rng = np.random.default_rng(rows)
+    return jnp.asarray(np.where(rng.random((rows, 3)) < [0.0, 0.2, 0.3], np.nan, draw(rows, 3)))
+
+
 def grouped(rows, groups):
     rng = np.random.default_rng(rows)
     group = rng.permutation(np.arange(rows) % groups)
@@ -110,6 +123,7 @@ CASES = {
     "steps of a scan": (system, (draw(200, 3),), {}),
     "rows of groups": (growth, grouped(400, 20), B),
     "rows of unequal groups": (growth, tuple(np.concatenate([a, a[:50]]) for a in grouped(350, 30)[:3]) + (30,), B),
+    "rows with missing cells": (incomplete, (holes(300),), {}),
     "equal rows": (classes, (ANSWERS,), {}),
     "equal rows with weights": (classes, (ANSWERS, jnp.arange(1500) % 3 * 0.5), {}),
     "rows of a table": (counts, (WORDS,), {}),
@@ -158,6 +172,22 @@ def test_rows_that_differ_by_more_than_their_data_stay():
             numpyro.sample("x", dist.Normal(effect, 1.0), obs=x)
 
     assert "differ by more than their data" in str(emppl.EM(trend).plan(draw(300, 5)[:, 0]))
+
+
+def test_rows_whose_latents_meet_others_stay():
+    """Effects of rows and columns are integrated together: a row that counts twice would be another model."""
+
+    def crossed(x):
+        noise = numpyro.param("noise", 1.0, constraint=constraints.positive)
+        rows, columns = numpyro.plate("rows", len(x), dim=-2), numpyro.plate("columns", x.shape[1], dim=-1)
+        with rows:
+            of_row = numpyro.sample("of_row", dist.Normal(0, 1))
+        with columns:
+            of_column = numpyro.sample("of_column", dist.Normal(0, 1))
+        with rows, columns:
+            numpyro.sample("x", dist.Normal(of_row + of_column, noise), obs=x)
+
+    assert "integrated together with others" in str(emppl.EM(crossed).plan(draw(40, 2)))
 
 
 def test_what_is_not_quadratic_stays():

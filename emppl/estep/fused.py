@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from emppl.elimination import EliminationPlan, Step, log_normalizer
 from emppl.estep.integration import integrate_all
 from emppl.estep.limits import find_limits
-from emppl.estep.plain import Expectations, all_scales, owners_of, spread_over_atoms
+from emppl.estep.plain import Expectations, absent_cells, all_scales, owners_of, spread_over_atoms
 from emppl.factors import Prepared
 from emppl.markov import Emission
 from emppl.numerics import impossible_to_infinite
+from emppl.picking import Picking
 from emppl.program import Program
 
 
@@ -83,7 +84,7 @@ def _by_step(program: Program, natural: frozenset[str]) -> frozenset[str]:
     for part in program.parts:
         source = {step.output: step for step in part.plan.steps}
         for step in part.plan.steps:
-            if step.chain is None:
+            if step.chain is None or step.chain.current[0] in program.picked:
                 continue
             emissions = set()
             for name in step.later:
@@ -213,7 +214,14 @@ def _uncut(array: jax.Array, chunking: Chunking) -> jax.Array:
 
 
 def expectations(
-    program: Program, fused: FusedPlan, params, leaves, prepared: Mapping[str, Prepared], guesses=None, integrated=None
+    program: Program,
+    fused: FusedPlan,
+    params,
+    leaves,
+    prepared: Mapping[str, Prepared],
+    guesses=None,
+    integrated=None,
+    key=None,
 ) -> Expectations:
     """Expected statistics and weights at given parameters, rows in chunks.
 
@@ -225,6 +233,7 @@ def expectations(
         prepared: from :func:`prepare`.
         guesses: by integral, where its atoms were last.
         integrated: integrals that were done elsewhere.
+        key: random key of the draws of latents that are drawn.
 
     Returns:
         The expectations; ``log_likelihood`` includes every constant.
@@ -246,19 +255,24 @@ def expectations(
                 tables[name] = factor.table(arrays)
     tables |= {name: one.evidence for name, one in integrated.items()}
     value = sum((prepared[name].base_measure for name in natural), program.fault(arrays))
+    value = value + absent_cells(program, arrays)
+    picking = program.picking if key is None else Picking(program.picked, key)
     sums: dict[str, jax.Array] = {}
     weights: dict[str, jax.Array] = {}
-    for part in program.parts:
+    for number, part in enumerate(program.parts):
+        how = None if picking is None else picking.part(number)
         inside = {name: natural[name] for name in part.factors if name in natural}
         given = {name: tables[name] for name in part.factors if name in tables}
         statistics = {name: prepared[name].statistics for name in inside}
         if part.by_rows and fused.chunking.count > 1:
-            one, part_sums, part_weights = _by_chunks(program, part, fused, inside, given, statistics, scales, present)
+            one, part_sums, part_weights = _by_chunks(
+                program, part, fused, inside, given, statistics, scales, present, how
+            )
         else:
             if part.by_rows:
                 statistics = {name: value_[0] for name, value_ in statistics.items()}
             one, (part_sums, part_weights) = _value_and_gradient(
-                program, part, part.plan, fused, inside, given, statistics, scales, present
+                program, part, part.plan, fused, inside, given, statistics, scales, present, how
             )
         value = value + one
         sums.update(part_sums)
@@ -277,7 +291,7 @@ def _largest_sum(natural, bound) -> jax.Array:
     return jnp.max(jnp.sum(jnp.abs(natural[..., :-1]) * bound[..., :-1], -1))
 
 
-def _value_and_gradient(program, part, plan, fused, natural, tables, statistics, scales, present):
+def _value_and_gradient(program, part, plan, fused, natural, tables, statistics, scales, present, picking=None):
     owners = owners_of(program, scales)
 
     def evidence(natural, tables):
@@ -288,9 +302,8 @@ def _value_and_gradient(program, part, plan, fused, natural, tables, statistics,
             for n in natural
         }
         everything = {**tables, **from_statistics}
-        return log_normalizer(
-            plan, {name: everything[name] for name in part.factors}, scales, owners, present=present, fast=True
-        )
+        mine = {name: everything[name] for name in part.factors}
+        return log_normalizer(plan, mine, scales, owners, present=present, fast=True, picking=picking)
 
     return jax.value_and_grad(evidence, argnums=(0, 1))(natural, tables)
 
@@ -305,7 +318,7 @@ def _emission(program, factor, natural, statistics) -> Emission:
     return Emission(one_step, natural, jnp.moveaxis(statistics, axis, 0), gathers)
 
 
-def _by_chunks(program, part, fused, natural, tables, statistics, scales, present):
+def _by_chunks(program, part, fused, natural, tables, statistics, scales, present, picking=None):
     chunking = fused.chunking
     rows = program.axes.rows
     constant = [name for name in natural if statistics[name].shape[-1] == 1]
@@ -328,19 +341,21 @@ def _by_chunks(program, part, fused, natural, tables, statistics, scales, presen
     row_present = {name: _chunks(exists, chunking) for name, exists in present.items() if name not in fixed_present}
 
     def step(carry, chunk):
-        wide, statistics, row_scales, row_present = chunk
+        number, wide, statistics, row_scales, row_present = chunk
         here = {**fixed_scales, **row_scales}
         exists = {**fixed_present, **row_present}
+        how = None if picking is None else picking.part(number)
         value, (sums, weights) = _value_and_gradient(
-            program, part, plan, fused, natural, {**small, **wide}, statistics, here, exists
+            program, part, plan, fused, natural, {**small, **wide}, statistics, here, exists, how
         )
         carry = jax.tree.map(jnp.add, carry, (sums, {name: weights[name] for name in small}))
         # Values are summed after the loop, pairwise: a running total would lose digits in float32.
         return carry, (value, {name: weights[name] for name in wide})
 
     zeros = jax.tree.map(jnp.zeros_like, (natural, small))
+    numbers = jnp.arange(chunking.count)
     (sums, small_weights), (values, wide_weights) = jax.lax.scan(
-        step, zeros, (wide, statistics, row_scales, row_present)
+        step, zeros, (numbers, wide, statistics, row_scales, row_present)
     )
     sums |= pull_back({name: small_weights.pop(name) for name in constant})[0]
     weights = {**small_weights, **{name: _uncut(weight, chunking) for name, weight in wide_weights.items()}}

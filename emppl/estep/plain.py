@@ -6,6 +6,7 @@ It works for every distribution, keeps every weight, and is the twin that the fu
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,9 @@ from emppl.elimination import log_normalizer
 from emppl.estep.integration import atom_weights, integrate_all
 from emppl.factors import Prepared
 from emppl.numerics import impossible_to_infinite, weighted
+from emppl.picking import Picking
 from emppl.program import Program
+from emppl.trace.naming import model_name
 
 
 @jax.tree_util.register_dataclass
@@ -67,14 +70,35 @@ def owners_of(program: Program, scales: Mapping[str, Any]) -> dict[str, Any]:
     return {latent: scales.get(latent) for latent in program.latents}
 
 
-def log_evidence(program: Program, tables, scales, present) -> jax.Array:
-    """Log normaliser of all parts from log-probability tables."""
+def log_evidence(program: Program, tables, scales, present, picking: Picking | None = None) -> jax.Array:
+    """Log normaliser of all parts from log-probability tables; some latents may get one value instead of a sum."""
     owners = owners_of(program, scales)
     total = jnp.zeros((), jnp.result_type(float))
-    for part in program.parts:
+    for number, part in enumerate(program.parts):
         mine = {name: tables[name] for name in part.factors}
-        total = total + log_normalizer(part.plan, mine, scales, owners, present=present)
+        how = None if picking is None else picking.part(number)
+        total = total + log_normalizer(part.plan, mine, scales, owners, present=present, picking=how)
     return impossible_to_infinite(total)
+
+
+def absent_cells(program: Program, arrays) -> jax.Array:
+    """What the best value of masked latents takes away from their log-probability of ``-log(states)``.
+
+    A masked cell is no part of the model: the sum over its states adds nothing, and so must their maximum.
+    """
+    total = jnp.zeros((), jnp.result_type(float))
+    for name in program.latents:
+        factor = program.factors[name]
+        mask = factor.mask(arrays)
+        if mask is None or model_name(name) not in program.hard or factor.labels_of is not None:
+            continue
+        scale, states = factor.scale(arrays), factor.site.states
+        plates = program.axes.plates_of(factor.site, factor.site.batch_shape)
+        shape = [program.axes.sizes[n] if n in plates else 1 for n in program.axes.names]
+        inside = jnp.any(mask, tuple(range(program.axes.rank, mask.ndim)))
+        gone = jnp.broadcast_to(jnp.where(inside, 0.0, math.log(states)), shape)
+        total = total + jnp.sum(gone if scale is None else gone * scale)
+    return total
 
 
 def log_likelihood(program: Program, params, leaves, key=None) -> jax.Array:
@@ -101,19 +125,24 @@ def all_scales(program: Program, arrays) -> dict[str, Any]:
 
 
 def e_step(program: Program, params, leaves) -> Posterior:
-    """Posterior weights of every cell of every likelihood site, by the plain path."""
+    """Posterior weights of every cell of every likelihood site, by the plain path.
+
+    Under :class:`~emppl.strategies.Hard` they mark the best assignment, and ``log_likelihood`` is that of data and
+    assignment together.
+    """
     arrays = program.evaluate(params, leaves)
     scales, present = all_scales(program, arrays), program.present(arrays)
     integrated = integrate_all(program, params, leaves)
 
     def evidence(tables):
-        return log_evidence(program, tables, scales, present)
+        return log_evidence(program, tables, scales, present, program.picking)
 
     tables = program.tables(arrays, program.integrated)
     tables |= {name: one.evidence for name, one in integrated.items()}
     value, weights = jax.value_and_grad(evidence)(tables)
     weights, atoms = spread_over_atoms(program, integrated, weights, params, leaves)
     centers = {name: one.mean for name, one in integrated.items()}
+    value = value + absent_cells(program, arrays)
     return Posterior(value + program.fault(arrays), weights, atoms, centers)
 
 

@@ -80,7 +80,7 @@ def draw_all(program: Program, params, chains: Mapping[str, Chains], key: jax.Ar
 
 
 def simulated_expectations(
-    program: Program, fused: FusedPlan, params, drawn: Drawn, shares: jax.Array | None, leaves, prepared
+    program: Program, fused: FusedPlan, params, drawn: Drawn, shares: jax.Array | None, leaves, prepared, key=None
 ) -> Expectations:
     """What the M-step needs, from draws.
 
@@ -92,6 +92,7 @@ def simulated_expectations(
         shares: weight of every draw, chains one after the other; None for equal ones.
         leaves: the data.
         prepared: statistics of the data.
+        key: random key of discrete latents that are drawn.
 
     Returns:
         The expectations; their ``log_likelihood`` is estimated by importance sampling.
@@ -109,7 +110,7 @@ def simulated_expectations(
         integrated[one.axis] = Integrated(
             drawn.evidence[one.axis], atoms_of(joint, points), joint.along_atoms(equal), chains.mean, chains.root
         )
-    return expectations(program, fused, params, leaves, prepared, None, integrated)
+    return expectations(program, fused, params, leaves, prepared, None, integrated, key)
 
 
 def complete_log_densities(

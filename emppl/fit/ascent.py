@@ -12,15 +12,19 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from emppl.estep.simulated import Drawn
+from emppl.fit.checkpoint import flattened, key_data, key_like, restored
 from emppl.fit.outcome import StopReason
 from emppl.fit.simulator import Simulator, batch_error
+from emppl.fit.trail import Trail
+from emppl.fit.window import Window
 from emppl.strategies import MonteCarlo
 
 _ACCEPT = statistics.NormalDist().inv_cdf(0.75)
@@ -49,6 +53,10 @@ class Path:
         log_likelihood: the same without priors.
         total_draws: of one chain, so far.
         rows: one entry per M-step on draws, accepted or not.
+        phase: where estimates are averaged, whether they are yet.
+        trail: estimates of that phase.
+        window: past draws that Q remembers, where it does.
+        errors: Monte Carlo standard errors of averaged estimates, where there is no closing phase.
     """
 
     params: Any
@@ -62,6 +70,47 @@ class Path:
     log_likelihood: float = -np.inf
     total_draws: int = 0
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    phase: str = "burn-in"
+    trail: Trail = dataclasses.field(default_factory=Trail)
+    window: Window | None = None
+    errors: dict[str, np.ndarray] | None = None
+
+    def state(self) -> dict[str, Any]:
+        """All that it takes to go on, as arrays by name."""
+        scalars = ("status", "iteration", "number", "objective", "log_likelihood", "total_draws", "phase")
+        values = {name: getattr(self, name) for name in scalars} | {"status": self.status.value}
+        trees = {name: getattr(self, name) for name in ("params", "chains", "memory")}
+        found = {name: np.asarray(value) for name, value in values.items()} | {"key": key_data(self.key)}
+        for name, tree in trees.items():
+            found |= flattened(name, tree)
+        for name in self.rows[0] if self.rows else ():
+            found[f"rows.{name}"] = np.array([row[name] for row in self.rows])
+        if self.trail.values:
+            found["trail"] = np.array(self.trail.values)
+        return found | (flattened("window", self.window.arrays) if self.window is not None else {})
+
+    def restore(self, saved: Mapping[str, np.ndarray]) -> None:
+        """Go on from a state.
+
+        Args:
+            saved: that of a path that began as this one did.
+        """
+        for name in ("iteration", "number", "objective", "log_likelihood", "total_draws", "phase"):
+            setattr(self, name, saved[name].item())
+        self.status = StopReason(saved["status"].item())
+        self.key = key_like(saved["key"], self.key)
+        for name in ("params", "chains", "memory"):
+            setattr(self, name, jax.tree.map(jnp.asarray, restored(name, saved, getattr(self, name))))
+        columns = {name.removeprefix("rows."): one.tolist() for name, one in saved.items() if name.startswith("rows.")}
+        self.rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        self.trail = Trail(list(saved["trail"]) if "trail" in saved else None)
+        if "window['shares']" in saved:
+            like = {"draws": dict.fromkeys(self.chains, 0), "shares": 0}
+            self.window = Window(**restored("window", saved, like))
+
+    def begin(self, phase: str) -> None:
+        """Go on to another phase."""
+        self.phase, self.trail = phase, Trail()
 
     def split(self) -> jax.Array:
         """A fresh key."""
@@ -77,6 +126,7 @@ def climb(
     tolerance: float,
     max_iterations: int,
     report: Callable[[Path], None],
+    keep: Callable[[], None] = lambda: None,
 ) -> None:
     """Iterate until the gain cannot be told from less than the tolerance; ``path`` holds everything at every moment.
 
@@ -88,10 +138,12 @@ def climb(
         tolerance: in nats, on the gain of one iteration.
         max_iterations: most M-steps that are accepted.
         report: called after every M-step.
+        keep: called where the fit may be taken up again.
     """
     strategy = simulator.strategy
     assert isinstance(strategy, MonteCarlo)
     while path.status is StopReason.RUNNING:
+        keep()
         if path.iteration >= max_iterations:
             path.status = StopReason.MAX_ITERATIONS
             return

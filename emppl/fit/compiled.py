@@ -16,7 +16,7 @@ from emppl.derive import derive
 from emppl.errors import EMError, ModelError, ParameterError, unknown_name
 from emppl.estep.settle import finer_program
 from emppl.fit import checks, loop
-from emppl.fit.compression import Compressed, Compression, find_compression
+from emppl.fit.compression import Compressed, Compression, find_compression, look_different
 from emppl.fit.condensation import Condensation, find_condensation
 from emppl.fit.simulator import Simulator
 from emppl.fit.start import starting_values
@@ -76,12 +76,27 @@ class Compiled:
     @functools.cached_property
     def simulator(self) -> Simulator | None:
         """The steps of a Monte Carlo fit; None where no latent is simulated."""
-        return Simulator(self.program, self.fused) if estep.simulated(self.program) else None
+        is_random = estep.simulated(self.program) or self.program.drawn
+        return Simulator(self.program, self.fused) if is_random else None
 
     @functools.cached_property
     def random_log_likelihood(self):
         """The log-likelihood by importance sampling, with random numbers of its own."""
+        if not estep.simulated(self.program):
+            return lambda params, leaves, key: self.summed_log_likelihood(params, leaves)
         return jax.jit(functools.partial(estep.log_likelihood, self.program))
+
+    @functools.cached_property
+    def summed_log_likelihood(self):
+        """The log-likelihood of the data with every latent summed out, in chunks of rows."""
+        fused = estep.plan_fused(self.program.softened)
+
+        def value(params, leaves):
+            program = self.program.softened
+            prepared = estep.prepare(program, fused, leaves)
+            return estep.expectations(program, fused, params, leaves, prepared).log_likelihood
+
+        return jax.jit(value)
 
     @property
     def _has_functions(self) -> bool:
@@ -126,6 +141,8 @@ class Compiled:
         Args:
             leaves: the data.
         """
+        if self.compress and look_different(self.program, leaves):
+            return "hardly any two of its rows are equal"
         found = self.compression
         if isinstance(found, str):
             return found

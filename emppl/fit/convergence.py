@@ -69,7 +69,7 @@ def convergence_test(evidence: Evidence) -> Callable[..., Judgement]:
 
 def needs_rise(evidence: Evidence) -> bool:
     """Does the test ask by how much the M-step before raised Q?"""
-    return evidence is not Evidence.EXACT
+    return evidence not in (Evidence.EXACT, Evidence.CLASSIFICATION)
 
 
 def _exact(objective, progress: Progress, iteration, amplification, tolerance) -> Judgement:
@@ -90,6 +90,17 @@ def _exact(objective, progress: Progress, iteration, amplification, tolerance) -
     decreased = jnp.isfinite(objective) & (gain < -rounding)
     converged, after = _settled(objective, gain, progress, iteration, tolerance, jnp.abs(gain))
     return Judgement(converged, decreased, after)
+
+
+def _classified(objective, progress: Progress, iteration, amplification, tolerance) -> Judgement:
+    """Assignments are finitely many, and each has one best objective: where it stands still, they do.
+
+    An M-step of closed forms makes the same of the same assignments, to the last bit. Where it only raises Q, the gains
+    die away as those of any EM while assignments stay as they are.
+    """
+    found = _exact(objective, progress, iteration, amplification, tolerance)
+    still = jnp.isfinite(objective) & (objective == progress.objective)
+    return found._replace(converged=found.converged | still)
 
 
 def _approximate(drift: float) -> Callable[..., Judgement]:
@@ -147,6 +158,7 @@ _SAME_RATIO = 0.1
 
 _TESTS = {
     Evidence.EXACT: _exact,
+    Evidence.CLASSIFICATION: _classified,
     Evidence.QUADRATURE: _approximate(1e-3),
     Evidence.APPROXIMATE: _approximate(1e-2),
 }

@@ -12,6 +12,7 @@ import numpy as np
 
 from emppl import estep, mstep
 from emppl.fit.acceleration import Leaping, leap
+from emppl.fit.checkpoint import Checkpoint, flattened, restored
 from emppl.fit.convergence import Progress, convergence_test, needs_rise
 from emppl.fit.outcome import StopReason
 from emppl.program import Program
@@ -99,7 +100,7 @@ def make_iteration(
         return program, estep.expectations(program, fused, params, leaves, prepared, guesses), prepared, leaves
 
     def iterate(state: LaneState, leaves, prepared, tolerance, max_iterations) -> LaneState:
-        floor, where = _smallest_scale(program, state.params, leaves, prepared)
+        floor, where = smallest_scale(program, state.params, leaves, prepared)
         mine, found, prepared, data = expectations(state.params, leaves, prepared, state.centers)
         objective = found.log_likelihood + program.log_prior(state.params, leaves)
         eps = jnp.finfo(objective.dtype).eps
@@ -227,7 +228,7 @@ def _single(advance):
     return step
 
 
-def _smallest_scale(program: Program, params, leaves, prepared):
+def smallest_scale(program: Program, params, leaves, prepared):
     """Smallest relative spread of any component, and its flat position over all watched sites."""
     floors = [floor.ravel() for _, floor in scale_floors(program, params, leaves, prepared)]
     if not floors:
@@ -263,6 +264,7 @@ def run_blocks(
     tolerance: float,
     max_iterations: int,
     report: Callable[[LaneState], None],
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[LaneState, History, bool, bool]:
     """Run blocks until every restart has stopped, or the user interrupts.
 
@@ -274,20 +276,30 @@ def run_blocks(
         tolerance: in nats, on the estimated remaining gain.
         max_iterations: most M-steps.
         report: called after each block, for the progress bar.
+        checkpoint: where the state is kept, and taken from if there is one.
 
     Returns:
         ``(states, history, interrupted, accurate)``.
     """
     objectives, log_likelihoods = [], []
     accurate, interrupted = False, False
-    limit = 32
+    limit = min(32, _BUFFER)
+    saved = None if checkpoint is None else checkpoint.load()
+    if saved is not None:
+        states, accurate = restored("states", saved, states), bool(saved["accurate"])
+        objectives, log_likelihoods = [saved["objectives"]], [saved["log_likelihoods"]]
+        report(states)
+
+    def state():
+        history = {"objectives": np.concatenate(objectives), "log_likelihoods": np.concatenate(log_likelihoods)}
+        return {**flattened("states", states), **history, "accurate": accurate}
+
     try:
-        while True:
+        while np.any(np.asarray(states.status) == StopReason.RUNNING.value):
             began = time.perf_counter()
             after, objective, log_likelihood = blocks(accurate)(
                 states, leaves, prepared, *limits(tolerance, max_iterations, limit)
             )
-            status = np.asarray(after.status)
             if too_much_rounding(after):
                 accurate = True
                 after = after._replace(rounding=np.zeros_like(after.rounding))
@@ -295,10 +307,12 @@ def run_blocks(
             objectives.append(np.asarray(objective))
             log_likelihoods.append(np.asarray(log_likelihood))
             report(states)
-            if not np.any(status == StopReason.RUNNING.value):
-                break
+            if checkpoint is not None:
+                checkpoint.save_at_times(state)
             seconds = time.perf_counter() - began
             limit = int(np.clip(limit * _SECONDS_PER_BLOCK / max(seconds, 1e-3), 1, _BUFFER))
+        if checkpoint is not None and objectives:
+            checkpoint.save(state())
     except KeyboardInterrupt:
         interrupted = True
     return states, _history(objectives, log_likelihoods, states), interrupted, accurate

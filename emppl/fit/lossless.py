@@ -15,7 +15,7 @@ import numpy as np
 
 from emppl.positive import simplex
 from emppl.program import Program
-from emppl.structure.quadratic import affine_gradient, jump
+from emppl.structure.quadratic import affine_gradient, jump, with_gaps_fixed
 from emppl.structure.separation import SHARED, Meeting, Separation
 
 
@@ -64,6 +64,7 @@ def why_not_quadratic(
     block: Mapping[str, jax.ShapeDtypeStruct],
     sites: Sequence[str],
     piece: str,
+    gaps: bool = False,
 ) -> str | None:
     """The reason why the log density is not quadratic in a block, at any values of everything else, or None.
 
@@ -73,6 +74,7 @@ def why_not_quadratic(
         block: arrays of data and latents.
         sites: whose log density it is.
         piece: what one piece of the block is called.
+        gaps: ask so for every fixed pattern of NaN among the data.
     """
     tables = _tables(program, sorted(sites))
     others = {n: one for n, one in block_of(program, shapes, ()).items() if n not in block}
@@ -82,7 +84,8 @@ def why_not_quadratic(
         others, params, leaves = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), rest)
         return sum((jnp.sum(one) for one in tables(block | others, params, leaves).values()), jnp.zeros(()))
 
-    reason = affine_gradient(jax.grad(total), block) or jump(total, block)
+    density = with_gaps_fixed(total) if gaps else total
+    reason = affine_gradient(jax.grad(density), block) or jump(density, block)
     return None if reason is None else f"the log density is not quadratic in a {piece} and its latents ({reason})"
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from emppl import estep, mstep
 from emppl.estep.simulated import begin_chains, complete_log_densities, draw_all, simulated, simulated_expectations
+from emppl.fit.loop import smallest_scale
 from emppl.program import Program
 from emppl.report.charts import value_at
 from emppl.strategies import Simulated
@@ -48,6 +49,20 @@ class Measured(NamedTuple):
     complete: Any
 
 
+class Wandered(NamedTuple):
+    """Outcome of a block of stochastic EM.
+
+    Attributes:
+        memory: what M-step rules remember at its end.
+        chains: where the chains are then.
+        every: of every iteration, the new values, log-likelihood and log prior before, smallest relative scale.
+    """
+
+    memory: Any
+    chains: Any
+    every: Any
+
+
 class Simulator:
     """A program's Monte Carlo steps; each is compiled once per number of draws.
 
@@ -63,13 +78,12 @@ class Simulator:
         self.draw = jax.jit(functools.partial(draw_all, program), static_argnames="number")
         self.improve = jax.jit(self._improve)
         self.measure = jax.jit(self._measure)
+        self.wander = jax.jit(self._wander, static_argnames="number")
 
     @property
     def strategy(self) -> Simulated:
         """The options, which all simulated latents share."""
-        found = self.integrals[0].strategy
-        assert isinstance(found, Simulated)
-        return found
+        return next(one for one in self.program.strategies.values() if isinstance(one, Simulated))
 
     def begin(self):
         """Chains before the first draw."""
@@ -89,6 +103,26 @@ class Simulator:
             found.log_likelihood,
             self.program.log_prior(params, leaves),
         )
+
+    def _wander(self, params, memory, chains, key, leaves, prepared, number: int) -> Wandered:
+        program = self.program
+
+        def advance(carry, key):
+            params, memory, chains = carry
+            one, other = jax.random.split(key)
+            floor, _ = smallest_scale(program, params, leaves, prepared)
+            if self.integrals:
+                drawn = draw_all(program, params, chains, one, leaves, self.strategy.num_samples)
+                chains = drawn.chains
+                found = simulated_expectations(program, self.fused, params, drawn, None, leaves, prepared, other)
+            else:
+                found = estep.expectations(program, self.fused, params, leaves, prepared, key=other)
+            step = mstep.maximise(program, params, found, leaves, prepared, memory)
+            seen = step.params, found.log_likelihood, program.log_prior(params, leaves), floor
+            return (step.params, step.memory, chains), seen
+
+        (_, memory, chains), every = jax.lax.scan(advance, (params, memory, chains), jax.random.split(key, number))
+        return Wandered(memory, chains, every)
 
     def _measure(self, params, frames, drawn, leaves, prepared) -> Measured:
         program = self.program

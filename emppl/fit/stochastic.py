@@ -12,14 +12,16 @@ import numpy as np
 from emppl import mstep
 from emppl.fit.ascent import Path, climb
 from emppl.fit.averaging import average
+from emppl.fit.checkpoint import Checkpoint
 from emppl.fit.closing import MOST_DIMENSIONS, Closing, close
 from emppl.fit.convergence import Progress
 from emppl.fit.loop import History, LaneState
 from emppl.fit.outcome import StopReason
 from emppl.fit.simulator import Simulator
+from emppl.fit.stochastic_em import wander
 from emppl.parameters import free_dimensions
 from emppl.report.restarts import best_restart
-from emppl.strategies import SAEM
+from emppl.strategies import SAEM, StochasticEM
 
 TOLERANCE = 1e-3
 """Default tolerance, in nats: an estimate is then within a twentieth of its standard error of the maximum."""
@@ -38,6 +40,7 @@ class Simulation:
         closing: errors and diagnostics of the closing phase; None if it was not reached.
         total_draws: all draws of all chains of a group.
         notes: remarks.
+        errors: Monte Carlo standard errors of the estimates, where there is no closing phase.
     """
 
     strategy: Any
@@ -46,9 +49,21 @@ class Simulation:
     closing: Closing | None
     total_draws: int
     notes: list[str]
+    errors: dict[str, np.ndarray] | None = None
 
 
-def run(simulator: Simulator, evidence, key, params, leaves, prepared, tolerance, max_iterations, report):
+def run(
+    simulator: Simulator,
+    evidence,
+    key,
+    params,
+    leaves,
+    prepared,
+    tolerance,
+    max_iterations,
+    report,
+    checkpoint: Checkpoint | None = None,
+):
     """Fit from every start, and close at the best.
 
     Args:
@@ -61,6 +76,7 @@ def run(simulator: Simulator, evidence, key, params, leaves, prepared, tolerance
         tolerance: in nats.
         max_iterations: most M-steps of every restart.
         report: called with the states of all restarts after every M-step.
+        checkpoint: where the state is kept until the closing phase, and taken from if there is one.
 
     Returns:
         ``(states, history, rows, simulation, interrupted, index of the best restart)``.
@@ -74,26 +90,44 @@ def run(simulator: Simulator, evidence, key, params, leaves, prepared, tolerance
         key, mine = jax.random.split(key)
         paths.append(Path(start, simulator.begin(), memory, mine, simulator.strategy.num_samples))
 
+    saved = None if checkpoint is None else checkpoint.load()
+    for lane, path in enumerate(paths if saved is not None else ()):
+        mark = f"{lane}/"
+        path.restore({n.removeprefix(mark): one for n, one in (saved or {}).items() if n.startswith(mark)})
+
     def show(_path):
         report(_states(paths))
+
+    def state():
+        return {f"{lane}/{name}": one for lane, path in enumerate(paths) for name, one in path.state().items()}
+
+    def keep():
+        if checkpoint is not None:
+            checkpoint.save_at_times(state)
 
     closing, interrupted, notes, chosen = None, False, [], None
     value, error = float("nan"), float("nan")
     try:
         for path in paths:
-            if isinstance(simulator.strategy, SAEM):
-                average(simulator, path, leaves, prepared, max_iterations, show)
+            if isinstance(simulator.strategy, StochasticEM):
+                wander(simulator, path, leaves, prepared, tolerance, max_iterations, show, keep)
+            elif isinstance(simulator.strategy, SAEM):
+                average(simulator, path, leaves, prepared, max_iterations, show, keep)
             else:
                 # Digits beyond the default are for the closing phase; 0 goes on to the last iteration.
                 rough = max(tolerance, TOLERANCE) if tolerance else 0.0
-                climb(simulator, path, leaves, prepared, rough, max_iterations, show)
+                climb(simulator, path, leaves, prepared, rough, max_iterations, show, keep)
+            if checkpoint is not None:
+                checkpoint.save(state())
         if lanes > 1:  # the last E-step's estimate is too noisy to compare restarts by
             for path in paths:
                 value, error = _log_likelihood(evidence, path, leaves)
                 path.objective, path.log_likelihood = path.objective + value - path.log_likelihood, value
         chosen = _best(paths)
         best = paths[chosen]
-        if best.status in (StopReason.CONVERGED, StopReason.NOISY):
+        if isinstance(simulator.strategy, StochasticEM):
+            notes.append(_words(best))
+        elif best.status in (StopReason.CONVERGED, StopReason.NOISY):
             dimensions = sum(
                 free_dimensions(program.trace.sites[n].constraint, program.trace.sites[n].shape) for n in program.free
             )
@@ -117,9 +151,21 @@ def run(simulator: Simulator, evidence, key, params, leaves, prepared, tolerance
     chosen = _best(paths) if chosen is None else chosen
     best = paths[chosen]
     simulation = Simulation(
-        simulator.strategy, value, error, closing, best.total_draws * simulator.strategy.num_chains, notes
+        simulator.strategy, value, error, closing, best.total_draws * simulator.strategy.num_chains, notes, best.errors
     )
     return _states(paths), _history(paths), best.rows, simulation, interrupted, chosen
+
+
+def _words(path: Path) -> str:
+    """What the estimates of stochastic EM are."""
+    burn_in = sum(row["decision"] == "burn-in" for row in path.rows)
+    if path.phase == "burn-in":
+        return f"Stochastic EM: the estimates are those of the last of {burn_in} iterations, which still drifted."
+    return (
+        f"Stochastic EM: the estimates are the average of {len(path.trail.values)} iterations after {burn_in} of "
+        "burn-in (Monte Carlo standard errors: result.monte_carlo_errors). It differs from the maximum of the "
+        "likelihood by a share of the standard errors that vanishes as data grow."
+    )
 
 
 def _best(paths: list[Path]) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 from emppl.fit.outcome import StopReason
 from emppl.report.integration_error import IntegrationError
 from emppl.report.restarts import distinct_optima
+from emppl.report.summary import quiet_standard_errors
 
 _UPPER = 1.645
 
@@ -61,11 +62,11 @@ def build_certificate(result: EMResult) -> Certificate:
     """The certificate of a fit."""
     fall = _largest_fall(result)
     ended = result.history["final_objectives"][result.history["final_status"] == StopReason.CONVERGED.name]
-    distinct, at_best = distinct_optima(ended, result.log_posterior)
+    distinct, at_best = distinct_optima(ended, result.objective)
     notes, score_norm = list(result.remarks), float("nan")
     if result.uncertainty_is_cheap:
         score_norm = result._score_norm()
-    else:
+    elif result.classification is None:
         notes.append(
             "The score is not standardised, which takes the information matrix of all parameters: call "
             "result.standard_errors() and then look at the certificate."
@@ -99,6 +100,12 @@ def _largest_fall(result: EMResult) -> float:
 
 def _of_draws(result: EMResult) -> dict[str, Any]:
     closing = None if result.simulation is None else result.simulation.closing
+    if result.simulation is not None and result.simulation.errors is not None:
+        errors, shares = quiet_standard_errors(result), [0.0]
+        for name, value in result.simulation.errors.items():
+            if name in errors:
+                shares += [float(np.nanmax(value / np.where(errors[name] > 0, errors[name], np.nan)))]
+        return {"monte_carlo_error": max(shares)} if errors else {}
     if closing is None:
         return {}
     found: dict[str, Any] = {"r_hat": closing.mixing.r_hat, "effective_draws": closing.mixing.effective_draws}

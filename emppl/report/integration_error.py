@@ -38,7 +38,7 @@ class IntegrationError:
 def integration_error(result: EMResult) -> IntegrationError | None:
     """The log-likelihood and its maximum by a finer rule, or None where there is none to compare with."""
     derived = result._derived
-    if derived.finer is None:
+    if derived.finer is None or result.classification is not None:
         return None
     params, leaves = result._free, result._leaves
     frames = {name: one.frame for name, one in result._charts_by_position.items()}
@@ -70,6 +70,8 @@ def integration_notes(result: EMResult) -> list[str]:
         one.strategy.evidence in (Evidence.QUADRATURE, Evidence.APPROXIMATE) for one in result._program.integrals
     ):
         return []
+    if result.classification is not None:
+        return ["The error of integration is not known: its measure is the maximum of the likelihood."]
     notes = []
     steps = np.diff(result.history["objective"])
     fall = -np.min(steps, initial=0)

@@ -57,6 +57,9 @@ class EMResult:
         history: arrays by name: ``"objective"`` and ``"log_likelihood"`` after every E-step of the best restart
             (entry 0 is the start), and for all restarts ``"final_objectives"`` and ``"final_status"``.
         notes: remarks about the fit, such as a switch to the plain path.
+        classification: under ``Hard()``, the log-likelihood of the data and the best assignment together, which (plus
+            the log prior) is the objective; else None. ``history`` has it as ``"classification"`` in place of
+            ``"log_likelihood"``.
     """
 
     params: dict[str, np.ndarray]
@@ -71,6 +74,7 @@ class EMResult:
     args: tuple = dataclasses.field(repr=False)
     kwargs: dict = dataclasses.field(repr=False)
     simulation: Simulation | None = dataclasses.field(default=None, repr=False)
+    classification: float | None = None
 
     @classmethod
     def from_states(
@@ -133,13 +137,15 @@ class EMResult:
     def with_simulation(self, simulation: Simulation, rows: list[dict]) -> EMResult:
         """The result of a stochastic fit: what it knows about its own error, and every decision it took."""
         notes = [*self.notes, *simulation.notes]
-        if np.isfinite(simulation.log_likelihood_error):
+        if simulation.log_likelihood_error > 0:
             notes.append(f"Monte Carlo standard error of the log-likelihood: {simulation.log_likelihood_error:.2g}.")
         columns = {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())}
         message = self.stop_message
         closing = simulation.closing
         if self.stop_reason is StopReason.UNMIXED and closing is not None:
             message = f"{message} {closing.mixing.words}"
+        if self.stop_reason is StopReason.CONVERGED and simulation.errors is not None:
+            message = "Converged: the estimates no longer drift, and the error of their average is below the tolerance."
         return dataclasses.replace(
             self,
             history={**self.history, **columns},
@@ -147,6 +153,36 @@ class EMResult:
             stop_message=message,
             simulation=simulation,
         )
+
+    def classified(self) -> EMResult:
+        """The result of hard EM: what was maximised is not the log-likelihood, which is computed here."""
+        value = float(self._derived.summed_log_likelihood(self._free, self._leaves))
+        history = {**self.history, "classification": self.history["log_likelihood"]}
+        del history["log_likelihood"]
+        names = ", ".join(self._program.hard)
+        message = self.stop_message
+        if self.stop_reason is StopReason.CONVERGED:
+            message = "Converged: the assignments no longer change, and neither does the objective."
+        note = (
+            f"Hard(): the objective is the classification likelihood, {self.log_likelihood:.6f} at the best "
+            f"assignment of {names}. The estimates do not maximise the log-likelihood and have no standard errors; "
+            "with init_params=result.params and Enumerate() they are a start for maximum likelihood."
+        )
+        return dataclasses.replace(
+            self,
+            log_likelihood=value,
+            log_posterior=self.log_posterior - self.log_likelihood + value,
+            classification=self.log_likelihood,
+            history=history,
+            stop_message=message,
+            notes=[*self.notes, note],
+        )
+
+    @property
+    def objective(self) -> float:
+        """What was maximised, at the estimate: the log posterior, or the classification likelihood plus log prior."""
+        extra = 0.0 if self.classification is None else self.classification - self.log_likelihood
+        return self.log_posterior + extra
 
     @functools.cached_property
     def monte_carlo_errors(self) -> dict[str, np.ndarray]:
@@ -156,6 +192,8 @@ class EMResult:
         one that was interrupted or ended without its closing phase.
         """
         closing = None if self.simulation is None else self.simulation.closing
+        if self.simulation is not None and self.simulation.errors is not None:
+            return self.simulation.errors
         if closing is None or closing.note is not None:
             return {name: np.full(self.params[name].shape, np.nan) for name in self._program.free}
         return spread_over_entries(self._program, closing.charts, closing.covariance)
@@ -344,7 +382,7 @@ class EMResult:
             Arrays like ``params``, for the estimated parameters.
 
         Raises:
-            ValueError: the estimate is no interior maximum, or an unknown method.
+            ValueError: the estimate is no interior maximum of the likelihood, or an unknown method.
         """
         if method != "observed":
             raise ValueError(f"method must be 'observed', not {method!r}.")
@@ -368,10 +406,17 @@ class EMResult:
     @property
     def uncertainty_is_cheap(self) -> bool:
         """May a summary compute standard errors unasked? If not, call :meth:`standard_errors`, which keeps them."""
+        if self.classification is not None:  # there is none
+            return False
         return self.num_parameters <= summary.LARGEST or "_measured" in self.__dict__
 
     @functools.cached_property
     def _covariance(self) -> Covariance:
+        if self.classification is not None:
+            raise ValueError(
+                f"Hard() has no standard errors: its estimates do not maximise the likelihood. Refit with "
+                f"EM(model, latents={{{self._program.hard[0]!r}: Enumerate()}}).run(..., init_params=result.params)."
+            )
         return covariance(self._program, *self._measured, self._held_differences)
 
     @functools.cached_property

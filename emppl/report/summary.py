@@ -55,7 +55,7 @@ def rows(result: EMResult, prob: float) -> list[tuple[str, float, float, float, 
 def data_frame(result: EMResult, prob: float):
     """Estimates, standard errors and Wald intervals as a pandas DataFrame."""
     pandas = optional_import("pandas", "table")
-    if not result.uncertainty_is_cheap:
+    if not result.uncertainty_is_cheap and result.classification is None:
         warnings.warn(NOT_COMPUTED, stacklevel=3)
     table = rows(result, prob)
     columns = ["estimate", "std_error", "lower", "upper"]
@@ -80,12 +80,12 @@ def text(result: EMResult, prob: float) -> str:
     finals = result.history["final_objectives"]
     if len(finals) > 1:
         ended = finals[result.history["final_status"] == StopReason.CONVERGED.name]
-        distinct, at_best = distinct_optima(ended, result.log_posterior)
+        distinct, at_best = distinct_optima(ended, result.objective)
         lines.append(f"{len(finals)} restarts: {at_best} ended at the best optimum, {distinct} distinct optima.")
     if result.boundary:
         lines.append(f"On the boundary (no standard error): {shortened(result.boundary)}.")
     lines += [only_differences(name, result.params[name].shape) for name in result.only_differences]
-    if not result.uncertainty_is_cheap:
+    if not result.uncertainty_is_cheap and result.classification is None:
         lines.append(NOT_COMPUTED)
     return "\n".join([*lines, *result.remarks])
 

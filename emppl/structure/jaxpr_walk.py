@@ -13,7 +13,8 @@ from jax.extend.core import Literal
 
 Label = tuple[str, str]
 
-_INLINE = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call")
+INLINE = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint")
+"""Calls of an inner jaxpr that is run once, as if it were written out."""
 
 _SEARCHES = {"digitize": 0, "searchsorted": 1}
 """Nested calls that are known by their names: which operand they look for. Inside is a loop."""
@@ -64,7 +65,7 @@ class Walk:
                 continue
             inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
             known = self.whole(equation, tracked)
-            if known is None and equation.primitive.name in _INLINE and inner is not None:
+            if known is None and equation.primitive.name in INLINE and inner is not None:
                 self._inline(equation, getattr(inner, "jaxpr", inner), tracked, environment)
                 continue
             result = self.apply(equation, tracked) if known is None else known

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from jax.extend.core import Literal
 
-from emppl.structure.jaxpr_walk import Walk
+from emppl.structure.jaxpr_walk import INLINE, Walk
 
 _JUMPS = frozenset(
     "gt ge lt le eq ne gt_to ge_to lt_to le_to eq_to floor ceil round sign rem argmax argmin sort is_finite "
@@ -44,6 +45,41 @@ def jump(function: Callable, block: Mapping[str, jax.ShapeDtypeStruct]) -> str |
     walk = _Steps({})
     walk.run(closed.jaxpr, dict.fromkeys(closed.jaxpr.invars, True))
     return walk.found[0] if walk.found else None
+
+
+def with_gaps_fixed(function: Callable) -> Callable:
+    """The same function, with the pattern of NaN among its inputs taken as given: ``isnan`` answers a constant.
+
+    Args:
+        function: of a pytree, to a pytree.
+    """
+
+    def fixed(block):
+        closed, shape = jax.make_jaxpr(function, return_shape=True)(block)
+        outputs = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(block))
+        return jax.tree.unflatten(jax.tree.structure(shape), outputs)
+
+    return fixed
+
+
+def _evaluate(jaxpr, consts, inputs) -> list:
+    values: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *inputs), strict=True))
+
+    def read(atom):
+        return atom.val if isinstance(atom, Literal) else values[atom]
+
+    for equation in jaxpr.eqns:
+        operands = [read(atom) for atom in equation.invars]
+        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+        if equation.primitive.name == "ne" and equation.invars[0] is equation.invars[1]:
+            outputs: Any = [jax.numpy.zeros(equation.outvars[0].aval.shape, bool)]
+        elif equation.primitive.name in INLINE and inner is not None:
+            outputs = _evaluate(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), operands)
+        else:
+            outputs = equation.primitive.bind(*operands, **equation.params)
+            outputs = outputs if equation.primitive.multiple_results else [outputs]
+        values.update(zip(equation.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
 
 
 class _Steps(Walk):

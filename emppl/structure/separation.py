@@ -17,13 +17,12 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
-from emppl.structure.jaxpr_walk import searched_for
+from emppl.structure.jaxpr_walk import INLINE, searched_for
 
 SHARED = -1
 """Number of an entry that may meet every group. Smaller numbers are groups picked by the data, one for every index."""
 
 _MOST_CELLS = 2_000_000
-INLINE = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint")
 
 
 @dataclasses.dataclass(frozen=True)
