@@ -215,6 +215,14 @@ def _parts(program: Program, tables: Mapping[str, jax.ShapeDtypeStruct]) -> tupl
 def _check_fields(program: Program, tables: Mapping[str, jax.ShapeDtypeStruct]) -> None:
     """Refuse weights that are not data, and tables that lost the axis of a latent they depend on."""
     for name, factor in program.factors.items():
+        moving = sorted(factor.all_parameters - set(program.fixed))
+        if factor.site.kind == "observed" and factor.site.distribution == "Delta" and moving:
+            raise ModelError(
+                f"Site {name!r} is an observed Delta whose value depends on {', '.join(map(repr, moving))}, which is "
+                "estimated. It is a hard constraint, which latents can meet and an estimate cannot: put what it "
+                f"restricts into a plate with the data, so that it is a latent, or write EM(model, latents="
+                f"{{{moving[0]!r}: Gaussian()}})."
+            )
         depends = factor.latents.get("cell_weight", frozenset()) | factor.parameters.get("cell_weight", frozenset())
         if depends:
             raise ModelError(

@@ -132,7 +132,7 @@ class SiteFactor:
             arrays: the evaluated model.
             by_element: keep the ``to_event`` axes, over which it is a sum.
         """
-        fields: tuple[str, ...] = ("distribution", "value", "mask", "label_mask", "arguments")
+        fields: tuple[str, ...] = ("distribution", "value", "mask", "label_mask", "log_measure", "arguments")
         if self.is_presence:
             fields = ("distribution", "value")
         elif self.site.kind != "factor":
@@ -161,6 +161,8 @@ class SiteFactor:
                 if self.site.kind == "observed" and not self.value_is_drawn:
                     # Outside its support a density is zero, which NumPyro's log_prob leaves to the caller.
                     table = _zero_outside(mine.distribution, value, table)
+                if mine.log_measure is not None:
+                    table = table + mine.log_measure
         events = self.site.reinterpreted
         table = jnp.reshape(table, (1,) * max(0, events - table.ndim) + table.shape)
         table = jnp.broadcast_to(table, table.shape[: table.ndim - events] + self.event_sizes)
@@ -306,6 +308,18 @@ class SiteFactor:
 
         return self._over_time(mine, ("value", "mask", "distribution") if masked else ("value",), aligned)
 
+    def log_measure(self, arrays: Mapping[str, SiteArrays]) -> jax.Array:
+        """What a transformation of the value adds to its log-probability: common axes and ``to_event`` axes."""
+        events = self.site.reinterpreted
+
+        def aligned(mine):
+            found = jnp.reshape(
+                mine.log_measure, (1,) * max(0, events - mine.log_measure.ndim) + mine.log_measure.shape
+            )
+            return self._constant(found, self.latents.get("log_measure", frozenset()), events)
+
+        return self._over_time(arrays[self.name], ("log_measure",), aligned)
+
     def mask(self, arrays: Mapping[str, SiteArrays]) -> jax.Array | None:
         """Mask over common axes and ``to_event`` axes, or None."""
         mine = arrays[self.name]
@@ -347,6 +361,8 @@ class SiteFactor:
             return Prepared(self._codes(value, mask), reference, jnp.zeros(()), jnp.zeros(()))
         statistics = self.family.statistics(value, fixed, reference)
         base = family.base_measure(value, fixed)
+        if arrays[self.name].log_measure is not None:
+            base = base + self.log_measure(arrays)
         ones = jnp.ones(statistics.shape[:-1] + (1,), statistics.dtype)
         full = statistics.shape[: axes.rank] + self.event_sizes
         if mask is not None:

@@ -71,6 +71,7 @@ class Integral:
         is_indexed: are the cells of sites told apart by an index among the data (``b[subject]``)?
         reason: why the strategy applies, for the plan.
         states: of latents inside a scan, how steps follow each other; else None.
+        limits: those of ``factors`` that are observed Delta sites, which restrict the latent to an interval or a point.
     """
 
     axis: str
@@ -83,6 +84,17 @@ class Integral:
     is_indexed: bool = False
     reason: str = ""
     states: StateSpace | None = None
+    limits: tuple[str, ...] = ()
+
+    @property
+    def unlimited(self) -> Integral:
+        """The same without the Delta sites."""
+        return dataclasses.replace(self, factors=tuple(n for n in self.factors if n not in self.limits), limits=())
+
+    @property
+    def limiting(self) -> Integral:
+        """The same with the Delta sites only."""
+        return dataclasses.replace(self, factors=self.limits)
 
     @property
     def groups(self) -> int:

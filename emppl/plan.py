@@ -14,6 +14,7 @@ from emppl.estep import FusedPlan, largest_table
 from emppl.integral import Integral
 from emppl.program import Program
 from emppl.strategies import StochasticEM
+from emppl.trace import Site
 from emppl.trace.naming import latent_of, model_name
 
 
@@ -127,7 +128,7 @@ class Plan:
     def __str__(self) -> str:
         lines = [f"EM plan: {self.objective}, {self.dtype}", "", "Sites"]
         lines += _table([(s.name, s.distribution, s.role, _in(s.plates), s.reason) for s in self.sites])
-        lines += ["", "Latents"]
+        lines += ["", "Latents"] + ([] if self.latents else ["  none: Q is the log-likelihood itself"])
         for kind in (True, False):
             some = [latent for latent in self.latents if bool(latent.states) == kind]
             for latent, line in zip(some, _table([latent.row for latent in some]), strict=True):
@@ -170,7 +171,12 @@ def build_plan(program: Program, fused: FusedPlan, compression: str = "") -> Pla
     trace, axes = program.trace, program.axes
     sites = tuple(
         SitePlan(
-            n, s.distribution, program.roles[n].role, program.roles[n].reason, tuple(p.name for p in s.plates), s.shape
+            n,
+            _distribution(s),
+            program.roles[n].role,
+            program.roles[n].reason,
+            tuple(p.name for p in s.plates),
+            s.shape,
         )
         for n, s in trace.sites.items()
         if model_name(n) == n  # the first steps of a scan are no sites of their own
@@ -262,8 +268,17 @@ def _objective(program: Program) -> str:
     return _criterion(program) + where
 
 
+def _distribution(site: Site) -> str:
+    """Its name, inside the transforms of it that are observed."""
+    name = site.distribution
+    for transform in reversed(site.transforms):
+        name = f"{transform}({name})"
+    return name
+
+
 def _criterion(program: Program) -> str:
     priors = [n for n in program.free if program.trace.sites[n].kind == "continuous"]
+    how = program.evidence.words if program.strategies else "no latent: direct maximisation"
     if any(isinstance(strategy, StochasticEM) for strategy in program.strategies.values()):
         what = "posterior density" if priors and program.use_prior else "likelihood"
         return f"average of stochastic EM, close to the maximum of the {what} ({program.evidence.words})"
@@ -275,8 +290,8 @@ def _criterion(program: Program) -> str:
             f"({program.evidence.words}); another objective than the likelihood"
         )
     if priors and program.use_prior:
-        return f"maximum a posteriori ({program.evidence.words})"
-    return f"maximum likelihood ({program.evidence.words})" + (", priors dropped" if priors else "")
+        return f"maximum a posteriori ({how})"
+    return f"maximum likelihood ({how})" + (", priors dropped" if priors else "")
 
 
 def _in(plates) -> str:

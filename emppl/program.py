@@ -168,7 +168,8 @@ class Program:
     @property
     def evidence(self) -> Evidence:
         """What the objective is: as good as the worst strategy."""
-        return max((strategy.evidence for strategy in self.strategies.values()), key=lambda kind: kind.value)
+        found = (strategy.evidence for strategy in self.strategies.values())
+        return max(found, key=lambda kind: kind.value, default=Evidence.EXACT)
 
     @property
     def picked(self) -> dict[str, frozenset[str]]:

@@ -179,11 +179,6 @@ def _check_complete(roles: Mapping[str, Role]) -> None:
             "The model observes nothing. Give at least one site its data: numpyro.sample('x', ..., obs=x) "
             "(and check that the data argument is not None)."
         )
-    if "latent" not in present:
-        raise ModelError(
-            "The model has no latent variable, so there is nothing for EM to do. Leave the latent site unobserved "
-            "(no obs=), or fit the model with numpyro.infer.SVI and an AutoDelta guide."
-        )
     if "parameter" not in present:
         raise ModelError(
             "The model has no parameter to estimate. Declare one: numpyro.param('mu', 0.0), or "

@@ -174,6 +174,18 @@ class Gaussian(Continuous):
 
 
 @dataclasses.dataclass(frozen=True)
+class TruncatedGaussian(Gaussian):
+    """``Gaussian`` where an observed Delta restricts the latent to an interval or a point; chosen by itself.
+
+    ``sample("y", Delta(jnp.maximum(w, 0)), obs=y)`` is a tobit model, ``Delta(w > 0)`` a probit. The conditional
+    distribution of the latent is a truncated normal one. Two atoms reproduce its mean and variance, and with them the
+    expectation of every quadratic.
+    """
+
+    title: ClassVar[str] = "truncated normal (exact)"
+
+
+@dataclasses.dataclass(frozen=True)
 class Laplace(Continuous):
     """Approximate the conditional distribution of a continuous latent by a normal one at its mode.
 

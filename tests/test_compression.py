@@ -88,6 +88,19 @@ def counts(words, size=None):
             numpyro.sample(f"word {column}", dist.Categorical(table[z]), obs=words[:, column])
 
 
+def incomplete(x):
+    """A normal distribution with missing cells."""
+    mean = numpyro.param("mean", jnp.zeros(x.shape[1]))
+    covariance = numpyro.param("covariance", jnp.eye(x.shape[1]), constraint=constraints.positive_definite)
+    with numpyro.plate("rows", len(x)):
+        numpyro.sample("x", dist.MultivariateNormal(mean, covariance), obs=x)
+
+
+def holes(rows):
+    rng = np.random.default_rng(rows)
+    return jnp.asarray(np.where(rng.random((rows, 3)) < [0.0, 0.2, 0.3], np.nan, draw(rows, 3)))
+
+
 def grouped(rows, groups):
     rng = np.random.default_rng(rows)
     group = rng.permutation(np.arange(rows) % groups)
@@ -110,6 +123,7 @@ CASES = {
     "steps of a scan": (system, (draw(200, 3),), {}),
     "rows of groups": (growth, grouped(400, 20), B),
     "rows of unequal groups": (growth, tuple(np.concatenate([a, a[:50]]) for a in grouped(350, 30)[:3]) + (30,), B),
+    "rows with missing cells": (incomplete, (holes(300),), {}),
     "equal rows": (classes, (ANSWERS,), {}),
     "equal rows with weights": (classes, (ANSWERS, jnp.arange(1500) % 3 * 0.5), {}),
     "rows of a table": (counts, (WORDS,), {}),

@@ -117,18 +117,6 @@ def test_unknown_name_in_init_params():
         fit(mixture, X, init_params={"nothing": 1.0})
 
 
-def test_model_without_latents():
-    """Nothing to sum over."""
-
-    def model(x):
-        mu = numpyro.param("mu", 0.0)
-        with numpyro.plate("data", len(x)):
-            numpyro.sample("x", dist.Normal(mu, 1.0), obs=x)
-
-    with pytest.raises(emppl.ModelError, match="no latent variable"):
-        fit(model, X)
-
-
 def test_model_without_observations():
     """Nothing observed."""
 

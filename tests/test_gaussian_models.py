@@ -5,11 +5,13 @@ import functools
 import jax
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 from scipy.special import logsumexp
-from scipy.stats import multivariate_normal
+from scipy.stats import multivariate_normal, norm
 
 import emppl
 from models import (
+    bcg_vaccine,
     dyestuff,
     eight_schools,
     fitness_club,
@@ -23,6 +25,7 @@ from models import (
 from tests.test_models import check, oracle
 
 TESTED = (
+    "bcg_vaccine",
     "dyestuff",
     "eight_schools",
     "fitness_club",
@@ -278,6 +281,26 @@ def test_pearson_line():
         np.testing.assert_allclose(result.params[name], value, rtol=1e-5, err_msg=name)
     for name, value in pearson_line.published.items():
         np.testing.assert_allclose(result.params[name], value, atol=5e-4)
+
+
+@pytest.mark.parametrize("exact", [(), (4, 7)], ids=["all measured", "some exact"])
+def test_regression_on_measured_and_exact_responses(exact):
+    ratio, error, latitude = bcg_vaccine.data()
+    error[list(exact)] = 0.0
+    result = em(bcg_vaccine.model, tolerance=1e-12, accelerate="squarem").run(jax.random.key(0), ratio, error, latitude)
+    assert result.converged
+
+    def loss(free):
+        spread = np.sqrt(np.exp(2 * free[2]) + error**2)
+        return -np.sum(norm.logpdf(ratio, free[0] + free[1] * latitude, spread))
+
+    best = minimize(loss, [0.28, -0.03, -1.7], method="BFGS", options={"gtol": 1e-9})
+    np.testing.assert_allclose(result.log_likelihood, -best.fun, rtol=1e-10)
+    found = [result.params["intercept"], result.params["slope"], np.log(result.params["tau"])]
+    np.testing.assert_allclose(found, best.x, rtol=1e-4)
+    if not exact:
+        for name, value in bcg_vaccine.weighted_least_squares(ratio, error, latitude).items():
+            np.testing.assert_allclose(result.params[name], value, rtol=1e-5, err_msg=name)
 
 
 def school_objective(mu, tau, prior):

@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from emppl.estep.importance import placed
-from emppl.estep.integration import integrate_all
+from emppl.estep.integration import conditional, integrate_all
 from emppl.estep.joint import Joint
+from emppl.estep.limits import find_limits
 from emppl.estep.plain import all_scales, log_evidence
 from emppl.estep.state_space import draw_states
+from emppl.estep.truncation import draw_inside
 from emppl.integral import Integral
 from emppl.numerics import safe_divide
 from emppl.positive import lower_inverse
@@ -153,8 +155,14 @@ def sample_given(
             drawn.update(whole_chains(program, integral, steps))
             continue
         found = integrated[integral.axis]
-        draw = _posterior_draw if isinstance(integral.strategy, Quadrature | Simulated) else _normal_draw
-        values = joint.constrained(joint.unpack(draw(joint, found.mean, found.root, key)))
+        if integral.limits:
+            free = Joint(program, integral.unlimited, params, leaves)
+            limits = find_limits(program, integral, leaves)
+            vectors = draw_inside(limits, *conditional(free, found.mean), key)
+        else:
+            draw = _posterior_draw if isinstance(integral.strategy, Quadrature | Simulated) else _normal_draw
+            vectors = draw(joint, found.mean, found.root, key)
+        values = joint.constrained(joint.unpack(vectors))
         for name, value in values.items():
             event = len(program.trace.sites[name].event_shape)
             for latent in integral.given:

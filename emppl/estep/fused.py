@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from emppl.elimination import EliminationPlan, Step, log_normalizer
 from emppl.estep.integration import integrate_all
+from emppl.estep.limits import find_limits
 from emppl.estep.plain import Expectations, absent_cells, all_scales, owners_of, spread_over_atoms
 from emppl.factors import Prepared
 from emppl.markov import Emission
@@ -155,14 +157,15 @@ def _cut(rows: int, target: int) -> Chunking:
     return Chunking(count, size, count * size - rows)
 
 
-def prepare(program: Program, fused: FusedPlan, leaves) -> dict[str, Prepared]:
+def prepare(program: Program, fused: FusedPlan, leaves) -> dict[str, Any]:
     """Statistics of all sites that have them, computed once per fit.
 
     Returns:
-        By site; statistics of sites in the row plate are cut into chunks ``(chunks, ..., features, rows)``.
+        By site; statistics of sites in the row plate are cut into chunks ``(chunks, ..., features, rows)``. By integral
+        whose latents are restricted by data, their limits.
     """
     arrays = program.evaluate(program.placeholders(), leaves)
-    prepared = {}
+    prepared: dict[str, Any] = {one.axis: find_limits(program, one, leaves) for one in program.integrals if one.limits}
     for name, factor in program.factors.items():
         if not factor.has_statistics or factor.value_is_drawn:
             continue
@@ -238,7 +241,7 @@ def expectations(
     arrays = program.evaluate(params, leaves)
     scales, present = all_scales(program, arrays), program.present(arrays)
     if integrated is None:
-        integrated = integrate_all(program, params, leaves, guesses)
+        integrated = integrate_all(program, params, leaves, guesses, known=prepared)
     natural, tables = {}, {}
     amplification = jnp.zeros((), jnp.result_type(float))
     for name, factor in program.factors.items():

@@ -18,7 +18,9 @@ import numpy as np
 from emppl.estep.importance import importance, importance_points
 from emppl.estep.integrated import Integrated, atoms_of
 from emppl.estep.joint import Joint
+from emppl.estep.limits import find_limits
 from emppl.estep.state_space import integrate_states, precision_root
+from emppl.estep.truncation import truncate
 from emppl.integral import Integral
 from emppl.numerics import impossible_to_infinite
 from emppl.positive import half_log_det, lower_inverse, lower_root, simplex, solve_root
@@ -29,7 +31,9 @@ _NEWTON_STEPS = 50
 _HALVINGS = 60
 
 
-def integrate_all(program: Program, params, leaves, guesses: Mapping[str, jax.Array] | None = None, key=None):
+def integrate_all(
+    program: Program, params, leaves, guesses: Mapping[str, jax.Array] | None = None, key=None, known=None
+):
     """Every integral of the model.
 
     Args:
@@ -38,17 +42,20 @@ def integrate_all(program: Program, params, leaves, guesses: Mapping[str, jax.Ar
         leaves: the data.
         guesses: by integral, where to look for the modes first; default: zero.
         key: random numbers of simulated integrals; default: always the same.
+        known: by integral, the limits of its latents, where they were found before.
 
     Returns:
         :class:`Integrated` by integral.
     """
     return {
-        one.axis: integrate(program, one, params, leaves, (guesses or {}).get(one.axis), key)
+        one.axis: integrate(
+            program, one, params, leaves, (guesses or {}).get(one.axis), key, (known or {}).get(one.axis)
+        )
         for one in program.integrals
     }
 
 
-def integrate(program: Program, integral: Integral, params, leaves, guess=None, key=None) -> Integrated:
+def integrate(program: Program, integral: Integral, params, leaves, guess=None, key=None, limits=None) -> Integrated:
     """One integral, by its strategy."""
     joint = Joint(program, integral, params, leaves)
     if integral.states is not None:
@@ -58,6 +65,10 @@ def integrate(program: Program, integral: Integral, params, leaves, guess=None, 
         return Integrated(evidence, atoms, shares, found.mean, precision_root(found.covariance))
     start = joint.pack(joint.zeros()) if guess is None else guess
     strategy = integral.strategy
+    if integral.limits:
+        joint = Joint(program, integral.unlimited, params, leaves)
+        limits = find_limits(program, integral, leaves) if limits is None else limits
+        return truncate(joint, limits, *conditional(joint, start))
     if isinstance(strategy, Gaussian):
         mean, root = conditional(joint, start)
         return _normal(joint, mean, root, mean)
@@ -265,4 +276,6 @@ def atom_weights(program: Program, integral: Integral, found: Integrated, weight
     shapes = jax.eval_shape(joint.tables_at, found.atoms)
     cells = jax.eval_shape(joint.by_cell, shapes)
     back = jax.linear_transpose(joint.by_cell, shapes)
-    return back(jnp.broadcast_to(weight * found.shares, cells.shape))[0]
+    weights = back(jnp.broadcast_to(weight * found.shares, cells.shape))[0]
+    # Observed Delta sites are constants where they are possible; the atoms may lie beyond the edge by rounding.
+    return {name: jnp.zeros_like(one) if name in integral.limits else one for name, one in weights.items()}

@@ -101,7 +101,8 @@ class Joint:
         total = jnp.zeros((1,) * self.rank)
         arrays = None
         if any(self.program.factors[name].latents.get("cell_weight") is not None for name in tables):
-            fields = frozenset((name, "cell_weight") for name in self.integral.factors)
+            sites = (self.integral.latents[0], *self.integral.factors)
+            fields = frozenset((name, "cell_weight") for name in sites)
             arrays = self.program.evaluate(self.params, self.leaves, fields)
         for name, table in tables.items():
             factor = self.program.factors[name]
@@ -127,7 +128,10 @@ class Joint:
 
     def by_group(self, vectors: jax.Array) -> jax.Array:
         """Log joint density of every group, ``(groups,)``."""
-        table = self.by_cell(self.tables(self.unpack(vectors)))
+        return self.to_groups(self.by_cell(self.tables(self.unpack(vectors))))
+
+    def to_groups(self, table: jax.Array) -> jax.Array:
+        """A table by cell, without atoms, as one number per group."""
         names = self._group_axes()
         order = [self.axes.names.index(name) for name in names]
         rest = [axis for axis in range(self.rank) if axis not in order]

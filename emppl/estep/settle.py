@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from emppl.errors import ModelError, ParameterError
 from emppl.estep.joint import Joint
+from emppl.estep.limits import limiting_sites, why_not_limits
 from emppl.integral import Integral, arrange
 from emppl.parameters import constraint_name
 from emppl.program import Program
@@ -23,8 +24,9 @@ from emppl.strategies import (
     MonteCarlo,
     Quadrature,
     Strategy,
+    TruncatedGaussian,
 )
-from emppl.structure.quadratic import affine_gradient
+from emppl.structure.quadratic import affine_gradient, jump
 
 
 def settle_integrals(program: Program, shapes, wishes: Mapping[str, Any]) -> Program:
@@ -54,12 +56,16 @@ def settle_integrals(program: Program, shapes, wishes: Mapping[str, Any]) -> Pro
         place = arrange if integral.states is None else arrange_chain
         integral = place(integral, program.trace, program.axes, tables, params, shapes)
         _check_weights(program, integral)
-        obstacle = _why_not_quadratic(program, integral, params, shapes)
+        integral = dataclasses.replace(integral, limits=limiting_sites(program, integral))
+        obstacle = _why_not_quadratic(program, integral.unlimited, params, shapes)
         within_bounds = any(not constraint_name(sites[name].constraint).startswith("real") for name in integral.latents)
-        strategy = _strategy(integral, obstacle, within_bounds, wishes)
-        reason = obstacle or "the log joint density is quadratic in it"
+        if integral.limits:
+            strategy, reason = _truncated(program, integral, obstacle, wishes)
+        else:
+            strategy = _strategy(integral, obstacle, within_bounds, wishes)
+            reason = obstacle or "the log joint density is quadratic in it"
         integral = dataclasses.replace(integral, strategy=strategy, reason=reason)
-        if integral.is_indexed and isinstance(strategy, Gaussian):
+        if integral.is_indexed and isinstance(strategy, Gaussian) and not integral.limits:
             # The total is enough, and needs no sums by index.
             integral = dataclasses.replace(integral, cells=(), is_indexed=False)
         integrals.append(integral)
@@ -97,15 +103,39 @@ def _why_not_quadratic(program: Program, integral: Integral, params, shapes) -> 
         if not constraint.startswith("real"):
             return f"{name!r} is {constraint}"
 
-    def gradient(values):
+    def total(values):
         # Zeros stand for parameters and data: no arithmetic is ever done with them.
         nothing, leaves = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), (params, shapes))
         joint = Joint(program, integral, nothing, leaves)
-        return jax.grad(lambda values: sum(jnp.sum(table) for table in joint.tables(values).values()))(values)
+        return sum((jnp.sum(table) for table in joint.tables(values).values()), jnp.zeros(()))
 
     block = {name: jax.ShapeDtypeStruct(one.shape, one.dtype) for name, one in integral.zeros().items()}
-    reason = affine_gradient(gradient, block)
+    reason = affine_gradient(jax.grad(total), block) or jump(total, block)
     return None if reason is None else f"the log joint is not quadratic in it ({reason})"
+
+
+def _truncated(program: Program, integral: Integral, obstacle: str | None, wishes: Mapping[str, Any]):
+    """Strategy and reason where an observed Delta restricts a latent to an interval or a point."""
+    names, site = ", ".join(map(repr, integral.latents)), integral.limits[0]
+    asked = [wishes[name] for name in integral.latents if name in wishes and type(wishes[name]) is not Gaussian]
+    reason = obstacle or why_not_limits(program, integral)
+    if integral.states is not None:
+        reason = "it lies inside a scan"
+    elif integral.dimensions != 1:
+        reason = f"{integral.dimensions} numbers are integrated together"
+    if asked:
+        reason = f"{asked[0]!r} needs a density without jumps"
+    if reason is not None:
+        raise ModelError(
+            f"The observed Delta {site!r} restricts {names}. That is integrated exactly, as a truncated normal, where "
+            f"one normal latent alone meets it, through a monotone function of the latent and data: {reason}. Write "
+            f"numpyro.sample({site!r}, dist.Delta(jnp.maximum(w, 0.0)), obs=y) for a censored value, dist.Delta(w > c) "
+            "or jnp.clip, jnp.floor, jnp.digitize(w, edges) for a class. Anything else has to be summed out in the "
+            f"model: for a class, write its probability (jax.scipy.stats.norm.cdf) into the distribution of {site!r}."
+        )
+    return TruncatedGaussian(), "normal, and restricted to an interval or a point by " + ", ".join(
+        map(repr, integral.limits)
+    )
 
 
 def _strategy(integral: Integral, reason: str | None, within_bounds: bool, wishes: Mapping[str, Any]) -> Continuous:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl.errors import DataError, ModelError
+from emppl.estep import integrate_all
 from emppl.mstep import ClosedForm
 from emppl.numerics import IMPOSSIBLE_SUM
 from emppl.program import Program
@@ -122,6 +123,12 @@ def check_report(program: Program, report: Mapping[str, Mapping[str, Any]]) -> N
         site = program.trace.sites[name]
         if "finite" in found and int(found["finite"]) >= 0:
             where = _where(program, name, int(found["finite"]))
+            if site.transforms:
+                raise DataError(
+                    f"Observed site {name!r} holds a value that {site.transforms[0]} cannot have made of "
+                    f"{site.distribution}, or NaN or infinity ({where}). Check the data, or choose another "
+                    "distribution."
+                )
             raise DataError(
                 f"Observed site {name!r} holds NaN or infinity ({where}). Drop those rows, or leave the cells out of "
                 f"the likelihood: numpyro.sample({name!r}, fn.mask(~jnp.isnan(x)), obs=x)."
@@ -178,7 +185,8 @@ def _where(program: Program, name: str, flat: int) -> str:
 def row_tables(program: Program, params, leaves) -> dict[str, jax.Array]:
     """Total log-probability of every row under every state, for :func:`impossible_rows`."""
     arrays = program.evaluate(params, leaves)
-    tables = program.tables(arrays)
+    tables = program.tables(arrays, program.integrated)
+    tables |= {name: one.evidence for name, one in integrate_all(program, params, leaves).items()}
     return {"all sites together": _sum_over_inner_plates(program, tables)}
 
 

@@ -16,7 +16,7 @@ from emppl.derive import derive
 from emppl.errors import EMError, ModelError, ParameterError, unknown_name
 from emppl.estep.settle import finer_program
 from emppl.fit import checks, loop
-from emppl.fit.compression import Compressed, Compression, find_compression
+from emppl.fit.compression import Compressed, Compression, find_compression, look_different
 from emppl.fit.condensation import Condensation, find_condensation
 from emppl.fit.simulator import Simulator
 from emppl.fit.start import starting_values
@@ -141,6 +141,8 @@ class Compiled:
         Args:
             leaves: the data.
         """
+        if self.compress and look_different(self.program, leaves):
+            return "hardly any two of its rows are equal"
         found = self.compression
         if isinstance(found, str):
             return found

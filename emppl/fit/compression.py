@@ -3,7 +3,8 @@
 Rows that are equal are one row that counts several times. Where the log density is quadratic in a row (together with
 the row's own latents, for all parameters and all other latents), more is true: its sum over rows is a function of their
 count, mean and covariance, and one row more than there are columns reproduces these. Both at once: the rows are split
-into classes by the columns that must be equal, a group's number say, and the others keep their moments class by class.
+into classes by the columns that must be equal, a group's number say, and by the pattern of their missing cells; the
+other columns keep their moments class by class.
 """
 
 from __future__ import annotations
@@ -53,9 +54,10 @@ class Compression:
         """
         arrays = [np.asarray(leaf) for leaf in leaves]
         keys = [_as_integers(arrays[n].reshape(self.rows, -1)) for n in self.keys]
+        parts = [arrays[n].reshape(self.rows, -1).astype(np.float64) for n in self.moments]
+        gaps = [np.isnan(one) for one in parts]
+        keys += [one.astype(np.int64) for one in gaps if np.any(one)]
         classes = self._classes(np.concatenate(keys, 1)) if keys else (np.zeros(1, int), np.zeros(self.rows, int))
-        if classes is None:
-            return "hardly any two of its rows are equal"
         first, number = classes
         counts = np.bincount(number, minlength=len(first))
         stays = counts <= self.columns + 1
@@ -72,8 +74,9 @@ class Compression:
         weights = np.repeat(counts[large] / (self.columns + 1), self.columns + 1)
         order = np.argsort(number, kind="stable")
         order = order[~stays[number[order]]]
-        parts = [arrays[n].reshape(self.rows, -1).astype(np.float64) for n in self.moments]
-        pieces = _equivalent_by_class(np.concatenate(parts, 1)[order], counts[large])
+        values = np.nan_to_num(np.concatenate(parts, 1)[order])
+        pieces = _equivalent_by_class(values, counts[large])
+        pieces[np.concatenate(gaps, 1)[stands_for]] = np.nan
         picked = np.concatenate([kept, stands_for])
         found = self._padded(arrays, picked, np.concatenate([np.ones(len(kept)), weights]), few, length)
         starts = np.cumsum([0, *(part.shape[1] for part in parts)])
@@ -82,12 +85,8 @@ class Compression:
             rows[len(kept) : few] = pieces[:, begin:end].reshape((-1, *rows.shape[1:])).astype(rows.dtype)
         return dataclasses.replace(found, classes=len(large))
 
-    def _classes(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """First row of every class of equal rows, and every row's class; None if a sample shows hardly any."""
-        if not self.columns and self.rows > 2 * _SAMPLE:
-            sample = keys[np.random.default_rng(0).choice(self.rows, _SAMPLE, replace=False)]
-            if len(np.unique(_hashed(sample))) == _SAMPLE:
-                return None
+    def _classes(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First row of every class of equal rows, and every row's class."""
         _, first, number = np.unique(_hashed(keys), return_index=True, return_inverse=True)
         if not np.array_equal(keys[first[number]], keys):  # two different rows with one hash
             _, first, number = np.unique(keys, axis=0, return_index=True, return_inverse=True)
@@ -121,6 +120,17 @@ class Compressed:
     classes: int
     all_rows: int
     plate: str
+
+
+def look_different(program: Program, leaves: Sequence) -> bool:
+    """Does a look at some rows settle that no two of them are equal, and so that rows with discrete latents stay?"""
+    rows = program.axes.sizes[program.axes.rows]
+    arrays = [np.asarray(leaf) for leaf in leaves if leaf.ndim and leaf.shape[0] == rows]
+    if not program.latents or not arrays:
+        return False
+    picked = np.random.default_rng(0).choice(rows, min(rows, _SAMPLE), replace=False)
+    keys = np.concatenate([_as_integers(one[picked].reshape(len(picked), -1)) for one in arrays], 1)
+    return len(np.unique(_hashed(keys))) == len(picked)
 
 
 def find_compression(program: Program, shapes: Sequence[jax.ShapeDtypeStruct]) -> Compression | str:
@@ -173,9 +183,11 @@ def _why_no_moments(program: Program, shapes, moments, inside) -> str | None:
     own = [one for one in program.integrals if set(one.latents) & set(inside)]
     if not all(isinstance(one.strategy, Gaussian) for one in own):
         return "its rows have latents that are not normal"
+    if any(one.limits for one in own):
+        return "an observed Delta restricts the latents of its rows"
     block = block_of(program, shapes, moments)
     block = {n: one for n, one in block.items() if n.startswith("data ") or _row_axes(program, n, one.shape)}
-    return why_not_quadratic(program, shapes, block, inside, "row")
+    return why_not_quadratic(program, shapes, block, inside, "row", gaps=True)
 
 
 def _row_axes(program: Program, name: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:

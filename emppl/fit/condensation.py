@@ -228,7 +228,7 @@ def _rows(program: Program, shapes) -> Condensation | str:
     if found.keys or integral.is_indexed or integral.groups != found.rows or any(one != rows for one in plates):
         return "not every row has latents of its own, and nothing but these"
     if any({"mask", "cell_weight"} & set(factor.latents) for factor in program.factors.values()):
-        return "some of its rows are masked or weighted"
+        return "some of its rows are masked, weighted or incomplete"
     columns = found.columns + integral.dimensions
     if found.rows < 2 * _LEAST_SAVING * columns:
         return f"{found.rows} rows are not many for {columns} numbers in each"

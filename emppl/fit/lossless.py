@@ -15,7 +15,7 @@ import numpy as np
 
 from emppl.positive import simplex
 from emppl.program import Program
-from emppl.structure.quadratic import affine_gradient
+from emppl.structure.quadratic import affine_gradient, jump, with_gaps_fixed
 from emppl.structure.separation import SHARED, Meeting, Separation
 
 
@@ -64,6 +64,7 @@ def why_not_quadratic(
     block: Mapping[str, jax.ShapeDtypeStruct],
     sites: Sequence[str],
     piece: str,
+    gaps: bool = False,
 ) -> str | None:
     """The reason why the log density is not quadratic in a block, at any values of everything else, or None.
 
@@ -73,17 +74,18 @@ def why_not_quadratic(
         block: arrays of data and latents.
         sites: whose log density it is.
         piece: what one piece of the block is called.
+        gaps: ask so for every fixed pattern of NaN among the data.
     """
     tables = _tables(program, sorted(sites))
     others = {n: one for n, one in block_of(program, shapes, ()).items() if n not in block}
     rest = (others, _parameters(program), list(shapes))
 
-    def gradient(block):
+    def total(block):
         others, params, leaves = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), rest)
-        total = lambda block: sum(jnp.sum(one) for one in tables(block | others, params, leaves).values())  # noqa: E731
-        return jax.grad(total)(block)
+        return sum((jnp.sum(one) for one in tables(block | others, params, leaves).values()), jnp.zeros(()))
 
-    reason = affine_gradient(gradient, block)
+    density = with_gaps_fixed(total) if gaps else total
+    reason = affine_gradient(jax.grad(density), block) or jump(density, block)
     return None if reason is None else f"the log density is not quadratic in a {piece} and its latents ({reason})"
 
 

@@ -29,10 +29,10 @@ def cell_weights(program: Program, leaves) -> dict[str, jax.Array]:
 
 
 def _without_states(program: Program) -> list[str]:
-    """Continuous latents (first steps of a scan apart), and the data beside them."""
+    """Continuous latents (first steps of a scan apart), and the data beside them or alone."""
     continuous = [name for name, factor in program.factors.items() if factor.site.kind == "integrated"]
     data = [name for name, factor in program.factors.items() if factor.site.kind == "observed" and not factor.labels_of]
-    return [*continuous, *data] if continuous else []
+    return [*continuous, *data] if continuous or not program.latents else []
 
 
 def _weight(program: Program, name: str, arrays) -> jax.Array:
@@ -55,7 +55,7 @@ def number_of_observations(program: Program, weights: Mapping[str, np.ndarray]) 
     latents = [*program.model_latents, *program.continuous_latents]
     plates = {name: {plate.name for plate in sites[name].plates} for name in latents}
     continuous = [plates[name] for name in program.continuous_latents]
-    if continuous and not set.intersection(*continuous):
+    if not latents or (continuous and not set.intersection(*continuous)):
         latents = [name for name in _without_states(program) if sites[name].kind == "observed"]
         plates = {name: {plate.name for plate in sites[name].plates} for name in latents}
     outermost = min(latents, key=lambda name: (not plates[name], len(plates[name])))

@@ -13,7 +13,11 @@ from jax.extend.core import Literal
 
 Label = tuple[str, str]
 
-_INLINE = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call")
+INLINE = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint")
+"""Calls of an inner jaxpr that is run once, as if it were written out."""
+
+_SEARCHES = {"digitize": 0, "searchsorted": 1}
+"""Nested calls that are known by their names: which operand they look for. Inside is a loop."""
 
 _UNIFORM = frozenset("not and or xor eq ne lt le gt ge convert_element_type copy".split())
 """Operations on conditions, entry by entry: the result varies along no axis but those of the operands."""
@@ -61,7 +65,7 @@ class Walk:
                 continue
             inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
             known = self.whole(equation, tracked)
-            if known is None and equation.primitive.name in _INLINE and inner is not None:
+            if known is None and equation.primitive.name in INLINE and inner is not None:
                 self._inline(equation, getattr(inner, "jaxpr", inner), tracked, environment)
                 continue
             result = self.apply(equation, tracked) if known is None else known
@@ -122,6 +126,12 @@ class Walk:
             if len(parts) == columns:
                 return parts
         return [self.labels_of(atom)] * columns
+
+
+def searched_for(equation) -> Any:
+    """What is looked up, entry by entry, in a sorted array by a nested call; None for any other equation."""
+    position = _SEARCHES.get(equation.params.get("name"))
+    return None if position is None or len(equation.invars) <= position else equation.invars[position]
 
 
 def gather_axes(equation) -> tuple[dict[int, int], list[int]]:

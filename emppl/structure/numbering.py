@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
-from emppl.structure.separation import INLINE, SHARED
+from emppl.structure.jaxpr_walk import INLINE, searched_for
+from emppl.structure.separation import SHARED
 
 _SAME = (
     "broadcast_in_dim reshape transpose squeeze slice rev gather dynamic_slice copy copy_p expand_dims split"
@@ -59,9 +60,13 @@ class _Numbers:
 
     def equations(self, jaxpr) -> None:
         for equation in jaxpr.eqns:
+            numbers = [self.number(atom) for atom in equation.invars]
+            query = searched_for(equation)
+            if query is not None and self.number(query) is not None:
+                self.numbers[equation.outvars[0]] = self.numbers[query]
+                continue
             if equation.primitive.name in INLINE and self._inline(equation):
                 continue
-            numbers = [self.number(atom) for atom in equation.invars]
             if all(one is None for one in numbers):
                 out = equation.primitive.bind(*map(self.value, equation.invars), **equation.params)
                 outputs = out if equation.primitive.multiple_results else [out]

@@ -1,10 +1,19 @@
-"""Is a function quadratic? Asked of its gradient, without arithmetic."""
+"""Is a function quadratic? Asked of its gradient, and of its operations for jumps, without arithmetic."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
+from jax.extend.core import Literal
+
+from emppl.structure.jaxpr_walk import INLINE, Walk
+
+_JUMPS = frozenset(
+    "gt ge lt le eq ne gt_to ge_to lt_to le_to eq_to floor ceil round sign rem argmax argmin sort is_finite "
+    "while".split()
+)
 
 
 def affine_gradient(gradient: Callable, block: Mapping[str, jax.ShapeDtypeStruct]) -> str | None:
@@ -23,3 +32,75 @@ def affine_gradient(gradient: Callable, block: Mapping[str, jax.ShapeDtypeStruct
         words = str(error).split("\n")[0]
         return words.split("'")[1] if "'" in words else "a non-linear operation"
     return None
+
+
+def jump(function: Callable, block: Mapping[str, jax.ShapeDtypeStruct]) -> str | None:
+    """An operation that makes steps of what depends on the block, which no gradient shows; None if there is not one.
+
+    Args:
+        function: of the block.
+        block: its shapes.
+    """
+    closed = jax.make_jaxpr(function)(block)
+    walk = _Steps({})
+    walk.run(closed.jaxpr, dict.fromkeys(closed.jaxpr.invars, True))
+    return walk.found[0] if walk.found else None
+
+
+def with_gaps_fixed(function: Callable) -> Callable:
+    """The same function, with the pattern of NaN among its inputs taken as given: ``isnan`` answers a constant.
+
+    Args:
+        function: of a pytree, to a pytree.
+    """
+
+    def fixed(block):
+        closed, shape = jax.make_jaxpr(function, return_shape=True)(block)
+        outputs = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(block))
+        return jax.tree.unflatten(jax.tree.structure(shape), outputs)
+
+    return fixed
+
+
+def _evaluate(jaxpr, consts, inputs) -> list:
+    values: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *inputs), strict=True))
+
+    def read(atom):
+        return atom.val if isinstance(atom, Literal) else values[atom]
+
+    for equation in jaxpr.eqns:
+        operands = [read(atom) for atom in equation.invars]
+        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+        if equation.primitive.name == "ne" and equation.invars[0] is equation.invars[1]:
+            outputs: Any = [jax.numpy.zeros(equation.outvars[0].aval.shape, bool)]
+        elif equation.primitive.name in INLINE and inner is not None:
+            outputs = _evaluate(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), operands)
+        else:
+            outputs = equation.primitive.bind(*operands, **equation.params)
+            outputs = outputs if equation.primitive.multiple_results else [outputs]
+        values.update(zip(equation.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+class _Steps(Walk):
+    """Collects operations on the block whose results are piecewise constant."""
+
+    def __init__(self, labels):
+        super().__init__(labels)
+        self.found: list[str] = []
+
+    def apply(self, equation, tracked: list) -> Any:
+        """Everything computed from the block depends on it."""
+        name = equation.primitive.name
+        if name in _JUMPS or (name == "convert_element_type" and _becomes_whole(equation)):
+            self.found.append(name)
+        if name == "scan":
+            body = equation.params["jaxpr"].jaxpr
+            # The carry may come to depend on the block.
+            self.run(body, dict.fromkeys(body.invars[equation.params["num_consts"] :], True))
+        return True
+
+
+def _becomes_whole(equation) -> bool:
+    before, after = equation.invars[0].aval.dtype, equation.outvars[0].aval.dtype
+    return jax.numpy.issubdtype(before, jax.numpy.inexact) and not jax.numpy.issubdtype(after, jax.numpy.inexact)

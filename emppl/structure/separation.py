@@ -17,11 +17,12 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
+from emppl.structure.jaxpr_walk import INLINE, searched_for
+
 SHARED = -1
 """Number of an entry that may meet every group. Smaller numbers are groups picked by the data, one for every index."""
 
 _MOST_CELLS = 2_000_000
-INLINE = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +133,7 @@ class _Run:
         for equation in jaxpr.eqns:
             name = equation.primitive.name
             touched = [self.of(atom) for atom in equation.invars]
-            if name in INLINE and self._inline(equation):
+            if name in INLINE and (self._looked_up(equation) or self._inline(equation)):
                 continue
             if all(entry is None for entry in touched):
                 self._fold(equation)
@@ -147,6 +148,15 @@ class _Run:
             result: Grouped | Meeting = meeting if meeting is not None else rule(self, equation)
             for variable in equation.outvars:
                 self.state[variable] = result
+
+    def _looked_up(self, equation) -> bool:
+        """Digitized entry by entry, in edges that do not depend on the block?"""
+        query = searched_for(equation)
+        touched = [atom for atom in equation.invars if self.of(atom) is not None]
+        if query is None or len(touched) != 1 or touched[0] is not query:
+            return False
+        self.state[equation.outvars[0]] = self.operand(query)
+        return True
 
     def _inline(self, equation) -> bool:
         inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))

@@ -11,6 +11,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.custom_derivatives import SymbolicZero
 from jax.scipy.special import gammaln
+from numpyro.distributions import transforms
 from numpyro.distributions.distribution import validation_enabled
 
 from emppl.errors import ModelError
@@ -29,11 +30,24 @@ def is_discrete(fn) -> bool:
     return bool(getattr(support, "is_discrete", False))
 
 
-def unwrap(fn) -> tuple[Any, int, list]:
+_ELEMENTWISE = (
+    transforms.AffineTransform,
+    transforms.ExpTransform,
+    transforms.IdentityTransform,
+    transforms.PowerTransform,
+    transforms.SigmoidTransform,
+    transforms.SoftplusTransform,
+)
+"""Transforms that are one-to-one, entry by entry."""
+
+
+def unwrap(fn, undone: list | None = None) -> tuple[Any, int, list]:
     """Peel NumPyro's wrappers off a distribution.
 
     Args:
         fn: a distribution, possibly ``Independent``, ``ExpandedDistribution``, ``MaskedDistribution`` or nested ones.
+        undone: if given, a ``TransformedDistribution`` by elementwise transforms is peeled too, and this list is filled
+            with the transforms, the outermost first.
 
     Returns:
         ``(base, reinterpreted, masks)``: the innermost distribution, how many of its trailing batch axes are
@@ -46,10 +60,42 @@ def unwrap(fn) -> tuple[Any, int, list]:
         elif isinstance(fn, dist.MaskedDistribution):
             if fn._mask is not True:
                 masks.append((fn._mask, reinterpreted))  # event axes peeled so far lie outside this mask
+        elif undone is not None and _is_elementwise(fn):
+            undone.extend(reversed(fn.transforms))
         elif not isinstance(fn, dist.ExpandedDistribution):
             break
         fn = fn.base_dist
     return fn, reinterpreted, [(mask, reinterpreted - outside) for mask, outside in reversed(masks)]
+
+
+def _is_elementwise(fn) -> bool:
+    """Is it a plain ``TransformedDistribution`` (not one with a name of its own) that can be undone entry by entry?"""
+    return type(fn) is dist.TransformedDistribution and all(map(_undoes, fn.transforms)) and not unwrap(fn.base_dist)[2]
+
+
+def _undoes(transform) -> bool:
+    if isinstance(transform, transforms.ComposeTransform):
+        return all(map(_undoes, transform.parts))
+    inner = getattr(transform, "_inv", None) if type(transform).__name__ == "_InverseTransform" else transform
+    return isinstance(inner, _ELEMENTWISE) and transform.domain.event_dim == 0 and transform.codomain.event_dim == 0
+
+
+def undo(value, undone: list, event_rank: int):
+    """The value under the base distribution, and what the change of variables adds to its log-density.
+
+    Args:
+        value: under the transformed distribution.
+        undone: the transforms, the outermost first.
+        event_rank: number of event axes of the innermost distribution.
+    """
+    measure = jnp.zeros(())
+    with as_numpyro_expects():
+        for transform in undone:
+            before = transform.inv(value)
+            measure = measure - transform.log_abs_det_jacobian(before, value)
+            value = before
+        measure = jnp.broadcast_to(measure, jnp.shape(value))
+    return value, jnp.sum(measure, tuple(range(measure.ndim - event_rank, measure.ndim)))
 
 
 def element_mask(masks):

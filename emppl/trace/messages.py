@@ -9,7 +9,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.distribution import Unit
 
 from emppl.errors import DataError, ModelError
-from emppl.trace.distributions import element_mask, given_arguments, unwrap
+from emppl.trace.distributions import as_numpyro_expects, element_mask, given_arguments, undo, unwrap
 from emppl.trace.record import Plate, Site, SiteArrays
 
 
@@ -22,7 +22,8 @@ def site_arrays(name, msg, recorder) -> SiteArrays:
         recorder: what was recorded with it (``messages`` and ``latents``).
     """
     fn, value = msg["fn"], msg["value"]
-    base, reinterpreted, masks = unwrap(fn)
+    undone: list | None = [] if msg.get("is_observed") else None
+    base, _, masks = unwrap(fn, undone)
     label_mask = None
     stem = _label_stem(name, recorder)
     if stem is not None:
@@ -33,10 +34,16 @@ def site_arrays(name, msg, recorder) -> SiteArrays:
     scale = msg.get("scale")
     if isinstance(base, Unit):
         return SiteArrays(base, {"log_factor": jnp.asarray(base.log_factor)}, jnp.zeros(()), mask, None, scale)
+    value, log_measure = jnp.asarray(value), None
+    if undone:
+        if mask is not None:  # a masked cell may hold anything
+            seen = jnp.reshape(mask, mask.shape + (1,) * len(base.event_shape))
+            with as_numpyro_expects():
+                value = jnp.where(seen, value, fn.support.feasible_like(value))
+        value, log_measure = undo(value, undone, len(base.event_shape))
+    weight = None if scale is None else jnp.asarray(scale)
     arguments = {key: jnp.asarray(argument) for key, argument in given_arguments(base).items() if _is_array(argument)}
-    return SiteArrays(
-        base, arguments, jnp.asarray(value), mask, label_mask, None if scale is None else jnp.asarray(scale)
-    )
+    return SiteArrays(base, arguments, value, mask, label_mask, weight, log_measure)
 
 
 def _label_layer(stem, recorder) -> int:
@@ -79,7 +86,8 @@ def static_site(name, msg, recorder, states, shape) -> Site:
     if msg["type"] == "param":
         constraint = msg["kwargs"].get("constraint", constraints.real)
         return Site(name, "param", "param", plates, jnp.shape(value), jnp.result_type(value), constraint=constraint)
-    base, reinterpreted, _ = unwrap(msg["fn"])
+    undone: list | None = [] if msg.get("is_observed") else None
+    base, reinterpreted, _ = unwrap(msg["fn"], undone)
     kind = "factor" if isinstance(base, Unit) else "observed" if msg.get("is_observed") else None
     if kind is None:
         kind = "discrete" if name in recorder.latents else "continuous"
@@ -100,6 +108,7 @@ def static_site(name, msg, recorder, states, shape) -> Site:
         constraint=msg["fn"].support if kind in ("continuous", "discrete") else None,
         states=states if kind == "discrete" else 0,
         labels=labels,
+        transforms=tuple(type(one).__name__ for one in undone or ()),
     )
 
 

@@ -90,6 +90,8 @@ class Site:
         states: number of atoms of a discrete latent, else 0.
         labels: for a partly observed latent, the name of the site that carries its labels.
         is_scanned: is it inside a ``scan``?
+        transforms: of an observed ``TransformedDistribution``, the transforms that were undone, the outermost first;
+            ``distribution`` is then the base.
     """
 
     name: str
@@ -105,6 +107,7 @@ class Site:
     states: int = 0
     labels: str | None = None
     is_scanned: bool = False
+    transforms: tuple[str, ...] = ()
 
     @property
     def time(self) -> Plate | None:
@@ -184,6 +187,7 @@ class SiteArrays:
         mask: None, or a boolean array over the innermost distribution's batch shape.
         label_mask: for label sites, which cells are known.
         cell_weight: None, or the weight (``handlers.scale``) of every plate cell.
+        log_measure: None, or what a transformation of the value adds to its log-probability.
     """
 
     distribution: Any
@@ -192,3 +196,4 @@ class SiteArrays:
     mask: Any = None
     label_mask: Any = None
     cell_weight: Any = None
+    log_measure: Any = None
