@@ -21,8 +21,9 @@ from emppl.factors import field_dependences
 from emppl.parameters import bounds, constraint_name
 from emppl.strategies import Continuous, Gaussian
 from emppl.structure.dependence import Dependence
+from emppl.structure.groups import Grouped, Meeting
 from emppl.structure.layout import Layout, group_numbers
-from emppl.structure.separation import Grouped, Meeting, Separation
+from emppl.structure.separation import Separation
 from emppl.trace import Chain, Draws, Trace
 
 

@@ -154,8 +154,13 @@ def standard_errors(name):
 # ------------------------------------------------------------------------------------------------------- the oracles
 
 
-def test_pumps_reach_the_oracle_within_their_own_error():
-    check_oracle("pump_gamma_poisson", fit("pump_gamma_poisson", MonteCarlo(), 0, tolerance=1e-4))
+def test_pumps_reach_the_oracle_within_their_own_error(capsys):
+    result = fit("pump_gamma_poisson", MonteCarlo(), 0, tolerance=1e-4)
+    check_oracle("pump_gamma_poisson", result)
+    shares = {n: error / result.standard_errors()[n] for n, error in result.standard_error_errors.items()}
+    assert all(0 < share < 0.05 for share in shares.values()), shares
+    result.print_summary()
+    assert "mc_error  of std_err" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -192,6 +197,27 @@ def test_stated_errors_cover_the_maximum():
         off = np.abs(entries(result.params) - expected)
         covered.append(off <= stats.norm.ppf(0.975) * entries(result.monte_carlo_errors))
     assert np.all((np.mean(covered, 0) >= 0.85) & (np.mean(covered, 0) <= 0.99)), np.mean(covered, 0)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["pump_gamma_poisson", "cbpp"])
+def test_stated_errors_of_standard_errors_cover_those_by_quadrature(name):
+    """Against standard errors at the maximum of the likelihood by 41 nodes, which have no noise."""
+    model, data, latent = {
+        "pump_gamma_poisson": (pumps, pump_data(), "rate"),
+        "cbpp": (glmm, cbpp(), "b"),
+    }[name]
+    exact = emppl.EM(model, latents={latent: emppl.Quadrature(41)}, progress_bar=False).run(jax.random.key(0), *data)
+    expected = entries(exact.standard_errors())
+    em = emppl.EM(model, latents={latent: MonteCarlo(25)}, progress_bar=False)
+    scores = []
+    for seed in range(100):
+        result = em.run(jax.random.key(seed), *data)
+        off = entries(result.standard_errors()) - expected
+        scores.append(off / entries(result.standard_error_errors))
+    covered = np.mean(np.abs(scores) <= stats.norm.ppf(0.975), 0)
+    print(name, covered, np.std(scores, 0))
+    assert np.all((covered >= 0.87) & (covered <= 1)), covered
 
 
 # ----------------------------------------------------------------------------------------------------------- pieces

@@ -26,6 +26,7 @@ _LEAST_SAVING = 3
 _LEAST_ROWS = 1000
 """With fewer rows, deriving the algorithm a second time takes longer than the fit."""
 _SAMPLE = 4096
+"""So many rows are looked at first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,14 +124,17 @@ class Compressed:
 
 
 def look_different(program: Program, leaves: Sequence) -> bool:
-    """Does a look at some rows settle that no two of them are equal, and so that rows with discrete latents stay?"""
+    """Does a look at some rows settle that few of them are equal, and so that rows with discrete latents stay?"""
     rows = program.axes.sizes[program.axes.rows]
     arrays = [np.asarray(leaf) for leaf in leaves if leaf.ndim and leaf.shape[0] == rows]
     if not program.latents or not arrays:
         return False
-    picked = np.random.default_rng(0).choice(rows, min(rows, _SAMPLE), replace=False)
-    keys = np.concatenate([_as_integers(one[picked].reshape(len(picked), -1)) for one in arrays], 1)
-    return len(np.unique(_hashed(keys))) == len(picked)
+    number = min(rows, _SAMPLE)
+    picked = np.random.default_rng(0).choice(rows, number, replace=False)
+    keys = np.concatenate([_as_integers(one[picked].reshape(number, -1)) for one in arrays], 1)
+    # If every row were there three times, a pair would be equal with probability 2 / rows, and more often if some were
+    # there more often than others; this is half of what one would find then.
+    return number - len(np.unique(_hashed(keys))) < (_LEAST_SAVING - 1) * number**2 / (4 * rows)
 
 
 def find_compression(program: Program, shapes: Sequence[jax.ShapeDtypeStruct]) -> Compression | str:
