@@ -31,7 +31,7 @@ from emppl.fit.mixing import Mixing, mixing
 from emppl.fit.outcome import StopReason
 from emppl.fit.simulator import Simulator, batch_error
 from emppl.report.charts import Chart, value_at
-from emppl.report.uncertainty import Information, charts
+from emppl.report.uncertainty import Information, charts, entry_gradients
 from emppl.strategies import MonteCarlo
 
 MOST_DIMENSIONS = 200
@@ -67,6 +67,7 @@ class Closing:
         noise: the part of it that noise alone would make.
         steps: number of steps that were averaged.
         mixing: how the chains of the last E-step mixed.
+        deviations: Monte Carlo errors of the standard errors of all entries of all parameters, one after the other.
         note: why there is none of this, or None.
     """
 
@@ -77,6 +78,7 @@ class Closing:
     noise: float
     steps: int
     mixing: Mixing
+    deviations: np.ndarray
     note: str | None = None
 
     @property
@@ -131,7 +133,11 @@ def close(
         if note is not None:
             nothing = np.full_like(pool.matrix, np.nan)
             nowhere = Information(pool.matrix, pool.score)
-            return Closing(local, nowhere, nothing, np.nan, np.nan, averaged, mixing(program, drawn.draws), note)
+            mixed, unknown = (
+                mixing(program, drawn.draws),
+                np.full(sum(one.boundary.size for one in local.values()), np.nan),
+            )
+            return Closing(local, nowhere, nothing, np.nan, np.nan, averaged, mixed, unknown, note)
         inverse = np.linalg.inv(pool.matrix)
         step = inverse @ pool.score
         left, noise = float(step @ pool.score) / 2, float(np.sum(inverse * pool.errors)) / 2
@@ -147,7 +153,10 @@ def close(
             path.status = StopReason.CONVERGED if settled else StopReason.NOISY
             covariance = inverse @ pool.errors @ inverse / max(averaged, 1)
             found = Information(pool.matrix, pool.score)
-            return Closing(local, found, covariance, left, noise, averaged, mixing(program, drawn.draws))
+            deviations = _deviations(
+                simulator, path, local, drawn, leaves, prepared, inverse, covariance, len(pool.looks)
+            )
+            return Closing(local, found, covariance, left, noise, averaged, mixing(program, drawn.draws), deviations)
         if (noise > _NOISY * tolerance or pool.uncertainty > 3 * _KNOWN) and can_double:
             number, pool, averaged = 2 * number, _Pool(), 0  # averaging alone would take many steps
             continue
@@ -228,6 +237,30 @@ def _look(simulator: Simulator, path: Path, local, drawn, leaves, prepared):
     centred = scores - scores.mean((1, 2), keepdims=True)
     missing = np.einsum("icn,jcn->cij", centred, centred) / scores.shape[-1]
     return scores.mean((1, 2)), complete, missing, batch_error(np.moveaxis(scores, 0, -1))
+
+
+def _deviations(simulator, path, local, drawn, leaves, prepared, inverse, covariance, looks: int) -> np.ndarray:
+    """Monte Carlo errors of standard errors, by the delta method.
+
+    With ``a`` the inverse information times the gradient of an entry, its variance changes with the information as
+    ``- a . change . a``; and ``a . information . a`` is a mean over draws: of the complete information along ``a`` less
+    the squared score along ``a``. It is also taken at an estimate that is off by its own Monte Carlo error.
+    """
+    gradients = entry_gradients(simulator.program, local)
+    active = np.concatenate([one.active for one in local.values()])
+    along = np.zeros((len(gradients), len(active)))
+    along[:, active] = gradients @ inverse
+    frames = {name: one.frame for name, one in local.items()}
+    scores = np.asarray(simulator.measure(path.params, frames, drawn, leaves, prepared).scores)
+    found = simulator.curvatures(path.params, frames, drawn, leaves, prepared, jnp.asarray(along))
+    scores = along[:, active] @ (scores - scores.mean(1, keepdims=True))[active]
+    each = (-np.asarray(found.second) - scores**2).reshape(len(along), simulator.strategy.num_chains, -1)
+    change = np.asarray(found.change)[:, active]
+    noise = np.diagonal(batch_error(np.moveaxis(each, 0, -1))) / looks
+    noise = noise + np.einsum("ij,jk,ik->i", change, covariance, change)
+    variances = np.einsum("ij,ij->i", gradients, along[:, active])
+    # A variance that is zero, of an entry that is held, has no error.
+    return np.sqrt(noise) / (2 * np.sqrt(np.where(variances > 0, variances, 1)))
 
 
 def _scaled(matrix: np.ndarray) -> np.ndarray:

@@ -49,6 +49,18 @@ class Measured(NamedTuple):
     complete: Any
 
 
+class Curvatures(NamedTuple):
+    """For every entry of every parameter, in the direction in which its estimate varies.
+
+    Attributes:
+        second: second derivative of every draw's complete-data log density, ``(entries, draws)``.
+        change: gradient of the entry's variance in local coordinates, ``(entries, coordinates)``.
+    """
+
+    second: Any
+    change: Any
+
+
 class Wandered(NamedTuple):
     """Outcome of a block of stochastic EM.
 
@@ -78,6 +90,7 @@ class Simulator:
         self.draw = jax.jit(functools.partial(draw_all, program), static_argnames="number")
         self.improve = jax.jit(self._improve)
         self.measure = jax.jit(self._measure)
+        self.curvatures = jax.jit(self._curvatures)
         self.wander = jax.jit(self._wander, static_argnames="number")
 
     @property
@@ -127,22 +140,52 @@ class Simulator:
     def _measure(self, params, frames, drawn, leaves, prepared) -> Measured:
         program = self.program
         found = simulated_expectations(program, self.fused, params, drawn, None, leaves, prepared)
-        sizes = [frames[name].size for name in program.free]
-
-        def each(step):
-            parts = jnp.split(step, np.cumsum(sizes)[:-1])
-            moved = {
-                name: value_at(program.trace.sites[name].constraint, frames[name], part)
-                for name, part in zip(program.free, parts, strict=True)
-            }
-            return complete_log_densities(program, found, prepared, moved, leaves)
-
-        zero = jnp.zeros(sum(sizes))
-        unit = jnp.eye(sum(sizes))
+        each = self._along(frames, found, leaves, prepared)
+        zero = jnp.zeros(sum(frames[name].size for name in program.free))
+        unit = jnp.eye(len(zero))
         scores = jax.lax.map(lambda along: jax.jvp(each, (zero,), (along,))[1], unit)
         slope = jax.grad(lambda step: jnp.mean(each(step)))
         hessian = jax.lax.map(lambda along: jax.jvp(slope, (zero,), (along,))[1], unit)
         return Measured(scores, -(hessian + hessian.T) / 2)
+
+    def _curvatures(self, params, frames, drawn, leaves, prepared, directions) -> Curvatures:
+        found = simulated_expectations(self.program, self.fused, params, drawn, None, leaves, prepared)
+        each = self._along(frames, found, leaves, prepared)
+        zero = jnp.zeros(directions.shape[-1])
+        before = each(zero)
+
+        def second(function, step, direction):
+            slope = lambda length: jax.jvp(lambda t: function(step + t * direction), (length,), (1.0,))[1]  # noqa: E731
+            return jax.jvp(slope, (0.0,), (1.0,))[1]
+
+        def log_likelihood(step):
+            """By the draws, up to a constant, for parameters near by (Geyer and Thompson)."""
+            return jax.nn.logsumexp(each(step) - before)
+
+        def entry(step, position):
+            moved = self._moved(frames, step)
+            return jnp.concatenate([jnp.ravel(moved[name]) for name in self.program.free])[position]
+
+        def one(position):
+            along = directions[position]
+            bend = jax.grad(lambda step: jax.jvp(lambda at: entry(at, position), (step,), (along,))[1])(zero)
+            third = jax.grad(lambda step: second(log_likelihood, step, along))(zero)
+            return second(each, zero, along), 2 * bend + third
+
+        return Curvatures(*jax.lax.map(one, jnp.arange(len(directions))))
+
+    def _moved(self, frames, step):
+        """Parameters after a step in local coordinates."""
+        program = self.program
+        parts = jnp.split(step, np.cumsum([frames[name].size for name in program.free])[:-1])
+        return {
+            name: value_at(program.trace.sites[name].constraint, frames[name], part)
+            for name, part in zip(program.free, parts, strict=True)
+        }
+
+    def _along(self, frames, found, leaves, prepared):
+        """Complete-data log density of every draw after a step in local coordinates."""
+        return lambda step: complete_log_densities(self.program, found, prepared, self._moved(frames, step), leaves)
 
 
 def batch_error(values: np.ndarray) -> np.ndarray:

@@ -198,6 +198,27 @@ class EMResult:
             return {name: np.full(self.params[name].shape, np.nan) for name in self._program.free}
         return spread_over_entries(self._program, closing.charts, closing.covariance)
 
+    @functools.cached_property
+    def standard_error_errors(self) -> dict[str, np.ndarray]:
+        """Monte Carlo standard errors of :meth:`standard_errors`, where those come from draws.
+
+        Arrays like ``params``, for the estimated parameters. NaN where they are not known, as for
+        :attr:`monte_carlo_errors`, and for entries without a standard error.
+        """
+        closing = None if self.simulation is None else self.simulation.closing
+        found = {name: np.full(self.params[name].shape, np.nan) for name in self._program.free}
+        if closing is None or closing.note is not None:
+            return found
+        held = self._measured[0]
+        if any(np.any(one.active != held[name].active) for name, one in closing.charts.items()):
+            return found  # coordinates are held that were not when the errors were computed
+        sizes = np.cumsum([value.size for value in found.values()])[:-1]
+        parts = zip(found, np.split(closing.deviations, sizes), strict=True)
+        return {
+            name: np.where(closing.charts[name].boundary, np.nan, part.reshape(self.params[name].shape))
+            for name, part in parts
+        }
+
     # ------------------------------------------------------------------------------------------- convergence
 
     @property

@@ -26,6 +26,10 @@ NOT_COMPUTED = (
 )
 
 
+_SHORT = {"mc_error": "mc_error", "std_error_mc_error": "of std_err"}
+"""Monte Carlo columns in print: the error of the estimate, and that of its standard error."""
+
+
 def quiet_standard_errors(result: EMResult) -> dict[str, np.ndarray]:
     """Standard errors for display: empty where there are none, or where they would take long."""
     if not result.uncertainty_is_cheap:
@@ -52,6 +56,22 @@ def rows(result: EMResult, prob: float) -> list[tuple[str, float, float, float, 
     return found
 
 
+def monte_carlo_columns(result: EMResult) -> dict[str, list[float]]:
+    """Where latents were drawn: Monte Carlo errors of estimates and of their standard errors, entry by entry."""
+    if result.simulation is None:
+        return {}
+    found = {}
+    for title, errors in (
+        ("mc_error", result.monte_carlo_errors),
+        ("std_error_mc_error", result.standard_error_errors),
+    ):
+        column = [errors.get(n, np.full(value.shape, np.nan)) for n, value in result.params.items()]
+        flat = np.concatenate([np.ravel(one) for one in column])
+        if np.any(np.isfinite(flat)):
+            found[title] = flat.tolist()
+    return found
+
+
 def data_frame(result: EMResult, prob: float):
     """Estimates, standard errors and Wald intervals as a pandas DataFrame."""
     pandas = optional_import("pandas", "table")
@@ -59,7 +79,8 @@ def data_frame(result: EMResult, prob: float):
         warnings.warn(NOT_COMPUTED, stacklevel=3)
     table = rows(result, prob)
     columns = ["estimate", "std_error", "lower", "upper"]
-    return pandas.DataFrame([row[1:] for row in table], index=[row[0] for row in table], columns=columns)
+    found = pandas.DataFrame([row[1:] for row in table], index=[row[0] for row in table], columns=columns)
+    return found.assign(**monte_carlo_columns(result))
 
 
 def text(result: EMResult, prob: float) -> str:
@@ -68,8 +89,11 @@ def text(result: EMResult, prob: float) -> str:
     width = max([len(row[0]) for row in table], default=0)
     percent = f"{100 * prob:g}%"
     lines = [f"{'':{width}}  {'estimate':>12}  {'std_error':>10}  {'lower ' + percent:>12}  {'upper ' + percent:>12}"]
-    for label, *numbers in table:
+    noise = monte_carlo_columns(result)
+    lines[0] += "".join(f"  {_SHORT[title]:>10}" for title in noise)
+    for position, (label, *numbers) in enumerate(table):
         cells = [f"{number:>{size}.5g}" for number, size in zip(numbers, (12, 10, 12, 12), strict=True)]
+        cells += [f"{column[position]:>10.2g}" for column in noise.values()]
         lines.append(f"{label:{width}}  {'  '.join(cells)}")
     lines += [
         "",

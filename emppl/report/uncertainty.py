@@ -225,6 +225,22 @@ def covariance(
     return Covariance(labels, matrix)
 
 
+def entry_gradients(program: Program, local: Mapping[str, Chart]) -> np.ndarray:
+    """Derivatives of all entries of all free parameters by the active local coordinates, ``(entries, coordinates)``."""
+    blocks = []
+    for name, one in local.items():
+        entry, coordinate, value = jacobian(program.trace.sites[name].constraint, one.frame)
+        derivative = np.zeros((one.boundary.size, one.frame.size))
+        np.add.at(derivative, (entry, coordinate), value)
+        blocks.append(derivative[:, one.active])
+    whole = np.zeros((sum(block.shape[0] for block in blocks), sum(block.shape[1] for block in blocks)))
+    row = column = 0
+    for block in blocks:
+        whole[row : row + block.shape[0], column : column + block.shape[1]] = block
+        row, column = row + block.shape[0], column + block.shape[1]
+    return whole
+
+
 def spread_over_entries(program: Program, local: Mapping[str, Chart], matrix: np.ndarray) -> dict[str, np.ndarray]:
     """Standard deviations of all entries of all free parameters, from a covariance in active local coordinates.
 
