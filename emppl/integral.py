@@ -21,8 +21,9 @@ from emppl.factors import field_dependences
 from emppl.parameters import bounds, constraint_name
 from emppl.strategies import Continuous, Gaussian
 from emppl.structure.dependence import Dependence
+from emppl.structure.groups import Grouped, Meeting
 from emppl.structure.layout import Layout, group_numbers
-from emppl.structure.separation import Grouped, Meeting, Separation
+from emppl.structure.separation import Separation
 from emppl.trace import Chain, Draws, Trace
 
 
@@ -71,6 +72,7 @@ class Integral:
         is_indexed: are the cells of sites told apart by an index among the data (``b[subject]``)?
         reason: why the strategy applies, for the plan.
         states: of latents inside a scan, how steps follow each other; else None.
+        trajectory: the same, where every chain is integrated as one vector and not step by step.
         limits: those of ``factors`` that are observed Delta sites, which restrict the latent to an interval or a point.
     """
 
@@ -84,7 +86,13 @@ class Integral:
     is_indexed: bool = False
     reason: str = ""
     states: StateSpace | None = None
+    trajectory: StateSpace | None = None
     limits: tuple[str, ...] = ()
+
+    @property
+    def chain(self) -> StateSpace | None:
+        """How steps follow each other, if the latents are inside a scan."""
+        return self.trajectory if self.states is None else self.states
 
     @property
     def unlimited(self) -> Integral:

@@ -15,8 +15,9 @@ from emppl.errors import ModelError
 from emppl.factors import field_dependences
 from emppl.integral import Integral, StateSpace, plate_axes
 from emppl.structure.dependence import Dependence
+from emppl.structure.groups import Meeting
 from emppl.structure.layout import Layout, group_numbers
-from emppl.structure.separation import Meeting, Separation
+from emppl.structure.separation import Separation
 from emppl.trace import Trace
 from emppl.trace.naming import first, lagged
 

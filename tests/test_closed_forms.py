@@ -296,10 +296,10 @@ def start_of(case, argument, variant, shift=0.0):
     return values[0] if variant == "tied" else values
 
 
-def update(x, weight, name, variant, params, fixed=None, components=K):
+def update(x, weight, name, variant, params, fixed=None, components=K, held=None):
     """One M-step, by the derived closed forms; the rule that gave each parameter."""
     leaves, skeleton = split_arguments((x, weight, name, variant, components), {})
-    program = derive(model, leaves, skeleton, Options(fixed=dict(fixed or {})))
+    program = derive(model, leaves, skeleton, Options(fixed=dict(fixed or {}), held=dict(held or {})))
 
     def step(params, leaves):
         posterior = estep.e_step(program, params, leaves)
@@ -361,6 +361,33 @@ def test_solution_has_zero_gradient(name, argument, how, shift):
     assert np.abs(at_start).max() > 0.1, "the start is no test"
     assert np.abs(at_solution).max() <= 1e-8 * np.abs(at_start).max()
     assert objective(new) > objective(start)
+
+
+SOME = (("Normal", "loc"), ("CategoricalProbs", "probs"))
+
+
+@pytest.mark.parametrize(
+    "name, argument",
+    [
+        pytest.param(name, argument, marks=() if (name, argument) in SOME else pytest.mark.slow)
+        for name, case in CASES.items()
+        for argument, one in case.arguments.items()
+        if one.event_rank < 2  # matrices are fixed all or none, which an error says
+    ],
+)
+def test_partly_fixed_arrays(name, argument):
+    """The first component's value is fixed and stays; the second one's is that of the free update."""
+    case = CASES[name]
+    x, weight = case.data(np.random.default_rng(1)), np.random.default_rng(2).uniform(0.5, 2, ROWS)
+    start = {n: jnp.asarray(start_of(case, n, "free")) for n in case.arguments}
+    fixed = {n: v for n, v in start.items() if n != argument}
+    held = np.full(start[argument].shape, np.nan)
+    held[0] = start[argument][0]
+    free, _, _ = update(x, weight, name, (), {argument: start[argument]}, fixed)
+    new, _, rules = update(x, weight, name, (), {argument: start[argument]}, fixed, held={argument: held})
+    assert rules[argument].kind == "closed form"
+    np.testing.assert_array_equal(new[argument][0], held[0])
+    np.testing.assert_allclose(new[argument][1], free[argument][1], rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,17 +1,26 @@
 """Few weighted rows or steps in the place of many: EM is the same, iteration by iteration."""
 
+import dataclasses
 import re
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+import random_models
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 
 import emppl
+from emppl.fit import compression
+from emppl.fit.compiled import Compiled
+from emppl.program import Options
+from emppl.trace.arguments import split_arguments
 
 
 def factors(x):
@@ -174,6 +183,22 @@ def test_rows_that_differ_by_more_than_their_data_stay():
     assert "differ by more than their data" in str(emppl.EM(trend).plan(draw(300, 5)[:, 0]))
 
 
+def test_rows_whose_latents_meet_others_stay():
+    """Effects of rows and columns are integrated together: a row that counts twice would be another model."""
+
+    def crossed(x):
+        noise = numpyro.param("noise", 1.0, constraint=constraints.positive)
+        rows, columns = numpyro.plate("rows", len(x), dim=-2), numpyro.plate("columns", x.shape[1], dim=-1)
+        with rows:
+            of_row = numpyro.sample("of_row", dist.Normal(0, 1))
+        with columns:
+            of_column = numpyro.sample("of_column", dist.Normal(0, 1))
+        with rows, columns:
+            numpyro.sample("x", dist.Normal(of_row + of_column, noise), obs=x)
+
+    assert "integrated together with others" in str(emppl.EM(crossed).plan(draw(40, 2)))
+
+
 def test_what_is_not_quadratic_stays():
     def by_size(x, size):
         slope = numpyro.param("slope", 0.1)
@@ -201,3 +226,45 @@ def test_a_prior_that_reads_the_rows_keeps_them():
         for compress in (True, False)
     ]
     np.testing.assert_allclose(fits[0], fits[1], atol=1e-8)
+
+
+def with_as_many_rows(data, spec, priors):
+    """A random model that takes the size of its outer plate from the data."""
+    rows = max((one.shape[0] for one in data.values() if one.ndim > 1), default=spec.sizes[0])
+    return random_models.model(data, dataclasses.replace(spec, sizes=(rows, spec.sizes[1])), priors)
+
+
+@pytest.mark.parametrize("shard", [0, *(pytest.param(shard, marks=pytest.mark.slow) for shard in (1, 2))])
+def test_random_models(shard, monkeypatch):
+    """Random structures with plates, masks, weights and several latents: few rows say what all say."""
+    monkeypatch.setattr(compression, "_LEAST_ROWS", 1)
+    monkeypatch.setattr(compression, "_LEAST_SAVING", 1)
+    compressed = []
+
+    def check(spec, priors):
+        rng = np.random.default_rng(spec.seed)
+        params, data = random_models.random_params(spec, rng), random_models.random_data(spec, rng)
+        repeated = rng.integers(0, spec.sizes[0], 12)
+        data = {name: one[repeated] if one.ndim > 1 else one for name, one in data.items()}
+        leaves, skeleton = split_arguments((data, spec, priors), {})
+        whole = Compiled(with_as_many_rows, leaves, skeleton, Options())
+        found = whole.compress_data([jnp.asarray(leaf) for leaf in leaves])
+        compressed.append(not isinstance(found, str))
+        if isinstance(found, str):
+            return
+        few, short, _ = found
+        posteriors = [one.e_step(params, data) for one, data in ((whole, leaves), (few, short))]
+        np.testing.assert_allclose(posteriors[1].log_likelihood, posteriors[0].log_likelihood, rtol=1e-11)
+        after = whole.m_step(params, posteriors[0], leaves)
+        for name, value in few.m_step(params, posteriors[1], short).items():
+            np.testing.assert_allclose(value, after[name], rtol=1e-8, atol=1e-10, err_msg=name)
+
+    chosen = settings(
+        max_examples=6 if shard == 0 else 25,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate,),
+    )
+    hypothesis.seed(shard)(chosen(given(random_models.specs(), st.booleans())(check)))()
+    assert sum(compressed) > len(compressed) / 2

@@ -469,18 +469,18 @@ def test_weighted_rows_equal_replicated_rows(name):
         np.testing.assert_allclose(once[n], twice[n], rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    "name, tied, fixed",
-    [
-        ("Gamma", ("concentration",), ()),
-        ("Gamma", (), ("concentration",)),
-        pytest.param("Gamma", (), ("rate",), marks=pytest.mark.slow),
-        pytest.param("Weibull", ("concentration",), (), marks=pytest.mark.slow),
-        pytest.param("StudentT", (), ("df",), marks=pytest.mark.slow),
-        pytest.param("VonMises", (), ("loc",), marks=pytest.mark.slow),
-        pytest.param("Beta", (), ("concentration0",), marks=pytest.mark.slow),
-    ],
-)
+def one_at_a_time():
+    """Every family with one argument tied, and with one frozen."""
+    for name, case in CASES.items():
+        for argument in case.arguments:
+            quick = (name, argument) == ("Gamma", "concentration")
+            marks = () if quick else pytest.mark.slow
+            yield pytest.param(name, (argument,), (), marks=marks, id=f"{name}-{argument} tied")
+            if len(case.arguments) > 1:
+                yield pytest.param(name, (), (argument,), marks=marks, id=f"{name}-{argument} frozen")
+
+
+@pytest.mark.parametrize("name, tied, fixed", list(one_at_a_time()))
 def test_tied_and_frozen_arguments(name, tied, fixed):
     assert_stationary(name, tied, fixed)
 
@@ -499,13 +499,11 @@ def test_any_smooth_prior_is_maximised_exactly(name, priors):
     assert_stationary(name, priors=priors)
 
 
-@pytest.mark.parametrize(
-    "name", ["Gamma", pytest.param("Weibull", marks=pytest.mark.slow), pytest.param("StudentT", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "Gamma" else pytest.mark.slow) for n in CASES])
 def test_float32_is_close_to_float64(name):
     case = CASES[name]
-    x, start = np.float32(data_of(case, 4)), start_of(case)
-    exact = compiled(name)[0](start, x.astype(float), np.ones(ROWS))
+    x, start = data_of(case, 4).astype(_kind(case, "float32")), start_of(case)
+    exact = compiled(name)[0](start, x.astype(_kind(case, "float64")), np.ones(ROWS))
     with jax.enable_x64(False):
         small = {n: jnp.asarray(v, jnp.float32) for n, v in start.items()}
         rough = compiled(name, dtype="float32")[0](small, x, np.ones(ROWS, np.float32))

@@ -686,10 +686,20 @@ LONG += (
     "seeds",
     "uk_gas",
     "nile_level",
+    "spiking_neurons",
+    "synchroniser",
+    "chest_clinic",
 )
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in MODULES])
+# Fits of minutes, which tests with the slow mark make as well.
+LONGEST = ("polio", "stochastic_volatility")
+MARKED = [
+    pytest.param(n, marks=pytest.mark.long if n in LONGEST else pytest.mark.slow if n in LONG else ()) for n in MODULES
+]
+
+
+@pytest.mark.parametrize("name", MARKED)
 def test_main_runs(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(f"models.{name}")
@@ -707,7 +717,7 @@ def test_main_runs(name, tmp_path, monkeypatch, capsys):
 
 def test_every_model_has_a_test():
     tested = {case.em.model.__module__ for case in CASES} | {ibm_model1.__name__, line_with_outliers.__name__}
-    kinds = ("chain", "gaussian", "mixed", "latent")
+    kinds = ("chain", "gaussian", "mixed", "latent", "network")
     others = [pathlib.Path(__file__).with_name(f"test_{kind}_models.py").read_text() for kind in kinds]
     tested |= {
         f"models.{name}" for name in MODULES if any(f'"{name}"' in text or f"{name}.model" in text for text in others)

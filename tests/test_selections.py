@@ -133,6 +133,77 @@ def test_tables_put_together_from_pieces_keep_their_closed_form(model):
     assert ours.converged
 
 
+def logits_of(name, *shape):
+    return numpyro.param(name, 0.1 * jnp.cos(1.3 * jnp.arange(float(np.prod(shape)))).reshape(shape))
+
+
+def softmax_over_the_first_axis(codes, mask):
+    table = jax.nn.softmax(logits_of("p", 4, 2), 0)
+    rows_of(lambda z: table.T[z], codes)
+
+
+def convex_combination(codes, mask):
+    share = numpyro.param("share", 0.4, constraint=constraints.unit_interval)
+    table = simplex("p", 2, 4)
+    known = jnp.array([[0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.25, 0.25]])
+    rows_of(lambda z: share * table[z] + (1 - share) * known[z], codes)
+
+
+def weights_of_known_tables(codes, mask):
+    tables = jnp.array([[0.7, 0.1, 0.1, 0.1], [0.1, 0.7, 0.1, 0.1], [0.1, 0.1, 0.1, 0.7]])
+    rows_of(lambda z: simplex("p", 2, 3)[z] @ tables, codes)
+
+
+def divided_by_the_sum(codes, mask):
+    table = numpyro.param("p", 1 + 0.1 * jnp.arange(8.0).reshape(2, 4), constraint=constraints.positive)
+    rows_of(lambda z: (table / table.sum(-1, keepdims=True))[z], codes)
+
+
+TIED = {
+    softmax_over_the_first_axis: "summed or compared; constrain what sums to one to a simplex",
+    convex_combination: "it is multiplied by other values",
+    weights_of_known_tables: "a matrix product mixes its entries",
+    divided_by_the_sum: "summed or compared; constrain what sums to one to a simplex",
+}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(m, marks=() if m is convex_combination else pytest.mark.slow, id=m.__name__) for m in TIED],
+)
+def test_tables_without_a_closed_form_reach_the_maximum_by_newton_steps(model):
+    """The plan says what ties the entries together; a direct maximiser of the log-likelihood finds nothing higher."""
+    em = emppl.EM(model, progress_bar=False)
+    args = (CODES, MASK)
+    for one in em.plan(*args).parameters:
+        assert one.rule == "newton"
+        assert TIED[model] in dict(one.rejected)["closed form"]
+    params = started(em, *args)
+    result = em.run(KEY, *args, init_params=params)
+    assert result.converged
+    kinds = {"p": constraints.simplex if np.allclose(np.sum(params["p"], -1), 1) else constraints.real}
+    kinds |= {
+        "share": constraints.unit_interval,
+        **({"p": constraints.positive} if "divided" in model.__name__ else {}),
+    }
+    maps = {name: dist.biject_to(kinds[name]) for name in params}
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(vector):
+        return -em.log_likelihood({n: maps[n](v) for n, v in unravel(vector).items()}, *args)
+
+    with jax.numpy_rank_promotion("allow"):  # NumPyro's bijections rely on it
+        flat, unravel = flatten_util.ravel_pytree({name: maps[name].inv(value) for name, value in params.items()})
+        best = min(
+            scipy.optimize.minimize(
+                lambda v: jax.device_get(loss(v)), flat + shift, jac=True, options={"gtol": 1e-9}
+            ).fun
+            for shift in (0.0, np.cos(np.arange(flat.size)))
+        )
+    np.testing.assert_allclose(result.log_likelihood, -best, rtol=1e-9)
+
+
 def two_conditions_of_one_shape(x, mask):
     """`jnp.where` is traced once for both: that the first condition is broadcast says nothing about the second."""
     mu = numpyro.param("mu", jnp.array([[0.0, 0.0], [1.0, 2.0]]))

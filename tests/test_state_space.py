@@ -252,19 +252,37 @@ def test_ragged_sequences_by_mask():
     assert em.log_likelihood(better, y, lengths) > whole
 
 
-def test_a_path_that_is_not_normal_is_refused():
-    def model(y):
-        sd = numpyro.param("sd", 0.5, constraint=positive)
+def poisson_walk(y):
+    sd = numpyro.param("sd", 0.5, constraint=positive)
 
+    def step(level, y):
+        level = numpyro.sample("level", dist.Normal(level, sd))
+        numpyro.sample("y", dist.Poisson(jnp.exp(level)), obs=y)
+        return level, None
+
+    scan(step, 0.0, y)
+
+
+def test_a_path_that_is_not_normal_is_no_matter_for_the_smoother():
+    counts = jnp.array([1, 2, 0, 3, 4])
+    with pytest.raises(emppl.ModelError, match=r"Gaussian\(\) cannot integrate 'level'.* MonteCarlo"):
+        emppl.EM(poisson_walk, latents={"level": emppl.Gaussian()}).plan(counts)
+    with pytest.raises(emppl.ModelError, match="'level' has 5 in every group"):
+        emppl.EM(poisson_walk, latents={"level": emppl.Quadrature(5)}).plan(counts)
+    (latent,) = emppl.EM(poisson_walk).plan(counts).latents
+    assert (latent.strategy, latent.dimensions, latent.groups) == (emppl.MonteCarlo.title, 5, 1)
+    with pytest.raises(emppl.ModelError, match="2,048 are the limit"):
+        emppl.EM(poisson_walk).plan(jnp.ones(3000))
+
+
+def test_a_chain_within_bounds_is_refused():
+    def model(y):
         def step(level, y):
-            level = numpyro.sample("level", dist.Normal(level, sd))
-            numpyro.sample("y", dist.Poisson(jnp.exp(level)), obs=y)
+            level = numpyro.sample("level", dist.Gamma(2.0, 2.0 / level))
+            numpyro.sample("y", dist.Poisson(level * numpyro.param("rate", 1.0, constraint=positive)), obs=y)
             return level, None
 
-        scan(step, 0.0, y)
+        scan(step, 1.0, y)
 
-    counts = jnp.array([1, 2, 0, 3, 4])
-    with pytest.raises(emppl.ModelError, match="inside a scan are integrated exactly"):
-        emppl.EM(model).plan(counts)
-    with pytest.raises(emppl.ModelError, match="Laplace"):
-        emppl.EM(local_level, latents={"level": emppl.Laplace()}).plan(draw(6))
+    with pytest.raises(emppl.ModelError, match="'level' inside a scan is positive"):
+        emppl.EM(model).plan(jnp.array([1, 2, 0, 3, 4]))

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from emppl.estep.draws import SMALL, draw, first_chains
 from emppl.estep.importance import placed
+from emppl.estep.integrated import Integrated
 from emppl.estep.integration import conditional, integrate_all
 from emppl.estep.joint import Joint
 from emppl.estep.limits import find_limits
@@ -48,8 +50,8 @@ def moments(program: Program, params, leaves) -> dict[str, tuple[jax.Array, jax.
     weights = jax.grad(evidence)({name: one.evidence for name, one in integrated.items()})
     found = {}
     for integral in program.integrals:
-        if integral.states is not None:
-            found.update(_of_chain(program, integral, integrated[integral.axis].atoms))
+        if integral.chain is not None:
+            found.update(_of_chain(program, integral, integrated[integral.axis]))
             continue
         over = tuple(program.axes.names.index(name) for name in integral.given)
         weight = weights[integral.axis]
@@ -62,17 +64,23 @@ def moments(program: Program, params, leaves) -> dict[str, tuple[jax.Array, jax.
     return found
 
 
-def _of_chain(program: Program, integral: Integral, atoms: Mapping[str, jax.Array]):
-    """Moments of every step of a chain, time first: its atoms count alike."""
+def _of_chain(program: Program, integral: Integral, found: Integrated):
+    """Moments of every step of a chain, time first."""
     means, spreads = {}, {}
     for name in _sites_of_chain(program, integral):
-        event = len(program.trace.sites[name].event_shape)
-        mean = jnp.mean(atoms[name], 0)
+        site, atoms = program.trace.sites[name], found.atoms[name]
+        event = len(site.event_shape)
+        batch = atoms.ndim - 1 - event - (site.time is not None)
+        share = _beside_values(program, name, found.shares, batch, integral.axis)
+        if site.time is not None:
+            share = share[:, None]
+        share = jnp.reshape(share, share.shape + (1,) * event)
+        mean = jnp.sum(share * atoms, 0)
         entries, others = string.ascii_lowercase[:event], string.ascii_uppercase[:event]
-        deviation = atoms[name] - mean[None]
-        spread = jnp.einsum(f"z...{entries},z...{others}->...{entries}{others}", deviation, deviation)
+        deviation = atoms - mean[None]
+        spread = jnp.einsum(f"z...{entries},z...{others}->...{entries}{others}", share * deviation, deviation)
         means[name] = _tidy_step(program, name, mean, event)
-        spreads[name] = _tidy_step(program, name, spread / len(deviation), 2 * event)
+        spreads[name] = _tidy_step(program, name, spread, 2 * event)
     means, spreads = whole_chains(program, integral, means), whole_chains(program, integral, spreads)
     return {name: (means[name], spreads[name]) for name in means}
 
@@ -96,8 +104,8 @@ def _tidy_step(program: Program, name: str, array: jax.Array, trailing: int) -> 
 
 def whole_chains(program: Program, integral: Integral, found: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Join the first steps of the latents of a chain with the later ones, time first."""
-    assert integral.states is not None
-    firsts = range(integral.states.chain.order)
+    assert integral.chain is not None
+    firsts = range(integral.chain.chain.order)
     return {
         name: jnp.concatenate([*(found[first(name, step)][None] for step in firsts), found[name]])
         for name in integral.latents
@@ -147,12 +155,7 @@ def sample_given(
         key = jax.random.fold_in(rng_key, number)
         joint = Joint(program, integral, params, leaves)
         if integral.states is not None:
-            values = draw_states(joint, key)
-            steps = {
-                name: _tidy_step(program, name, values[name], len(program.trace.sites[name].event_shape))
-                for name in _sites_of_chain(program, integral)
-            }
-            drawn.update(whole_chains(program, integral, steps))
+            drawn.update(_steps(program, integral, draw_states(joint, key)))
             continue
         found = integrated[integral.axis]
         if integral.limits:
@@ -160,9 +163,12 @@ def sample_given(
             limits = find_limits(program, integral, leaves)
             vectors = draw_inside(limits, *conditional(free, found.mean), key)
         else:
-            draw = _posterior_draw if isinstance(integral.strategy, Quadrature | Simulated) else _normal_draw
-            vectors = draw(joint, found.mean, found.root, key)
+            is_density = isinstance(integral.strategy, Quadrature | Simulated)
+            vectors = (_posterior_draw if is_density else _normal_draw)(joint, found.mean, found.root, key)
         values = joint.constrained(joint.unpack(vectors))
+        if integral.chain is not None:
+            drawn.update(_steps(program, integral, values))
+            continue
         for name, value in values.items():
             event = len(program.trace.sites[name].event_shape)
             for latent in integral.given:
@@ -173,6 +179,15 @@ def sample_given(
                 value = value * jnp.reshape(picked, picked.shape + (1,) * event)
             drawn[name] = jnp.sum(value, _axes_without_plate(program, name))
     return drawn
+
+
+def _steps(program: Program, integral: Integral, values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """One draw of a chain, time first, from values of its first steps and windows."""
+    steps = {
+        name: _tidy_step(program, name, values[name], len(program.trace.sites[name].event_shape))
+        for name in _sites_of_chain(program, integral)
+    }
+    return whole_chains(program, integral, steps)
 
 
 def _normal_draw(joint: Joint, mean: jax.Array, root: jax.Array, rng_key: jax.Array) -> jax.Array:
@@ -186,8 +201,10 @@ def _posterior_draw(joint: Joint, mean: jax.Array, root: jax.Array, rng_key: jax
     """From the density itself: Metropolis-Hastings steps with independent t-distributed proposals around the mode.
 
     The proposals have heavier tails than the normal distribution at the mode, and nearly always fit well, so that the
-    steps forget the start within a few.
+    steps forget the start within a few. Of many numbers together they do not: there a chain takes Hamiltonian steps.
     """
+    if mean.shape[1] > SMALL:
+        return draw(joint, first_chains(mean.shape[0], mean.shape[1], 1), rng_key, _STEPS)[0][0, -1]
     spread = lower_inverse(root)
 
     def propose(key):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from emppl.errors import ModelError, ParameterError
 from emppl.estep.joint import Joint
 from emppl.estep.limits import limiting_sites, why_not_limits
+from emppl.estep.trajectories import by_trajectory
 from emppl.integral import Integral, arrange
 from emppl.parameters import constraint_name
 from emppl.program import Program
@@ -58,6 +59,10 @@ def settle_integrals(program: Program, shapes, wishes: Mapping[str, Any]) -> Pro
         _check_weights(program, integral)
         integral = dataclasses.replace(integral, limits=limiting_sites(program, integral))
         obstacle = _why_not_quadratic(program, integral.unlimited, params, shapes)
+        asked = [wishes[name] for name in integral.latents if name in wishes]
+        is_smoothed = all(isinstance(one, Gaussian) for one in asked) if asked else obstacle is None
+        if integral.states is not None and not is_smoothed and not integral.limits:
+            integral = by_trajectory(integral, program.trace)
         within_bounds = any(not constraint_name(sites[name].constraint).startswith("real") for name in integral.latents)
         if integral.limits:
             strategy, reason = _truncated(program, integral, obstacle, wishes)
@@ -147,20 +152,13 @@ def _strategy(integral: Integral, reason: str | None, within_bounds: bool, wishe
             f"{', '.join(map(repr, sorted(asked, key=repr)))}."
         )
     dimensions = integral.dimensions
-    if integral.states is not None and (reason is not None or not all(isinstance(one, Gaussian) for one in asked)):
-        why = reason if reason is not None else f"{next(iter(asked))!r} cannot do it"
-        raise ModelError(
-            f"The continuous latents {names} inside a scan are integrated exactly, by Gaussian(), or not at all: "
-            f"{why}. Without a scan any strategy applies: sample the whole path as one vector in no plate, with its "
-            f"joint density (dist.GaussianRandomWalk, say), and write EM(model, latents={{{integral.latents[0]!r}: "
-            "MonteCarlo()})."
-        )
     if asked:
         (strategy,) = asked
         if isinstance(strategy, Gaussian) and reason is not None:
             raise ModelError(
                 f"Gaussian() cannot integrate {names}: {reason}. Write EM(model, latents={{{integral.latents[0]!r}: "
-                "Quadrature(15)}), MonteCarlo(), or Laplace(), which is approximate."
+                f"{'Quadrature(15)}), MonteCarlo()' if integral.chain is None else 'MonteCarlo()})'}, or Laplace(), "
+                "which is approximate."
             )
         if isinstance(strategy, Quadrature) and dimensions > 3:
             raise ModelError(

@@ -65,7 +65,7 @@ def smooth_states(joint: Joint, precisions: tuple[jax.Array, jax.Array] | None =
     volume = smoothed.log_normalizer - jnp.sum(linear * mean, (0, 2)) / 2
     volume = volume - _extra(states) * math.log(2 * math.pi) / 2
     # From the mean the slopes are small, and a second solution recovers the digits that the first one lost.
-    _, correction = solve(_slopes(joint, _at(states, mean)))
+    _, correction = solve(_slopes(joint, values_along(states, mean)))
     mean = mean + correction
     window_mean, window_covariance = _windows(states, mean, smoothed)
     first_mean = _first_mean(states, mean)
@@ -125,7 +125,7 @@ def draw_states(joint: Joint, rng_key: jax.Array) -> dict[str, jax.Array]:
     first_slope = first_slope + _noise(first_precision, one)
     window_slope = window_slope + _noise(window_precision, other)
     smoothed = smooth(*_blocks(states, first_precision, window_precision, first_slope, window_slope))
-    return _at(states, _by_step(states, smoothed.mean[None])[..., 0])
+    return values_along(states, _by_step(states, smoothed.mean[None])[..., 0])
 
 
 def _noise(precision: jax.Array, rng_key: jax.Array) -> jax.Array:
@@ -173,7 +173,7 @@ def _window_mean(states: StateSpace, mean: jax.Array) -> jax.Array:
     return _seen(states, jnp.reshape(means, (number * states.cells, -1)), (-1,))
 
 
-def _at(states: StateSpace, mean: jax.Array) -> dict[str, jax.Array]:
+def values_along(states: StateSpace, mean: jax.Array) -> dict[str, jax.Array]:
     """Values of the latents when every step is at its mean, ``(steps, cells, d)``."""
     return {
         **states.firsts.unpack(_first_mean(states, mean)),
@@ -213,7 +213,7 @@ def _runs(states: StateSpace) -> list[tuple[int, int]]:
     return [(int(run[0]), int(run[-1]) + 1) for run in np.split(places, breaks)]
 
 
-def _whole(states: StateSpace, array: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+def whole_states(states: StateSpace, array: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Entries of windows among those of whole states, zeros elsewhere (slices and pads: a scatter is slow)."""
     width = (states.chain.order + 1) * states.dimensions
     for axis in axes:
@@ -232,7 +232,7 @@ def _whole(states: StateSpace, array: jax.Array, axes: tuple[int, ...]) -> jax.A
 
 
 def _seen(states: StateSpace, array: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Entries that windows see, of whole states: the inverse of :func:`_whole`."""
+    """Entries that windows see, of whole states: the inverse of :func:`whole_states`."""
     for axis in axes:
         runs = _runs(states)
         parts = [jax.lax.slice_in_dim(array, start, stop, axis=array.ndim + axis) for start, stop in runs]
@@ -255,7 +255,7 @@ def _extra(states: StateSpace) -> int:
 def _linear(states: StateSpace, first_slope: jax.Array, window_slope: jax.Array) -> jax.Array:
     """Linear terms of every step, ``(steps, cells, d)``."""
     order, size, number = states.chain.order, states.dimensions, states.chain.length
-    full = jnp.reshape(_whole(states, window_slope, (-1,)), (number, states.cells, order + 1, size))
+    full = jnp.reshape(whole_states(states, window_slope, (-1,)), (number, states.cells, order + 1, size))
     linear = jnp.zeros((states.steps, states.cells, size), full.dtype)
     for a in range(order + 1):
         linear = linear.at[a : a + number].add(full[:, :, a])
@@ -266,7 +266,9 @@ def _linear(states: StateSpace, first_slope: jax.Array, window_slope: jax.Array)
 def _blocks(states: StateSpace, first_precision, window_precision, first_slope, window_slope) -> Any:
     """Blocks of ``order`` steps: ``D`` and ``O`` as ``(d, d, n, cells)``, ``h`` as ``(d, n, cells)``."""
     order, size, number, cells = states.chain.order, states.dimensions, states.chain.length, states.cells
-    full = jnp.reshape(_whole(states, window_precision, (-2, -1)), (number, cells, order + 1, size, order + 1, size))
+    full = jnp.reshape(
+        whole_states(states, window_precision, (-2, -1)), (number, cells, order + 1, size, order + 1, size)
+    )
     firsts = jnp.reshape(first_precision, (cells, order, size, order, size))
     steps = -(-states.steps // order) * order
     # bands[k][t] couples step t with step t - k.

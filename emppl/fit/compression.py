@@ -151,10 +151,12 @@ def find_compression(program: Program, shapes: Sequence[jax.ShapeDtypeStruct]) -
     drawn = program.drawn or any(isinstance(one.strategy, Simulated) for one in program.integrals)
     if drawn or any(one.states is not None for one in program.integrals):
         return "latents are drawn, or form a chain"
+    inside = [n for n, f in program.factors.items() if plate in axes.plates_of(f.site, f.site.batch_shape)]
+    if any(0 < len(set(one.latents) & set(inside)) < len(one.latents) for one in program.integrals):
+        return "latents of its rows are integrated together with others"
     holders = [n for n, one in enumerate(shapes) if one.shape and one.shape[0] == rows]
     if not holders:
         return "no array holds its rows along the first axis"
-    inside = [n for n, f in program.factors.items() if plate in axes.plates_of(f.site, f.site.batch_shape)]
     reader = other_reader(program, holders, inside)
     if reader is not None:
         return f"site {reader!r}, outside the plate, reads the rows too"

@@ -28,8 +28,8 @@ from emppl.integral import Integral
 from emppl.positive import half_log_det, lower_inverse, lower_root
 from emppl.program import Program
 from emppl.strategies import Gaussian
+from emppl.structure.groups import SHARED
 from emppl.structure.layout import Layout, group_numbers
-from emppl.structure.separation import SHARED
 
 _LEAST_SAVING = 4
 

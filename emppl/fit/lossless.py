@@ -15,8 +15,9 @@ import numpy as np
 
 from emppl.positive import simplex
 from emppl.program import Program
+from emppl.structure.groups import SHARED, Meeting
 from emppl.structure.quadratic import affine_gradient, jump, with_gaps_fixed
-from emppl.structure.separation import SHARED, Meeting, Separation
+from emppl.structure.separation import Separation
 
 
 def block_of(

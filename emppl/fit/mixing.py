@@ -19,6 +19,7 @@ from emppl.estep.simulated import simulated
 from emppl.integral import Integral
 from emppl.program import Program
 from emppl.report.uncertainty import label
+from emppl.trace.naming import first, model_name
 
 LARGEST_R_HAT = 1.05
 _LARGEST = 2**22
@@ -87,17 +88,30 @@ def mixing(program: Program, draws: Mapping[str, Any]) -> Mixing:
             if r_hat[name] > highest:
                 highest = r_hat[name]
                 flat = entries[mine][np.argmax(there[mine])]
-                worst = label(name, np.unravel_index(flat, integral.layout.shapes[name]))
+                worst = label(name, np.unravel_index(flat, _whole_shape(integral, name)))
     return Mixing(r_hat, effective, number, length, worst)
 
 
 def _owners(integral: Integral) -> tuple[np.ndarray, np.ndarray]:
     """Of every entry of the vectors of an integral, the latent it belongs to, and its flat position there."""
     shapes = integral.layout.shapes
-    owners = {name: np.full(shapes[name], position, float) for position, name in enumerate(integral.latents)}
+    owners = {n: np.full(shape, integral.latents.index(model_name(n)), float) for n, shape in shapes.items()}
     entries = {name: np.arange(math.prod(shape), dtype=float).reshape(shape) for name, shape in shapes.items()}
+    if integral.chain is not None:  # positions among all steps; of windows only the newest step counts
+        order = integral.chain.chain.order
+        for name in integral.latents:
+            size = math.prod(shapes[first(name, 0)])
+            for step in range(order):
+                entries[first(name, step)] += step * size
+            entries[name] += order * size
     owner, entry = (integral.layout.pack(jax.tree.map(jnp.asarray, one)) for one in (owners, entries))
     return np.asarray(owner).astype(int), np.asarray(entry).astype(int)
+
+
+def _whole_shape(integral: Integral, name: str) -> tuple[int, ...]:
+    """Shape of a latent, time first if it is scanned."""
+    shapes = integral.layout.shapes
+    return shapes[name] if integral.chain is None else (integral.chain.steps, *shapes[first(name, 0)])
 
 
 def split_r_hat(draws: np.ndarray) -> np.ndarray:

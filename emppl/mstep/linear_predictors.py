@@ -7,8 +7,9 @@ import numpyro.distributions as dist
 from emppl.mstep.quadratic import Quadratic
 from emppl.program import Program
 from emppl.regression import LinearPredictor, RegressionFactor
+from emppl.structure.groups import Grouped
 from emppl.structure.layout import find_layout, group_numbers
-from emppl.structure.separation import Grouped, Separation
+from emppl.structure.separation import Separation
 
 _MOST_COLUMNS = 30
 _MOST_NUMBERS = 2**27

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emppl.structure.separation import SHARED, Meeting, Separation
+from emppl.structure.groups import SHARED, Meeting
+from emppl.structure.separation import Separation
 
 Block = Mapping[str, jax.Array]
 

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
+from emppl.structure.groups import SHARED
 from emppl.structure.jaxpr_walk import INLINE, searched_for
-from emppl.structure.separation import SHARED
 
 _SAME = (
     "broadcast_in_dim reshape transpose squeeze slice rev gather dynamic_slice copy copy_p expand_dims split"
