@@ -79,6 +79,7 @@ def test_iterations_are_the_autoregression_that_theory_says():
     np.testing.assert_allclose(error, deviation * np.sqrt(1 / 3 * 3 / 2940), rtol=0.45)
     assert abs(result.params["mu"] - y.mean()) < 4 * error
     assert np.sum(result.history["decision"] == "averaging") > 2500
+    assert "error of the average" in result.stop_message
 
 
 @functools.cache

@@ -75,7 +75,7 @@ def integration_notes(result: EMResult) -> list[str]:
     notes = []
     steps = np.diff(result.history["objective"])
     fall = -np.min(steps, initial=0)
-    if fall > 0:
+    if fall > 0 and result.simulation is None:
         notes.append(
             f"The objective fell by up to {fall:.2g} nats: its error of approximation moves with the parameters. Q, "
             "which the M-step maximises, rose in every iteration; they end at a fixed point, close to the maximum."

@@ -144,6 +144,11 @@ class EMResult:
         closing = simulation.closing
         if self.stop_reason is StopReason.UNMIXED and closing is not None:
             message = f"{message} {closing.mixing.words}"
+        if self.stop_reason is StopReason.MAX_ITERATIONS and simulation.errors is not None:
+            message = (
+                "Stopped at max_iterations before the error of the average was below the tolerance. The Monte Carlo "
+                "standard errors say how far it may be off; raise max_iterations, or the tolerance."
+            )
         if self.stop_reason is StopReason.CONVERGED and simulation.errors is not None:
             message = "Converged: the estimates no longer drift, and the error of their average is below the tolerance."
         return dataclasses.replace(
@@ -161,8 +166,9 @@ class EMResult:
         del history["log_likelihood"]
         names = ", ".join(self._program.hard)
         message = self.stop_message
-        if self.stop_reason is StopReason.CONVERGED:
-            message = "Converged: the assignments no longer change, and neither does the objective."
+        if self.stop_reason is StopReason.CONVERGED and all(rule.exact for rule in self._program.blocks):
+            if not self._program.integrals:  # beside those EM goes on after the last change
+                message = "Converged: the assignments no longer change, and neither does the objective."
         note = (
             f"Hard(): the objective is the classification likelihood, {self.log_likelihood:.6f} at the best "
             f"assignment of {names}. The estimates do not maximise the log-likelihood and have no standard errors; "
