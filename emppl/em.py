@@ -23,6 +23,7 @@ from emppl.held import split_fixed
 from emppl.parameters import check
 from emppl.plan import Plan, build_plan
 from emppl.program import Options, Program
+from emppl.report import ending
 from emppl.report.result import EMResult
 from emppl.trace import MissingCells
 from emppl.trace.arguments import split_arguments
@@ -298,10 +299,10 @@ class EM:
         states = jax.device_get(states)
         if not np.any(np.isfinite(states.progress.objective)) and not interrupted:
             self._explain_impossible(whole[0], {n: v[0] for n, v in params.items()}, whole[1])
-        result = EMResult.from_states(
+        result = ending.from_states(
             self, args, kwargs, program, states, history, interrupted=interrupted, accurate=accurate
         )
-        return result.classified() if program.hard else result
+        return ending.classified(result) if program.hard else result
 
     def _simulate(self, derived: Compiled, rng_key, params, leaves, prepared, args, kwargs, file) -> EMResult:
         """The fit of a model with simulated latents."""
@@ -325,10 +326,10 @@ class EM:
             file,
         )
         progress.close()
-        result = EMResult.from_states(
+        result = ending.from_states(
             self, args, kwargs, derived.program, states, history, interrupted=interrupted, accurate=False, best=best
         )
-        return result.with_simulation(simulation, rows)
+        return ending.with_simulation(result, simulation, rows)
 
     def _checkpoint(self, path, derived: Compiled, leaves, rng_key, params, args, kwargs) -> Checkpoint:
         """The file of a fit, with what the fit depends on."""

@@ -20,11 +20,10 @@ from emppl.report import summary
 from emppl.report.boundary import remarks, scales
 from emppl.report.certificate import Certificate, build_certificate
 from emppl.report.charts import Chart
-from emppl.report.components import component_axes, symmetric_latent
+from emppl.report.components import component_axes
 from emppl.report.criteria import entropy, number_of_observations
 from emppl.report.identification import shift_candidates
 from emppl.report.integration_error import IntegrationError, integration_error, integration_notes
-from emppl.report.restarts import best_restart, collapsed_name
 from emppl.report.uncertainty import (
     Covariance,
     Information,
@@ -39,7 +38,6 @@ from emppl.report.uncertainty import (
 
 if TYPE_CHECKING:
     from emppl.em import EM
-    from emppl.fit.loop import History, LaneState
     from emppl.fit.stochastic import Simulation
 
 
@@ -75,114 +73,6 @@ class EMResult:
     kwargs: dict = dataclasses.field(repr=False)
     simulation: Simulation | None = dataclasses.field(default=None, repr=False)
     classification: float | None = None
-
-    @classmethod
-    def from_states(
-        cls,
-        em: EM,
-        args: tuple,
-        kwargs: dict,
-        program: Program,
-        states: LaneState,
-        history: History,
-        *,
-        interrupted: bool,
-        accurate: bool,
-        best: int | None = None,
-    ) -> EMResult:
-        """Pick the best restart and describe how it ended."""
-        status = np.array([StopReason(int(code)) for code in np.asarray(states.status)], dtype=object)
-        if interrupted:
-            status[status == StopReason.RUNNING] = StopReason.INTERRUPTED
-        objective = np.asarray(states.progress.objective, dtype=float)
-        best = best_restart(objective, status) if best is None else best
-        good = {name: np.asarray(value)[best] for name, value in states.good_params.items()}
-        params = {n: np.asarray(program.fixed[n], float) if n in program.fixed else good[n] for n in program.rules}
-        reason: StopReason = status[best]
-        message = reason.message
-        if reason is StopReason.COLLAPSED:
-            message = f"{collapsed_name(program, int(states.collapsed_at[best]))} {message}"
-        symmetric = symmetric_latent(program, params)
-        if symmetric is not None and reason is StopReason.CONVERGED:
-            reason = StopReason.SYMMETRIC
-            message = f"The states of latent {symmetric!r} have equal parameters. {reason.message}"
-        column = slice(None), best
-        objectives = history.objective[column]
-        used = ~np.isnan(objectives)
-        notes = []
-        if accurate:
-            notes.append(
-                "Components are far narrower than the data, so that the matrix-product path would lose digits: the "
-                "plain path was taken."
-            )
-        return cls(
-            params=params,
-            log_likelihood=float(states.log_likelihood[best]),
-            log_posterior=float(objective[best]),
-            stop_reason=reason,
-            stop_message=message,
-            num_iterations=int(states.iteration[best]),
-            history={
-                "objective": objectives[used],
-                "log_likelihood": history.log_likelihood[column][used],
-                "final_objectives": objective,
-                "final_status": np.array([one.name for one in status]),
-            },
-            notes=notes,
-            em=em,
-            args=args,
-            kwargs=kwargs,
-        )
-
-    def with_simulation(self, simulation: Simulation, rows: list[dict]) -> EMResult:
-        """The result of a stochastic fit: what it knows about its own error, and every decision it took."""
-        notes = [*self.notes, *simulation.notes]
-        if simulation.log_likelihood_error > 0:
-            notes.append(f"Monte Carlo standard error of the log-likelihood: {simulation.log_likelihood_error:.2g}.")
-        columns = {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())}
-        message = self.stop_message
-        closing = simulation.closing
-        if self.stop_reason is StopReason.UNMIXED and closing is not None:
-            message = f"{message} {closing.mixing.words}"
-        if self.stop_reason is StopReason.MAX_ITERATIONS and simulation.errors is not None:
-            message = (
-                "Stopped at max_iterations before the error of the average was below the tolerance. The Monte Carlo "
-                "standard errors say how far it may be off; raise max_iterations, or the tolerance."
-            )
-        if self.stop_reason is StopReason.CONVERGED and simulation.errors is not None:
-            message = "Converged: the estimates no longer drift, and the error of their average is below the tolerance."
-        return dataclasses.replace(
-            self,
-            history={**self.history, **columns},
-            notes=notes if closing is None or closing.note is not None else [*notes, closing.words],
-            stop_message=message,
-            simulation=simulation,
-        )
-
-    def classified(self) -> EMResult:
-        """The result of hard EM: what was maximised is not the log-likelihood, which is computed here."""
-        value = float(self._derived.summed_log_likelihood(self._free, self._leaves))
-        history = {**self.history, "classification": self.history["log_likelihood"]}
-        del history["log_likelihood"]
-        names = ", ".join(self._program.hard)
-        message = self.stop_message
-        if self.stop_reason is StopReason.CONVERGED and all(rule.exact for rule in self._program.blocks):
-            if not self._program.integrals:  # beside those EM goes on after the last change
-                message = "Converged: the assignments no longer change, and neither does the objective."
-        note = (
-            f"Hard(): the objective is the classification likelihood, {self.log_likelihood:.6f} at the best "
-            f"assignment of {names}. The estimates do not maximise the log-likelihood and have no standard errors; "
-            "with init_params=result.params and Enumerate() they are a start for maximum likelihood."
-        )
-        return dataclasses.replace(
-            self,
-            log_likelihood=value,
-            log_posterior=self.log_posterior - self.log_likelihood + value,
-            classification=self.log_likelihood,
-            history=history,
-            stop_message=message,
-            notes=[*self.notes, note],
-        )
 
     @property
     def objective(self) -> float:

@@ -1,0 +1,128 @@
+"""How a fit ended, as a result: the best restart, what is said of it, and what stochastic and hard fits add."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from emppl.fit.outcome import StopReason
+from emppl.program import Program
+from emppl.report.components import symmetric_latent
+from emppl.report.restarts import best_restart, collapsed_name
+from emppl.report.result import EMResult
+
+if TYPE_CHECKING:
+    from emppl.em import EM
+    from emppl.fit.loop import History, LaneState
+    from emppl.fit.stochastic import Simulation
+
+
+def from_states(
+    em: EM,
+    args: tuple,
+    kwargs: dict,
+    program: Program,
+    states: LaneState,
+    history: History,
+    *,
+    interrupted: bool,
+    accurate: bool,
+    best: int | None = None,
+) -> EMResult:
+    """Pick the best restart and describe how it ended."""
+    status = np.array([StopReason(int(code)) for code in np.asarray(states.status)], dtype=object)
+    if interrupted:
+        status[status == StopReason.RUNNING] = StopReason.INTERRUPTED
+    objective = np.asarray(states.progress.objective, dtype=float)
+    best = best_restart(objective, status) if best is None else best
+    good = {name: np.asarray(value)[best] for name, value in states.good_params.items()}
+    params = {n: np.asarray(program.fixed[n], float) if n in program.fixed else good[n] for n in program.rules}
+    reason: StopReason = status[best]
+    message = reason.message
+    if reason is StopReason.COLLAPSED:
+        message = f"{collapsed_name(program, int(states.collapsed_at[best]))} {message}"
+    symmetric = symmetric_latent(program, params)
+    if symmetric is not None and reason is StopReason.CONVERGED:
+        reason = StopReason.SYMMETRIC
+        message = f"The states of latent {symmetric!r} have equal parameters. {reason.message}"
+    column = slice(None), best
+    objectives = history.objective[column]
+    used = ~np.isnan(objectives)
+    notes = []
+    if accurate:
+        notes.append(
+            "Components are far narrower than the data, so that the matrix-product path would lose digits: the "
+            "plain path was taken."
+        )
+    return EMResult(
+        params=params,
+        log_likelihood=float(states.log_likelihood[best]),
+        log_posterior=float(objective[best]),
+        stop_reason=reason,
+        stop_message=message,
+        num_iterations=int(states.iteration[best]),
+        history={
+            "objective": objectives[used],
+            "log_likelihood": history.log_likelihood[column][used],
+            "final_objectives": objective,
+            "final_status": np.array([one.name for one in status]),
+        },
+        notes=notes,
+        em=em,
+        args=args,
+        kwargs=kwargs,
+    )
+
+
+def with_simulation(result: EMResult, simulation: Simulation, rows: list[dict]) -> EMResult:
+    """The result of a stochastic fit: what it knows about its own error, and every decision it took."""
+    notes = [*result.notes, *simulation.notes]
+    if simulation.log_likelihood_error > 0:
+        notes.append(f"Monte Carlo standard error of the log-likelihood: {simulation.log_likelihood_error:.2g}.")
+    columns = {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())}
+    message = result.stop_message
+    closing = simulation.closing
+    if result.stop_reason is StopReason.UNMIXED and closing is not None:
+        message = f"{message} {closing.mixing.words}"
+    if result.stop_reason is StopReason.MAX_ITERATIONS and simulation.errors is not None:
+        message = (
+            "Stopped at max_iterations before the error of the average was below the tolerance. The Monte Carlo "
+            "standard errors say how far it may be off; raise max_iterations, or the tolerance."
+        )
+    if result.stop_reason is StopReason.CONVERGED and simulation.errors is not None:
+        message = "Converged: the estimates no longer drift, and the error of their average is below the tolerance."
+    return dataclasses.replace(
+        result,
+        history={**result.history, **columns},
+        notes=notes if closing is None or closing.note is not None else [*notes, closing.words],
+        stop_message=message,
+        simulation=simulation,
+    )
+
+
+def classified(result: EMResult) -> EMResult:
+    """The result of hard EM: what was maximised is not the log-likelihood, which is computed here."""
+    value = float(result._derived.summed_log_likelihood(result._free, result._leaves))
+    history = {**result.history, "classification": result.history["log_likelihood"]}
+    del history["log_likelihood"]
+    names = ", ".join(result._program.hard)
+    message = result.stop_message
+    if result.stop_reason is StopReason.CONVERGED and all(rule.exact for rule in result._program.blocks):
+        if not result._program.integrals:  # beside those EM goes on after the last change
+            message = "Converged: the assignments no longer change, and neither does the objective."
+    note = (
+        f"Hard(): the objective is the classification likelihood, {result.log_likelihood:.6f} at the best "
+        f"assignment of {names}. The estimates do not maximise the log-likelihood and have no standard errors; "
+        "with init_params=result.params and Enumerate() they are a start for maximum likelihood."
+    )
+    return dataclasses.replace(
+        result,
+        log_likelihood=value,
+        log_posterior=result.log_posterior - result.log_likelihood + value,
+        classification=result.log_likelihood,
+        history=history,
+        stop_message=message,
+        notes=[*result.notes, note],
+    )

@@ -1,0 +1,93 @@
+"""What a strategy is, and what kind of evidence it leaves the loop with."""
+
+from __future__ import annotations
+
+import abc
+import enum
+
+
+class Evidence(enum.Enum):
+    """What the objective of an iteration is; the value orders them from the best to the worst."""
+
+    EXACT = 0
+    """The log-likelihood itself: EM cannot lower it."""
+
+    CLASSIFICATION = 1
+    """The log-likelihood of data and best assignment together, another objective: hard EM cannot lower it."""
+
+    QUADRATURE = 2
+    """The log-likelihood to the order of a quadrature rule, whose nodes move with the parameters."""
+
+    MONTE_CARLO = 3
+    """The log-likelihood in the limit of many draws; every gain and every estimate comes with its Monte Carlo error."""
+
+    APPROXIMATE = 4
+    """An approximation without a bound on its error: where the iterations settle need not be its maximum."""
+
+    @property
+    def is_approximate(self) -> bool:
+        """Is the objective something else than the log-likelihood?"""
+        return self is not Evidence.EXACT
+
+    @property
+    def words(self) -> str:
+        """For the plan."""
+        return {
+            Evidence.EXACT: "exact E-step",
+            Evidence.CLASSIFICATION: "exact maximum over assignments",
+            Evidence.QUADRATURE: "E-step by quadrature, approximate to the order of its nodes",
+            Evidence.MONTE_CARLO: "E-step by Monte Carlo, with a stated error",
+            Evidence.APPROXIMATE: "approximate E-step",
+        }[self]
+
+
+class Strategy(abc.ABC):
+    """How the E-step fills the axis of a latent with atoms and gives them weights."""
+
+    @property
+    @abc.abstractmethod
+    def title(self) -> str:
+        """How the plan calls it."""
+
+    @property
+    @abc.abstractmethod
+    def evidence(self) -> Evidence:
+        """What kind of log-likelihood it gives."""
+
+    @abc.abstractmethod
+    def why_not(self, name: str, kind: str) -> str | None:
+        """The reason why it cannot treat a latent, or None.
+
+        Args:
+            name: the latent.
+            kind: ``"discrete"`` or ``"continuous"``.
+
+        Returns:
+            What to do instead, for the error message.
+        """
+
+
+class Continuous(Strategy):
+    """A strategy that integrates a continuous latent."""
+
+    def why_not(self, name: str, kind: str) -> str | None:
+        """It needs a continuous latent."""
+        if kind != "discrete":
+            return None
+        return f"{name!r} is discrete: leave it to Enumerate(), which sums over its values exactly."
+
+    @abc.abstractmethod
+    def atoms(self, dimensions: int) -> int:
+        """How many atoms a group of latents gets.
+
+        Args:
+            dimensions: how many numbers are integrated together.
+        """
+
+    def finer(self, dimensions: int) -> Continuous | None:
+        """A more accurate strategy to compare with, or None.
+
+        Args:
+            dimensions: how many numbers are integrated together.
+        """
+        return None

@@ -1,0 +1,148 @@
+"""Strategies that draw latents."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+from emppl.errors import ParameterError
+from emppl.strategies.base import Continuous, Evidence
+
+
+@dataclasses.dataclass(frozen=True)
+class Simulated(Continuous):
+    """A continuous latent whose atoms are draws from its conditional distribution: what its strategies share.
+
+    The draws come from chains, one set for every group of latents, all groups moved at once: independence proposals
+    from the Laplace approximation mixed with a random walk for up to four numbers per group, and Hamiltonian steps in
+    the metric of that approximation for more. Chains go on from one iteration to the next.
+
+    Discrete latents that a group depends on are summed over, not drawn: there is a set of chains for each of their
+    states, and importance sampling weighs them.
+
+    Attributes:
+        num_samples: draws of every chain in one iteration, in the first one where their number grows.
+        num_chains: chains of every group; they are compared to see whether they mix.
+        max_samples: most draws of one chain in one iteration.
+    """
+
+    num_samples: int = 100
+    num_chains: int = 4
+    max_samples: int = 12_800
+
+    evidence: ClassVar[Evidence] = Evidence.MONTE_CARLO
+    fewest_chains: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        kind = type(self).__name__
+        if self.num_samples < 1:
+            raise ParameterError(f"{kind} needs at least one draw per chain: num_samples is {self.num_samples}.")
+        if self.num_chains < self.fewest_chains:
+            raise ParameterError(
+                f"{kind} compares chains to see whether they mix: num_chains must be at least 2, not {self.num_chains}."
+                if self.fewest_chains > 1
+                else f"{kind} needs at least one chain: num_chains is {self.num_chains}."
+            )
+        if self.max_samples < self.num_samples:
+            raise ParameterError(
+                f"max_samples of {kind} is {self.max_samples}, less than num_samples, {self.num_samples}."
+            )
+
+    def atoms(self, dimensions: int) -> int:
+        """All chains together, in the first iteration."""
+        return self.num_chains * self.num_samples
+
+
+@dataclasses.dataclass(frozen=True)
+class MonteCarlo(Simulated):
+    """Monte Carlo EM: the atoms of a continuous latent are draws from its posterior, as many as the ascent needs.
+
+    An M-step is accepted when the lower confidence bound of the gain in Q is positive; otherwise the draws are doubled
+    and the M-step is done again. The iterations end when the upper bound is below the tolerance of ``EM`` (default
+    1e-3 nats); a closing phase then steps to the root of the Monte Carlo score and says how far the estimate may be
+    from the maximum because draws were used.
+
+    The default where the log joint is not quadratic in more than three numbers per group.
+
+    Args:
+        num_samples: draws of every chain in the first iteration.
+        num_chains: chains of every group.
+        max_samples: most draws of one chain in one iteration.
+        ascent: False accepts every step and keeps ``num_samples`` until the end.
+
+    Reference:
+        Wei and Tanner (1990), A Monte Carlo implementation of the EM algorithm, JASA 85:699-704;
+        Caffo, Jank and Jones (2005), Ascent-based Monte Carlo EM, JRSS B 67:235-251.
+    """
+
+    ascent: bool = True
+
+    title: ClassVar[str] = "Monte Carlo (with a stated error)"
+
+
+@dataclasses.dataclass(frozen=True)
+class StochasticEM(Simulated):
+    """Stochastic EM: one draw of the latents per iteration, and the average of the estimates.
+
+    Discrete latents are drawn exactly, all that meet together; continuous ones come from a chain per group. The M-step
+    takes the draw for the truth. The estimates wander around the maximum; once they no longer drift they are averaged,
+    until the error of the average (batch means over the iterations) is below the tolerance of ``EM`` (default 1e-3
+    nats, which takes some hundred independent iterations). It does not get caught by saddle points and small maxima.
+
+    The average is not the maximum of the likelihood itself, but as close to it as one over the number of observations;
+    ``MonteCarlo()`` and ``SAEM()`` find that. A continuous latent beside a discrete one that it depends on is
+    integrated, not drawn.
+
+    Args:
+        num_samples: draws of every chain in one iteration.
+        num_chains: chains of every group.
+
+    Reference:
+        Celeux and Diebolt (1985), The SEM algorithm: a probabilistic teacher algorithm derived from the EM algorithm
+        for the mixture problem, Computational Statistics Quarterly 2:73-82; Nielsen (2000), The stochastic EM
+        algorithm: estimation and asymptotic results, Bernoulli 6:457-489.
+    """
+
+    num_samples: int = 1
+    num_chains: int = 1
+
+    title: ClassVar[str] = "stochastic EM (one draw, averaged estimates)"
+    fewest_chains: ClassVar[int] = 1
+
+    def why_not(self, name: str, kind: str) -> str | None:
+        """It draws latents of both kinds."""
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class SAEM(Simulated):
+    """Stochastic approximation EM: few draws per iteration, and a Q that remembers those of earlier ones.
+
+    Q is the weighted sum of the complete-data log-likelihood over past draws: with step ``g`` the old weights shrink by
+    ``1 - g`` and the new draws share ``g``. That is stochastic approximation of the additive statistics where the
+    rules are sums of them, and of Q itself elsewhere. Steps are 1 until the estimates no longer drift (burn-in), then
+    ``k ** -decay`` while the estimates are averaged; a closing phase as that of :class:`MonteCarlo` ends the fit.
+
+    Args:
+        num_samples: draws of every chain in one iteration.
+        num_chains: chains of every group.
+        max_samples: most draws of one chain in one iteration of the closing phase.
+        decay: exponent of the steps after the burn-in, above 1/2 and at most 1.
+        window: most draws that are remembered; the oldest are forgotten first.
+
+    Reference:
+        Delyon, Lavielle and Moulines (1999), Convergence of a stochastic approximation version of the EM algorithm,
+        Annals of Statistics 27:94-128; Kuhn and Lavielle (2004), Coupling a stochastic approximation version of EM
+        with an MCMC procedure, ESAIM P&S 8:115-131.
+    """
+
+    num_samples: int = 2
+    decay: float = 2 / 3
+    window: int = 1024
+
+    title: ClassVar[str] = "stochastic approximation (with a stated Monte Carlo error)"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.5 < self.decay <= 1:
+            raise ParameterError(f"decay of SAEM must be above 1/2 and at most 1; it is {self.decay}.")
