@@ -297,9 +297,7 @@ CASES = {
         lambda rng, k: rng.beta([2.0, 9.0][k], [6.0, 2.0][k], ROWS),
     ),
 }
-QUICK = (
-    "Gamma Beta VonMises LogNormal GeometricProbs Weibull StudentT NegativeBinomial2 ZeroInflatedPoisson TruncatedNormal"
-).split()
+QUICK = ("Gamma Beta VonMises LogNormal GeometricProbs Weibull StudentT ZeroInflatedPoisson TruncatedNormal").split()
 NAMES = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES]
 
 

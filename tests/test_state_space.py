@@ -106,7 +106,7 @@ CASES = {
 }
 
 
-QUICK = ("local level", "order three, whole blocks", "vectors in a plate")
+QUICK = ("local level", "order three, whole blocks")
 MARKED = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CASES]
 
 

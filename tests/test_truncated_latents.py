@@ -241,6 +241,7 @@ def fitted():
     return em().run(KEY, *drawn(), init_params=params())
 
 
+@pytest.mark.slow
 def test_iterations_climb_and_posterior_moments():
     result = fitted()
     assert np.all(np.diff(result.history["objective"]) > -1e-10)
