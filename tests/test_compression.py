@@ -1,5 +1,6 @@
 """Few weighted rows or steps in the place of many: EM is the same, iteration by iteration."""
 
+import contextlib
 import dataclasses
 import re
 
@@ -170,6 +171,61 @@ def test_the_plan_says_it():
 def test_a_model_that_says_its_number_of_rows_keeps_them():
     fit = emppl.EM(counts, progress_bar=False, max_iterations=2).run(jax.random.key(0), WORDS, 3000)
     assert fit.posterior("z").shape == (3000, 2)
+
+
+def counting(where):
+    """A model that reads off its data how many rows there are, in some place."""
+
+    def model(x):
+        n = len(x)
+        scale = {"prior": 10 / n}.get(where, 10.0)
+        mean = numpyro.sample("mean", dist.Normal(0.0, scale))
+        covariance = {"matrix": n * jnp.eye(2)}.get(where, jnp.eye(2))
+        slope = numpyro.sample("slope", dist.MultivariateNormal(jnp.zeros(2), covariance))
+        weighted = numpyro.handlers.scale(scale=10 / n) if where == "weight" else contextlib.nullcontext()
+        with weighted, numpyro.plate("rows", n):
+            f = numpyro.sample("f", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(mean + slope[0] + slope[1] * f, 1.0), obs=x)
+
+    return model
+
+
+@pytest.mark.parametrize("where", ["nowhere", "prior", "matrix", "weight"])
+def test_a_model_that_counts_its_rows_keeps_them(where):
+    x = draw(300, 1)[:, 0]
+    plan = str(emppl.EM(counting(where)).plan(x))
+    assert ("depends on how many rows" in plan) == (where != "nowhere"), plan
+    plan = str(emppl.EM(counting(where), compress=False).plan(x))
+    assert ("M-step runs on" in plan) == (where == "nowhere"), plan
+
+
+def test_a_chain_that_counts_its_steps_keeps_them():
+    def chain(y):
+        level = numpyro.sample("level", dist.Normal(0.0, 5 / len(y)))
+
+        def step(state, y):
+            state = numpyro.sample("state", dist.Normal(0.5 * state + level, 1.0))
+            numpyro.sample("y", dist.Normal(state, 1.0), obs=y)
+            return state, None
+
+        scan(step, jnp.zeros(()), y)
+
+    assert "M-step runs on" not in str(emppl.EM(chain).plan(draw(200, 1)[:, 0]))
+
+
+def test_short_floats_are_compared_bit_by_bit():
+    rows = compression._as_integers(jnp.asarray([[0.25], [0.26], [0.25]], jnp.bfloat16).__array__())
+    assert (rows[0] == rows[2]).all() and (rows[0] != rows[1]).any()
+
+
+def test_a_stopped_gradient_is_no_quadratic():
+    def stopped(x, y):
+        slope = numpyro.param("slope", 0.1)
+        with numpyro.plate("rows", len(x)):
+            level = numpyro.sample("level", dist.Normal(jax.lax.stop_gradient(x**3) * slope, 1.0))
+            numpyro.sample("y", dist.Normal(level, 1.0), obs=y)
+
+    assert "EM is the same" not in str(emppl.EM(stopped).plan(draw(300, 2)[:, 0], draw(300, 2)[:, 1]))
 
 
 def test_rows_that_differ_by_more_than_their_data_stay():

@@ -25,7 +25,8 @@ from emppl.program import Options, Program
 from emppl.report.criteria import cell_weights
 from emppl.report.identification import shift_effects
 from emppl.report.uncertainty import hessian_columns, score
-from emppl.trace import WeightedRows, with_array_in_front
+from emppl.structure.same_model import is_same_model
+from emppl.trace import WeightedRows, trace_model, with_array_in_front
 
 _FEW_CELLS = 4096
 """So few table cells an iteration that a fit takes less time than compiling it well."""
@@ -71,7 +72,7 @@ class Compiled:
         self.shift_effects = jax.jit(functools.partial(shift_effects, program))
         self.cell_weights = jax.jit(functools.partial(cell_weights, program))
         self._blocks: dict[tuple[int, bool], Any] = {}
-        self._compressed: dict[int, Compiled | None] = {}
+        self._compressed: dict[int, Compiled | str] = {}
 
     @functools.cached_property
     def simulator(self) -> Simulator | None:
@@ -152,15 +153,24 @@ class Compiled:
         short = [jnp.asarray(one) for one in [data.weights, *data.leaves]]
         number = len(data.weights)
         if number not in self._compressed:
-            model, skeleton, options = self._source
-            try:
-                one = Compiled(WeightedRows(model, found.plate), short, with_array_in_front(skeleton), options, False)
-                same = one.program.axes.sizes.get(found.plate) == number and one.program.free == self.program.free
-            except EMError:
-                same = False
-            self._compressed[number] = one if same else None
+            self._compressed[number] = self._for_few_rows(short, found)
         compiled = self._compressed[number]
-        return (compiled, short, data) if compiled else "the model does not take its number of rows from the data"
+        return compiled if isinstance(compiled, str) else (compiled, short, data)
+
+    def _for_few_rows(self, short: list, found: Compression) -> Compiled | str:
+        """The algorithm for weights and so many rows, if the model is the same for them."""
+        model, skeleton, options = self._source
+        number = len(short[0])
+        try:
+            fewer = trace_model(model, short[1:], skeleton, self.program.trace.draws)
+            if not is_same_model(self.program.trace, fewer, (found.rows, number)):
+                return "the model depends on how many rows there are"
+            one = Compiled(WeightedRows(model, found.plate), short, with_array_in_front(skeleton), options, False)
+        except EMError:
+            return "the model does not take its number of rows from the data"
+        if one.program.axes.sizes.get(found.plate) != number or one.program.free != self.program.free:
+            return "the model does not take its number of rows from the data"
+        return one
 
     def _shortened(self, leaves: tuple[int, ...], length: int) -> list[jax.ShapeDtypeStruct]:
         """Shapes of the data when some arrays have another length."""
@@ -189,6 +199,9 @@ class Compiled:
         except EMError:
             return None
         if program.free != self.program.free or len(program.integrals) != 1 or not found.is_whole(program):
+            return None
+        lengths = self._shapes[found.leaves[0]].shape[0], found.order + found.pieces
+        if not is_same_model(self.program.trace, program.trace, lengths):
             return None
         return lambda params, leaves: (program, *found.apply(self.program, program, params, leaves))
 

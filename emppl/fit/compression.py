@@ -169,7 +169,7 @@ def find_compression(program: Program, shapes: Sequence[jax.ShapeDtypeStruct]) -
     reason = why_not_separate(program, shapes, block, numbers, inside, axes.rank - 1, "row")
     if reason is not None:
         return reason
-    moments = [n for n in holders if jnp.issubdtype(shapes[n].dtype, jnp.inexact) and not _weighs(program, n)]
+    moments = [n for n in holders if jnp.issubdtype(shapes[n].dtype, jnp.floating) and not _weighs(program, n)]
     columns = sum(math.prod(shapes[n].shape[1:]) for n in moments)
     reason = _why_no_moments(program, shapes, moments, inside)
     if reason is None and rows >= _LEAST_SAVING * (columns + 1):
@@ -216,9 +216,11 @@ def _weighs(program: Program, number: int) -> bool:
 
 def _as_integers(rows: np.ndarray) -> np.ndarray:
     """Numbers that are equal where the values are, bit for bit."""
+    if rows.dtype.kind in "biu":
+        return rows.astype(np.int64)
     if rows.dtype.kind == "f":
-        rows = rows.astype(np.float64).view(np.int64)
-    return rows.astype(np.int64)
+        return rows.astype(np.float64).view(np.int64)
+    return np.ascontiguousarray(rows).view(np.uint8).astype(np.int64)  # bfloat16, complex numbers
 
 
 def _hashed(keys: np.ndarray) -> np.ndarray:

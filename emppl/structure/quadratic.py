@@ -12,7 +12,7 @@ from emppl.structure.jaxpr_walk import INLINE, Walk
 
 _JUMPS = frozenset(
     "gt ge lt le eq ne gt_to ge_to lt_to le_to eq_to floor ceil round sign rem argmax argmin sort is_finite "
-    "while".split()
+    "while stop_gradient bitcast_convert_type".split()
 )
 
 
