@@ -121,7 +121,9 @@ class Integral:
         """How many atoms there are."""
         if self.states is None:
             return self.strategy.atoms(self.dimensions)
-        return self.strategy.atoms(max(self.states.windows.per_group, self.states.firsts.entries))
+        # States differ in scale by many orders (a variance next to zero, a diffuse start): points along one column of
+        # a root each, two for every dimension, keep the digits that the corners of a simplex mix.
+        return 2 * max(self.states.windows.per_group, self.states.firsts.entries)
 
     def zeros(self) -> dict[str, jax.Array]:
         """One value of every latent; of scanned ones, of every step of every window."""

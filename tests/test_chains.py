@@ -638,7 +638,7 @@ def test_any_structure_agrees_with_all_paths(how, steps, seed):
 
 
 @pytest.mark.slow
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(structures, st.integers(2, 4), st.integers(0, 50))
 def test_any_structure_agrees_with_all_paths_at_length(how, steps, seed):
     check_structure(how, steps, seed, decode=True)

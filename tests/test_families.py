@@ -474,7 +474,7 @@ def one_at_a_time():
     for name, case in CASES.items():
         for argument in case.arguments:
             quick = (name, argument) == ("Gamma", "concentration")
-            marks = () if quick else pytest.mark.slow
+            marks = () if quick else pytest.mark.long
             if (name, argument) != ("StudentT", "loc"):  # with one centre, these data are best fitted by normal tails
                 yield pytest.param(name, (argument,), (), marks=marks, id=f"{name}-{argument} tied")
             if len(case.arguments) > 1:
@@ -500,7 +500,7 @@ def test_any_smooth_prior_is_maximised_exactly(name, priors):
     assert_stationary(name, priors=priors)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "Gamma" else pytest.mark.slow) for n in CASES])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "Gamma" else pytest.mark.long) for n in CASES])
 def test_float32_is_close_to_float64(name):
     case = CASES[name]
     x, start = data_of(case, 4).astype(_kind(case, "float32")), start_of(case)

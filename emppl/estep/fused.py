@@ -282,7 +282,9 @@ def expectations(
     drawn = [name for name, factor in program.factors.items() if factor.value_is_drawn and factor.has_statistics]
     at_atoms = program.evaluate(params, leaves, atoms=atoms) if drawn else {}
     of_atoms = {name: program.factors[name].prepare(at_atoms) for name in drawn}
-    return Expectations(impossible_to_infinite(value), sums, weights, amplification, atoms, centers, of_atoms)
+    cancelled = sum((one.cancelled for one in integrated.values()), jnp.zeros(()))
+    value = impossible_to_infinite(value)
+    return Expectations(value, sums, weights, amplification, atoms, centers, of_atoms, cancelled)
 
 
 def _largest_sum(natural, bound) -> jax.Array:

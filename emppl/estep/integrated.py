@@ -20,6 +20,7 @@ class Integrated:
         shares: the weights of the atoms, which add up to one in every cell, with the common axes.
         mean: conditional mean (mode where it is approximate) of every group, ``(groups, dimensions)``.
         root: lower triangular root of the conditional precision, ``(groups, dimensions, dimensions)``.
+        cancelled: sum of the terms that cancel in the evidence; times the machine epsilon, its rounding error.
     """
 
     evidence: jax.Array
@@ -27,6 +28,7 @@ class Integrated:
     shares: jax.Array
     mean: jax.Array
     root: jax.Array
+    cancelled: jax.Array | float = 0.0
 
 
 def atoms_of(joint: Joint, points: jax.Array) -> dict[str, jax.Array]:

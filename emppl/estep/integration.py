@@ -62,7 +62,7 @@ def integrate(program: Program, integral: Integral, params, leaves, guess=None, 
         found, atoms = integrate_states(joint)
         shares = jnp.full((1,) * joint.rank, 1 / integral.atoms)
         evidence = impossible_to_infinite(found.evidence)
-        return Integrated(evidence, atoms, shares, found.mean, precision_root(found.covariance))
+        return Integrated(evidence, atoms, shares, found.mean, precision_root(found.covariance), found.cancelled)
     start = joint.pack(joint.zeros()) if guess is None else guess
     strategy = integral.strategy
     if integral.limits:

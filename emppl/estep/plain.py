@@ -54,6 +54,7 @@ class Expectations:
         atoms: of integrated latents.
         centers: by integral, where the atoms lie.
         prepared: statistics of the atoms, of sites whose value is an integrated latent.
+        cancelled: sum of the terms that cancel in the log evidence of integrals.
     """
 
     log_likelihood: jax.Array
@@ -63,6 +64,12 @@ class Expectations:
     atoms: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
     centers: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
     prepared: dict[str, Prepared] = dataclasses.field(default_factory=dict)
+    cancelled: jax.Array | float = 0.0
+
+    @property
+    def rounding(self) -> jax.Array:
+        """What, times the machine epsilon, the log-likelihood may be off beside its own rounding."""
+        return self.amplification + 4 * self.cancelled
 
 
 def owners_of(program: Program, scales: Mapping[str, Any]) -> dict[str, Any]:

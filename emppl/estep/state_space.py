@@ -15,7 +15,7 @@ import numpy as np
 
 from emppl.estep.joint import Joint
 from emppl.integral import StateSpace
-from emppl.positive import lower_inverse, lower_root, simplex
+from emppl.positive import lower_inverse, lower_root
 from emppl.tridiagonal import Smoothed, smooth
 
 
@@ -30,6 +30,7 @@ class StateMoments(NamedTuple):
         window_covariance: their covariance.
         mean: of every step, ``(steps * cells, d)``.
         covariance: ``(steps * cells, d, d)``.
+        cancelled: sum of the terms that cancel in the evidence: a diffuse start makes it large.
     """
 
     evidence: jax.Array
@@ -39,6 +40,7 @@ class StateMoments(NamedTuple):
     window_covariance: jax.Array
     mean: jax.Array
     covariance: jax.Array
+    cancelled: jax.Array
 
 
 def smooth_states(joint: Joint, precisions: tuple[jax.Array, jax.Array] | None = None) -> StateMoments:
@@ -73,9 +75,12 @@ def smooth_states(joint: Joint, precisions: tuple[jax.Array, jax.Array] | None =
     evidence = joint.by_cell(joint.tables(values)) + joint.to_cells(volume)
     first_covariance = jnp.moveaxis(smoothed.covariance[:, :, 0], -1, 0)
     flat, size = states.steps * states.cells, states.dimensions
+    cancelled = jnp.sum(jnp.abs(linear * mean))
     covariance = jnp.reshape(_step_covariance(states, smoothed), (flat, size, size))
     flat_mean = jnp.reshape(mean, (flat, size))
-    return StateMoments(evidence, first_mean, first_covariance, window_mean, window_covariance, flat_mean, covariance)
+    return StateMoments(
+        evidence, first_mean, first_covariance, window_mean, window_covariance, flat_mean, covariance, cancelled
+    )
 
 
 def integrate_states(joint: Joint) -> tuple[StateMoments, dict[str, jax.Array]]:
@@ -96,15 +101,17 @@ def integrate_states(joint: Joint) -> tuple[StateMoments, dict[str, jax.Array]]:
 
 
 def sigma_points(mean: jax.Array, covariance: jax.Array, number: int) -> jax.Array:
-    """Equally weighted points with these moments, ``(number, groups, d)``; more than ``d`` of them.
+    """Equally weighted points with these moments, ``(number, groups, d)``, in pairs along the columns of a root.
 
     Args:
         mean: ``(groups, d)``.
         covariance: ``(groups, d, d)``.
-        number: how many.
+        number: how many: ``2 d``, or more, the rest of them at the mean.
     """
-    corners = jnp.asarray(simplex(number - 1)[:, : mean.shape[-1]], mean.dtype)
-    return mean[None] + jnp.einsum("sj,gij->sgi", corners, lower_root(covariance))
+    columns = math.sqrt(number / 2) * jnp.moveaxis(lower_root(covariance), -1, 0)
+    missing = jnp.zeros((number // 2 - len(columns), *columns.shape[1:]), columns.dtype)
+    deviations = jnp.concatenate([columns, missing])
+    return jnp.concatenate([mean[None] + deviations, mean[None] - deviations])
 
 
 def draw_states(joint: Joint, rng_key: jax.Array) -> dict[str, jax.Array]:

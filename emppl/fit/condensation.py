@@ -43,6 +43,7 @@ class Moments(NamedTuple):
         covariance: their mean covariance over all pieces, ``(d, d)``.
         centers: where the latents lie, group by group.
         atoms: of latents that belong to no piece: the first steps of a chain.
+        cancelled: sum of the terms that cancel in the log-likelihood.
     """
 
     log_likelihood: jax.Array
@@ -50,6 +51,7 @@ class Moments(NamedTuple):
     covariance: jax.Array
     centers: jax.Array
     atoms: dict[str, jax.Array]
+    cancelled: jax.Array | float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +129,8 @@ class Condensation(abc.ABC):
         }
         posterior = Posterior(found.log_likelihood, weights, atoms)
         expectations, prepared = estep.from_posterior(short, params, posterior, data)
-        return dataclasses.replace(expectations, centers={whole.axis: found.centers}), prepared, data
+        centers = {whole.axis: found.centers}
+        return dataclasses.replace(expectations, centers=centers, cancelled=found.cancelled), prepared, data
 
 
 class CondensedSteps(Condensation):
@@ -145,7 +148,7 @@ class CondensedSteps(Condensation):
         points = sigma_points(found.first_mean, found.first_covariance, few.integral.atoms)
         mean = jnp.mean(found.window_covariance, 0)
         atoms = jax.vmap(states.firsts.unpack)(points)
-        return Moments(jnp.sum(found.evidence), found.window_mean, mean, found.mean, atoms)
+        return Moments(jnp.sum(found.evidence), found.window_mean, mean, found.mean, atoms, found.cancelled)
 
     def layout(self, integral: Integral) -> Layout:
         """A window of the state."""

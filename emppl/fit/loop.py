@@ -111,7 +111,7 @@ def make_iteration(
         rise = step.rise(state.params) if needs_rise(program.evidence) else state.progress.rise
         after_step, leaping, failed = step.params, None, jnp.asarray(False)
         if state.leaping is None:
-            said = judge(objective, state.progress, state.iteration, found.amplification, tolerance)
+            said = judge(objective, state.progress, state.iteration, found.rounding, tolerance)
         else:
             after_step, leaping, failed, said = leap(
                 program,
@@ -120,7 +120,7 @@ def make_iteration(
                 step.params,
                 objective,
                 state.progress,
-                found.amplification,
+                found.rounding,
                 tolerance,
             )
             # A leap that fails is taken back, whatever is wrong with it.
