@@ -75,7 +75,7 @@ def check_within_its_errors(result, expected):
     assert np.all(errors <= 0.1 * by_name(result.standard_errors())), errors / by_name(result.standard_errors())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_polio_by_monte_carlo():
     known = oracle("polio_poisson_ar1")["reference"]
     em = emppl.EM(polio.model, latents={"u": emppl.MonteCarlo(num_samples=1600)}, tolerance=1e-2, progress_bar=False)
@@ -93,7 +93,7 @@ def only(values):
     return {name: values[name] for name in ("phi", "sigma")}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_polio_by_laplace():
     """Approximate as announced: the log-likelihood is off by a tenth, the estimates by little of their errors."""
     known = oracle("polio_poisson_ar1")["reference"]

@@ -115,9 +115,9 @@ def test_random_models(shard):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shard", range(2, 6))
+@pytest.mark.parametrize("shard", range(2, 4))
 def test_many_random_models(shard):
-    """The same laws on two hundred more structures."""
+    """The same laws on a hundred more structures."""
     many(50, shard, specs(), st.booleans())(check)
 
 
@@ -127,7 +127,7 @@ def no_gradient(gradient, unit):
         assert np.all(np.abs(leaf) <= unit), (name, leaf)
 
 
-@pytest.mark.parametrize("shard", [0, *(pytest.param(shard, marks=pytest.mark.slow) for shard in range(1, 6))])
+@pytest.mark.parametrize("shard", [0, *(pytest.param(shard, marks=pytest.mark.slow) for shard in range(1, 3))])
 def test_m_step_is_stationary(shard):
     """At the M-step's solution the gradient of Q is zero (six structures a shard)."""
     many(4, shard, specs(max_assignments=300), st.booleans())(m_step_is_stationary)
@@ -171,7 +171,7 @@ def inside(solution, supports):
     return {n: v for n, v in solution.items() if np.all(np.isfinite(free[n])) and np.abs(free[n]).max() < 100}
 
 
-@pytest.mark.parametrize("shard", [0, *(pytest.param(shard, marks=pytest.mark.slow) for shard in range(1, 6))])
+@pytest.mark.parametrize("shard", [0, *(pytest.param(shard, marks=pytest.mark.slow) for shard in range(1, 3))])
 def test_fixed_point_is_stationary(shard):
     """A fixed point of EM is a stationary point of the marginal likelihood (eight structures a shard)."""
     many(6, shard, specs(weights=("none",), max_assignments=300))(fixed_point_is_stationary)

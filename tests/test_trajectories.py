@@ -159,7 +159,7 @@ def test_the_bound_of_the_ascent_knows_the_dimensions():
         assert np.mean(np.array(rises) > stats.norm.ppf(0.75)) > 0.35
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_polio_by_its_importance_sampler():
     """At the published maximum the log-likelihood, by importance sampling, is that of the oracle's grid."""
     from models import polio
