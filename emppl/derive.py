@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from emppl.axes import Axes, model_axes
-from emppl.discrete import check_components, discrete_strategies
+from emppl.discrete import check_components, check_simulated, discrete_strategies
 from emppl.elimination import Factor, plan_elimination
 from emppl.errors import ModelError, unknown_name
 from emppl.estep import check_memory, plan_fused
@@ -66,6 +66,7 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
     program = dataclasses.replace(program, integrals=tuple(integrals), held=dict(options.held))
     program = settle_integrals(program, shapes, options.latents)
     check_components(program)
+    check_simulated(program, options.latents)
     tables = _table_shapes(program, shapes)
     _check_fields(program, tables)
     program = dataclasses.replace(program, parts=_parts(program, tables), argument_shapes=_shapes(program, shapes))

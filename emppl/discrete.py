@@ -1,4 +1,4 @@
-"""Strategies of discrete latents: one for all that meet in sites, and which of them go together with what."""
+"""Strategies of discrete latents: one for all that meet in sites, and one for all latents that are drawn."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from emppl.errors import ModelError
-from emppl.integral import Integral
 from emppl.program import Program
-from emppl.strategies import Simulated, StochasticEM, Strategy
+from emppl.strategies import Simulated, Strategy
 from emppl.trace import Trace
 from emppl.trace.naming import latent_of, model_name
 
@@ -58,11 +57,10 @@ def check_components(program: Program) -> None:
             )
     for integral in program.integrals:
         drawn = sorted({model_name(name) for name in integral.given} & picked)
-        if program.drawn and isinstance(integral.strategy, Simulated) and (drawn or not _stochastic(integral)):
-            others = "have strategies of one kind" if not drawn else "meet"
+        if program.drawn and isinstance(integral.strategy, Simulated) and drawn:
             raise ModelError(
-                f"{program.drawn[0]!r} is drawn by StochasticEM() and {integral.latents[0]!r} by "
-                f"{integral.strategy!r}, which does not work where they {others}. Integrate the continuous "
+                f"{drawn[0]!r} is drawn by StochasticEM() and {integral.latents[0]!r} by "
+                f"{integral.strategy!r}, which does not work where they meet. Integrate the continuous "
                 f"latent: EM(model, latents={{{integral.latents[0]!r}: Quadrature(15)}}), or Gaussian() or Laplace()."
             )
         if program.hard and isinstance(integral.strategy, Simulated):
@@ -73,8 +71,30 @@ def check_components(program: Program) -> None:
             )
 
 
-def _stochastic(integral: Integral) -> bool:
-    return isinstance(integral.strategy, StochasticEM)
+def check_simulated(program: Program, wishes: Mapping[str, Any]) -> None:
+    """Refuse different strategies for latents that are drawn: one loop, with one number of draws, makes the fit.
+
+    Args:
+        program: the model, its integrals settled.
+        wishes: strategies by the model's own names.
+
+    Raises:
+        ModelError: latents are drawn by strategies that are not equal.
+    """
+    drawn = {model_name(n): one for n, one in program.strategies.items() if isinstance(one, Simulated)}
+    if len(set(drawn.values())) <= 1:
+        return
+    # A discrete latent leaves no choice, and a default is no wish.
+    first = next(iter([*program.drawn, *(name for name in drawn if name in wishes), *drawn]))
+    there_are, line = (
+        ", ".join(f"{name!r}: {strategies[name]!r}" for name in sorted(drawn))
+        for strategies in (drawn, dict.fromkeys(drawn, drawn[first]))
+    )
+    raise ModelError(
+        f"Latents that are drawn need one and the same strategy, because one loop draws them all; there are "
+        f"{{{there_are}}}. Write EM(model, latents={{{line}}}), or integrate some of them without draws: "
+        "Gaussian(), Quadrature(15) or Laplace()."
+    )
 
 
 def _components(program: Program) -> list[tuple[set[str], str]]:

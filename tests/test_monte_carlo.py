@@ -4,21 +4,23 @@ import csv
 import functools
 import json
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import optax
 import pytest
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from scipy import integrate, stats
 
 import emppl
-from emppl import SAEM, MonteCarlo, StopReason
-from emppl.fit.ascent import joined
+from emppl import SAEM, MonteCarlo, StochasticEM, StopReason
 from emppl.fit.averaging import Window
 from emppl.fit.mixing import effective_draws, split_r_hat
+from emppl.fit.path import joined
 from models import absences, law_school
 
 ORACLES = pathlib.Path(__file__).parent / "oracles"
@@ -36,6 +38,15 @@ def rows(name):
 
 
 # ------------------------------------------------------------------------------------------------------------ models
+
+
+def effects(y, names=("u", "v")):
+    """Latents that do not meet: each of them is an integral of its own."""
+    a = numpyro.param("a", 0.0)
+    with numpyro.plate("rows", len(y)):
+        for name in names:
+            rate = jnp.exp(a + numpyro.sample(name, dist.Normal(0.0, 0.5)))
+            numpyro.sample(f"y_{name}", dist.Poisson(rate), obs=y)
 
 
 def pumps(time, failures):
@@ -400,3 +411,46 @@ def test_options_are_checked():
         MonteCarlo(num_chains=1)
     with pytest.raises(emppl.ParameterError, match="max_samples"):
         MonteCarlo(num_samples=1000, max_samples=10)
+
+
+# ------------------------------------------------------------------------------------------------- what is no convergence
+
+
+@pytest.mark.parametrize(
+    ("strategy", "rate"),
+    [(MonteCarlo(), 1e-9), (MonteCarlo(max_samples=100), 1e3), (SAEM(), 1e3), (StochasticEM(), 1e3)],
+    ids=["too small", "too noisy", "SAEM", "stochastic EM"],
+)
+def test_inner_iterations_that_do_not_end_are_no_convergence(strategy, rate):
+    """Steps far too small or too large: no gain is seen, nothing drifts, and the maximum (1.1) is far."""
+    y = np.array([3.0, 1.0, 4.0, 5.0, 2.0, 6.0, 3.0, 2.0])
+    em = emppl.EM(effects, latents={"u": strategy}, m_step={"a": optax.sgd(rate)}, progress_bar=False)
+    result = em.run(jax.random.key(0), y, ("u",))
+    assert result.params["a"] == pytest.approx(0.0, abs=1e-4)
+    assert result.stop_reason is StopReason.UNFINISHED and not result.converged
+    assert "learning rate" in result.stop_message and np.all(result.history["unfinished"])
+
+
+@pytest.mark.parametrize(
+    ("latents", "line"),
+    [
+        ({"u": MonteCarlo(), "v": SAEM()}, {"u": MonteCarlo(), "v": MonteCarlo()}),
+        ({"u": StochasticEM(), "v": MonteCarlo(500)}, {"u": StochasticEM(), "v": StochasticEM()}),
+        ({"u": StochasticEM(), "v": StochasticEM(7, 3)}, {"u": StochasticEM(), "v": StochasticEM()}),
+    ],
+)
+def test_latents_that_are_drawn_need_one_strategy(latents, line):
+    """One loop makes the fit: it would take the options of the first, without a word."""
+    em = emppl.EM(effects, latents=latents, progress_bar=False)
+    with pytest.raises(emppl.ModelError, match=f"one and the same.*{re.escape(f'latents={line}')}"):
+        em.plan(np.arange(4.0))
+    emppl.EM(effects, latents=line).plan(np.arange(4.0))
+    emppl.EM(effects, latents={"u": latents["u"], "v": emppl.Laplace()}).plan(np.arange(4.0))
+
+
+def test_draws_are_counted():
+    """A block of stochastic EM that max_iterations shortens has used its first draws alone."""
+    strategy = StochasticEM(num_samples=3, num_chains=2)
+    em = emppl.EM(effects, latents={"u": strategy}, max_iterations=25, progress_bar=False)
+    result = em.run(jax.random.key(0), np.arange(4.0), ("u",))
+    assert result.simulation.total_draws == np.sum(result.history["draws"]) == 25 * 6

@@ -153,6 +153,21 @@ def test_what_cannot_be_drawn_together_is_refused():
         quiet(weighted, {"z": StochasticEM(), "w": StochasticEM()}).plan(x)
     with pytest.raises(emppl.ParameterError, match="at least one chain"):
         StochasticEM(num_chains=0)
+    for strategy in (StochasticEM(num_samples=5), StochasticEM(num_chains=2)):
+        with pytest.raises(emppl.ParameterError, match=r"drawn exactly, once.*latents={'z': StochasticEM\(\)}"):
+            quiet(hidden_markov, {"z": strategy}).plan(chain_data())
+
+    def apart(x):
+        """A discrete and a continuous latent that do not meet."""
+        through_another(x)
+        b = numpyro.sample("b", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Poisson(jnp.exp(numpyro.param("a", 0.0) + b)), obs=2.0)
+
+    discrete = {"z": StochasticEM(), "w": StochasticEM()}
+    for strategy in (StochasticEM(num_samples=5), emppl.MonteCarlo()):
+        with pytest.raises(emppl.ModelError, match=r"one and the same.*latents={'b': StochasticEM\(num_samples=1,"):
+            quiet(apart, {**discrete, "b": strategy}).plan(x)
+    quiet(apart, {**discrete, "b": StochasticEM()}).plan(x)
 
 
 @pytest.mark.long

@@ -14,8 +14,8 @@ from numpyro.contrib.control_flow import scan
 from scipy import special, stats
 
 import emppl
-from emppl.fit.ascent import joined
 from emppl.fit.mixing import effective_draws, mixing
+from emppl.fit.path import joined
 from tests.test_state_space import CASES, dense, poisson_walk
 
 ORACLES = pathlib.Path(__file__).parent / "oracles"

@@ -141,6 +141,24 @@ def test_intervals_and_points_of_monotone_functions(names):
     assert "exact E-step" in plan.objective
 
 
+@pytest.mark.parametrize("weight", [2.0, 0.4])
+def test_a_weight_does_not_restrict_twice(weight):
+    """Around the Delta alone it changes nothing; a weight of zero takes the restriction away."""
+
+    def model(y, weight):
+        mu = numpyro.param("mu", 0.0)
+        with numpyro.plate("rows", len(y)):
+            w = numpyro.sample("w", dist.Normal(mu, SIGMA))
+            with numpyro.handlers.scale(scale=weight):
+                numpyro.sample("y", dist.Delta(jnp.maximum(2 * w, 0.0)), obs=y)
+
+    y = np.array([0.0, 0.4, 0.0, 1.3, 0.0])
+    off = np.array([0.0, 0.0, 1.0, 1.0, 1.0])
+    each = np.where(y == 0, stats.norm.logcdf(0, MU, SIGMA), density(y / 2) - np.log(2))
+    found = emppl.EM(model).e_step({"mu": jnp.array(MU)}, y, weight * off).log_likelihood
+    np.testing.assert_allclose(found, np.sum(each * off), rtol=1e-13)
+
+
 # ------------------------------------------------------------------------------- a model with everything, by quadrature
 
 CELLS = 12

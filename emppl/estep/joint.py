@@ -91,10 +91,14 @@ class Joint:
         arrays = self.program.evaluate(self.params, self.leaves, self.wanted, atoms)
         return {name: self.program.factors[name].table(arrays) for name in self.integral.factors}
 
-    def by_cell(self, tables: Mapping[str, jax.Array]) -> jax.Array:
+    def by_cell(self, tables: Mapping[str, jax.Array], once: bool = False) -> jax.Array:
         """Their sum in every cell of the integral: linear in the tables.
 
         Weights of cells (``handlers.scale``) count relative to the weight of the latents' own cells.
+
+        Args:
+            tables: by site.
+            once: count every cell with a weight once, whatever the weight.
         """
         cells = set(self.integral.cells)
         sizes = self.axes.sizes
@@ -107,7 +111,8 @@ class Joint:
         for name, table in tables.items():
             factor = self.program.factors[name]
             if arrays is not None:
-                table = table * self._relative_weight(arrays, name)
+                weight = self._relative_weight(arrays, name)
+                table = table * (jnp.sign(weight) if once else weight)
             plates = self.axes.plates_of(factor.site, factor.site.batch_shape)
             if self.integral.is_indexed and self._is_numbered(name):
                 table = self._by_index(name, table, plates)

@@ -202,10 +202,12 @@ def _number(array) -> jax.Array:
 def _count(joint: Joint, readings: dict[str, jax.Array], whole: bool = False) -> jax.Array:
     """Readings of all cells of the Delta sites, masked ones left out, added up in every group.
 
+    A weight (``handlers.scale``) does not restrict a latent twice: cells that have one are counted once.
+
     Args:
         joint: the Delta sites.
         readings: by site, a number for every entry of its value.
-        whole: one number for every value of a site instead.
+        whole: one number for every value of a site instead, a log-density, which its weight multiplies.
     """
     arrays = _arrays(joint, jnp.zeros((joint.integral.groups, 1)))
     tables = {}
@@ -217,7 +219,7 @@ def _count(joint: Joint, readings: dict[str, jax.Array], whole: bool = False) ->
         own = dataclasses.replace(mine, distribution=_Reading(total, mine.distribution.event_shape))
         with as_numpyro_expects():
             tables[name] = factor.table({name: own})
-    return joint.to_groups(joint.by_cell(tables))
+    return joint.to_groups(joint.by_cell(tables, once=not whole))
 
 
 class _Reading:

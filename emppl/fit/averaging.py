@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl.estep.simulated import Drawn
-from emppl.fit.ascent import Path, draw
 from emppl.fit.outcome import StopReason
+from emppl.fit.path import Path, draw
 from emppl.fit.simulator import Simulator
 from emppl.fit.trail import inside
 from emppl.fit.window import Window
@@ -65,17 +65,7 @@ def average(
         improved = simulator.improve(path.params, remembered, jnp.asarray(shares), leaves, prepared, path.memory)
         path.log_likelihood = float(improved.log_likelihood)
         path.objective = path.log_likelihood + float(improved.log_prior)
-        path.rows.append(
-            {
-                "iteration": path.iteration,
-                "draws": strategy.num_samples * strategy.num_chains,
-                "gain": np.nan,
-                "gain_error": np.nan,
-                "decision": path.phase,
-                "objective": path.objective,
-                "log_likelihood": path.log_likelihood,
-            }
-        )
+        path.record(strategy.num_samples * strategy.num_chains, path.phase, bool(improved.unfinished))
         if not all(np.all(np.isfinite(value)) for value in jax.device_get(improved.params).values()):
             path.status = StopReason.NOT_FINITE
             return
@@ -85,7 +75,7 @@ def average(
         path.trail.add(path.params)
         if path.trail.is_long and path.trail.is_level:
             if path.phase == "averaging":
-                path.status = StopReason.CONVERGED
+                path.status = path.settled
             else:
                 path.begin("averaging")
     if path.phase == "averaging" and path.trail.values:

@@ -26,9 +26,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emppl.fit.ascent import Path, draw
 from emppl.fit.mixing import Mixing, mixing
 from emppl.fit.outcome import StopReason
+from emppl.fit.path import Path, draw
 from emppl.fit.simulator import Simulator, batch_error
 from emppl.report.charts import Chart, value_at
 from emppl.report.uncertainty import Information, charts, entry_gradients
@@ -147,7 +147,7 @@ def close(
             averaged = 0  # the parabola was not right: a whole step again
         settled = averaged > 0 and noise / averaged <= tolerance / 2 and left <= max(tolerance, 3 * expected)
         settled = settled and pool.uncertainty <= _KNOWN
-        _record(path, number * strategy.num_chains, left, noise)
+        path.record(number * strategy.num_chains, "closing step", gain=left, gain_error=noise)
         report(path)
         if settled or steps >= _MOST_STEPS:
             path.status = StopReason.CONVERGED if settled else StopReason.NOISY
@@ -285,17 +285,3 @@ def _moved(program, local: Mapping[str, Chart], params, step: np.ndarray) -> dic
             return {**params, **moved}
         parts = [part / 2 for part in parts]
     return dict(params)
-
-
-def _record(path: Path, draws: int, left: float, noise: float) -> None:
-    path.rows.append(
-        {
-            "iteration": path.iteration,
-            "draws": draws,
-            "gain": left,
-            "gain_error": noise,
-            "decision": "closing step",
-            "objective": path.objective,
-            "log_likelihood": path.log_likelihood,
-        }
-    )

@@ -67,7 +67,8 @@ class Wandered(NamedTuple):
     Attributes:
         memory: what M-step rules remember at its end.
         chains: where the chains are then.
-        every: of every iteration, the new values, log-likelihood and log prior before, smallest relative scale.
+        every: of every iteration, the new values, log-likelihood and log prior before, smallest relative scale, and
+            whether an inner iteration stopped short.
     """
 
     memory: Any
@@ -131,7 +132,7 @@ class Simulator:
             else:
                 found = estep.expectations(program, self.fused, params, leaves, prepared, key=other)
             step = mstep.maximise(program, params, found, leaves, prepared, memory)
-            seen = step.params, found.log_likelihood, program.log_prior(params, leaves), floor
+            seen = step.params, found.log_likelihood, program.log_prior(params, leaves), floor, step.unfinished
             return (step.params, step.memory, chains), seen
 
         (_, memory, chains), every = jax.lax.scan(advance, (params, memory, chains), jax.random.split(key, number))

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl import mstep
-from emppl.fit.ascent import Path, climb
+from emppl.fit.ascent import climb
 from emppl.fit.averaging import average
 from emppl.fit.checkpoint import Checkpoint
 from emppl.fit.closing import MOST_DIMENSIONS, Closing, close
 from emppl.fit.convergence import Progress
 from emppl.fit.loop import History, LaneState
 from emppl.fit.outcome import StopReason
+from emppl.fit.path import Path
 from emppl.fit.simulator import Simulator
 from emppl.fit.stochastic_em import wander
 from emppl.parameters import free_dimensions

@@ -17,8 +17,8 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from emppl.fit.ascent import Path
 from emppl.fit.outcome import StopReason
+from emppl.fit.path import Path
 from emppl.fit.simulator import Simulator
 from emppl.fit.trail import CHECK, inside
 
@@ -64,7 +64,7 @@ def wander(
                 if path.trail.is_level:
                     path.begin("averaging")
             elif path.trail.relative_error <= known and path.trail.is_level:
-                path.status = StopReason.CONVERGED
+                path.status = path.settled
     finally:
         if path.phase == "averaging" and path.trail.values:
             path.errors = path.trail.errors(path.params)
@@ -73,8 +73,9 @@ def wander(
 
 def _block(simulator: Simulator, path: Path, leaves, prepared, number: int) -> None:
     """A block of iterations, of which the first few are used."""
+    strategy = simulator.strategy
     wandered = simulator.wander(path.params, path.memory, path.chains, path.split(), leaves, prepared, number=CHECK)
-    every, log_likelihoods, log_priors, floors = jax.device_get(wandered.every)
+    every, log_likelihoods, log_priors, floors, unfinished = jax.device_get(wandered.every)
     # The M-step of an iteration may fail after its E-step was sound.
     sound = np.isfinite(log_likelihoods)
     for values in every.values():
@@ -87,19 +88,9 @@ def _block(simulator: Simulator, path: Path, leaves, prepared, number: int) -> N
             return
         path.log_likelihood = float(log_likelihoods[row])
         path.objective = path.log_likelihood + float(log_priors[row])
-        path.rows.append(
-            {
-                "iteration": path.iteration,
-                "draws": simulator.strategy.num_samples * simulator.strategy.num_chains,
-                "gain": np.nan,
-                "gain_error": np.nan,
-                "decision": path.phase,
-                "objective": path.objective,
-                "log_likelihood": path.log_likelihood,
-            }
-        )
+        path.record(strategy.num_samples * strategy.num_chains, path.phase, bool(unfinished[row]))
+        path.total_draws += strategy.num_samples
         path.params = {name: values[row] for name, values in every.items()}
         path.trail.add(path.params)
         path.iteration += 1
     path.memory, path.chains = wandered.memory, wandered.chains
-    path.total_draws += CHECK * simulator.strategy.num_samples

@@ -92,7 +92,7 @@ def _largest_fall(result: EMResult) -> float:
     if result.simulation is None:
         steps = np.diff(result.history["objective"])
     else:
-        taken = np.isin(result.history["decision"], ("accepted", "converged"))
+        taken = np.isin(result.history["decision"], ("accepted", "unfinished", "converged"))
         steps = (result.history["gain"] + _UPPER * result.history["gain_error"])[taken]
     finite = steps[np.isfinite(steps)]
     return float(max(0.0, -finite.min())) if len(finite) else 0.0

@@ -94,8 +94,8 @@ class StochasticEM(Simulated):
     integrated, not drawn.
 
     Args:
-        num_samples: draws of every chain in one iteration.
-        num_chains: chains of every group.
+        num_samples: draws of every chain in one iteration; 1 for discrete latents.
+        num_chains: chains of every group; 1 for discrete latents.
 
     Reference:
         Celeux and Diebolt (1985), The SEM algorithm: a probabilistic teacher algorithm derived from the EM algorithm
@@ -110,8 +110,14 @@ class StochasticEM(Simulated):
     fewest_chains: ClassVar[int] = 1
 
     def why_not(self, name: str, kind: str) -> str | None:
-        """It draws latents of both kinds."""
-        return None
+        """It draws latents of both kinds, discrete ones exactly: one draw, and no chain."""
+        if kind != "discrete" or self.num_samples == self.num_chains == 1:
+            return None
+        return (
+            f"{name!r} is discrete and drawn exactly, once in every iteration, without a chain. Write "
+            f"latents={{{name!r}: StochasticEM()}}; a smaller tolerance of EM averages more iterations, which does "
+            "what more draws would."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
