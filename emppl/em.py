@@ -16,8 +16,9 @@ import numpy as np
 from emppl import estep
 from emppl.errors import DataError, ParameterError, unknown_name
 from emppl.fit import checks, loop, stochastic
-from emppl.fit.checkpoint import Checkpoint, fit_identity
+from emppl.fit.checkpoint import Checkpoint
 from emppl.fit.compiled import Compiled
+from emppl.fit.identity import fit_identity
 from emppl.fit.progress import Progress
 from emppl.held import split_fixed
 from emppl.parameters import check
@@ -333,7 +334,6 @@ class EM:
 
     def _checkpoint(self, path, derived: Compiled, leaves, rng_key, params, args, kwargs) -> Checkpoint:
         """The file of a fit, with what the fit depends on."""
-        mine = self.options
         options = {
             "version": _version(),
             "restarts": self.restarts,
@@ -341,15 +341,13 @@ class EM:
             "tolerance": self.tolerance,
             "accelerate": self.accelerate,
             "compress": self.compress,
-            "estimate": mine.estimate,
-            "latents": dict(sorted(mine.latents.items())),
-            "fixed": {n: np.asarray(v).tolist() for n, v in sorted({**mine.fixed, **mine.held}.items())},
-            "m_step": {n: getattr(rule, "__qualname__", type(rule).__name__) for n, rule in mine.m_step.items()},
-            "optimizer": type(mine.optimizer).__name__,
-            "prior": mine.prior,
         }
         skeleton = split_arguments(args, kwargs)[1]
-        return Checkpoint(path, fit_identity(derived.program.trace, leaves, skeleton, rng_key, params, options))
+        memory = jax.eval_shape(derived.begin, params)
+        return Checkpoint(
+            path,
+            fit_identity(derived.program.trace, leaves, skeleton, rng_key, params, memory, self.options, options),
+        )
 
     def _compression(self, derived: Compiled, leaves) -> str:
         """What a fit does with the rows of the data, for the plan."""

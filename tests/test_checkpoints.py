@@ -145,6 +145,14 @@ def test_a_file_of_another_fit_is_refused_by_what_differs(tmp_path):
         emppl.EM(mixture).run(jax.random.key(0), x, checkpoint=tmp_path / "none" / "fit.npz")
 
 
+def test_a_directory_is_called_one_and_a_hole_in_a_file_is_no_key_error(tmp_path):
+    """Both are errors that say what to do."""
+    with pytest.raises(emppl.ParameterError, match=r"is a directory: give a file in it, '.*fit\.npz'"):
+        emppl.EM(mixture).run(jax.random.key(0), overlapping(), checkpoint=tmp_path)
+    with pytest.raises(emppl.ParameterError, match=r"of another fit: it holds nothing of memory\['mu'\]"):
+        checkpoints.restored("memory", {"memory['nu']": np.zeros(2)}, {"mu": 0, "nu": 0})
+
+
 SCRIPT = """
 import sys, time
 sys.path[:0] = {path!r}

@@ -7,14 +7,12 @@ of another fit is refused, by the name of what differs.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pathlib
-import re
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,8 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl.errors import ParameterError
-from emppl.parameters import constraint_name
-from emppl.trace import Trace
 
 _IDENTITY = "identity"
 _SHARE = 0.05
@@ -42,6 +38,10 @@ class Checkpoint:
         self.path = pathlib.Path(path)
         self.identity = dict(identity)
         self._next = 0.0
+        if self.path.is_dir():
+            raise ParameterError(
+                f"checkpoint={str(path)!r} is a directory: give a file in it, {str(self.path / 'fit.npz')!r}."
+            )
         if not self.path.parent.is_dir():
             raise ParameterError(f"checkpoint={str(path)!r}: there is no directory {str(self.path.parent)!r}.")
 
@@ -108,36 +108,19 @@ def restored(prefix: str, arrays: Mapping[str, np.ndarray], like: Any) -> Any:
         prefix: that of :func:`flattened`.
         arrays: what was saved.
         like: a pytree of the same form.
+
+    Raises:
+        ParameterError: a leaf is missing.
     """
     leaves, form = jax.tree_util.tree_flatten_with_path(like)
-    return jax.tree.unflatten(form, [arrays[f"{prefix}{jax.tree_util.keystr(path)}"] for path, _ in leaves])
-
-
-# ------------------------------------------------------------------------------------------- what a fit depends on
-
-
-def fit_identity(
-    trace: Trace, leaves: Sequence, skeleton: Any, rng_key: jax.Array, start: Mapping[str, Any], options: Mapping
-) -> dict[str, str]:
-    """What a fit depends on, by name in words.
-
-    Args:
-        trace: the traced model.
-        leaves: the data.
-        skeleton: static arguments.
-        rng_key: random key.
-        start: starting values of all restarts.
-        options: those of ``EM``, by name.
-    """
-    found = {
-        "the model": _hashed(*_model(trace)),
-        "the data": _hashed(*(part for leaf in leaves for part in _array(leaf))),
-        "the static arguments of the model": _hashed(_without_addresses(repr(skeleton))),
-        "rng_key": _hashed(*_array(key_data(rng_key))),
-        "the starting values (init_params)": _hashed(*(p for n in sorted(start) for p in (n, *_array(start[n])))),
-        "the precision": str(jnp.result_type(float)),
-    }
-    return found | {name: _without_addresses(repr(value)) for name, value in options.items()}
+    names = [f"{prefix}{jax.tree_util.keystr(path)}" for path, _ in leaves]
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise ParameterError(
+            f"The file given as checkpoint= is of another fit: it holds nothing of {', '.join(missing)}. Give another "
+            "path, or delete the file to start afresh."
+        )
+    return jax.tree.unflatten(form, [arrays[name] for name in names])
 
 
 def key_data(key: jax.Array) -> np.ndarray:
@@ -150,48 +133,3 @@ def key_like(data: np.ndarray, key: jax.Array) -> jax.Array:
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return jnp.asarray(data)
     return jax.random.wrap_key_data(jnp.asarray(data), impl=jax.random.key_impl(key))
-
-
-def _model(trace: Trace) -> Iterator[str]:
-    """The model in words: sites, and every operation with its constants, in an order that is always the same."""
-    lines: list[str] = []
-    for name, site in trace.sites.items():
-        yield f"{name} {site.kind} {site.distribution} {site.shape} {constraint_name(site.constraint)}"
-    outcomes = trace.jaxpr.jaxpr.outvars
-    for path, position in trace.outputs.items():
-        # NumPyro numbers the parts of a distribution in an order that varies from process to process.
-        place, atom = path if path[1] != "distribution" else path[:2], outcomes[position]
-        lines.append(f"{place} {atom if hasattr(atom, 'val') else atom.aval}")
-    yield from sorted(lines)
-    yield from sorted(_operations(trace.jaxpr.jaxpr))
-    yield from sorted(_hashed(*_array(const)) for const in trace.jaxpr.consts)
-
-
-def _operations(jaxpr) -> Iterator[str]:
-    for equation in jaxpr.eqns:
-        yield " ".join(
-            [equation.primitive.name]
-            + [str(one) for one in equation.invars if hasattr(one, "val")]
-            + [str(one.aval) for one in (*equation.invars, *equation.outvars)]
-        )
-        for value in equation.params.values():
-            for inner in value if isinstance(value, list | tuple) else (value,):
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    yield from _operations(inner)
-
-
-def _array(array: Any) -> tuple[str, bytes]:
-    array = np.ascontiguousarray(array)
-    return f"{array.shape} {array.dtype}", array.tobytes()
-
-
-def _hashed(*parts: str | bytes) -> str:
-    total = hashlib.sha256()
-    for part in parts:
-        total.update(hashlib.sha256(part.encode() if isinstance(part, str) else part).digest())
-    return f"#{total.hexdigest()}"
-
-
-def _without_addresses(text: str) -> str:
-    return re.sub(r" at 0x[0-9a-f]+", "", text)
