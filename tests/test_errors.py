@@ -300,3 +300,18 @@ def test_dirichlet_prior_below_one_is_refused():
     with pytest.raises(emppl.ModelError, match="'weights'.*concentration below 1"):
         fit(model, X)
     assert fit(model, X, prior=False).converged
+
+
+@pytest.mark.parametrize("step", [lambda t, at: t > at, lambda t, at: t > jnp.floor(at)])
+def test_a_parameter_that_only_makes_steps(step):
+    """A change point has no slope: EM would stay where it starts, and say that it converged."""
+
+    def change(x):
+        at = numpyro.param("at", 3.0)
+        before, after = numpyro.param("before", 0.0), numpyro.param("after", 1.0)
+        with numpyro.plate("rows", len(x)):
+            z = numpyro.sample("z", dist.Bernoulli(0.1))
+            numpyro.sample("x", dist.Normal(jnp.where(step(jnp.arange(len(x)), at), after, before) + z, 1.0), obs=x)
+
+    with pytest.raises(emppl.ModelError, match="'at' through steps only"):
+        emppl.EM(change).plan(np.zeros(10))

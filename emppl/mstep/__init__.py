@@ -25,6 +25,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from emppl.errors import ModelError
 from emppl.estep import Expectations
 from emppl.factors import Prepared
 from emppl.mstep import closed_form, constrained, edge, given, median, newton, numeric, quadratic
@@ -71,6 +72,14 @@ def _choose(context: RuleContext, name: str) -> Rule:
     for module in _RULES:
         found = module.propose(context, name)
         if isinstance(found, Rule):
+            steps = context.analysis.only_jumps(name) if isinstance(found, (Quadratic, Newton, Numeric)) else None
+            if steps is not None:
+                raise ModelError(
+                    f"Q sees parameter {name!r} through steps only (`{steps}`): it is constant between them, and no "
+                    "slope says where to go. Make it a discrete latent, numpyro.sample with dist.Categorical over its "
+                    f"values, or fit with EM(model, fixed={{{name!r}: value}}) for several values and compare "
+                    "log_likelihood."
+                )
             return dataclasses.replace(found, rejected={name: rejected})
         if found is not None:
             rejected += ((_TITLES[module.__name__], found),)

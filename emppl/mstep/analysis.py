@@ -12,7 +12,7 @@ from emppl.numerics import weighted
 from emppl.parameters import from_coordinates, to_coordinates
 from emppl.program import Program, prior_cells
 from emppl.structure.layout import Layout, find_layout
-from emppl.structure.quadratic import affine_gradient
+from emppl.structure.quadratic import affine_gradient, jump, only_jumps
 
 
 class Analysis:
@@ -95,13 +95,19 @@ class Analysis:
 
     def _why_not_quadratic(self, names: tuple[str, ...]) -> str | None:
         """The reason why Q is not quadratic in a block jointly, or None if it is."""
-        reason = affine_gradient(*self._gradient(self.cells(names), {name: self.params[name] for name in names}))
+        objective, block = self._objective(self.cells(names), {name: self.params[name] for name in names})
+        reason = affine_gradient(jax.grad(objective), block) or jump(objective, block)
         return None if reason is None else f"the gradient of Q is not affine in it ({reason})"
+
+    def only_jumps(self, name: str) -> str | None:
+        """The operation through which Q sees a parameter, if all that it sees are steps."""
+        return only_jumps(*self._objective(self.cells((name,)), {name: self.params[name]}))
 
     def _why_not_smooth(self, names: tuple[str, ...]) -> str | None:
         """The reason why Q has no second derivatives on the unconstrained space, or None if it has."""
         cells, shapes = self.free_cells(names)
-        gradient, block = self._gradient(cells, _structs(shapes))
+        objective, block = self._objective(cells, _structs(shapes))
+        gradient = jax.grad(objective)
         try:
             jax.eval_shape(lambda block: jax.jvp(gradient, (block,), (block,)), block)
         except Exception as error:  # noqa: BLE001  jax raises many kinds, all meaning "no such derivative"
@@ -114,23 +120,19 @@ class Analysis:
         cells, shapes = self.free_cells(names, by_element=True)
         return find_layout(lambda *a: jax.tree.leaves(cells(*a)), shapes, self.params, self.shapes)
 
-    def _gradient(self, cells: Callable, block: Mapping):
-        """The gradient of Q as a function of the block, everything else abstract, and the block's shapes."""
+    def _objective(self, cells: Callable, block: Mapping):
+        """Q as a function of the block, everything else abstract, and the block's shapes."""
 
-        def gradient(block):
+        def objective(block):
             # Zeros stand for the other parameters, the data and the weights: no arithmetic is ever done with them.
             params, leaves = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), (self.params, self.shapes))
+            tables, priors = cells(block, params, leaves)
+            total = sum((jnp.sum(one) for one in priors), jnp.zeros((), jnp.result_type(float)))
+            for table in tables.values():
+                total = total + jnp.sum(weighted(jax.lax.stop_gradient(jnp.ones_like(table)), table))
+            return total
 
-            def objective(block):
-                tables, priors = cells(block, params, leaves)
-                total = sum((jnp.sum(one) for one in priors), jnp.zeros((), jnp.result_type(float)))
-                for table in tables.values():
-                    total = total + jnp.sum(weighted(jax.lax.stop_gradient(jnp.ones_like(table)), table))
-                return total
-
-            return jax.grad(objective)(block)
-
-        return gradient, dict(block)
+        return objective, dict(block)
 
 
 def _structs(shapes: Mapping[str, tuple[int, ...]]):

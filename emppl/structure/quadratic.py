@@ -47,6 +47,21 @@ def jump(function: Callable, block: Mapping[str, jax.ShapeDtypeStruct]) -> str |
     return walk.found[0] if walk.found else None
 
 
+def only_jumps(function: Callable, block: Mapping[str, jax.ShapeDtypeStruct]) -> str | None:
+    """The operation, if a function depends on the block through steps alone; None if some slope shows it, or nothing.
+
+    Args:
+        function: of the block.
+        block: its shapes.
+    """
+    closed = jax.make_jaxpr(function)(block)
+    walk = _Slopes({})
+    environment: dict[Any, Any] = dict.fromkeys(closed.jaxpr.invars, True)
+    walk.run(closed.jaxpr, environment)
+    seen = any(environment.get(atom) for atom in closed.jaxpr.outvars if not isinstance(atom, Literal))
+    return None if seen or not walk.found else walk.found[0]
+
+
 def with_gaps_fixed(function: Callable) -> Callable:
     """The same function, with the pattern of NaN among its inputs taken as given: ``isnan`` answers a constant.
 
@@ -99,6 +114,16 @@ class _Steps(Walk):
             # The carry may come to depend on the block.
             self.run(body, dict.fromkeys(body.invars[equation.params["num_consts"] :], True))
         return True
+
+
+class _Slopes(_Steps):
+    """Follows only what has a slope."""
+
+    def apply(self, equation, tracked: list) -> Any:
+        """Behind a step nothing depends on the block."""
+        before = len(self.found)
+        super().apply(equation, tracked)
+        return True if len(self.found) == before or equation.primitive.name == "while" else None
 
 
 def _becomes_whole(equation) -> bool:
