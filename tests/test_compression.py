@@ -141,7 +141,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+RARE = ("rows of unequal groups", "equal rows with weights", "rows of a table")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in RARE else ()) for n in CASES])
 def test_iterations_are_the_same(name):
     model, data, options = CASES[name]
     fits = [

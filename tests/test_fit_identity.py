@@ -188,6 +188,7 @@ def everything():
     return [*found, fit_identity(trace, leaves, skeleton, jax.random.key(0), {}, {}, emppl.em.Options(), {})]
 
 
+@pytest.mark.slow
 def test_another_process_finds_the_same():
     """Under other orders of sets, and after other traces."""
     here = pathlib.Path(__file__).parent

@@ -626,6 +626,7 @@ def test_ibm_model1_translation_tables():
     assert [one.rule for one in em.plan(*data).parameters] == ["closed form"]
 
 
+@pytest.mark.slow
 def test_scale_mixture_is_the_t_distribution():
     """Weights integrated by quadrature; the error of integration that the fit states is what it is off."""
     em = emppl.EM(stack_loss.model, latents={"weight": emppl.Quadrature(31)}, progress_bar=False)

@@ -106,7 +106,7 @@ CASES = {
 }
 
 
-QUICK = ("local level", "order three, whole blocks")
+QUICK = ("local level",)
 MARKED = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CASES]
 
 
@@ -163,6 +163,7 @@ def test_q_is_the_expectation_and_em_climbs(name):
     assert em.log_likelihood(better, *args) > em.log_likelihood(params, *args)
 
 
+@pytest.mark.slow
 def test_a_mixture_of_chains():
     """One regime for every sequence: a discrete latent outside the scan."""
 

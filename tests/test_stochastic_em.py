@@ -95,6 +95,7 @@ def chain_fits():
     return exact, quiet(hidden_markov, {"z": StochasticEM()}, tolerance=4e-3).run(jax.random.key(0), chain_data())
 
 
+@pytest.mark.slow
 def test_a_hidden_markov_model_ends_beside_the_maximum(capsys):
     """Estimates within a tenth of their standard errors; log-likelihoods are exact; the result says what it is."""
     exact, result = chain_fits()

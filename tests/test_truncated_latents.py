@@ -237,6 +237,7 @@ def em():
     return emppl.EM(everything, tolerance=0, progress_bar=False)
 
 
+@pytest.mark.slow
 def test_evidence_and_q_of_a_mixture_with_weights_and_masks():
     count = drawn()[5]
     here, there = params(), params(0.05)

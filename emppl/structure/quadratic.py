@@ -15,6 +15,9 @@ _JUMPS = frozenset(
     "while stop_gradient bitcast_convert_type".split()
 )
 
+_SLOPED = ("sort", "rem", "while")
+"""Those of them that have a slope between the steps."""
+
 
 def affine_gradient(gradient: Callable, block: Mapping[str, jax.ShapeDtypeStruct]) -> str | None:
     """Is a function's gradient affine, so that the function is quadratic? Answered without arithmetic.
@@ -123,7 +126,7 @@ class _Slopes(_Steps):
         """Behind a step nothing depends on the block."""
         before = len(self.found)
         super().apply(equation, tracked)
-        return True if len(self.found) == before or equation.primitive.name == "while" else None
+        return True if len(self.found) == before or equation.primitive.name in _SLOPED else None
 
 
 def _becomes_whole(equation) -> bool:
