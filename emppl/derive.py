@@ -169,11 +169,9 @@ def _says_which_steps_exist(trace: Trace, name: str, in_latents, in_parameters) 
 
 
 def _table_shapes(program: Program, leaves) -> dict[str, jax.ShapeDtypeStruct]:
-    sites = program.trace.sites
-    params = {n: jax.ShapeDtypeStruct(sites[n].shape, sites[n].dtype) for n in program.trace.parameters}
     return jax.eval_shape(
         lambda params, leaves: program.tables(program.evaluate(params, leaves)),
-        params,
+        program.trace.parameter_shapes,
         leaves,
     )
 
@@ -252,8 +250,6 @@ def _scanned(program: Program) -> frozenset[str]:
 
 def _shapes(program: Program, leaves) -> dict[str, dict[str, tuple[int, ...]]]:
     """Aligned shape of every argument of the sites with a registered family, abstractly."""
-    sites = program.trace.sites
-    params = {n: jax.ShapeDtypeStruct(sites[n].shape, sites[n].dtype) for n in program.trace.parameters}
 
     def arguments(params, leaves):
         arrays = program.evaluate(params, leaves)
@@ -263,5 +259,5 @@ def _shapes(program: Program, leaves) -> dict[str, dict[str, tuple[int, ...]]]:
             if factor.is_exponential and factor.site.kind != "factor" and factor.labels_of is None
         }
 
-    shaped = jax.eval_shape(arguments, params, leaves)
+    shaped = jax.eval_shape(arguments, program.trace.parameter_shapes, leaves)
     return {name: {n: a.shape for n, a in found.items()} for name, found in shaped.items()}

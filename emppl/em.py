@@ -241,8 +241,8 @@ class EM:
             *args: model arguments; arrays are data, everything else is static.
             init_params: starting values by parameter for the first restart; the others are drawn.
             checkpoint: a file that holds the state of the fit after every block of iterations. The same call goes on
-                from there after the process was killed, and gives the same result as if it had not been. Functions
-                in ``m_step`` and ``optimizer`` are told apart by their names only.
+                from there after the process was killed, and gives the same result as if it had not been. A file
+                of another fit is refused; globals that a function in ``m_step`` or ``optimizer`` reaches are not seen.
             **kwargs: model keyword arguments.
 
         Returns:

@@ -20,7 +20,7 @@ from emppl.elimination import EliminationPlan, probe_name
 from emppl.factors import SiteFactor
 from emppl.held import pin
 from emppl.integral import Integral
-from emppl.parameters import constrain
+from emppl.parameters import constrain, free_dimensions
 from emppl.picking import Picking
 from emppl.regression import RegressionFactor
 from emppl.roles import Role
@@ -164,6 +164,12 @@ class Program:
     def free(self) -> list[str]:
         """Parameters that are estimated, in model order."""
         return [name for name, rule in self.rules.items() if rule.free]
+
+    @property
+    def free_dimensions(self) -> int:
+        """How many numbers these are, unconstrained."""
+        sites = self.trace.sites
+        return sum(free_dimensions(sites[n].constraint, sites[n].shape) for n in self.free)
 
     @property
     def evidence(self) -> Evidence:

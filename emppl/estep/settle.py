@@ -27,7 +27,7 @@ from emppl.strategies import (
     Strategy,
     TruncatedGaussian,
 )
-from emppl.structure.quadratic import affine_gradient, jump
+from emppl.structure.quadratic import why_not_quadratic
 
 
 def settle_integrals(program: Program, shapes, wishes: Mapping[str, Any]) -> Program:
@@ -52,8 +52,7 @@ def settle_integrals(program: Program, shapes, wishes: Mapping[str, Any]) -> Pro
         def tables(values, params, leaves, integral=integral):
             return Joint(program, integral, params, leaves).tables(values)
 
-        sites = program.trace.sites
-        params = {n: jax.ShapeDtypeStruct(sites[n].shape, sites[n].dtype) for n in program.trace.parameters}
+        params = program.trace.parameter_shapes
         place = arrange if integral.states is None else arrange_chain
         integral = place(integral, program.trace, program.axes, tables, params, shapes)
         _check_weights(program, integral)
@@ -63,6 +62,7 @@ def settle_integrals(program: Program, shapes, wishes: Mapping[str, Any]) -> Pro
         is_smoothed = all(isinstance(one, Gaussian) for one in asked) if asked else obstacle is None
         if integral.states is not None and not is_smoothed and not integral.limits:
             integral = by_trajectory(integral, program.trace)
+        sites = program.trace.sites
         within_bounds = any(not constraint_name(sites[name].constraint).startswith("real") for name in integral.latents)
         if integral.limits:
             strategy, reason = _truncated(program, integral, obstacle, wishes)
@@ -115,7 +115,7 @@ def _why_not_quadratic(program: Program, integral: Integral, params, shapes) -> 
         return sum((jnp.sum(table) for table in joint.tables(values).values()), jnp.zeros(()))
 
     block = {name: jax.ShapeDtypeStruct(one.shape, one.dtype) for name, one in integral.zeros().items()}
-    reason = affine_gradient(jax.grad(total), block) or jump(total, block)
+    reason = why_not_quadratic(total, block)
     return None if reason is None else f"the log joint is not quadratic in it ({reason})"
 
 

@@ -26,7 +26,6 @@ import numpy as np
 from emppl.fit.outcome import StopReason
 from emppl.fit.path import Path, draw, joined
 from emppl.fit.simulator import Simulator, batch_error
-from emppl.parameters import free_dimensions
 from emppl.strategies import MonteCarlo
 
 _CONFIDENCE = statistics.NormalDist().inv_cdf(0.75)
@@ -69,8 +68,7 @@ def climb(
     """
     strategy = simulator.strategy
     assert isinstance(strategy, MonteCarlo)
-    sites = simulator.program.trace.sites
-    bound = lower_bound(sum(free_dimensions(sites[n].constraint, sites[n].shape) for n in simulator.program.free))
+    bound = lower_bound(simulator.program.free_dimensions)
     while path.status is StopReason.RUNNING:
         keep()
         if path.iteration >= max_iterations:

@@ -47,7 +47,7 @@ class Compiled:
         leaves: its array arguments; only shapes and dtypes are used.
         skeleton: its static arguments.
         options: the user's options.
-        compress: may fits run on few weighted rows or steps in the place of many?
+        compress: may fits run on few weighted rows of data in the place of many?
     """
 
     def __init__(self, model, leaves, skeleton, options: Options, compress: bool = True):

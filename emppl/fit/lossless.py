@@ -15,8 +15,8 @@ import numpy as np
 
 from emppl.positive import simplex
 from emppl.program import Program
+from emppl.structure import quadratic
 from emppl.structure.groups import SHARED, Meeting
-from emppl.structure.quadratic import affine_gradient, jump, with_gaps_fixed
 from emppl.structure.separation import Separation
 
 
@@ -50,7 +50,7 @@ def why_not_separate(
     """
     sites = sorted(sites)
     tables = _tables(program, sites)
-    found = Separation(tables, block, _parameters(program), list(shapes)).groups(numbers)
+    found = Separation(tables, block, program.trace.parameter_shapes, list(shapes)).groups(numbers)
     for name, one in zip(sites, found, strict=True):
         if one is None:
             continue
@@ -79,20 +79,15 @@ def why_not_quadratic(
     """
     tables = _tables(program, sorted(sites))
     others = {n: one for n, one in block_of(program, shapes, ()).items() if n not in block}
-    rest = (others, _parameters(program), list(shapes))
+    rest = (others, program.trace.parameter_shapes, list(shapes))
 
     def total(block):
         others, params, leaves = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), rest)
         return sum((jnp.sum(one) for one in tables(block | others, params, leaves).values()), jnp.zeros(()))
 
-    density = with_gaps_fixed(total) if gaps else total
-    reason = affine_gradient(jax.grad(density), block) or jump(density, block)
+    density = quadratic.with_gaps_fixed(total) if gaps else total
+    reason = quadratic.why_not_quadratic(density, block)
     return None if reason is None else f"the log density is not quadratic in a {piece} and its latents ({reason})"
-
-
-def _parameters(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
-    sites = program.trace.sites
-    return {n: jax.ShapeDtypeStruct(sites[n].shape, sites[n].dtype) for n in program.trace.parameters}
 
 
 def _tables(program: Program, sites: Sequence[str]):

@@ -20,7 +20,6 @@ from emppl.fit.outcome import StopReason
 from emppl.fit.path import Path
 from emppl.fit.simulator import Simulator
 from emppl.fit.stochastic_em import wander
-from emppl.parameters import free_dimensions
 from emppl.report.restarts import best_restart
 from emppl.strategies import SAEM, StochasticEM
 
@@ -129,10 +128,7 @@ def run(
         if isinstance(simulator.strategy, StochasticEM):
             notes.append(_words(best))
         elif best.status in (StopReason.CONVERGED, StopReason.NOISY):
-            dimensions = sum(
-                free_dimensions(program.trace.sites[n].constraint, program.trace.sites[n].shape) for n in program.free
-            )
-            if dimensions <= MOST_DIMENSIONS:
+            if program.free_dimensions <= MOST_DIMENSIONS:
                 closing = close(simulator, best, leaves, prepared, tolerance, show)
                 if closing.note is not None:
                     notes.append(closing.note)

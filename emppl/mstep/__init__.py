@@ -72,7 +72,7 @@ def _choose(context: RuleContext, name: str) -> Rule:
     for module in _RULES:
         found = module.propose(context, name)
         if isinstance(found, Rule):
-            steps = context.analysis.only_jumps(name) if isinstance(found, (Quadratic, Newton, Numeric)) else None
+            steps = context.analysis.only_jumps(name) if isinstance(found, (Newton, Numeric)) else None
             if steps is not None:
                 raise ModelError(
                     f"Q sees parameter {name!r} through steps only (`{steps}`): it is constant between them, and no "

@@ -12,7 +12,7 @@ from emppl.numerics import weighted
 from emppl.parameters import from_coordinates, to_coordinates
 from emppl.program import Program, prior_cells
 from emppl.structure.layout import Layout, find_layout
-from emppl.structure.quadratic import affine_gradient, jump, only_jumps
+from emppl.structure.quadratic import only_jumps, why_not_quadratic
 
 
 class Analysis:
@@ -27,7 +27,7 @@ class Analysis:
         self.program = program
         self.shapes = shapes
         sites = program.trace.sites
-        self.params = {n: jax.ShapeDtypeStruct(sites[n].shape, sites[n].dtype) for n in program.trace.parameters}
+        self.params = program.trace.parameter_shapes
         self.priors = [
             n for n in self.params if sites[n].kind == "continuous" and n not in program.fixed and program.use_prior
         ]
@@ -96,7 +96,7 @@ class Analysis:
     def _why_not_quadratic(self, names: tuple[str, ...]) -> str | None:
         """The reason why Q is not quadratic in a block jointly, or None if it is."""
         objective, block = self._objective(self.cells(names), {name: self.params[name] for name in names})
-        reason = affine_gradient(jax.grad(objective), block) or jump(objective, block)
+        reason = why_not_quadratic(objective, block)
         return None if reason is None else f"the gradient of Q is not affine in it ({reason})"
 
     def only_jumps(self, name: str) -> str | None:

@@ -14,7 +14,6 @@ import numpy as np
 from emppl.errors import ParameterError
 from emppl.fit.outcome import StopReason
 from emppl.held import held_dimensions
-from emppl.parameters import free_dimensions
 from emppl.program import Program
 from emppl.report import summary
 from emppl.report.boundary import remarks, scales
@@ -229,7 +228,7 @@ class EMResult:
         every K along its last axis, because a common shift of the logits changes nothing.
         """
         sites = self._program.trace.sites
-        total = sum(free_dimensions(sites[n].constraint, sites[n].shape) for n in self._program.free)
+        total = self._program.free_dimensions
         total -= sum(held_dimensions(sites[n].constraint, held) for n, held in self._program.held.items())
         return total - sum(self.params[name].size // self.params[name].shape[-1] for name in self.only_differences)
 

@@ -19,7 +19,17 @@ _SLOPED = ("sort", "rem", "while")
 """Those of them that have a slope between the steps."""
 
 
-def affine_gradient(gradient: Callable, block: Mapping[str, jax.ShapeDtypeStruct]) -> str | None:
+def why_not_quadratic(function: Callable, block: Mapping[str, jax.ShapeDtypeStruct]) -> str | None:
+    """The operation for which a function is not quadratic, or None: its gradient shows all of them but jumps.
+
+    Args:
+        function: a number, of the block.
+        block: its shapes.
+    """
+    return _affine(jax.grad(function), block) or _jump(function, block)
+
+
+def _affine(gradient: Callable, block: Mapping[str, jax.ShapeDtypeStruct]) -> str | None:
     """Is a function's gradient affine, so that the function is quadratic? Answered without arithmetic.
 
     Args:
@@ -37,7 +47,7 @@ def affine_gradient(gradient: Callable, block: Mapping[str, jax.ShapeDtypeStruct
     return None
 
 
-def jump(function: Callable, block: Mapping[str, jax.ShapeDtypeStruct]) -> str | None:
+def _jump(function: Callable, block: Mapping[str, jax.ShapeDtypeStruct]) -> str | None:
     """An operation that makes steps of what depends on the block, which no gradient shows; None if there is not one.
 
     Args:

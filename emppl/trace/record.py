@@ -174,6 +174,11 @@ class Trace:
         """Names of params and unobserved continuous sites, in model order."""
         return [name for name, site in self.sites.items() if site.kind in ("param", "continuous")]
 
+    @property
+    def parameter_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of these, for whatever is asked abstractly."""
+        return {n: jax.ShapeDtypeStruct(self.sites[n].shape, self.sites[n].dtype) for n in self.parameters}
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
