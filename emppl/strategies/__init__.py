@@ -10,7 +10,7 @@ from emppl.strategies.integrated import (
     Quadrature,
     TruncatedGaussian,
 )
-from emppl.strategies.simulated import SAEM, MonteCarlo, Simulated, StochasticEM
+from emppl.strategies.simulated import SAEM, Kernel, MonteCarlo, Simulated, StochasticEM
 
 __all__ = [
     "DEFAULT_NODES",
@@ -21,6 +21,7 @@ __all__ = [
     "Evidence",
     "Gaussian",
     "Hard",
+    "Kernel",
     "Laplace",
     "MonteCarlo",
     "Quadrature",
