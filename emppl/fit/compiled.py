@@ -20,11 +20,11 @@ from emppl.fit.compression import Compressed, Compression, find_compression, loo
 from emppl.fit.condensation import Condensation, find_condensation
 from emppl.fit.simulator import Simulator
 from emppl.fit.start import starting_values
+from emppl.information.criteria import cell_weights
+from emppl.information.identification import shift_effects
+from emppl.information.uncertainty import hessian_columns, score
 from emppl.parameters import check
 from emppl.program import Options, Program
-from emppl.report.criteria import cell_weights
-from emppl.report.identification import shift_effects
-from emppl.report.uncertainty import hessian_columns, score
 from emppl.structure.same_model import is_same_model
 from emppl.trace import WeightedRows, trace_model, with_array_in_front
 

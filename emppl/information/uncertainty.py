@@ -20,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl import estep
+from emppl.information.boundary import newton_step, scales, vanishing
+from emppl.information.charts import Chart, Frame, chart, has_bounds, jacobian, pressed, value_at
+from emppl.information.corners import no_standard_errors, without_curvature
 from emppl.program import Program
-from emppl.report.boundary import newton_step, scales, vanishing
-from emppl.report.charts import Chart, Frame, chart, has_bounds, jacobian, pressed, value_at
 
 EDGE = 1e-5
 """How close to its bound a probability counts as being on it."""
@@ -198,10 +199,14 @@ def covariance(
     """Covariance of all entries of all free parameters, by the delta method from local coordinates.
 
     Raises:
-        ValueError: the information matrix is not positive definite, so the estimate is no interior maximum.
+        ValueError: the information matrix is not positive definite, so the estimate is no interior maximum; or there
+            is none, because of corners.
     """
     from scipy import sparse
 
+    corners = without_curvature(program)
+    if corners:
+        raise ValueError(no_standard_errors(corners))
     names = np.array([name for name, one in local.items() for _ in range(int(one.active.sum()))], dtype=object)
     inverse = _inverse(information.matrix, names)
     labels, missing, entries, coordinates, values = [], [], [], [], []
