@@ -7,10 +7,12 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
-from scipy import special
+from scipy import optimize, special
 
 import emppl
 from emppl import SAEM, MonteCarlo, StochasticEM
+from tests.test_state_space import poisson_walk
+from tests.test_trajectories import COUNTS, walk_on_grid
 
 POSITIVE = dist.constraints.positive
 KERNELS = ("metropolis", "hmc", "nuts")
@@ -123,6 +125,25 @@ def test_a_curved_density(kernel):
         seen = lambda a, b: np.stack([a, b, a * a, a * b, b * b, a**3], -1)  # noqa: E731
         expected = np.sum(weight[..., None] * seen(one, two), (0, 1))
         check_means(seen(draws[:, :, pair, 0], draws[:, :, pair, 1]), expected)
+
+
+@pytest.mark.slow
+def test_a_fit_by_nuts():
+    """Against the maximum of the likelihood on a grid, and the posterior of the seven latents there."""
+    best = optimize.minimize_scalar(lambda log_sd: -walk_on_grid(float(np.exp(log_sd)))[0], bracket=(-1.0, 0.0))
+    em = emppl.EM(poisson_walk, latents={"level": MonteCarlo(kernel="nuts")}, progress_bar=False)
+    result = em.run(jax.random.key(0), COUNTS)
+    assert result.converged and result.certificate.divergences == {"level": 0}
+    error = float(result.monte_carlo_errors["sd"])
+    assert abs(float(result.params["sd"]) - np.exp(best.x)) < 3 * error
+    assert error < 0.05 * float(result.standard_errors()["sd"])
+    assert abs(result.log_likelihood + best.fun) < 4 * result.simulation.log_likelihood_error + 1e-3
+    _, mean, variance = walk_on_grid(float(result.params["sd"]))
+    drawn = np.asarray(result.sample_posterior(jax.random.key(1), 500)["level"])  # every one from a chain of its own
+    assert drawn.shape == (500, len(COUNTS))
+    np.testing.assert_array_less(np.abs(drawn.mean(0) - mean), 4 * np.sqrt(variance / 500))
+    squares = (drawn - mean) ** 2
+    np.testing.assert_array_less(np.abs(squares.mean(0) - variance), 4 * squares.std(0) / np.sqrt(500))
 
 
 # -------------------------------------------------------------------------------------------------- what is said
