@@ -26,7 +26,6 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from numpyro.infer.hmc import hmc
 from numpyro.infer.util import ParamInfo
 
-from emppl.estep.importance import placed
 from emppl.estep.joint import Joint
 from emppl.positive import lower_inverse
 from emppl.strategies import Kernel
@@ -85,11 +84,14 @@ def trajectories(
     lanes, steps = chains * groups, jnp.tile(step, chains)
     inverse = lower_inverse(root)
 
+    def place(white):
+        return jnp.reshape(mean, (1,) * (white.ndim - 2) + mean.shape) + jnp.einsum("...gj,gji->...gi", white, inverse)
+
     def every(white):
         """Potential of every group of one chain, and its gradient."""
 
         def total(white):
-            potentials = -joint.by_group(mean + jnp.einsum("gj,gji->gi", white, inverse))
+            potentials = -joint.by_group(place(white))
             return jnp.sum(potentials), potentials
 
         (_, potentials), slopes = jax.value_and_grad(total, has_aux=True)(white)
@@ -128,11 +130,11 @@ def trajectories(
             state = state._replace(trajectory_length=jnp.minimum(jnp.sqrt(share) * length, _LONGEST * share * steps))
         state = jax.vmap(sample)(state)
         rate = jnp.mean(jnp.reshape(state.accept_prob, (chains, groups)), 0)
-        return state, (jnp.reshape(state.z, position.shape), rate, jnp.sum(state.diverging))
+        return state, (place(jnp.reshape(state.z, position.shape)), rate, jnp.sum(state.diverging))
 
     shares = jnp.ones(moves, white.dtype).at[: len(_FIRST)].set(jnp.asarray(_FIRST[:moves], white.dtype))
     _, (path, rate, diverging) = jax.lax.scan(advance, state, (jax.random.split(key, moves), shares))
-    return Trajectories(placed(mean, root, path), rate, diverging)
+    return Trajectories(path, rate, diverging)
 
 
 def _of_one_lane(every: Callable, position: jax.Array) -> Callable[[jax.Array], jax.Array]:

@@ -46,8 +46,8 @@ class Simulated(Continuous):
       up to four numbers per group;
     - ``"hmc"``: NumPyro's Hamiltonian trajectories of fixed length, the default for more;
     - ``"nuts"``: NumPyro's No-U-Turn sampler, which chooses their length. In the coordinates of the Laplace
-      approximation the right length is known: NUTS knows first moments of the latents as well in the same time, but
-      squares, which variances are estimated from, less well. It is for posteriors that are far from normal.
+      approximation the right length is known: NUTS learns first moments of the latents about as fast, but squares,
+      from which variances are estimated, three to eight times more slowly.
 
     Discrete latents that a group depends on are summed over, not drawn: there is a set of chains for each of their
     states, and importance sampling weighs them.
