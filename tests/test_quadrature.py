@@ -226,6 +226,7 @@ def six_pumps(time, failures):
         numpyro.sample("failures", dist.Poisson(rate * time).to_event(1), obs=failures)
 
 
+@pytest.mark.slow
 def test_error_of_laplace_in_many_dimensions():
     """By importance sampling, within its own Monte Carlo error, of log-likelihood and of the maximum."""
     rng = np.random.default_rng(0)
