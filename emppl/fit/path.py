@@ -150,9 +150,20 @@ def joined(found: list[Drawn]) -> Drawn:
     draws: dict[str, Any] = {axis: np.concatenate([one.draws[axis] for one in found], 1) for axis in found[0].draws}
     sizes = np.array([one.draws[axis].shape[1] for one in found for axis in list(one.draws)[:1]], float)
     evidence: dict[str, Any] = {}
+    parts: dict[str, Any] = {}
     for axis in found[0].evidence:
         each = np.stack([np.asarray(one.evidence[axis]) for one in found])
         peak = np.max(each, 0)
         shares = (sizes / sizes.sum()).reshape(-1, *[1] * (each.ndim - 1))
         evidence[axis] = peak + np.log(np.sum(shares * np.exp(each - np.where(np.isfinite(peak), peak, 0)), 0))
-    return Drawn(draws, evidence, found[-1].chains)
+        if axis in found[0].parts:
+            every = [np.asarray(one.parts[axis]) for one in found]
+            along = next(a for a, size in enumerate(every[0].shape) if size > 1 and each.shape[a + 1] == 1)
+            parts[axis] = np.concatenate(
+                [
+                    part * share * np.exp(one - np.where(np.isfinite(evidence[axis]), evidence[axis], 0))
+                    for part, one, share in zip(every, each, shares, strict=True)
+                ],
+                along,
+            )
+    return Drawn(draws, evidence, found[-1].chains, parts)
