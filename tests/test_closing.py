@@ -15,6 +15,7 @@ from emppl import MonteCarlo, Quadrature, StopReason
 from emppl.fit import closing, stochastic
 from emppl.fit.ascent import chi_square_mean_quantile
 from emppl.fit.path import Path, draw
+from emppl.fit.trail import Trail
 from emppl.report.uncertainty import charts
 
 POSITIVE = dist.constraints.positive
@@ -122,3 +123,12 @@ def test_a_closing_phase_that_does_not_come_about_leaves_the_tolerance_to_the_as
     monkeypatch.setattr(stochastic, "MOST_DIMENSIONS", 0)
     result = em.run(jax.random.key(0), y)
     assert len(calls) == 2 and result.stop_reason is StopReason.CONVERGED and last_bound(result) < 5e-4
+
+
+def test_drift_is_measured_by_the_spread_of_single_estimates():
+    """Where steps shrink, all batches of a phase lie on one slow excursion: they show no noise, and any drift is large."""
+    slow = 0.3 * np.exp(-np.arange(200) / 100)[:, None] * np.array([1.0, -2.0])
+    trail = Trail(list(slow))
+    drift = np.abs(slow[100:150].mean(0) - slow[150:].mean(0))
+    assert not trail.is_level
+    assert trail.is_close(drift / 0.49) and not trail.is_close(drift / np.array([0.49, 0.51]))

@@ -36,6 +36,7 @@ class Path:
         rows: one entry per M-step on draws, accepted or not.
         phase: where estimates are averaged, whether they are yet.
         trail: estimates of that phase.
+        spread: of single estimates in the phase before, None in the first one.
         window: past draws that Q remembers, where it does.
         errors: Monte Carlo standard errors of averaged estimates, where there is no closing phase.
     """
@@ -53,6 +54,7 @@ class Path:
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     phase: str = "burn-in"
     trail: Trail = dataclasses.field(default_factory=Trail)
+    spread: np.ndarray | None = None
     window: Window | None = None
     errors: dict[str, np.ndarray] | None = None
 
@@ -68,6 +70,8 @@ class Path:
             found[f"rows.{name}"] = np.array([row[name] for row in self.rows])
         if self.trail.values:
             found["trail"] = np.array(self.trail.values)
+        if self.spread is not None:
+            found["spread"] = self.spread
         return found | (flattened("window", self.window.arrays) if self.window is not None else {})
 
     def restore(self, saved: Mapping[str, np.ndarray]) -> None:
@@ -85,13 +89,14 @@ class Path:
         columns = {name.removeprefix("rows."): one.tolist() for name, one in saved.items() if name.startswith("rows.")}
         self.rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         self.trail = Trail(list(saved["trail"]) if "trail" in saved else None)
+        self.spread = saved.get("spread")
         if "window['shares']" in saved:
             like = {"draws": dict.fromkeys(self.chains, 0), "shares": 0}
             self.window = Window(**restored("window", saved, like))
 
     def begin(self, phase: str) -> None:
         """Go on to another phase."""
-        self.phase, self.trail = phase, Trail()
+        self.phase, self.spread, self.trail = phase, self.trail.spread, Trail()
 
     def split(self) -> jax.Array:
         """A fresh key."""

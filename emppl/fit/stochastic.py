@@ -117,7 +117,7 @@ def run(
             if isinstance(simulator.strategy, StochasticEM):
                 wander(simulator, path, leaves, prepared, tolerance, max_iterations, show, keep)
             elif isinstance(simulator.strategy, SAEM):
-                average(simulator, path, leaves, prepared, max_iterations, show, keep)
+                average(simulator, path, leaves, prepared, max_iterations, closes, show, keep)
             else:
                 climb(simulator, path, leaves, prepared, rough, max_iterations, show, keep)
             if checkpoint is not None:
