@@ -13,6 +13,7 @@ import numpy as np
 from emppl.estep.simulated import Drawn
 from emppl.fit.checkpoint import flattened, key_data, key_like, restored
 from emppl.fit.outcome import StopReason
+from emppl.fit.reuse import OldDraws
 from emppl.fit.simulator import Simulator
 from emppl.fit.trail import Trail
 from emppl.fit.window import Window
@@ -37,6 +38,7 @@ class Path:
         phase: where estimates are averaged, whether they are yet.
         trail: estimates of that phase.
         window: past draws that Q remembers, where it does.
+        old: draws of the last E-step, where they may serve again.
         errors: Monte Carlo standard errors of averaged estimates, where there is no closing phase.
     """
 
@@ -54,6 +56,7 @@ class Path:
     phase: str = "burn-in"
     trail: Trail = dataclasses.field(default_factory=Trail)
     window: Window | None = None
+    old: OldDraws | None = None
     errors: dict[str, np.ndarray] | None = None
 
     def state(self) -> dict[str, Any]:
@@ -68,7 +71,9 @@ class Path:
             found[f"rows.{name}"] = np.array([row[name] for row in self.rows])
         if self.trail.values:
             found["trail"] = np.array(self.trail.values)
-        return found | (flattened("window", self.window.arrays) if self.window is not None else {})
+        for name, draws in (("window", self.window), ("old", self.old)):
+            found |= {} if draws is None else flattened(name, draws.arrays)
+        return found
 
     def restore(self, saved: Mapping[str, np.ndarray]) -> None:
         """Go on from a state.
@@ -88,6 +93,8 @@ class Path:
         if "window['shares']" in saved:
             like = {"draws": dict.fromkeys(self.chains, 0), "shares": 0}
             self.window = Window(**restored("window", saved, like))
+        if any(name.startswith("old[") for name in saved):
+            self.old = OldDraws(**restored("old", saved, OldDraws.like(self.params, self.chains)))
 
     def begin(self, phase: str) -> None:
         """Go on to another phase."""
@@ -99,7 +106,14 @@ class Path:
         return key
 
     def record(
-        self, draws: int, decision: str, unfinished: bool = False, gain: float = np.nan, gain_error: float = np.nan
+        self,
+        draws: int,
+        decision: str,
+        unfinished: bool = False,
+        gain: float = np.nan,
+        gain_error: float = np.nan,
+        reweighted: bool = False,
+        effective: float = np.nan,
     ) -> None:
         """One entry of the history, at the objective that was just seen.
 
@@ -109,6 +123,8 @@ class Path:
             unfinished: did an inner iteration of the M-step stop short?
             gain: in nats.
             gain_error: its Monte Carlo standard error.
+            reweighted: were the draws made at earlier parameters?
+            effective: share of the old draws that were effective here, in the worst group; NaN where nobody looked.
         """
         self.rows.append(
             {
@@ -118,6 +134,8 @@ class Path:
                 "gain_error": gain_error,
                 "decision": decision,
                 "unfinished": unfinished,
+                "reweighted": reweighted,
+                "effective_share": effective,
                 "objective": self.objective,
                 "log_likelihood": self.log_likelihood,
             }

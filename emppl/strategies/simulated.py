@@ -69,15 +69,29 @@ class MonteCarlo(Simulated):
         num_chains: chains of every group.
         max_samples: most draws of one chain in one iteration.
         ascent: False accepts every step and keeps ``num_samples`` until the end.
+        reweight: the draws of an iteration serve again in the next ones, with importance weights of their own in every
+            group, while at least this share of them is effective in the worst group; None or 0: every iteration draws
+            afresh. They may show an ascent; everything else, and the closing phase, is left to fresh draws. It pays
+            where draws are dear: many numbers per group, or a density that takes long.
 
     Reference:
         Wei and Tanner (1990), A Monte Carlo implementation of the EM algorithm, JASA 85:699-704;
+        Levine and Casella (2001), Implementations of the Monte Carlo EM algorithm, JCGS 10:422-439 (re-weighting);
         Caffo, Jank and Jones (2005), Ascent-based Monte Carlo EM, JRSS B 67:235-251.
     """
 
     ascent: bool = True
+    reweight: float | None = None
 
     title: ClassVar[str] = "Monte Carlo (with a stated error)"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reweight is not None and not 0 <= self.reweight <= 1:
+            raise ParameterError(
+                "reweight of MonteCarlo is the smallest share of effective draws at which old draws are used again, "
+                f"from 0 (never) to 1, such as reweight=0.5; it is {self.reweight}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
