@@ -33,6 +33,7 @@ from emppl.estep.joint import Joint
 from emppl.estep.plain import Expectations
 from emppl.numerics import weighted
 from emppl.program import Program
+from emppl.strategies import MonteCarlo
 
 
 @jax.tree_util.register_dataclass
@@ -47,6 +48,19 @@ class Reweighted:
 
     shares: dict[str, Any]
     rises: dict[str, Any]
+
+
+def why_not_reweighted(program: Program) -> str | None:
+    """The reason why every E-step draws afresh although the strategy would re-weight, or None.
+
+    The evidence of the states of discrete latents decides between these. From old draws its noise would be part of
+    every gain, through the elimination of all that meets them, and the bound of the ascent does not see it.
+    """
+    for one in program.integrals:
+        if isinstance(one.strategy, MonteCarlo) and one.given:
+            names = ", ".join(map(repr, one.given))
+            return f"fresh draws decide between the states of {names}"
+    return None
 
 
 def log_densities(program: Program, params, draws: Mapping[str, jax.Array], leaves) -> dict[str, jax.Array]:

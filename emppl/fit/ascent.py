@@ -26,10 +26,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from emppl.estep.reweighting import unweighted
+from emppl.estep.reweighting import unweighted, why_not_reweighted
 from emppl.fit.outcome import StopReason
 from emppl.fit.path import Path, draw, joined
-from emppl.fit.reuse import OldDraws, look_back, why_not_reweighted
+from emppl.fit.reuse import OldDraws, look_back
 from emppl.fit.simulator import Improved, Simulator, batch_error
 from emppl.strategies import MonteCarlo
 

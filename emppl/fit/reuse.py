@@ -26,7 +26,6 @@ import numpy as np
 from emppl.estep.reweighting import Reweighted, reweighted
 from emppl.estep.simulated import Drawn
 from emppl.fit.simulator import Simulator
-from emppl.program import Program
 from emppl.strategies import MonteCarlo
 
 if TYPE_CHECKING:
@@ -83,19 +82,6 @@ class OldDraws:
             some = {axis: jnp.asarray(one[:, first : first + size]) for axis, one in self.draws.items()}
             blocks.append(jax.device_get(simulator.log_densities(params, some, leaves)))
         return {axis: np.concatenate([one[axis] for one in blocks], 1) for axis in self.draws}
-
-
-def why_not_reweighted(program: Program) -> str | None:
-    """The reason why every E-step draws afresh although the strategy would re-weight, or None.
-
-    The evidence of the states of discrete latents decides between these. From old draws its noise would be part of
-    every gain, through the elimination of all that meets them, and the bound of the ascent does not see it.
-    """
-    for one in program.integrals:
-        if isinstance(one.strategy, MonteCarlo) and one.given:
-            names = ", ".join(map(repr, one.given))
-            return f"fresh draws decide between the states of {names}"
-    return None
 
 
 def look_back(simulator: Simulator, path: Path, leaves, bound: float) -> tuple[Reweighted | None, float]:
