@@ -106,6 +106,9 @@ def test_a_killed_fit_goes_on_to_the_same_end(kind, tmp_path, monkeypatch):
             assert file.exists()
     monkeypatch.setattr(emppl.em.Progress, "__call__", original)
     assert len(done) > 3 and 0 < done[1] < whole.num_iterations
+    if kind == "reweighted":  # the next step is one on old draws, which are in the file
+        assert any(name.split("/")[-1].startswith("old[") for name in np.load(file).files)
+        assert whole.history["reweighted"][done[1]]
     resumed = run(checkpoint=str(file))
     again = run(checkpoint=file)  # of a finished fit: nothing is left to do
     for result in (resumed, again):
