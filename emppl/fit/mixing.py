@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl.estep.simulated import simulated
+from emppl.information.uncertainty import label
 from emppl.integral import Integral
 from emppl.program import Program
-from emppl.report.uncertainty import label
 from emppl.trace.naming import first, model_name
 
 LARGEST_R_HAT = 1.05

@@ -13,8 +13,8 @@ from emppl import estep, mstep
 from emppl.estep.reweighting import Reweighted, log_densities, ratio_residuals
 from emppl.estep.simulated import begin_chains, complete_log_densities, draw_all, simulated, simulated_expectations
 from emppl.fit.loop import smallest_scale
+from emppl.information.charts import value_at
 from emppl.program import Program
-from emppl.report.charts import value_at
 from emppl.strategies import Simulated
 
 

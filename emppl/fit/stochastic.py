@@ -18,9 +18,9 @@ from emppl.fit.convergence import Progress
 from emppl.fit.loop import History, LaneState
 from emppl.fit.outcome import StopReason
 from emppl.fit.path import Path
+from emppl.fit.restarts import best_restart
 from emppl.fit.simulator import Simulator
 from emppl.fit.stochastic_em import wander
-from emppl.report.restarts import best_restart
 from emppl.strategies import SAEM, StochasticEM
 
 TOLERANCE = 1e-3

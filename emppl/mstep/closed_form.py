@@ -141,7 +141,7 @@ def propose(context: RuleContext, name: str, anywhere: bool = False) -> ClosedFo
         maps.append(selection.map)
     assert update is not None
     for other in context.trace.parameters:
-        if context.use_prior and other != name and _prior_depends_on(context, other, name):
+        if context.use_prior and other != name and prior_depends_on(context, other, name):
             return f"the prior of {other!r} depends on it"
     if any(one != maps[0] for one in maps):
         return f"it enters through different maps ({'; '.join(sorted({str(one) or 'as it is' for one in maps}))})"
@@ -234,7 +234,8 @@ def entries_of(context: RuleContext, name: str):
     return found
 
 
-def _prior_depends_on(context: RuleContext, other: str, name: str) -> bool:
+def prior_depends_on(context: RuleContext, other: str, name: str) -> bool:
+    """Does a parameter enter the prior of another one?"""
     return any(
         path[0] == other and path[1] != "value" and ("parameter", name) in context.dependence.of_output(position)
         for path, position in context.trace.outputs.items()

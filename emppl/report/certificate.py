@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from emppl.fit.outcome import StopReason
+from emppl.fit.restarts import distinct_optima
 from emppl.report.integration_error import IntegrationError
-from emppl.report.restarts import distinct_optima
 from emppl.report.summary import quiet_standard_errors
 
 _UPPER = 1.645

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from emppl.fit.outcome import StopReason
+from emppl.fit.restarts import best_restart, collapsed_name
 from emppl.program import Program
 from emppl.report.components import symmetric_latent
-from emppl.report.restarts import best_restart, collapsed_name
 from emppl.report.result import EMResult
 
 if TYPE_CHECKING:

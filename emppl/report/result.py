@@ -14,16 +14,12 @@ import numpy as np
 from emppl.errors import ParameterError
 from emppl.fit.outcome import StopReason
 from emppl.held import held_dimensions
-from emppl.program import Program
-from emppl.report import summary
-from emppl.report.boundary import remarks, scales
-from emppl.report.certificate import Certificate, build_certificate
-from emppl.report.charts import Chart
-from emppl.report.components import component_axes
-from emppl.report.criteria import entropy, number_of_observations
-from emppl.report.identification import shift_candidates
-from emppl.report.integration_error import IntegrationError, integration_error, integration_notes
-from emppl.report.uncertainty import (
+from emppl.information.boundary import remarks, scales
+from emppl.information.charts import Chart
+from emppl.information.corners import no_standard_errors, without_curvature
+from emppl.information.criteria import entropy, number_of_observations
+from emppl.information.identification import shift_candidates
+from emppl.information.uncertainty import (
     Covariance,
     Information,
     boundary_labels,
@@ -34,6 +30,11 @@ from emppl.report.uncertainty import (
     optimised_within_bounds,
     spread_over_entries,
 )
+from emppl.program import Program
+from emppl.report import summary
+from emppl.report.certificate import Certificate, build_certificate
+from emppl.report.components import component_axes
+from emppl.report.integration_error import IntegrationError, integration_error, integration_notes
 
 if TYPE_CHECKING:
     from emppl.em import EM
@@ -135,6 +136,8 @@ class EMResult:
         return integration_error(self)
 
     def _score_norm(self) -> float:
+        if without_curvature(self._program):
+            return float("nan")
         matrix, score = self._measured[1]
         scale = np.sqrt(np.maximum(np.diagonal(matrix), np.finfo(float).tiny))
         return float(np.max(np.abs(score / scale), initial=0.0))
@@ -156,7 +159,9 @@ class EMResult:
         known = self._program.integrals and (self.uncertainty_is_cheap or "_measured" in self.__dict__)
         information = self._measured[1] if known else None
         at_zero = remarks(self._program, boundary, self._measured[0] if known else local, information)
-        return [*self.notes, *at_zero, *integration_notes(self)]
+        names = without_curvature(self._program)
+        corners = [no_standard_errors(names)] if names else []
+        return [*self.notes, *corners, *at_zero, *integration_notes(self)]
 
     # --------------------------------------------------------------------------------------------- posterior
 
