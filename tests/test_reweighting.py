@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import integrate, stats
-from test_checkpoints import counts, few_counts
+from test_checkpoints import counts
 from test_monte_carlo import cbpp, check_oracle, glmm, mixture_of_counts, pump_data, pumps
 
 import emppl
 from emppl import MonteCarlo
 from emppl.estep.reweighting import Reweighted, ratio_residuals, reweighted, unweighted
 from emppl.estep.simulated import complete_log_densities, simulated_expectations
+from emppl.fit.ascent import lower_bound
 from emppl.fit.path import joined
 from emppl.fit.reuse import OldDraws
 from emppl.fit.simulator import batch_error
@@ -24,9 +25,16 @@ NEXT = {"mu": jnp.asarray(0.6), "sd": jnp.asarray(0.75)}
 
 
 @functools.cache
+def numbers():
+    """Counts that vary more than Poisson counts do: the maximum is at a mean of 0.494 and a deviation of 0.855."""
+    rng = np.random.default_rng(2)
+    return rng.poisson(np.exp(rng.normal(0.5, 1.0, 20))).astype(float)
+
+
+@functools.cache
 def counted():
     """What is compiled for the model of counts, its data, and their statistics."""
-    compiled, leaves = emppl.EM(counts, latents={"b": MonteCarlo(reweight=0.5)})._derive((few_counts(),), {})
+    compiled, leaves = emppl.EM(counts, latents={"b": MonteCarlo(reweight=0.5)})._derive((numbers(),), {})
     return compiled, leaves, compiled.prepare(leaves)[0]
 
 
@@ -45,15 +53,12 @@ def weighed(compiled, drawn, old, new, leaves):
 
 
 @functools.cache
-def integral(y, params, power=0, of=None):
-    """Integral of ``b ** power`` (or of log p(y, b) at other parameters) against p(y, b), by scipy."""
+def integral(y, params, power=0):
+    """Integral of ``b ** power`` against p(y, b), by scipy."""
     mu, sd = params
 
-    def joint(b):
-        return stats.norm.pdf(b, mu, sd) * stats.poisson.pmf(y, np.exp(b))
-
     def integrand(b):
-        return joint(b) * (b**power if of is None else stats.norm.logpdf(b, *of))
+        return b**power * stats.norm.pdf(b, mu, sd) * stats.poisson.pmf(y, np.exp(b))
 
     return integrate.quad(integrand, mu - 9 * sd, mu + 9 * sd, epsabs=1e-13, epsrel=1e-11, limit=200)[0]
 
@@ -64,7 +69,15 @@ def pair(params):
 
 def exact_gain(old, new):
     """Q at ``new`` less Q at ``old``, both from the posterior at ``old``."""
-    return sum((integral(y, old, of=new) - integral(y, old, of=old)) / integral(y, old) for y in few_counts())
+    mu, sd = old
+
+    def integrands(b):
+        joint = stats.poisson.pmf(numbers(), np.exp(b)) * np.exp(-(((b - mu) / sd) ** 2) / 2)
+        gain = np.log(sd / new[1]) + ((b - mu) / sd) ** 2 / 2 - ((b - new[0]) / new[1]) ** 2 / 2
+        return np.concatenate([joint, joint * gain])
+
+    whole, risen = np.split(integrate.quad_vec(integrands, mu - 9 * sd, mu + 9 * sd, epsabs=1e-12)[0], 2)
+    return np.sum(risen / whole)
 
 
 @functools.cache
@@ -98,11 +111,11 @@ def test_expectations_and_evidence_at_new_parameters():
         means = (shares * each).sum(0)
         residuals = (number * shares * (each - means)).reshape(values.shape)
         errors = np.sqrt(np.diagonal(batch_error(residuals)))
-        exact = np.array([integral(y, pair(NEW), power) / integral(y, pair(NEW)) for y in few_counts()])
+        exact = np.array([integral(y, pair(NEW), power) / integral(y, pair(NEW)) for y in numbers()])
         assert np.all(np.abs(means - exact) <= 4 * errors), (means - exact) / errors
-        plain = np.array([integral(y, pair(OLD), power) / integral(y, pair(OLD)) for y in few_counts()])
+        plain = np.array([integral(y, pair(OLD), power) / integral(y, pair(OLD)) for y in numbers()])
         assert np.max(np.abs(plain - exact) / errors) > 20  # without weights it would be another answer
-    rise = np.array([np.log(integral(y, pair(NEW)) / integral(y, pair(OLD))) for y in few_counts()])
+    rise = np.array([np.log(integral(y, pair(NEW)) / integral(y, pair(OLD))) for y in numbers()])
     errors = np.sqrt(np.diagonal(batch_error((number * shares).reshape(values.shape))))
     assert np.all(np.abs(weights.rises[axis] - rise) <= 4 * errors)
 
@@ -189,6 +202,31 @@ def test_where_draws_were_made_nothing_changes():
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9), same, plain)
 
 
+@pytest.mark.long
+def test_few_sets_of_draws_ever_show_a_descent_as_an_ascent():
+    """M-steps on one set of draws, as long as they are seen to climb: the bound is for all of them together."""
+    compiled, leaves, prepared = counted()
+    bound = lower_bound(2, again=True)
+    near = {"mu": jnp.asarray(0.63), "sd": jnp.asarray(0.75)}  # half a standard error from the maximum
+    fell, steps = [], 0
+    for seed in range(100):
+        drawn = draws_at(compiled, near, leaves, 1, seed)
+        at, falls = near, []
+        for _ in range(20):
+            weights, effective = weighed(compiled, drawn, near, at, leaves)
+            improved = compiled.simulator.improve(at, drawn, weights, leaves, prepared, {})
+            gains = np.asarray(improved.gains).reshape(4, -1, 1)
+            if gains.mean() <= bound * np.sqrt(batch_error(gains)[0, 0]) or effective < 0.5:
+                break
+            falls.append(exact_gain(pair(at), pair(improved.params)) < 0)
+            at = improved.params
+        fell.append(any(falls))
+        steps += len(falls)
+    print(np.mean(fell), steps)
+    assert steps > 200  # draws do serve several times
+    assert np.mean(fell) <= 0.25
+
+
 # ------------------------------------------------------------------------------------------------------------- fits
 
 
@@ -214,7 +252,7 @@ def test_without_ascent_draws_serve_until_they_have_nothing_left_to_say():
     """The end is seen on fresh draws, not on those whose maximum it is."""
     strategy = MonteCarlo(400, ascent=False, reweight=0.5)
     em = emppl.EM(counts, latents={"b": strategy}, tolerance=3e-2, progress_bar=False)
-    result = em.run(jax.random.key(0), few_counts())
+    result = em.run(jax.random.key(0), numbers())
     ends = np.flatnonzero(result.history["decision"] == "converged")
     assert len(ends) == 1 and not result.history["reweighted"][ends[0]]
     assert np.any(result.history["reweighted"])
