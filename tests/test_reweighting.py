@@ -207,7 +207,7 @@ def test_few_sets_of_draws_ever_show_a_descent_as_an_ascent():
     """M-steps on one set of draws, as long as they are seen to climb: the bound is for all of them together."""
     compiled, leaves, prepared = counted()
     bound = lower_bound(2, again=True)
-    near = {"mu": jnp.asarray(0.63), "sd": jnp.asarray(0.75)}  # half a standard error from the maximum
+    near = {"mu": jnp.asarray(0.58), "sd": jnp.asarray(0.79)}  # a third of a standard error from the maximum
     fell, steps = [], 0
     for seed in range(100):
         drawn = draws_at(compiled, near, leaves, 1, seed)
@@ -223,7 +223,7 @@ def test_few_sets_of_draws_ever_show_a_descent_as_an_ascent():
         fell.append(any(falls))
         steps += len(falls)
     print(np.mean(fell), steps)
-    assert steps > 200  # draws do serve several times
+    assert steps > 50
     assert np.mean(fell) <= 0.25
 
 
