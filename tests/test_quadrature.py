@@ -226,6 +226,7 @@ def six_pumps(time, failures):
         numpyro.sample("failures", dist.Poisson(rate * time).to_event(1), obs=failures)
 
 
+@pytest.mark.slow
 def test_error_of_laplace_in_many_dimensions():
     """By importance sampling, within its own Monte Carlo error, of log-likelihood and of the maximum."""
     rng = np.random.default_rng(0)
@@ -239,7 +240,7 @@ def test_error_of_laplace_in_many_dimensions():
 
     error = result.integration_error
     here, deviation = float(result.params["beta"]), float(result.standard_errors()["beta"])
-    assert 0 < error.log_likelihood_noise < 0.1
+    assert 0 < error.log_likelihood_noise < 0.1 * error.log_likelihood
     assert abs(exact(here) - result.log_likelihood - error.log_likelihood) < 3 * error.log_likelihood_noise
     best = optimize.minimize_scalar(lambda beta: -exact(beta), bracket=(0.5, 2), method="brent").x
     # One Newton step by the curvature of Laplace's approximation.
