@@ -99,6 +99,11 @@ class Path:
     def begin(self, phase: str) -> None:
         """Go on to another phase."""
         self.phase, self.trail = phase, Trail()
+        self.count_divergences_afresh()
+
+    def count_divergences_afresh(self) -> None:
+        """From here on."""
+        self.chains = {axis: one.counted_afresh() for axis, one in self.chains.items()}
 
     def split(self) -> jax.Array:
         """A fresh key."""
@@ -152,9 +157,11 @@ def draw(simulator: Simulator, path: Path, leaves, number: int, block: int | Non
     """Move the chains of a fit, in blocks of one size, so that more draws need no other program."""
     block = simulator.strategy.num_samples if block is None else block
     found: list[Drawn] = []
+    path.count_divergences_afresh()
     while len(found) * block < number:
         if path.total_draws == 0:  # chains that start anywhere
             path.chains = simulator.draw(path.params, path.chains, path.split(), leaves, number=block).chains
+            path.count_divergences_afresh()
         found.append(simulator.draw(path.params, path.chains, path.split(), leaves, number=block))
         path.chains = found[-1].chains
         path.total_draws += block
