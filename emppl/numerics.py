@@ -107,6 +107,20 @@ def finite_log(probability: jax.Array) -> jax.Array:
     return jnp.where(positive, jnp.log(jnp.where(positive, probability, 1)), IMPOSSIBLE)
 
 
+def floored_log(probability: jax.Array) -> jax.Array:
+    """Natural log, no lower than that of the smallest number; no derivatives, the second ones included, at zero."""
+    floor = jnp.finfo(probability.dtype).tiny
+    positive = probability > floor
+    return jnp.where(positive, jnp.log(jnp.where(positive, probability, 1)), jnp.log(floor))
+
+
+def floored_log_complement(probability: jax.Array) -> jax.Array:
+    """``log(1 - probability)``, the same at one."""
+    below_one = probability < 1
+    floor = jnp.log(jnp.finfo(probability.dtype).tiny)
+    return jnp.where(below_one, jnp.log1p(-jnp.where(below_one, probability, 0)), floor)
+
+
 IMPOSSIBLE = -1e30
 """Stand-in for log 0 inside matrix products: no state this improbable ever gets weight beside a possible one."""
 

@@ -69,8 +69,9 @@ def _value_report(factor, mine) -> dict[str, jax.Array]:
     finite = jnp.isfinite(value) if jnp.issubdtype(value.dtype, jnp.inexact) else jnp.ones(value.shape, bool)
     finite = jnp.all(finite, tuple(range(rank, value.ndim)))
     inside = jnp.ones((), bool)
-    edges = factor.family.edges if factor.family is not None else ()
-    settled = not any(depends.get(f) for depends in (factor.parameters, factor.latents) for f in ("value", *edges))
+    # What the support depends on: bounds, and numbers of trials (which in an N-mixture are latent).
+    bounds = (*factor.family.edges, *factor.family.fixed) if factor.family is not None else ()
+    settled = not any(depends.get(f) for depends in (factor.parameters, factor.latents) for f in ("value", *bounds))
     if settled and (factor.is_exponential or not factor.all_parameters | factor.all_latents):
         try:
             with as_numpyro_expects():

@@ -181,8 +181,10 @@ def climb(objective, layout: Layout, start, free, enough: float = _ENOUGH, relat
         # saves a Hessian where that is next to nothing.
         left = jnp.sum(direction(eigen, moves, slope_there) * slope_there)
         is_enough = (promise <= 2 * enough * gain) | (left <= enough**2 * gain)
-        finished = (promise / 2 <= rounding) | (is_enough & (scale == 1) & (enough > 0))
-        return new, there, slope_there, number + 1, finished, ~risen | ~jnp.isfinite(promise)
+        # A curvature that is not finite makes a direction of zeros, which promises nothing: that is no end.
+        known = jnp.isfinite(promise) & jnp.all(jnp.isfinite(eigen.values))
+        finished = known & ((promise / 2 <= rounding) | (is_enough & (scale == 1) & (enough > 0)))
+        return new, there, slope_there, number + 1, finished, ~risen | ~known
 
     where = _back_from_the_edge(value_and_grad, first, first_value, first_slope, free * relative, rounding)
     begin = (*where, 0, jnp.asarray(False), jnp.asarray(False))
