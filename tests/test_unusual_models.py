@@ -176,3 +176,20 @@ def test_a_distribution_with_one_copy_for_several_elements_of_an_event():
     em = emppl.EM(model, progress_bar=False)
     assert float(em.log_likelihood({"rate": rate}, t)) == pytest.approx(expected, rel=1e-12)
     assert em.run(KEY, t).converged
+
+
+@pytest.mark.parametrize("weight", [0.01, 1.0])
+def test_weights_that_add_up_to_one_are_no_lack_of_data(weight):
+    """Weights that are all equal change no estimate, however small, whether rows are many or one row has them all."""
+
+    def model(x, weight):
+        mu = numpyro.param("mu", jnp.array([-1.0, 2.0]))
+        with numpyro.plate("groups", len(x), dim=-2), numpyro.handlers.scale(scale=weight):
+            z = numpyro.sample("z", dist.Categorical(jnp.asarray(WEIGHTS)))
+            with numpyro.plate("rows", x.shape[1], dim=-1):
+                numpyro.sample("x", dist.Normal(mu[z], 1.0), obs=x)
+
+    x = np.random.default_rng(0).normal(size=(100, 1) if weight < 1 else (1, 5))
+    result = emppl.EM(model, progress_bar=False, max_iterations=3).run(KEY, x, weight)
+    density = scipy.stats.norm.pdf(x[:, :, None], result.params["mu"]).prod(1)
+    assert result.log_likelihood == pytest.approx(weight * np.log(density @ WEIGHTS).sum(), rel=1e-12)

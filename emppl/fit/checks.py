@@ -22,7 +22,7 @@ def data_report(program: Program, leaves) -> dict[str, dict[str, jax.Array]]:
 
     Returns:
         For every observed site: ``"finite"`` and ``"support"``, the flat index of the first bad value or -1;
-        for every latent ``"weight"``, the number of cells it has (weights counted).
+        for every latent ``"weight"``, the number of cells it has (equal rows counted).
     """
     params = program.placeholders()
     arrays = program.evaluate(params, leaves)
@@ -37,7 +37,8 @@ def data_report(program: Program, leaves) -> dict[str, dict[str, jax.Array]]:
             shape = tuple(program.axes.sizes[n] if n in plates else 1 for n in program.axes.names)
             ones = jnp.ones(shape)
             weight = ones if scale is None else jnp.broadcast_to(scale, jnp.broadcast_shapes(shape, scale.shape))
-            report[name] = {"weight": jnp.sum(weight)}
+            # Weights may count equal rows, or be shares that add up to one.
+            report[name] = {"weight": jnp.maximum(jnp.sum(weight), jnp.sum(weight > 0))}
     for name, faults in program.step_faults(arrays).items():
         report[name] = {**report[name], **faults}
     for name in program.free:
@@ -153,7 +154,7 @@ def check_report(program: Program, report: Mapping[str, Mapping[str, Any]]) -> N
         if not isinstance(rule, ClosedForm) or not _describes_data(program, rule):
             continue
         for latents in filter(None, program.dependence.indexed(name)):
-            if any(not program.trace.sites[latent].plates for latent in latents):
+            if any(all(plate.size == 1 for plate in program.trace.sites[latent].plates) for latent in latents):
                 continue  # one choice between models for all the data at once, not one per row
             states = max(program.trace.sites[latent].states for latent in latents)
             cells = sum(float(report[latent]["weight"]) for latent in latents)

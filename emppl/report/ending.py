@@ -56,6 +56,13 @@ def from_states(
             "Components are far narrower than the data, so that the matrix-product path would lose digits: the "
             "plain path was taken."
         )
+    for plate in program.trace.plates.values():
+        if plate.size < plate.full_size:
+            notes.append(
+                f"The fit saw one fixed subsample of plate {plate.name!r}, {plate.size:,} of its {plate.full_size:,} "
+                "cells, and counted each as many times as makes up for the others. Standard errors are as if all "
+                "were there: leave out subsample_size to use all data."
+            )
     return EMResult(
         params=params,
         log_likelihood=float(states.log_likelihood[best]),
