@@ -193,3 +193,38 @@ def test_weights_that_add_up_to_one_are_no_lack_of_data(weight):
     result = emppl.EM(model, progress_bar=False, max_iterations=3).run(KEY, x, weight)
     density = scipy.stats.norm.pdf(x[:, :, None], result.params["mu"]).prod(1)
     assert result.log_likelihood == pytest.approx(weight * np.log(density @ WEIGHTS).sum(), rel=1e-12)
+
+
+@pytest.mark.parametrize("mine", [False, True])
+def test_a_median_regression_is_not_taken_for_converged(mine):
+    """Q is piecewise linear in both coefficients: its curvature is zero wherever there is one, and Newton stayed put."""
+
+    class Corners(dist.Laplace):
+        """The same density, not registered."""
+
+    law = Corners if mine else dist.Laplace
+
+    def model(x, y):
+        level, slope = numpyro.param("level", 0.0), numpyro.param("slope", 0.0)
+        with numpyro.plate("rows", len(y)):
+            z = numpyro.sample("z", dist.Categorical(jnp.asarray(WEIGHTS)))
+            numpyro.sample("y", law(level + slope * x, jnp.array([2.0, 0.5])[z]), obs=y)
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=40)
+    y = 1 + 2 * x + rng.laplace(size=40)
+
+    def minus_log_likelihood(at):
+        density = scipy.stats.laplace.pdf(y[:, None], (at[0] + at[1] * x)[:, None], [2.0, 0.5])
+        return -np.log(density @ WEIGHTS).sum()
+
+    options = {"xatol": 1e-9, "fatol": 1e-12}
+    best = scipy.optimize.minimize(minus_log_likelihood, [1.0, 2.0], method="Nelder-Mead", options=options)
+    result = emppl.EM(model, progress_bar=False).run(KEY, x, y)
+    assert not result.converged
+    if not mine:
+        assert result.log_likelihood == pytest.approx(-best.fun, abs=0.1)
+        assert "corners" in result.stop_message
+        assert dict(result.em.plan(x, y).parameters[0].rejected)["newton"].startswith(
+            "the density of site 'y' has corners"
+        )
