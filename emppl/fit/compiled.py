@@ -238,9 +238,9 @@ class Compiled:
 
     @functools.cached_property
     def finer_score(self):
-        """Log-likelihood and score by that."""
+        """Log-likelihood and score by that, for each of several random keys."""
         assert self.finer is not None
-        return jax.jit(functools.partial(score, self.finer))
+        return jax.jit(jax.vmap(functools.partial(score, self.finer), in_axes=(None, None, 0)))
 
     @functools.cached_property
     def prepare(self):

@@ -99,7 +99,8 @@ def hessian_columns(program: Program, frames: Mapping[str, Frame], leaves, which
         ``(columns, gradient)``: ``(columns, coordinates)`` and ``(coordinates,)``.
     """
     zero = jnp.zeros(sum(frames[name].size for name in program.free), jnp.result_type(float))
-    gradient = jax.grad(functools.partial(_objective, program, frames, leaves))
+    objective = jax.grad(functools.partial(_objective, program, frames, leaves), has_aux=True)
+    gradient = lambda step: objective(step)[0]  # noqa: E731
 
     def column(coordinate):
         return jax.jvp(gradient, (zero,), (zero.at[coordinate].set(1),))
@@ -109,20 +110,30 @@ def hessian_columns(program: Program, frames: Mapping[str, Frame], leaves, which
     return columns, gradients[0]
 
 
-def score(program: Program, params, frames: Mapping[str, Frame], leaves):
-    """Log-likelihood at an estimate, and the gradient of it plus the log prior in local coordinates: pure."""
+def score(program: Program, frames: Mapping[str, Frame], leaves, key=None):
+    """Log-likelihood at an estimate, and the gradient of it plus the log prior in local coordinates: pure.
+
+    Args:
+        program: the derived algorithm.
+        frames: the estimate.
+        leaves: the data.
+        key: random numbers of simulated integrals; None for those that are always the same.
+    """
     zero = jnp.zeros(sum(frames[name].size for name in program.free), jnp.result_type(float))
-    gradient = jax.grad(functools.partial(_objective, program, frames, leaves))
-    return estep.log_likelihood(program, params, leaves), gradient(zero)
+    objective = functools.partial(_objective, program, frames, leaves, key=key)
+    (_, value), gradient = jax.value_and_grad(objective, has_aux=True)(zero)
+    return value, gradient
 
 
-def _objective(program: Program, frames: Mapping[str, Frame], leaves, step: jax.Array) -> jax.Array:
+def _objective(program: Program, frames: Mapping[str, Frame], leaves, step: jax.Array, key=None):
+    """Log-likelihood plus log prior after a step, and the log-likelihood alone."""
     parts = jnp.split(step, np.cumsum([frames[name].size for name in program.free])[:-1])
     params = {
         name: value_at(program.trace.sites[name].constraint, frames[name], part)
         for name, part in zip(program.free, parts, strict=True)
     }
-    return estep.log_likelihood(program, params, leaves) + program.log_prior(params, leaves)
+    value = estep.log_likelihood(program, params, leaves, key)
+    return value + program.log_prior(params, leaves), value
 
 
 def observed_information(local: Mapping[str, Chart], columns: Callable, leaves) -> Information:
