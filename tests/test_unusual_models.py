@@ -228,3 +228,24 @@ def test_a_median_regression_is_not_taken_for_converged(mine):
         assert dict(result.em.plan(x, y).parameters[0].rejected)["newton"].startswith(
             "the density of site 'y' has corners"
         )
+
+
+def test_probabilities_that_nothing_makes_add_up_to_one_are_refused():
+    def model(y):
+        w = numpyro.param("w", jnp.array([0.5, 0.5]))
+        with numpyro.plate("rows", len(y)):
+            z = numpyro.sample("z", dist.Categorical(w))
+            numpyro.sample("y", dist.Poisson(jnp.array([1.0, 4.0])[z]), obs=y)
+
+    y = np.array([0, 1, 4, 6])
+    with pytest.raises(emppl.ModelError, match="'w' holds the probabilities of site 'z'.*constraints.simplex"):
+        emppl.EM(model).plan(y)
+    emppl.EM(model, fixed={"w": WEIGHTS}).plan(y)
+
+
+@pytest.mark.parametrize("model", [occupied, zero_inflated])
+def test_holes_in_a_covariate_are_named(model):
+    """They are no zeros: a probability of NaN is not an impossible one."""
+    y, x = np.array([0, 1, 2, 0]), np.array([0.1, 0.2, np.nan, 0.4])
+    with pytest.raises(emppl.DataError, match=r"array 2 among the model's arguments \(shape \(4,\), first at \[2\]\)"):
+        emppl.EM(model, progress_bar=False).run(KEY, y, x)

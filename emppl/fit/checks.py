@@ -192,6 +192,15 @@ def row_tables(program: Program, params, leaves) -> dict[str, jax.Array]:
     return {"all sites together": _sum_over_inner_plates(program, tables)}
 
 
+def arrays_with_holes(leaves) -> str | None:
+    """Name the first array among the model's arguments that holds NaN, and where, or None."""
+    for number, leaf in enumerate(leaves, 1):
+        if np.issubdtype(leaf.dtype, np.floating) and np.any(np.isnan(leaf)):
+            index = ", ".join(str(int(i)) for i in np.argwhere(np.isnan(leaf))[0])
+            return f"array {number} among the model's arguments (shape {tuple(leaf.shape)}, first at [{index}])"
+    return None
+
+
 def _sum_over_inner_plates(program: Program, tables):
     keep = program.axes.latents | {program.axes.rows}
     total = jnp.zeros(())

@@ -202,9 +202,9 @@ def _as_float(argument):
 
 def _times_log(count, quantity):
     """``count * log(quantity)``, with ``0 * log 0 = 0``, and no derivative at zero."""
-    positive = quantity > 0
-    log = jnp.log(jnp.where(positive, quantity, 1))
-    return jnp.where(positive, count * log, jnp.where(count > 0, -jnp.inf, 0.0))
+    zero = quantity == 0
+    log = jnp.log(jnp.where(zero, 1, quantity))
+    return jnp.where(zero, jnp.where(count > 0, -jnp.inf, 0.0), count * log)
 
 
 @jax.custom_jvp
