@@ -390,8 +390,8 @@ class EM:
         holes = checks.arrays_with_holes(leaves)
         if holes is not None and any(np.any(np.isnan(table)) for table in tables.values()):
             raise DataError(
-                f"The log-likelihood is NaN at the start, and so are cells of {holes}. A mask leaves out observed cells; "
-                "those of a covariate have to be dropped or filled in before the fit."
+                f"The log-likelihood is NaN at the start, and so are cells of {holes}. A mask leaves out cells "
+                "that are observed; those of a covariate have to be dropped or filled in before the fit."
             )
         row = checks.impossible_rows(derived.program, tables)
         if row is None:
