@@ -201,7 +201,8 @@ class SAEM(Simulated):
     Q is the weighted sum of the complete-data log-likelihood over past draws: with step ``g`` the old weights shrink by
     ``1 - g`` and the new draws share ``g``. That is stochastic approximation of the additive statistics where the
     rules are sums of them, and of Q itself elsewhere. Steps are 1 until the estimates no longer drift (burn-in), then
-    ``k ** -decay`` while the estimates are averaged; a closing phase as that of :class:`MonteCarlo` ends the fit.
+    ``k ** -decay`` while the estimates are averaged, until they drift by less than half of their spread in the
+    burn-in; a closing phase as that of :class:`MonteCarlo` ends the fit.
 
     Args:
         num_samples: draws of every chain in one iteration.
