@@ -5,10 +5,10 @@ from emppl.errors import DataError, EMError, ModelError, ParameterError
 from emppl.estep import Posterior
 from emppl.families import Family, Update, register
 from emppl.fit.outcome import StopReason
+from emppl.information.uncertainty import Covariance
 from emppl.plan import Plan
 from emppl.report.compare import Comparison, compare
 from emppl.report.result import Certificate, EMResult
-from emppl.report.uncertainty import Covariance
 from emppl.strategies import SAEM, Enumerate, Gaussian, Hard, Laplace, MonteCarlo, Quadrature, StochasticEM
 
 __version__ = "0.1.0"

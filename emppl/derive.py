@@ -17,7 +17,7 @@ from emppl.elimination import Factor, plan_elimination
 from emppl.errors import ModelError, unknown_name
 from emppl.estep import check_memory, plan_fused
 from emppl.estep.settle import settle_integrals
-from emppl.factors import SiteFactor, field_dependences
+from emppl.factors import SiteFactor
 from emppl.families import family_of
 from emppl.held import check_held
 from emppl.integral import find_integrals
@@ -30,6 +30,7 @@ from emppl.rules import RuleContext
 from emppl.state_space import find_chains
 from emppl.strategies import Enumerate, Strategy
 from emppl.structure.dependence import Dependence
+from emppl.tables import field_dependences
 from emppl.trace import Trace, trace_model
 from emppl.trace.naming import latent_of
 

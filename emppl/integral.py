@@ -17,13 +17,13 @@ import numpy as np
 
 from emppl.axes import Axes
 from emppl.errors import ModelError
-from emppl.factors import field_dependences
 from emppl.parameters import bounds, constraint_name
 from emppl.strategies import Continuous, Gaussian
 from emppl.structure.dependence import Dependence
 from emppl.structure.groups import Grouped, Meeting
 from emppl.structure.layout import Layout, group_numbers
 from emppl.structure.separation import Separation
+from emppl.tables import field_dependences
 from emppl.trace import Chain, Draws, Trace
 
 

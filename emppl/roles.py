@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from emppl.errors import ModelError, ParameterError, unknown_name
-from emppl.factors import field_dependences
 from emppl.strategies import Strategy
 from emppl.structure.dependence import Dependence
+from emppl.tables import field_dependences
 from emppl.trace import Trace
 
 

@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 
 from emppl.axes import Axes
 from emppl.errors import ModelError
-from emppl.factors import field_dependences
 from emppl.integral import Integral, StateSpace, plate_axes
 from emppl.structure.dependence import Dependence
 from emppl.structure.groups import Meeting
 from emppl.structure.layout import Layout, group_numbers
 from emppl.structure.separation import Separation
+from emppl.tables import field_dependences
 from emppl.trace import Trace
 from emppl.trace.naming import first, lagged
 

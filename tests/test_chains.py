@@ -481,7 +481,9 @@ def test_other_data_of_the_same_shapes_compile_nothing():
 def test_an_option_that_the_compiler_no_longer_has_is_left_out(monkeypatch):
     """The options are XLA's internal ones, so a release without them must not stop a fit."""
     em = emppl.EM(basic, max_iterations=1, progress_bar=False)
-    assert em._derive((X,), {})[0]._compiler_options == {"xla_cpu_use_fusion_emitters": False}
+    has_option = jax.__version_info__ < (0, 12)  # where it has been looked for; later compilers have it no more
+    expected = {"xla_cpu_use_fusion_emitters": False} if has_option else None
+    assert em._derive((X,), {})[0]._compiler_options == expected
     monkeypatch.setattr(compiled, "_WITHOUT_EMITTERS", {"xla_no_such_option": False})
     em = emppl.EM(basic, max_iterations=1, progress_bar=False)
     assert em._derive((X,), {})[0]._compiler_options is None

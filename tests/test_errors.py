@@ -252,6 +252,11 @@ def test_data_frame_argument():
         fit(lambda frame: mixture(frame["x"]), bytearray(b"123"))
 
 
+def test_typed_random_key_argument():
+    with pytest.raises(emppl.DataError, match="key_data"):
+        fit(lambda x, key: mixture(x + jax.random.normal(key)), X, jax.random.key(0))
+
+
 def test_value_read_in_python():
     """Data used for a shape are explained."""
 

@@ -588,6 +588,72 @@ def test_location_with_corners_is_the_best_data_value(build):
     np.testing.assert_allclose(new, x[best], rtol=1e-14)
 
 
+def deviations(x, seen):
+    """Two numbers a row, some of them not seen; a component's scale is that of both."""
+    with numpyro.plate("rows", len(x)):
+        z = numpyro.sample("z", dist.Categorical(jnp.asarray(WEIGHTS)))
+        scale = numpyro.param("scale", jnp.array([1.5, 0.7]), constraint=POSITIVE)
+        loc = jnp.array([-2.0, 3.0])
+        site = dist.Laplace(loc[z][..., None], scale[z][..., None]).expand((*jnp.shape(z), 2)).mask(seen)
+        numpyro.sample("x", site.to_event(1), obs=x)
+
+
+def test_scale_of_a_laplace_is_the_mean_deviation():
+    """Weighted by the responsibilities, over the cells that are seen; computed here."""
+    rng = np.random.default_rng(15)
+    x = np.where(FIRST[:, None], rng.laplace(-2, 1, (ROWS, 2)), rng.laplace(3, 0.6, (ROWS, 2)))
+    seen = rng.random((ROWS, 2)) < 0.8
+    leaves, skeleton = split_arguments((np.where(seen, x, np.nan), seen), {})
+    program = derive(deviations, leaves, skeleton, Options())
+    assert program.rules["scale"].kind == "closed form"
+    found, prepared = estep.from_posterior(program, START, estep.e_step(program, START, leaves), leaves)
+    new = mstep.m_step(program, START, found, leaves, prepared)["scale"]
+    loc, scale = np.array([-2.0, 3.0])[:, None, None], np.asarray(START["scale"])[:, None, None]
+    joint = np.log(WEIGHTS)[:, None] + np.sum(np.where(seen, stats.laplace.logpdf(x, loc, scale), 0), -1)
+    responsibility = np.where(seen, scipy.special.softmax(joint, 0)[..., None], 0)
+    np.testing.assert_allclose(
+        new, np.sum(responsibility * np.abs(x - loc), (1, 2)) / responsibility.sum((1, 2)), rtol=1e-13
+    )
+
+
+START = {"scale": jnp.array([1.5, 0.7])}
+
+
+def with_priors(x):
+    with numpyro.plate("components", 2):
+        loc = numpyro.sample("loc", dist.Normal(0.0, 0.2))
+        scale = numpyro.sample("scale", dist.InverseGamma(2.0, 1.0))
+    with numpyro.plate("rows", len(x)):
+        z = numpyro.sample("z", dist.Categorical(jnp.asarray(WEIGHTS)))
+        numpyro.sample("x", dist.Laplace(loc[z], scale[z]), obs=x)
+
+
+def test_priors_move_a_laplace_off_the_data():
+    """No direction of scipy's goes up from the estimate, which no gradient of the posterior describes."""
+    import emppl
+
+    rng = np.random.default_rng(16)
+    x = np.where(FIRST, rng.laplace(-2, 1, ROWS), rng.laplace(3, 0.6, ROWS))
+    em = emppl.EM(with_priors, progress_bar=False)
+    rules = {one.name: (one.rule, one.prior) for one in em.plan(x).parameters}
+    assert rules == {"loc": ("weighted median", "Normal"), "scale": ("closed form", "InverseGamma")}
+    result = em.run(jax.random.key(0), x)
+    assert result.converged, result.stop_message
+
+    def loss(free):
+        loc, scale = free[:2, None], np.exp(free[2:, None])
+        prior = stats.norm.logpdf(free[:2], 0, 0.2) + stats.invgamma.logpdf(np.exp(free[2:]), 2.0)
+        return -np.log(WEIGHTS @ stats.laplace.pdf(x, loc, scale)).sum() - prior.sum()
+
+    here = np.concatenate([result.params["loc"], np.log(result.params["scale"])])
+    assert result.objective == pytest.approx(-loss(here), abs=1e-9)
+    for method in ("Powell", "Nelder-Mead"):
+        assert scipy.optimize.minimize(loss, here, method=method, tol=1e-10).fun > loss(here) - 1e-7
+    with pytest.raises(ValueError, match="corners or jumps in loc"):
+        result.standard_errors()
+    assert np.isnan(result.certificate.score_norm)
+
+
 # ------------------------------------------------------------------------------------------ bounds of a support
 
 

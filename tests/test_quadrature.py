@@ -218,6 +218,36 @@ def test_latents_that_cannot_be_told_apart_are_one_group():
 # ------------------------------------------------------------------------------------------------------------- Laplace
 
 
+def six_pumps(time, failures):
+    """Six rates to a site, each Gamma: together negative binomial."""
+    beta = numpyro.param("beta", 1.3, constraint=dist.constraints.positive)
+    with numpyro.plate("sites", failures.shape[0]):
+        rate = numpyro.sample("rate", dist.Gamma(0.8 * jnp.ones(6), beta).to_event(1))
+        numpyro.sample("failures", dist.Poisson(rate * time).to_event(1), obs=failures)
+
+
+@pytest.mark.slow
+def test_error_of_laplace_in_many_dimensions():
+    """By importance sampling, within its own Monte Carlo error, of log-likelihood and of the maximum."""
+    rng = np.random.default_rng(0)
+    time = rng.uniform(0.5, 5, 6)
+    failures = rng.poisson(rng.gamma(0.8, 1 / 1.3, (8, 6)) * time).astype(float)
+    result = EM(six_pumps, latents={"rate": Laplace()}, progress_bar=False).run(jax.random.key(0), time, failures)
+    assert result.converged
+
+    def exact(beta):
+        return stats.nbinom.logpmf(failures, 0.8, beta / (beta + time)).sum()
+
+    error = result.integration_error
+    here, deviation = float(result.params["beta"]), float(result.standard_errors()["beta"])
+    assert 0 < error.log_likelihood_noise < 0.1 * error.log_likelihood
+    assert abs(exact(here) - result.log_likelihood - error.log_likelihood) < 3 * error.log_likelihood_noise
+    best = optimize.minimize_scalar(lambda beta: -exact(beta), bracket=(0.5, 2), method="brent").x
+    # One Newton step by the curvature of Laplace's approximation.
+    assert error.shift == pytest.approx(abs(best - here) / deviation, rel=0.2, abs=3 * error.shift_noise)
+    assert any("Monte Carlo error" in note for note in result.certificate.notes)
+
+
 def laplace_by_hand(params, rows):
     """Laplace's approximation of ``counts``."""
     total = 0.0

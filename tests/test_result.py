@@ -13,7 +13,7 @@ from numpyro.distributions import constraints
 from scipy import stats
 
 import emppl
-from emppl.report import charts
+from emppl.information import charts
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)

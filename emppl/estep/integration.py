@@ -25,7 +25,7 @@ from emppl.integral import Integral
 from emppl.numerics import impossible_to_infinite
 from emppl.positive import half_log_det, lower_inverse, lower_root, simplex, solve_root
 from emppl.program import Program
-from emppl.strategies import Gaussian, Laplace, Quadrature, Simulated
+from emppl.strategies import Gaussian, ImportanceSampling, Laplace, Quadrature, Simulated
 
 _NEWTON_STEPS = 50
 _HALVINGS = 60
@@ -81,9 +81,11 @@ def integrate(program: Program, integral: Integral, params, leaves, guess=None, 
     still = joint.at(jax.lax.stop_gradient(params))
     mode = find_modes(still, start)
     root = climbing_root(-still.hessian(mode))
-    if isinstance(strategy, Simulated):
+    if isinstance(strategy, (Simulated, ImportanceSampling)):
         # By default always the same numbers, so that the outcome is a smooth function of the parameters.
         key = jax.random.key(0) if key is None else key
+        if isinstance(strategy, ImportanceSampling):
+            return importance(joint, mode, root, key, strategy.num_points)
         return importance(joint, mode, root, key, importance_points(program, integral))
     assert isinstance(strategy, Quadrature)
     return _quadrature(joint, mode, root, strategy.num_points)

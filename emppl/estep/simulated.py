@@ -16,6 +16,7 @@ from emppl.estep.integrated import Integrated, atoms_of
 from emppl.estep.integration import integrate
 from emppl.estep.joint import Joint
 from emppl.estep.plain import Expectations
+from emppl.estep.reweighting import Reweighted, shares_by_cell
 from emppl.factors import Prepared
 from emppl.integral import Integral
 from emppl.numerics import weighted
@@ -86,16 +87,23 @@ def draw_all(program: Program, params, chains: Mapping[str, Chains], key: jax.Ar
 
 
 def simulated_expectations(
-    program: Program, fused: FusedPlan, params, drawn: Drawn, shares: jax.Array | None, leaves, prepared, key=None
+    program: Program,
+    fused: FusedPlan,
+    params,
+    drawn: Drawn,
+    shares: jax.Array | Reweighted | None,
+    leaves,
+    prepared,
+    key=None,
 ) -> Expectations:
     """What the M-step needs, from draws.
 
     Args:
         program: the derived algorithm.
         fused: static choices of the fused path.
-        params: the parameters at which the draws were made.
-        drawn: the draws.
-        shares: weight of every draw, chains one after the other; None for equal ones.
+        params: where the expectations are wanted.
+        drawn: the draws, made there unless they have weights of their own.
+        shares: weight of every draw, chains one after the other, in all groups or group by group; None for equal ones.
         leaves: the data.
         prepared: statistics of the data.
         key: random key of discrete latents that are drawn.
@@ -111,11 +119,13 @@ def simulated_expectations(
         joint = Joint(program, one, params, leaves)
         points = drawn.draws[one.axis]
         points = jnp.reshape(points, (-1, *points.shape[2:]))
-        equal = jnp.full(len(points), 1 / len(points)) if shares is None else shares
-        chains = drawn.chains[one.axis]
-        integrated[one.axis] = Integrated(
-            drawn.evidence[one.axis], atoms_of(joint, points), joint.along_atoms(equal), chains.mean, chains.root
-        )
+        evidence, chains = drawn.evidence[one.axis], drawn.chains[one.axis]
+        if isinstance(shares, Reweighted):
+            evidence = evidence + joint.to_cells(shares.rises[one.axis])
+            table = shares_by_cell(joint, shares.shares[one.axis])
+        else:
+            table = joint.along_atoms(jnp.full(len(points), 1 / len(points)) if shares is None else shares)
+        integrated[one.axis] = Integrated(evidence, atoms_of(joint, points), table, chains.mean, chains.root)
     return expectations(program, fused, params, leaves, prepared, None, integrated, key)
 
 
@@ -128,7 +138,7 @@ def complete_log_densities(
 
     Args:
         program: the derived algorithm.
-        found: from draws of equal weight.
+        found: from draws; their weights, unless equal, are part of what is summed.
         prepared: statistics of the data.
         params: where it is evaluated.
         leaves: the data.

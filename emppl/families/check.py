@@ -67,8 +67,7 @@ def _check_one(family: Family, kind: Any, arguments: dict[str, jax.Array]) -> No
     value = distribution.sample(jax.random.key(0), (_ROWS,))  # (rows, cells, ...)
     log_prob = distribution.log_prob(value)
     if family.statistics is None or family.natural is None:
-        if family.updates:
-            raise ValueError(f"{family.name}: updates need statistics and natural, from which their quantities come.")
+        _check_without_statistics(family, kind, arguments, value)
         return
     fixed: dict[str, Any] = {n: arguments[n][None] for n in family.fixed} | {"categories": _LENGTH}
     given = {n: a[None] for n, a in arguments.items() if n not in family.fixed}
@@ -92,6 +91,25 @@ def _check_one(family: Family, kind: Any, arguments: dict[str, jax.Array]) -> No
     for argument, update in family.updates.items():
         if argument in given:
             _check_update(family, kind, update, argument, given, fixed, value, moments)
+
+
+def _check_without_statistics(family: Family, kind: Any, arguments: dict[str, jax.Array], value: jax.Array) -> None:
+    of_value = family.moments_of_value
+    if of_value is None:
+        if family.updates:
+            raise ValueError(
+                f"{family.name}: updates need quantities of the data. Give statistics and natural, or, where the "
+                "quantities depend on other arguments, moments_of_value=lambda value, arguments: {...}."
+            )
+        return
+    given = {n: a[None] for n, a in arguments.items()}
+
+    def moments(rows: slice):
+        return {n: jnp.sum(quantity, 0, keepdims=True) for n, quantity in of_value(value[rows], given).items()}
+
+    for argument, update in family.updates.items():
+        if argument in given:
+            _check_update(family, kind, update, argument, given, {}, value, moments)
 
 
 def _check_update(family, kind, update: Update, argument: str, given, fixed, value, moments) -> None:

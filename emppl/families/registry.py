@@ -88,6 +88,8 @@ class Family:
         reference: ``(value, mean) -> reference``: centre and unit for the statistics, from a function that
             averages over rows; anything that makes the statistics well conditioned.
         moments: ``(sums (..., F), count (...), reference) -> quantities`` for the updates.
+        moments_of_value: ``(value, arguments) -> quantities`` for the updates of a family without statistics: of one
+            value, because they depend on other arguments (``|value - loc|``). The framework sums them over rows.
         updates: by argument; the others are maximised by Newton steps.
         diagonals: by matrix argument, the update of single entries where the argument is a diagonal matrix.
         joint: arguments that depend on each other so strongly that they are maximised together, by Newton steps,
@@ -113,6 +115,7 @@ class Family:
     base_measure: Callable[[jax.Array, Arrays], jax.Array] = zero_base_measure
     reference: Callable[[jax.Array, Callable], Arrays] = no_reference
     moments: Callable[[jax.Array, jax.Array, Arrays], Arrays] = no_moments
+    moments_of_value: Callable[[jax.Array, Arrays], Arrays] | None = None
     updates: Mapping[str, Update] = dataclasses.field(default_factory=dict)
     diagonals: Mapping[str, Update] = dataclasses.field(default_factory=dict)
     joint: tuple[str, ...] = ()

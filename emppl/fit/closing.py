@@ -32,8 +32,8 @@ from emppl.fit.mixing import Mixing, mixing
 from emppl.fit.outcome import StopReason
 from emppl.fit.path import Path, draw
 from emppl.fit.simulator import Simulator, batch_error
-from emppl.report.charts import Chart, value_at
-from emppl.report.uncertainty import Information, charts, entry_gradients
+from emppl.information.charts import Chart, value_at
+from emppl.information.uncertainty import Information, charts, entry_gradients
 from emppl.strategies import MonteCarlo
 
 MOST_DIMENSIONS = 200

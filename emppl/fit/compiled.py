@@ -20,11 +20,11 @@ from emppl.fit.compression import Compressed, Compression, find_compression, loo
 from emppl.fit.condensation import Condensation, find_condensation
 from emppl.fit.simulator import Simulator
 from emppl.fit.start import starting_values
+from emppl.information.criteria import cell_weights
+from emppl.information.identification import shift_effects
+from emppl.information.uncertainty import hessian_columns, score
 from emppl.parameters import check
 from emppl.program import Options, Program
-from emppl.report.criteria import cell_weights
-from emppl.report.identification import shift_effects
-from emppl.report.uncertainty import hessian_columns, score
 from emppl.structure.same_model import is_same_model
 from emppl.trace import WeightedRows, trace_model, with_array_in_front
 
@@ -238,9 +238,9 @@ class Compiled:
 
     @functools.cached_property
     def finer_score(self):
-        """Log-likelihood and score by that."""
+        """Log-likelihood and score by that, for each of several random keys."""
         assert self.finer is not None
-        return jax.jit(functools.partial(score, self.finer))
+        return jax.jit(jax.vmap(functools.partial(score, self.finer), in_axes=(None, None, 0)))
 
     @functools.cached_property
     def prepare(self):

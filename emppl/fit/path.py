@@ -13,6 +13,7 @@ import numpy as np
 from emppl.estep.simulated import Drawn
 from emppl.fit.checkpoint import flattened, key_data, key_like, restored
 from emppl.fit.outcome import StopReason
+from emppl.fit.reuse import OldDraws
 from emppl.fit.simulator import Simulator
 from emppl.fit.trail import Trail
 from emppl.fit.window import Window
@@ -38,6 +39,7 @@ class Path:
         trail: estimates of that phase.
         spread: of single estimates in the phase before, None in the first one.
         window: past draws that Q remembers, where it does.
+        old: draws of the last E-step, where they may serve again.
         errors: Monte Carlo standard errors of averaged estimates, where there is no closing phase.
     """
 
@@ -56,6 +58,7 @@ class Path:
     trail: Trail = dataclasses.field(default_factory=Trail)
     spread: np.ndarray | None = None
     window: Window | None = None
+    old: OldDraws | None = None
     errors: dict[str, np.ndarray] | None = None
 
     def state(self) -> dict[str, Any]:
@@ -72,7 +75,9 @@ class Path:
             found["trail"] = np.array(self.trail.values)
         if self.spread is not None:
             found["spread"] = self.spread
-        return found | (flattened("window", self.window.arrays) if self.window is not None else {})
+        for name, draws in (("window", self.window), ("old", self.old)):
+            found |= {} if draws is None else flattened(name, draws.arrays)
+        return found
 
     def restore(self, saved: Mapping[str, np.ndarray]) -> None:
         """Go on from a state.
@@ -93,10 +98,17 @@ class Path:
         if "window['shares']" in saved:
             like = {"draws": dict.fromkeys(self.chains, 0), "shares": 0}
             self.window = Window(**restored("window", saved, like))
+        if any(name.startswith("old[") for name in saved):
+            self.old = OldDraws(**restored("old", saved, OldDraws.like(self.params, self.chains)))
 
     def begin(self, phase: str) -> None:
         """Go on to another phase."""
         self.phase, self.spread, self.trail = phase, self.trail.spread, Trail()
+        self.count_divergences_afresh()
+
+    def count_divergences_afresh(self) -> None:
+        """From here on."""
+        self.chains = {axis: one.counted_afresh() for axis, one in self.chains.items()}
 
     def split(self) -> jax.Array:
         """A fresh key."""
@@ -104,7 +116,14 @@ class Path:
         return key
 
     def record(
-        self, draws: int, decision: str, unfinished: bool = False, gain: float = np.nan, gain_error: float = np.nan
+        self,
+        draws: int,
+        decision: str,
+        unfinished: bool = False,
+        gain: float = np.nan,
+        gain_error: float = np.nan,
+        reweighted: bool = False,
+        effective: float = np.nan,
     ) -> None:
         """One entry of the history, at the objective that was just seen.
 
@@ -114,6 +133,8 @@ class Path:
             unfinished: did an inner iteration of the M-step stop short?
             gain: in nats.
             gain_error: its Monte Carlo standard error.
+            reweighted: were the draws made at earlier parameters?
+            effective: share of the old draws that were effective here, in the worst group; NaN where nobody looked.
         """
         self.rows.append(
             {
@@ -123,6 +144,8 @@ class Path:
                 "gain_error": gain_error,
                 "decision": decision,
                 "unfinished": unfinished,
+                "reweighted": reweighted,
+                "effective_share": effective,
                 "objective": self.objective,
                 "log_likelihood": self.log_likelihood,
             }
@@ -139,9 +162,11 @@ def draw(simulator: Simulator, path: Path, leaves, number: int, block: int | Non
     """Move the chains of a fit, in blocks of one size, so that more draws need no other program."""
     block = simulator.strategy.num_samples if block is None else block
     found: list[Drawn] = []
+    path.count_divergences_afresh()
     while len(found) * block < number:
         if path.total_draws == 0:  # chains that start anywhere
             path.chains = simulator.draw(path.params, path.chains, path.split(), leaves, number=block).chains
+            path.count_divergences_afresh()
         found.append(simulator.draw(path.params, path.chains, path.split(), leaves, number=block))
         path.chains = found[-1].chains
         path.total_draws += block

@@ -11,10 +11,11 @@ import numpy as np
 
 from emppl import estep, mstep
 from emppl.estep.nearby import nearby_log_likelihood
+from emppl.estep.reweighting import Reweighted, log_densities, ratio_residuals
 from emppl.estep.simulated import begin_chains, complete_log_densities, draw_all, simulated, simulated_expectations
 from emppl.fit.loop import smallest_scale
+from emppl.information.charts import value_at
 from emppl.program import Program
-from emppl.report.charts import value_at
 from emppl.strategies import Simulated
 
 
@@ -25,7 +26,8 @@ class Improved(NamedTuple):
         params: the new values.
         memory: what M-step rules remember.
         unfinished: did an inner iteration stop short?
-        gains: for every draw, by how much its complete-data log density rose.
+        gains: for every draw, by how much its complete-data log density rose; of draws with weights of their own, the
+            residuals of a ratio around its mean.
         log_likelihood: at the old parameters, by importance sampling.
         log_prior: at the old parameters.
     """
@@ -95,6 +97,7 @@ class Simulator:
         self.fused = fused
         self.integrals = simulated(program)
         self.draw = jax.jit(functools.partial(draw_all, program), static_argnames="number")
+        self.log_densities = jax.jit(functools.partial(log_densities, program))
         self.improve = jax.jit(self._improve)
         self.measure = jax.jit(self._measure)
         self.curvatures = jax.jit(self._curvatures)
@@ -115,11 +118,14 @@ class Simulator:
         before, after = (
             complete_log_densities(self.program, found, prepared, at, leaves) for at in (params, step.params)
         )
+        gains = after - before
+        if isinstance(shares, Reweighted):
+            gains = gains + ratio_residuals(self.program, found, shares, params, step.params, leaves)
         return Improved(
             step.params,
             step.memory,
             step.unfinished,
-            after - before,
+            gains,
             found.log_likelihood,
             self.program.log_prior(params, leaves),
         )

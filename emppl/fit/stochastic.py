@@ -16,11 +16,12 @@ from emppl.fit.checkpoint import Checkpoint
 from emppl.fit.closing import MOST_DIMENSIONS, Closing, close
 from emppl.fit.convergence import Progress
 from emppl.fit.loop import History, LaneState
+from emppl.fit.mixing import Divergences, divergences
 from emppl.fit.outcome import StopReason
 from emppl.fit.path import Path
+from emppl.fit.restarts import best_restart
 from emppl.fit.simulator import Simulator
 from emppl.fit.stochastic_em import wander
-from emppl.report.restarts import best_restart
 from emppl.strategies import SAEM, MonteCarlo, StochasticEM
 
 TOLERANCE = 1e-3
@@ -43,6 +44,7 @@ class Simulation:
         closing: errors and diagnostics of the closing phase; None if it was not reached.
         total_draws: all draws of all chains of a group.
         notes: remarks.
+        divergences: trajectories of the last E-step that lost their energy, of all averaged ones in stochastic EM.
         errors: Monte Carlo standard errors of the estimates, where there is no closing phase.
     """
 
@@ -52,6 +54,7 @@ class Simulation:
     closing: Closing | None
     total_draws: int
     notes: list[str]
+    divergences: Divergences
     errors: dict[str, np.ndarray] | None = None
 
 
@@ -155,9 +158,11 @@ def run(
     # The restart that was closed stays the one, whatever noise says afterwards.
     chosen = _best(paths) if chosen is None else chosen
     best = paths[chosen]
-    simulation = Simulation(
-        simulator.strategy, value, error, closing, best.total_draws * simulator.strategy.num_chains, notes, best.errors
-    )
+    diverged = divergences(program, best.chains)
+    if diverged.words is not None:
+        notes.append(diverged.words)
+    draws = best.total_draws * simulator.strategy.num_chains
+    simulation = Simulation(simulator.strategy, value, error, closing, draws, notes, diverged, best.errors)
     return _states(paths), _history(paths), best.rows, simulation, interrupted, chosen
 
 

@@ -141,7 +141,7 @@ def propose(context: RuleContext, name: str, anywhere: bool = False) -> ClosedFo
         maps.append(selection.map)
     assert update is not None
     for other in context.trace.parameters:
-        if context.use_prior and other != name and _prior_depends_on(context, other, name):
+        if context.use_prior and other != name and prior_depends_on(context, other, name):
             return f"the prior of {other!r} depends on it"
     if any(one != maps[0] for one in maps):
         return f"it enters through different maps ({'; '.join(sorted({str(one) or 'as it is' for one in maps}))})"
@@ -167,6 +167,15 @@ def at_an_edge(factor: SiteFactor, field: str) -> str:
     assert factor.family is not None
     edge = f"{factor.family.name}.{field}"
     return f"the support of site {factor.name!r} begins or ends at it ({edge}), where Q jumps to minus infinity"
+
+
+def has_corners(factor: SiteFactor, field: str) -> str | None:
+    """Why no rule with derivatives finds the maximum of an argument in which a density is not smooth, or None."""
+    if factor.family is None or field not in factor.family.kinks:
+        return None
+    return (
+        f"the density of site {factor.name!r} has corners in it ({factor.family.name}.{field}), where no slope leads on"
+    )
 
 
 def _solved_jointly(context: RuleContext, factor: SiteFactor, field: str) -> str | None:
@@ -234,7 +243,8 @@ def entries_of(context: RuleContext, name: str):
     return found
 
 
-def _prior_depends_on(context: RuleContext, other: str, name: str) -> bool:
+def prior_depends_on(context: RuleContext, other: str, name: str) -> bool:
+    """Does a parameter enter the prior of another one?"""
     return any(
         path[0] == other and path[1] != "value" and ("parameter", name) in context.dependence.of_output(position)
         for path, position in context.trace.outputs.items()

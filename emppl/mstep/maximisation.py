@@ -52,13 +52,17 @@ class Maximisation:
 
     def moments(self, site: str) -> Mapping[str, jax.Array]:
         """Named expected statistics of a site with a registered family."""
+        factor = self.program.factors[site]
+        if not factor.is_exponential:  # given the newest values of the other arguments
+            fields = frozenset((site, field) for field in ("arguments", "distribution", "mask", "value"))
+            return factor.moments_of_values(self.expectations.weights[site], self.evaluate(self.params, fields))
         regression = self._regression(site)
         if regression is not None:  # of the residuals, at the newest coefficients
             arrays = self.evaluate(self.params, frozenset([(site, "arguments")]))
             coefficients = regression.arguments(arrays)["coefficients"]
             return regression.residuals(self.expectations.sums[site], coefficients, self.prepared[site].reference)
         if site not in self._moments:
-            self._moments[site] = self.program.factors[site].moments(self._sums(site), self.prepared[site].reference)
+            self._moments[site] = factor.moments(self._sums(site), self.prepared[site].reference)
         return self._moments[site]
 
     def arguments(self, site: str, arrays) -> dict[str, jax.Array]:

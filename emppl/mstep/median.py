@@ -3,6 +3,9 @@
 The maximum of such a function is a data value. It is found by bisection over the sorted values: between two
 neighbours the slope of Q is its derivative, entry by entry, so that entries shared by cells and sites need nothing
 special.
+
+With a log-concave prior the sum is still concave, but its maximum may lie between data values, or beyond them: the
+slope is then followed by bisection of the line itself.
 """
 
 from __future__ import annotations
@@ -14,10 +17,13 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from emppl.mstep.closed_form import FLAT, entries_of, prior_of
+from emppl.mstep.closed_form import FLAT, entries_of, prior_depends_on, prior_of
 from emppl.mstep.maximisation import Maximisation
 from emppl.parameters import constraint_name
 from emppl.rules import Rule, RuleContext
+
+_CONCAVE = ("Normal", "Laplace", "Logistic", "Gumbel")
+"""Priors of single numbers whose log density is concave."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +32,8 @@ class Median(Rule):
 
     Attributes:
         sites: where the parameter is a location.
+
+    A prior that is not flat takes the maximum off the data.
     """
 
     sites: tuple[str, ...]
@@ -36,6 +44,8 @@ class Median(Rule):
     def update(self, step: Maximisation) -> dict[str, jax.Array]:
         """Bisection over the ranks of the data."""
         (name,) = self.parameters
+        if self.prior not in (None, "flat"):
+            return {name: self._between(step, name)}
         before = step.params[name]
         fields = frozenset((site, field) for site in self.sites for field in ("value", "mask"))
         arrays = step.evaluate(step.params, fields)
@@ -56,6 +66,28 @@ class Median(Rule):
         weight = slope(jnp.full_like(before, values[0] - 1))
         return {name: jnp.where(weight > 0, values[rank], before)}
 
+    def _between(self, step: Maximisation, name: str) -> jax.Array:
+        """Where the slope of a concave function changes its sign: first an interval, then bisection."""
+        before = step.params[name]
+        slope = jax.grad(lambda value: step.q({name: value}))
+
+        def widen(carry):
+            low, high, width, _ = carry
+            too_high, too_low = slope(low) < 0, slope(high) > 0
+            low, high = jnp.where(too_high, low - width, low), jnp.where(too_low, high + width, high)
+            return low, high, 2 * width, jnp.any(too_high | too_low)
+
+        def halve(_, bounds):
+            low, high = bounds
+            middle = low + (high - low) / 2
+            rises = slope(middle) > 0
+            return jnp.where(rises, middle, low), jnp.where(rises, high, middle)
+
+        start = (before, before, 1e-3 * (1 + jnp.abs(before)), jnp.asarray(True))
+        low, high, *_ = jax.lax.while_loop(lambda carry: carry[-1], widen, start)
+        low, high = jax.lax.fori_loop(0, jnp.finfo(before.dtype).nmant + 8, halve, (low, high))
+        return low + (high - low) / 2
+
 
 def propose(context: RuleContext, name: str) -> Median | str | None:
     """The rule, the reason why it does not apply, or None where nothing suggests it."""
@@ -68,12 +100,14 @@ def propose(context: RuleContext, name: str) -> Median | str | None:
     if not constraint_name(context.trace.sites[name].constraint).startswith("real"):
         return "its constraint may bind"
     prior = prior_of(context.trace, name) if context.use_prior else None
-    if prior not in (None, *FLAT):
-        return f"its prior {prior} moves the maximum off the data"
+    if prior not in (None, *FLAT, *_CONCAVE):
+        return f"its prior {prior} is not log-concave"
     reason = why_not_a_data_value(context, name, found)
     if reason is not None:
         return reason
     sites = tuple(dict.fromkeys(factor.name for factor, _, _ in found))
+    if prior in _CONCAVE:
+        return Median((name,), "where the slope of Q plus the log prior changes its sign", sites, prior=prior)
     return Median((name,), "the data value at which the slope of Q changes its sign", sites, prior=prior and "flat")
 
 
@@ -85,6 +119,9 @@ def why_not_a_data_value(context: RuleContext, name: str, found) -> str | None:
         name: the parameter.
         found: where it enters, from :func:`entries_of`.
     """
+    for other in context.trace.parameters:
+        if context.use_prior and other != name and prior_depends_on(context, other, name):
+            return f"the prior of {other!r} depends on it"
     for factor, field, position in found:
         if factor.parameters.get("value") or factor.latents.get("value"):
             return f"the value of site {factor.name!r} is not data"

@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from emppl.strategies import Evidence
+from emppl.strategies import Evidence, ImportanceSampling
 
 if TYPE_CHECKING:
     from emppl.report.result import EMResult
+
+
+_TOO_NOISY = 1.0
+"""Standard deviation of one estimate, in nats, beyond which importance sampling is not to be trusted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,48 +24,78 @@ class IntegrationError:
 
     Attributes:
         rule: the finer rule, by latent.
-        log_likelihood: by the finer rule, minus that of the fit (nats).
+        log_likelihood: by the finer rule, minus that of the fit (nats). NaN if the rule is too noisy to tell.
         shift: how far the estimates would move under the finer rule: the largest change of any, in its standard errors,
             by one Newton step. NaN where there are no standard errors.
+        log_likelihood_noise: Monte Carlo standard error of ``log_likelihood``; zero where the rule draws nothing.
+        shift_noise: the same of ``shift``.
     """
 
     rule: dict[str, str]
     log_likelihood: float
     shift: float
+    log_likelihood_noise: float = 0.0
+    shift_noise: float = 0.0
 
     def __str__(self) -> str:
         names = ", ".join(f"{name!r} by {title}" for name, title in self.rule.items())
-        moved = "" if np.isnan(self.shift) else f", and would move the estimates by {self.shift:.2g} standard errors"
-        return f"Error of integration: {names} changes the log-likelihood by {self.log_likelihood:+.2g}{moved}."
+        if np.isnan(self.log_likelihood):
+            return f"The error of integration is not known: {names} is too noisy to tell."
+        changed, moved = _with_noise(self.log_likelihood, self.log_likelihood_noise, "+"), ""
+        if not np.isnan(self.shift):
+            moved = f", and would move the estimates by {_with_noise(self.shift, self.shift_noise)} standard errors"
+        return f"Error of integration: {names} changes the log-likelihood by {changed}{moved}."
+
+
+def _with_noise(value: float, noise: float, sign: str = "") -> str:
+    return f"{value:{sign}.2g}" + (f" (Monte Carlo error {noise:.1g})" if noise else "")
 
 
 def integration_error(result: EMResult) -> IntegrationError | None:
     """The log-likelihood and its maximum by a finer rule, or None where there is none to compare with."""
     derived = result._derived
-    if derived.finer is None or result.classification is not None:
-        return None
-    params, leaves = result._free, result._leaves
-    frames = {name: one.frame for name, one in result._charts_by_position.items()}
-    value, score = jax.device_get(derived.finer_score(params, frames, leaves))
-    shift = float("nan")
-    if result.uncertainty_is_cheap:
-        shift = _shift(result, np.asarray(score))
     program = derived.finer
-    rule = {name: repr(program.strategies[name]) for one in program.integrals for name in one.latents}
-    return IntegrationError(rule, float(value) - result.log_likelihood, shift)
+    if program is None or result.classification is not None:
+        return None
+    frames = {name: one.frame for name, one in result._charts_by_position.items()}
+    drawn = [one.strategy for one in program.integrals if isinstance(one.strategy, ImportanceSampling)]
+    keys = jax.random.split(jax.random.key(0), drawn[0].replicates if drawn else 1)
+    values, scores = map(np.asarray, derived.finer_score(frames, result._leaves, keys))
+    rule = {name: _title(program.strategies[name]) for one in program.integrals for name in one.latents}
+    shifts = _shifts(result, scores)
+    largest = int(np.argmax(np.abs(shifts.mean(0))))
+    shift = float(np.abs(shifts.mean(0)[largest]))
+    if not drawn:
+        return IntegrationError(rule, float(values[0]) - result.log_likelihood, shift)
+    spread = values.std(ddof=1)
+    if not spread <= _TOO_NOISY:
+        return IntegrationError(rule, float("nan"), float("nan"), float("nan"), float("nan"))
+    # The logarithm of an estimate is too low by half its variance.
+    difference = float(values.mean() + spread**2 / 2 - result.log_likelihood)
+    root = np.sqrt(len(keys))
+    shift_noise = float(shifts.std(0, ddof=1)[largest] / root)
+    return IntegrationError(rule, difference, shift, float(spread / root), shift_noise)
 
 
-def _shift(result: EMResult, score: np.ndarray) -> float:
+def _title(strategy) -> str:
+    return strategy.title if isinstance(strategy, ImportanceSampling) else repr(strategy)
+
+
+def _shifts(result: EMResult, scores: np.ndarray) -> np.ndarray:
+    """Newton steps of all coordinates in their standard errors, ``(replicates, coordinates)``; NaN without any."""
+    unknown = np.full((len(scores), 1), np.nan)
+    if not result.uncertainty_is_cheap:
+        return unknown
     local, information = result._measured
     active = np.concatenate([one.active for one in local.values()])
+    if not active.any():
+        return np.zeros((len(scores), 1))
     try:
         inverse = np.linalg.inv(information.matrix)
     except np.linalg.LinAlgError:
-        return float("nan")
+        return unknown
     variances = np.diagonal(inverse)
-    if not np.all(variances > 0):
-        return float("nan")
-    return float(np.max(np.abs(inverse @ score[active]) / np.sqrt(variances), initial=0.0))
+    return scores[:, active] @ inverse / np.sqrt(variances) if np.all(variances > 0) else unknown
 
 
 def integration_notes(result: EMResult) -> list[str]:

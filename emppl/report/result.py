@@ -14,16 +14,12 @@ import numpy as np
 from emppl.errors import ParameterError
 from emppl.fit.outcome import StopReason
 from emppl.held import held_dimensions
-from emppl.program import Program
-from emppl.report import summary
-from emppl.report.boundary import remarks, scales
-from emppl.report.certificate import Certificate, build_certificate
-from emppl.report.charts import Chart
-from emppl.report.components import component_axes
-from emppl.report.criteria import entropy, number_of_observations
-from emppl.report.identification import shift_candidates
-from emppl.report.integration_error import IntegrationError, integration_error, integration_notes
-from emppl.report.uncertainty import (
+from emppl.information.boundary import remarks, scales
+from emppl.information.charts import Chart
+from emppl.information.corners import no_standard_errors, without_curvature
+from emppl.information.criteria import entropy, number_of_observations
+from emppl.information.identification import shift_candidates
+from emppl.information.uncertainty import (
     Covariance,
     Information,
     boundary_labels,
@@ -34,6 +30,11 @@ from emppl.report.uncertainty import (
     optimised_within_bounds,
     spread_over_entries,
 )
+from emppl.program import Program
+from emppl.report import summary
+from emppl.report.certificate import Certificate, build_certificate
+from emppl.report.components import component_axes
+from emppl.report.integration_error import IntegrationError, integration_error, integration_notes
 
 if TYPE_CHECKING:
     from emppl.em import EM
@@ -52,7 +53,9 @@ class EMResult:
         stop_message: the same with the names of what went wrong in this fit.
         num_iterations: M-steps of the best restart.
         history: arrays by name: ``"objective"`` and ``"log_likelihood"`` after every E-step of the best restart
-            (entry 0 is the start), and for all restarts ``"final_objectives"`` and ``"final_status"``.
+            (entry 0 is the start), and for all restarts ``"final_objectives"`` and ``"final_status"``. Of fits by draws
+            also ``"decision"``, ``"draws"``, ``"gain"``, ``"gain_error"``, whether they were ``"reweighted"``, and the
+            ``"effective_share"`` of the old ones (NaN where nobody looked).
         notes: remarks about the fit, such as a switch to the plain path.
         classification: under ``Hard()``, the log-likelihood of the data and the best assignment together, which (plus
             the log prior) is the objective; else None. ``history`` has it as ``"classification"`` in place of
@@ -135,6 +138,8 @@ class EMResult:
         return integration_error(self)
 
     def _score_norm(self) -> float:
+        if without_curvature(self._program):
+            return float("nan")
         matrix, score = self._measured[1]
         scale = np.sqrt(np.maximum(np.diagonal(matrix), np.finfo(float).tiny))
         return float(np.max(np.abs(score / scale), initial=0.0))
@@ -156,7 +161,9 @@ class EMResult:
         known = self._program.integrals and (self.uncertainty_is_cheap or "_measured" in self.__dict__)
         information = self._measured[1] if known else None
         at_zero = remarks(self._program, boundary, self._measured[0] if known else local, information)
-        return [*self.notes, *at_zero, *integration_notes(self)]
+        names = without_curvature(self._program)
+        corners = [no_standard_errors(names)] if names else []
+        return [*self.notes, *corners, *at_zero, *integration_notes(self)]
 
     # --------------------------------------------------------------------------------------------- posterior
 

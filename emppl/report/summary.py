@@ -12,7 +12,7 @@ import numpy as np
 
 from emppl.errors import optional_import
 from emppl.fit.outcome import StopReason
-from emppl.report.restarts import distinct_optima
+from emppl.fit.restarts import distinct_optima
 
 if TYPE_CHECKING:
     from emppl.report.result import EMResult

@@ -6,11 +6,12 @@ from emppl.strategies.integrated import (
     DEFAULT_NODES,
     NODES_WITHIN_BOUNDS,
     Gaussian,
+    ImportanceSampling,
     Laplace,
     Quadrature,
     TruncatedGaussian,
 )
-from emppl.strategies.simulated import SAEM, MonteCarlo, Simulated, StochasticEM
+from emppl.strategies.simulated import SAEM, Kernel, MonteCarlo, Simulated, StochasticEM
 
 __all__ = [
     "DEFAULT_NODES",
@@ -21,6 +22,8 @@ __all__ = [
     "Evidence",
     "Gaussian",
     "Hard",
+    "ImportanceSampling",
+    "Kernel",
     "Laplace",
     "MonteCarlo",
     "Quadrature",

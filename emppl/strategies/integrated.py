@@ -63,9 +63,9 @@ class Laplace(Continuous):
         """Two for every dimension."""
         return 2 * dimensions
 
-    def finer(self, dimensions: int) -> Continuous | None:
-        """Quadrature, as far as its product rules go."""
-        return Quadrature(DEFAULT_NODES[dimensions]) if dimensions in DEFAULT_NODES else None
+    def finer(self, dimensions: int) -> Continuous:
+        """Quadrature, as far as its product rules go, then importance sampling."""
+        return Quadrature(DEFAULT_NODES[dimensions]) if dimensions in DEFAULT_NODES else ImportanceSampling()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +116,26 @@ class Quadrature(Continuous):
     def finer(self, dimensions: int) -> Quadrature:
         """A rule with nearly twice the nodes, and not few."""
         return Quadrature(max(2 * self.num_points - 1, 2 * _FEW_NODES - 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportanceSampling(Continuous):
+    """Weighted draws from a Student-t distribution at the mode: what Laplace's approximation is compared with.
+
+    Args:
+        num_points: number of draws in one estimate.
+        replicates: number of independent estimates, whose spread is the Monte Carlo error.
+    """
+
+    num_points: int = 200
+    replicates: int = 10
+
+    title: ClassVar[str] = "importance sampling"
+    evidence: ClassVar[Evidence] = Evidence.MONTE_CARLO
+
+    def atoms(self, dimensions: int) -> int:
+        """Those of all estimates, however many dimensions there are."""
+        return self.num_points * self.replicates
 
 
 DEFAULT_NODES = {1: 15, 2: 9, 3: 7}

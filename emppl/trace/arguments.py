@@ -24,7 +24,7 @@ def split_arguments(args: tuple, kwargs: dict) -> tuple[list, Any]:
         ``(leaves, skeleton)``: the array leaves and a hashable description that rebuilds the arguments.
 
     Raises:
-        DataError: a static argument is not hashable (a data frame, say).
+        DataError: a static argument is not hashable (a data frame, say), or an array holds no numbers.
     """
     flat, treedef = jax.tree.flatten((args, kwargs), is_leaf=lambda node: node is None)
     leaves, static = [], []
@@ -34,6 +34,11 @@ def split_arguments(args: tuple, kwargs: dict) -> tuple[list, Any]:
                 raise DataError(
                     f"A model argument is an array of {leaf.dtype}, which JAX cannot use. Code it as numbers first, "
                     "for example codes = numpy.unique(labels, return_inverse=True)[1]."
+                )
+            if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+                raise DataError(
+                    f"A model argument is an array of {leaf.dtype}, which is no array of numbers. Pass "
+                    "jax.random.key_data(key), and in the model write key = jax.random.wrap_key_data(data)."
                 )
             static.append(_ARRAY)
             leaves.append(leaf)

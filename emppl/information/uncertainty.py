@@ -20,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl import estep
+from emppl.information.boundary import newton_step, scales, vanishing
+from emppl.information.charts import Chart, Frame, chart, has_bounds, jacobian, pressed, value_at
+from emppl.information.corners import no_standard_errors, without_curvature
 from emppl.program import Program
-from emppl.report.boundary import newton_step, scales, vanishing
-from emppl.report.charts import Chart, Frame, chart, has_bounds, jacobian, pressed, value_at
 
 EDGE = 1e-5
 """How close to its bound a probability counts as being on it."""
@@ -98,7 +99,8 @@ def hessian_columns(program: Program, frames: Mapping[str, Frame], leaves, which
         ``(columns, gradient)``: ``(columns, coordinates)`` and ``(coordinates,)``.
     """
     zero = jnp.zeros(sum(frames[name].size for name in program.free), jnp.result_type(float))
-    gradient = jax.grad(functools.partial(_objective, program, frames, leaves))
+    objective = jax.grad(functools.partial(_objective, program, frames, leaves), has_aux=True)
+    gradient = lambda step: objective(step)[0]  # noqa: E731
 
     def column(coordinate):
         return jax.jvp(gradient, (zero,), (zero.at[coordinate].set(1),))
@@ -108,20 +110,30 @@ def hessian_columns(program: Program, frames: Mapping[str, Frame], leaves, which
     return columns, gradients[0]
 
 
-def score(program: Program, params, frames: Mapping[str, Frame], leaves):
-    """Log-likelihood at an estimate, and the gradient of it plus the log prior in local coordinates: pure."""
+def score(program: Program, frames: Mapping[str, Frame], leaves, key=None):
+    """Log-likelihood at an estimate, and the gradient of it plus the log prior in local coordinates: pure.
+
+    Args:
+        program: the derived algorithm.
+        frames: the estimate.
+        leaves: the data.
+        key: random numbers of simulated integrals; None for those that are always the same.
+    """
     zero = jnp.zeros(sum(frames[name].size for name in program.free), jnp.result_type(float))
-    gradient = jax.grad(functools.partial(_objective, program, frames, leaves))
-    return estep.log_likelihood(program, params, leaves), gradient(zero)
+    objective = functools.partial(_objective, program, frames, leaves, key=key)
+    (_, value), gradient = jax.value_and_grad(objective, has_aux=True)(zero)
+    return value, gradient
 
 
-def _objective(program: Program, frames: Mapping[str, Frame], leaves, step: jax.Array) -> jax.Array:
+def _objective(program: Program, frames: Mapping[str, Frame], leaves, step: jax.Array, key=None):
+    """Log-likelihood plus log prior after a step, and the log-likelihood alone."""
     parts = jnp.split(step, np.cumsum([frames[name].size for name in program.free])[:-1])
     params = {
         name: value_at(program.trace.sites[name].constraint, frames[name], part)
         for name, part in zip(program.free, parts, strict=True)
     }
-    return estep.log_likelihood(program, params, leaves) + program.log_prior(params, leaves)
+    value = estep.log_likelihood(program, params, leaves, key)
+    return value + program.log_prior(params, leaves), value
 
 
 def observed_information(local: Mapping[str, Chart], columns: Callable, leaves) -> Information:
@@ -198,10 +210,14 @@ def covariance(
     """Covariance of all entries of all free parameters, by the delta method from local coordinates.
 
     Raises:
-        ValueError: the information matrix is not positive definite, so the estimate is no interior maximum.
+        ValueError: the information matrix is not positive definite, so the estimate is no interior maximum; or there
+            is none, because of corners.
     """
     from scipy import sparse
 
+    corners = without_curvature(program)
+    if corners:
+        raise ValueError(no_standard_errors(corners))
     names = np.array([name for name, one in local.items() for _ in range(int(one.active.sum()))], dtype=object)
     inverse = _inverse(information.matrix, names)
     labels, missing, entries, coordinates, values = [], [], [], [], []

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from emppl.information.charts import Chart
 from emppl.parameters import bounds, constraint_name
 from emppl.program import Program
-from emppl.report.charts import Chart
 from emppl.trace.naming import model_name
 
 if TYPE_CHECKING:
-    from emppl.report.uncertainty import Information
+    from emppl.information.uncertainty import Information
 
 _NEARLY = 0.9
 _LITTLE = 0.05  # nats
