@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 from emppl.chain import choose_kernel
 from emppl.elimination import Step
-from emppl.estep import FusedPlan, largest_table
+from emppl.estep import FusedPlan, largest_table, why_not_reweighted
 from emppl.integral import Integral
 from emppl.program import Program
-from emppl.strategies import Simulated, StochasticEM
+from emppl.strategies import Continuous, MonteCarlo, Simulated, StochasticEM
 from emppl.trace import Site
 from emppl.trace.naming import latent_of, model_name
 
@@ -209,7 +209,7 @@ def build_plan(program: Program, fused: FusedPlan, compression: str = "") -> Pla
         tuple(latents),
         tuple(factors),
         parameters,
-        tuple(_integration(one) for one in program.integrals),
+        tuple(_integration(program, one) for one in program.integrals),
         tuple(_summed(program, fused, step) for step in steps),
         program.cost,
         max([largest, *(program.cells(name) for name in program.integrated)]) * dtype.itemsize,
@@ -229,13 +229,23 @@ def _integrated(program: Program) -> list[LatentPlan]:
     return found
 
 
-def _integration(integral: Integral) -> str:
+def _integration(program: Program, integral: Integral) -> str:
     """What is integrated out together, and given what; where that takes draws, what makes them."""
     given = f" given {', '.join(map(repr, integral.given))}" if integral.given else ""
     apart = ", told apart by an index among the data" if integral.is_indexed else ""
     strategy = integral.strategy
     by = f", {strategy.words(integral.dimensions)}" if isinstance(strategy, Simulated) else ""
-    return ", ".join(map(repr, integral.latents)) + given + apart + by
+    return ", ".join(map(repr, integral.latents)) + given + apart + by + _old_draws(program, strategy)
+
+
+def _old_draws(program: Program, strategy: Continuous) -> str:
+    """Whether old draws are used again."""
+    if not isinstance(strategy, MonteCarlo) or not strategy.reweight:
+        return ""
+    reason = why_not_reweighted(program)
+    if reason is not None:
+        return f"; every iteration draws afresh ({reason}), whatever reweight says"
+    return f"; old draws serve again, re-weighted, while {strategy.reweight:.0%} of them are effective in every group"
 
 
 def _summed(program: Program, fused: FusedPlan, step: Step) -> str:

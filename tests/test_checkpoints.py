@@ -70,12 +70,14 @@ KINDS = {
     "optimiser": (mixture, overlapping, {"m_step": {"mu": optax.adam(1e-2)}, "max_iterations": 150}),
     "stochastic": (hidden_markov, paths, {"latents": {"z": StochasticEM()}, "max_iterations": 200}),
     "monte_carlo": (counts, few_counts, {"latents": {"b": MonteCarlo(20)}, "tolerance": 1e-2}),
+    "reweighted": (counts, few_counts, {"latents": {"b": MonteCarlo(20, reweight=0.5)}, "tolerance": 1e-2}),
     "saem": (counts, few_counts, {"latents": {"b": SAEM()}, "max_iterations": 60, "restarts": 2}),
 }
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(k, marks=SLOW if k in ("optimiser", "monte_carlo", "saem") else ()) for k in KINDS]
+    "kind",
+    [pytest.param(k, marks=SLOW if k in ("optimiser", "monte_carlo", "reweighted", "saem") else ()) for k in KINDS],
 )
 def test_a_killed_fit_goes_on_to_the_same_end(kind, tmp_path, monkeypatch):
     """Killed twice: history, estimates and Monte Carlo errors are those of the fit that was not, bit by bit."""
@@ -104,6 +106,9 @@ def test_a_killed_fit_goes_on_to_the_same_end(kind, tmp_path, monkeypatch):
             assert file.exists()
     monkeypatch.setattr(emppl.em.Progress, "__call__", original)
     assert len(done) > 3 and 0 < done[1] < whole.num_iterations
+    if kind == "reweighted":  # the next step is one on old draws, which are in the file
+        assert any(name.split("/")[-1].startswith("old[") for name in np.load(file).files)
+        assert whole.history["reweighted"][done[1]]
     resumed = run(checkpoint=str(file))
     again = run(checkpoint=file)  # of a finished fit: nothing is left to do
     for result in (resumed, again):

@@ -11,6 +11,7 @@ from emppl.estep.integration import integrate_all
 from emppl.estep.latents import decode, marginals, sample, user_layout, whole_scans
 from emppl.estep.memory import check_memory, largest_table
 from emppl.estep.plain import Expectations, Posterior, e_step, from_posterior, log_evidence, log_likelihood, q
+from emppl.estep.reweighting import why_not_reweighted
 from emppl.estep.simulated import simulated
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "simulated",
     "user_layout",
     "whole_scans",
+    "why_not_reweighted",
 ]

@@ -277,6 +277,7 @@ def expectations(
         value = value + one
         sums.update(part_sums)
         weights.update(part_weights)
+    of_cells = {name: weights[name] for name in integrated}
     weights, atoms = spread_over_atoms(program, integrated, weights, params, leaves)
     centers = {name: one.mean for name, one in integrated.items()}
     drawn = [name for name, factor in program.factors.items() if factor.value_is_drawn and factor.has_statistics]
@@ -284,7 +285,7 @@ def expectations(
     of_atoms = {name: program.factors[name].prepare(at_atoms) for name in drawn}
     cancelled = sum((one.cancelled for one in integrated.values()), jnp.zeros(()))
     value = impossible_to_infinite(value)
-    return Expectations(value, sums, weights, amplification, atoms, centers, of_atoms, cancelled)
+    return Expectations(value, sums, weights, amplification, atoms, centers, of_atoms, cancelled, of_cells)
 
 
 def _largest_sum(natural, bound) -> jax.Array:

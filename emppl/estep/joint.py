@@ -236,4 +236,4 @@ class Joint:
         flat = jnp.reshape(jnp.broadcast_to(moved, full + moved.shape[-1:]), (math.prod(full), -1))
         where = jnp.reshape(jnp.broadcast_to(numbers, full), (-1,))
         sums = jax.ops.segment_sum(flat, where, self.integral.groups)
-        return jnp.concatenate([self.to_cells(column) for column in sums.T], self.atom_axis)
+        return self.over_atoms(jax.vmap(self.to_cells)(sums.T))

@@ -55,6 +55,7 @@ class Expectations:
         centers: by integral, where the atoms lie.
         prepared: statistics of the atoms, of sites whose value is an integrated latent.
         cancelled: sum of the terms that cancel in the log evidence of integrals.
+        evidence_weights: by integral, the posterior weight of every cell, weights of cells included.
     """
 
     log_likelihood: jax.Array
@@ -65,6 +66,7 @@ class Expectations:
     centers: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
     prepared: dict[str, Prepared] = dataclasses.field(default_factory=dict)
     cancelled: jax.Array | float = 0.0
+    evidence_weights: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
     @property
     def rounding(self) -> jax.Array:

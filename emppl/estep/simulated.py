@@ -16,6 +16,7 @@ from emppl.estep.integrated import Integrated, atoms_of
 from emppl.estep.integration import integrate
 from emppl.estep.joint import Joint
 from emppl.estep.plain import Expectations
+from emppl.estep.reweighting import Reweighted, shares_by_cell
 from emppl.factors import Prepared
 from emppl.integral import Integral
 from emppl.numerics import weighted
@@ -49,11 +50,14 @@ class Drawn:
         draws: by integral, unconstrained, ``(chains, draws, groups, dimensions)``.
         evidence: by integral, its log evidence by importance sampling, with the common axes.
         chains: by integral, where they are now.
+        parts: by integral whose evidence decides between states, the share of every importance draw in it, along the
+            axis of the atoms.
     """
 
     draws: dict[str, jax.Array]
     evidence: dict[str, jax.Array]
     chains: dict[str, Chains]
+    parts: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
 def draw_all(program: Program, params, chains: Mapping[str, Chains], key: jax.Array, leaves, number: int) -> Drawn:
@@ -67,7 +71,7 @@ def draw_all(program: Program, params, chains: Mapping[str, Chains], key: jax.Ar
         leaves: the data.
         number: draws to keep of every chain.
     """
-    draws, evidence, after = {}, {}, {}
+    draws, evidence, after, parts = {}, {}, {}, {}
     for position, one in enumerate(simulated(program)):
         joint = Joint(program, one, params, leaves)
         first, second = jax.random.split(jax.random.fold_in(key, position))
@@ -75,21 +79,31 @@ def draw_all(program: Program, params, chains: Mapping[str, Chains], key: jax.Ar
         # Where discrete latents are given, the evidence of their states decides between them.
         points = number * found.shape[0] if one.given else _EVIDENCE_POINTS
         draws[one.axis], after[one.axis] = found, now
-        evidence[one.axis] = importance(joint, now.mean, now.root, second, points).evidence
-    return Drawn(draws, evidence, after)
+        weighed = importance(joint, now.mean, now.root, second, points)
+        evidence[one.axis] = weighed.evidence
+        if one.given:
+            parts[one.axis] = weighed.shares
+    return Drawn(draws, evidence, after, parts)
 
 
 def simulated_expectations(
-    program: Program, fused: FusedPlan, params, drawn: Drawn, shares: jax.Array | None, leaves, prepared, key=None
+    program: Program,
+    fused: FusedPlan,
+    params,
+    drawn: Drawn,
+    shares: jax.Array | Reweighted | None,
+    leaves,
+    prepared,
+    key=None,
 ) -> Expectations:
     """What the M-step needs, from draws.
 
     Args:
         program: the derived algorithm.
         fused: static choices of the fused path.
-        params: the parameters at which the draws were made.
-        drawn: the draws.
-        shares: weight of every draw, chains one after the other; None for equal ones.
+        params: where the expectations are wanted.
+        drawn: the draws, made there unless they have weights of their own.
+        shares: weight of every draw, chains one after the other, in all groups or group by group; None for equal ones.
         leaves: the data.
         prepared: statistics of the data.
         key: random key of discrete latents that are drawn.
@@ -105,11 +119,13 @@ def simulated_expectations(
         joint = Joint(program, one, params, leaves)
         points = drawn.draws[one.axis]
         points = jnp.reshape(points, (-1, *points.shape[2:]))
-        equal = jnp.full(len(points), 1 / len(points)) if shares is None else shares
-        chains = drawn.chains[one.axis]
-        integrated[one.axis] = Integrated(
-            drawn.evidence[one.axis], atoms_of(joint, points), joint.along_atoms(equal), chains.mean, chains.root
-        )
+        evidence, chains = drawn.evidence[one.axis], drawn.chains[one.axis]
+        if isinstance(shares, Reweighted):
+            evidence = evidence + joint.to_cells(shares.rises[one.axis])
+            table = shares_by_cell(joint, shares.shares[one.axis])
+        else:
+            table = joint.along_atoms(jnp.full(len(points), 1 / len(points)) if shares is None else shares)
+        integrated[one.axis] = Integrated(evidence, atoms_of(joint, points), table, chains.mean, chains.root)
     return expectations(program, fused, params, leaves, prepared, None, integrated, key)
 
 
@@ -122,7 +138,7 @@ def complete_log_densities(
 
     Args:
         program: the derived algorithm.
-        found: from draws of equal weight.
+        found: from draws; their weights, unless equal, are part of what is summed.
         prepared: statistics of the data.
         params: where it is evaluated.
         leaves: the data.

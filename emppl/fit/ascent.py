@@ -10,6 +10,9 @@ step of noise is ``sqrt(chi2_p) / 2`` of its own standard errors. With eight par
 nearly every such step would pass as an ascent. The bound is therefore at least the one that steps of noise pass no
 more often than the paper's allows, ``sqrt(chi2_p quantile) / 2`` standard errors.
 
+With ``reweight`` the draws of an accepted step are tried again at its end (``reuse``), and only if they show no ascent
+there, by twice that bound, fresh ones are made.
+
 Reference:
     Caffo, Jank and Jones (2005), Ascent-based Monte Carlo expectation-maximization, JRSS B 67:235-251;
     Wilson and Hilferty (1931), The distribution of chi-square, PNAS 17:684-688 (the quantile).
@@ -23,9 +26,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from emppl.estep.reweighting import unweighted, why_not_reweighted
 from emppl.fit.outcome import StopReason
 from emppl.fit.path import Path, draw, joined
-from emppl.fit.simulator import Simulator, batch_error
+from emppl.fit.reuse import OldDraws, look_back
+from emppl.fit.simulator import Improved, Simulator, batch_error
 from emppl.strategies import MonteCarlo
 
 _CONFIDENCE = statistics.NormalDist().inv_cdf(0.75)
@@ -42,6 +47,9 @@ _PATIENCE = 3
 
 _ENDS = {"converged": StopReason.CONVERGED, "too noisy": StopReason.NOISY}
 """Decisions that end the iterations."""
+
+_UNDECIDED = ("enlarged", "drawn afresh")
+"""Decisions that leave a step to more draws, or to new ones."""
 
 
 def climb(
@@ -68,56 +76,89 @@ def climb(
     """
     strategy = simulator.strategy
     assert isinstance(strategy, MonteCarlo)
-    bound = lower_bound(simulator.program.free_dimensions)
+    dimensions = simulator.program.free_dimensions
+    bound, strict = lower_bound(dimensions), lower_bound(dimensions, again=True)
+    again = bool(strategy.reweight) and why_not_reweighted(simulator.program) is None
+
+    def step(drawn, number: int, weights=None, effective=np.nan) -> tuple[str, Improved]:
+        """An M-step, and what is made of it."""
+        # Equal weights in the form of others, so that old and new draws need one program.
+        shares = weights if weights is not None else unweighted(drawn.draws) if again else None
+        improved = simulator.improve(path.params, drawn, shares, leaves, prepared, path.memory)
+        gains = np.asarray(improved.gains).reshape(strategy.num_chains, number, 1)
+        gain, error = float(gains.mean()), float(np.sqrt(batch_error(gains)[0, 0]))
+        unfinished = bool(improved.unfinished)
+        is_finite = np.isfinite(gain) and np.isfinite(improved.log_likelihood)
+        if weights is not None:
+            decision = _decide(strategy, gain, error, strict, tolerance, number)
+            decision = decision if decision == "accepted" and is_finite else "drawn afresh"
+        else:
+            decision = _decide(strategy, gain, error, bound, tolerance, number)
+            decision = "unfinished" if unfinished and decision in _ENDS else decision
+            decision = decision if is_finite else "not finite"
+        path.log_likelihood = float(improved.log_likelihood)
+        path.objective = path.log_likelihood + float(improved.log_prior)
+        draws = number * strategy.num_chains
+        path.record(draws, decision, unfinished, gain, error, weights is not None, effective)
+        report(path)
+        return decision, improved
+
     while path.status is StopReason.RUNNING:
         keep()
         if path.iteration >= max_iterations:
             path.status = StopReason.MAX_ITERATIONS
-            return
-        drawn = draw(simulator, path, leaves, path.number)
-        number = path.number
-        while True:
-            improved = simulator.improve(path.params, drawn, None, leaves, prepared, path.memory)
-            gains = np.asarray(improved.gains).reshape(strategy.num_chains, number, 1)
-            gain, error = float(gains.mean()), float(np.sqrt(batch_error(gains)[0, 0]))
-            decision = _decide(strategy, gain, error, bound, tolerance, number)
-            unfinished = bool(improved.unfinished)
-            if unfinished and decision in _ENDS:
-                decision = "unfinished"
-            if not np.isfinite(gain) or not np.isfinite(improved.log_likelihood):
-                decision = "not finite"
-            path.log_likelihood = float(improved.log_likelihood)
-            path.objective = path.log_likelihood + float(improved.log_prior)
-            path.record(number * strategy.num_chains, decision, unfinished, gain, error)
-            report(path)
-            if decision != "enlarged":
-                break
-            drawn = joined([drawn, draw(simulator, path, leaves, number)])
-            number *= 2
+            break
+        decision, effective = "drawn afresh", np.nan
+        if again:
+            weights, effective = look_back(simulator, path, leaves, strict)
+            if weights is not None:
+                assert path.old is not None
+                decision, improved = step(path.old.at(path.chains), path.old.number, weights, effective)
+        if decision == "drawn afresh":
+            path.old, number = None, path.number
+            drawn = draw(simulator, path, leaves, number)
+            decision, improved = step(drawn, number, effective=effective)
+            while decision == "enlarged":
+                drawn = joined([drawn, draw(simulator, path, leaves, number)])
+                number *= 2
+                decision, improved = step(drawn, number)
+            if again:
+                path.old = OldDraws(path.params, drawn.draws, drawn.evidence)
         if decision == "not finite":
             path.status = StopReason.NOT_FINITE
-            return
+            break
         path.params, path.memory = improved.params, improved.memory
         path.iteration += 1
+        # Gains that die away because an inner iteration cannot make them are no convergence.
+        taken = [row["decision"] for row in path.rows if row["decision"] not in _UNDECIDED][-_PATIENCE:]
         if decision in _ENDS:
             path.status = _ENDS[decision]
-            return
-        # Gains that die away because an inner iteration cannot make them are no convergence.
-        taken = [row["decision"] for row in path.rows if row["decision"] != "enlarged"][-_PATIENCE:]
-        if taken == ["unfinished"] * _PATIENCE:
+        elif taken == ["unfinished"] * _PATIENCE:
             path.status = StopReason.UNFINISHED
-            return
-        if strategy.ascent:
-            needed = number * (error * (bound + _POWER) / max(gain, 1e-300)) ** 2
+        elif strategy.ascent:
+            last = path.rows[-1]
+            number = last["draws"] // strategy.num_chains
+            needed = number * (last["gain_error"] * (bound + _POWER) / max(last["gain"], 1e-300)) ** 2
             while path.number < min(needed, number) and 2 * path.number <= strategy.max_samples:
                 path.number *= 2
+    path.old = None
 
 
-def lower_bound(dimensions: int) -> float:
-    """Standard errors that a gain must exceed to be believed, of a step in so many dimensions."""
-    share = 2 / (9 * max(dimensions, 1))
-    quantile = dimensions * (1 - share + _CONFIDENCE * math.sqrt(share)) ** 3
-    return max(_CONFIDENCE, math.sqrt(quantile) / 2)
+def lower_bound(dimensions: int, again: bool = False) -> float:
+    """Standard errors that a gain must exceed to be believed, of a step in so many dimensions.
+
+    Args:
+        dimensions: of the step.
+        again: have the draws served for other steps before?
+    """
+    quantile = dimensions * chi_square_mean_quantile(max(dimensions, 1), _CONFIDENCE)
+    return max(_CONFIDENCE, math.sqrt(quantile) / (1 if again else 2))
+
+
+def chi_square_mean_quantile(dimensions: float, normal: float) -> float:
+    """Quantile of chi-square divided by its degrees of freedom, at the level of a standard normal quantile."""
+    share = 2 / (9 * dimensions)
+    return (1 - share + normal * math.sqrt(share)) ** 3
 
 
 def _decide(strategy: MonteCarlo, gain: float, error: float, bound: float, tolerance: float, number: int) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from emppl.estep.simulated import Drawn
 from emppl.fit.checkpoint import flattened, key_data, key_like, restored
 from emppl.fit.outcome import StopReason
+from emppl.fit.reuse import OldDraws
 from emppl.fit.simulator import Simulator
 from emppl.fit.trail import Trail
 from emppl.fit.window import Window
@@ -36,7 +37,9 @@ class Path:
         rows: one entry per M-step on draws, accepted or not.
         phase: where estimates are averaged, whether they are yet.
         trail: estimates of that phase.
+        spread: of single estimates in the phase before, None in the first one.
         window: past draws that Q remembers, where it does.
+        old: draws of the last E-step, where they may serve again.
         errors: Monte Carlo standard errors of averaged estimates, where there is no closing phase.
     """
 
@@ -53,7 +56,9 @@ class Path:
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     phase: str = "burn-in"
     trail: Trail = dataclasses.field(default_factory=Trail)
+    spread: np.ndarray | None = None
     window: Window | None = None
+    old: OldDraws | None = None
     errors: dict[str, np.ndarray] | None = None
 
     def state(self) -> dict[str, Any]:
@@ -68,7 +73,11 @@ class Path:
             found[f"rows.{name}"] = np.array([row[name] for row in self.rows])
         if self.trail.values:
             found["trail"] = np.array(self.trail.values)
-        return found | (flattened("window", self.window.arrays) if self.window is not None else {})
+        if self.spread is not None:
+            found["spread"] = self.spread
+        for name, draws in (("window", self.window), ("old", self.old)):
+            found |= {} if draws is None else flattened(name, draws.arrays)
+        return found
 
     def restore(self, saved: Mapping[str, np.ndarray]) -> None:
         """Go on from a state.
@@ -85,13 +94,16 @@ class Path:
         columns = {name.removeprefix("rows."): one.tolist() for name, one in saved.items() if name.startswith("rows.")}
         self.rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         self.trail = Trail(list(saved["trail"]) if "trail" in saved else None)
+        self.spread = saved.get("spread")
         if "window['shares']" in saved:
             like = {"draws": dict.fromkeys(self.chains, 0), "shares": 0}
             self.window = Window(**restored("window", saved, like))
+        if any(name.startswith("old[") for name in saved):
+            self.old = OldDraws(**restored("old", saved, OldDraws.like(self.params, self.chains)))
 
     def begin(self, phase: str) -> None:
         """Go on to another phase."""
-        self.phase, self.trail = phase, Trail()
+        self.phase, self.spread, self.trail = phase, self.trail.spread, Trail()
         self.count_divergences_afresh()
 
     def count_divergences_afresh(self) -> None:
@@ -104,7 +116,14 @@ class Path:
         return key
 
     def record(
-        self, draws: int, decision: str, unfinished: bool = False, gain: float = np.nan, gain_error: float = np.nan
+        self,
+        draws: int,
+        decision: str,
+        unfinished: bool = False,
+        gain: float = np.nan,
+        gain_error: float = np.nan,
+        reweighted: bool = False,
+        effective: float = np.nan,
     ) -> None:
         """One entry of the history, at the objective that was just seen.
 
@@ -114,6 +133,8 @@ class Path:
             unfinished: did an inner iteration of the M-step stop short?
             gain: in nats.
             gain_error: its Monte Carlo standard error.
+            reweighted: were the draws made at earlier parameters?
+            effective: share of the old draws that were effective here, in the worst group; NaN where nobody looked.
         """
         self.rows.append(
             {
@@ -123,6 +144,8 @@ class Path:
                 "gain_error": gain_error,
                 "decision": decision,
                 "unfinished": unfinished,
+                "reweighted": reweighted,
+                "effective_share": effective,
                 "objective": self.objective,
                 "log_likelihood": self.log_likelihood,
             }
@@ -157,9 +180,20 @@ def joined(found: list[Drawn]) -> Drawn:
     draws: dict[str, Any] = {axis: np.concatenate([one.draws[axis] for one in found], 1) for axis in found[0].draws}
     sizes = np.array([one.draws[axis].shape[1] for one in found for axis in list(one.draws)[:1]], float)
     evidence: dict[str, Any] = {}
+    parts: dict[str, Any] = {}
     for axis in found[0].evidence:
         each = np.stack([np.asarray(one.evidence[axis]) for one in found])
         peak = np.max(each, 0)
         shares = (sizes / sizes.sum()).reshape(-1, *[1] * (each.ndim - 1))
         evidence[axis] = peak + np.log(np.sum(shares * np.exp(each - np.where(np.isfinite(peak), peak, 0)), 0))
-    return Drawn(draws, evidence, found[-1].chains)
+        if axis in found[0].parts:
+            every = [np.asarray(one.parts[axis]) for one in found]
+            along = next(a for a, size in enumerate(every[0].shape) if size > 1 and each.shape[a + 1] == 1)
+            parts[axis] = np.concatenate(
+                [
+                    part * share * np.exp(one - np.where(np.isfinite(evidence[axis]), evidence[axis], 0))
+                    for part, one, share in zip(every, each, shares, strict=True)
+                ],
+                along,
+            )
+    return Drawn(draws, evidence, found[-1].chains, parts)

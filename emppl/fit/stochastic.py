@@ -22,10 +22,13 @@ from emppl.fit.path import Path
 from emppl.fit.restarts import best_restart
 from emppl.fit.simulator import Simulator
 from emppl.fit.stochastic_em import wander
-from emppl.strategies import SAEM, StochasticEM
+from emppl.strategies import SAEM, MonteCarlo, StochasticEM
 
 TOLERANCE = 1e-3
 """Default tolerance, in nats: an estimate is then within a twentieth of its standard error of the maximum."""
+
+HANDOVER = 1e-2
+"""Gain of one M-step, in nats, below which the closing phase does the rest: its steps do not shrink as EM's do."""
 
 _REPLICATES = 16
 
@@ -109,16 +112,16 @@ def run(
             checkpoint.save_at_times(state)
 
     closing, interrupted, notes, chosen = None, False, [], None
+    closes = program.free_dimensions <= MOST_DIMENSIONS
+    rough = max(tolerance, HANDOVER) if tolerance and closes else tolerance  # 0 goes on to the last iteration
     value, error = float("nan"), float("nan")
     try:
         for path in paths:
             if isinstance(simulator.strategy, StochasticEM):
                 wander(simulator, path, leaves, prepared, tolerance, max_iterations, show, keep)
             elif isinstance(simulator.strategy, SAEM):
-                average(simulator, path, leaves, prepared, max_iterations, show, keep)
+                average(simulator, path, leaves, prepared, max_iterations, closes, show, keep)
             else:
-                # Digits beyond the default are for the closing phase; 0 goes on to the last iteration.
-                rough = max(tolerance, TOLERANCE) if tolerance else 0.0
                 climb(simulator, path, leaves, prepared, rough, max_iterations, show, keep)
             if checkpoint is not None:
                 checkpoint.save(state())
@@ -131,11 +134,16 @@ def run(
         if isinstance(simulator.strategy, StochasticEM):
             notes.append(_words(best))
         elif best.status in (StopReason.CONVERGED, StopReason.NOISY):
-            if program.free_dimensions <= MOST_DIMENSIONS:
+            if closes:
                 closing = close(simulator, best, leaves, prepared, tolerance, show)
-                if closing.note is not None:
+                if closing.note is not None and isinstance(simulator.strategy, MonteCarlo) and rough > tolerance:
+                    best.status = StopReason.RUNNING  # it did not do the rest
+                    climb(simulator, best, leaves, prepared, tolerance, max_iterations, show)
+                    has_ended = best.status in (StopReason.CONVERGED, StopReason.NOISY)
+                    closing = close(simulator, best, leaves, prepared, tolerance, show) if has_ended else None
+                if closing is not None and closing.note is not None:
                     notes.append(closing.note)
-                if closing.mixing.is_poor:
+                if closing is not None and closing.mixing.is_poor:
                     best.status = StopReason.UNMIXED
             else:
                 notes.append(

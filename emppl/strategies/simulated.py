@@ -127,15 +127,29 @@ class MonteCarlo(Simulated):
         ascent: False accepts every step and keeps ``num_samples`` until the end.
         kernel: ``"metropolis"``, ``"hmc"`` or ``"nuts"``, what moves the chains; by default the first for up to four
             numbers in every group, the second for more.
+        reweight: the draws of an iteration serve again in the next ones, with importance weights of their own in every
+            group, while at least this share of them is effective in the worst group; None or 0: every iteration draws
+            afresh. They may show an ascent; everything else, and the closing phase, is left to fresh draws. It pays
+            where draws are dear: many numbers per group, or a density that takes long.
 
     Reference:
         Wei and Tanner (1990), A Monte Carlo implementation of the EM algorithm, JASA 85:699-704;
+        Levine and Casella (2001), Implementations of the Monte Carlo EM algorithm, JCGS 10:422-439 (re-weighting);
         Caffo, Jank and Jones (2005), Ascent-based Monte Carlo EM, JRSS B 67:235-251.
     """
 
     ascent: bool = True
+    reweight: float | None = None
 
     title: ClassVar[str] = "Monte Carlo (with a stated error)"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reweight is not None and not 0 <= self.reweight <= 1:
+            raise ParameterError(
+                "reweight of MonteCarlo is the smallest share of effective draws at which old draws are used again, "
+                f"from 0 (never) to 1, such as reweight=0.5; it is {self.reweight}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +201,8 @@ class SAEM(Simulated):
     Q is the weighted sum of the complete-data log-likelihood over past draws: with step ``g`` the old weights shrink by
     ``1 - g`` and the new draws share ``g``. That is stochastic approximation of the additive statistics where the
     rules are sums of them, and of Q itself elsewhere. Steps are 1 until the estimates no longer drift (burn-in), then
-    ``k ** -decay`` while the estimates are averaged; a closing phase as that of :class:`MonteCarlo` ends the fit.
+    ``k ** -decay`` while the estimates are averaged, until they drift by less than half of their spread in the
+    burn-in; a closing phase as that of :class:`MonteCarlo` ends the fit.
 
     Args:
         num_samples: draws of every chain in one iteration.
