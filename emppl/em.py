@@ -386,7 +386,14 @@ class EM:
 
     def _explain_impossible(self, derived: Compiled, params, leaves) -> None:
         tables = derived.evidence_by_row(params, leaves)
-        row = checks.impossible_rows(derived.program, jax.device_get(tables))
+        tables = jax.device_get(tables)
+        holes = checks.arrays_with_holes(leaves)
+        if holes is not None and any(np.any(np.isnan(table)) for table in tables.values()):
+            raise DataError(
+                f"The log-likelihood is NaN at the start, and so are cells of {holes}. A mask leaves out cells "
+                "that are observed; those of a covariate have to be dropped or filled in before the fit."
+            )
+        row = checks.impossible_rows(derived.program, tables)
         if row is None:
             raise DataError(
                 "The log-likelihood is not finite at any start. Check for extreme values, or give init_params."
@@ -394,6 +401,7 @@ class EM:
         raise DataError(
             f"An observation has probability zero under every state at the start ({row}). Give init_params under which "
             "it is possible, or correct the data or the structural zeros of the model."
+            + (f" There is NaN in {holes}." if holes is not None else "")
         )
 
     def _derive(self, args, kwargs) -> tuple[Compiled, list]:

@@ -13,7 +13,7 @@ from emppl.elimination import Step
 from emppl.estep import FusedPlan, largest_table, why_not_reweighted
 from emppl.integral import Integral
 from emppl.program import Program
-from emppl.strategies import Continuous, MonteCarlo, StochasticEM
+from emppl.strategies import Continuous, MonteCarlo, Simulated, StochasticEM
 from emppl.trace import Site
 from emppl.trace.naming import latent_of, model_name
 
@@ -103,7 +103,7 @@ class Plan:
         latents: strategy of every latent.
         factors: form of every likelihood factor.
         parameters: M-step rule of every parameter.
-        integrals: continuous latents that are integrated out together, and given what.
+        integrals: continuous latents that are integrated out together, given what, and what draws them if any.
         elimination: order in which latents are summed out.
         cost: table cells visited by one E-step.
         memory: bytes of the largest table that exists at once.
@@ -230,13 +230,15 @@ def _integrated(program: Program) -> list[LatentPlan]:
 
 
 def _integration(program: Program, integral: Integral) -> str:
-    """What is integrated out together, given what, and when its draws serve again."""
+    """What is integrated out together, and given what; where that takes draws, what makes them."""
     given = f" given {', '.join(map(repr, integral.given))}" if integral.given else ""
     apart = ", told apart by an index among the data" if integral.is_indexed else ""
-    return ", ".join(map(repr, integral.latents)) + given + apart + _draws(program, integral.strategy)
+    strategy = integral.strategy
+    by = f", {strategy.words(integral.dimensions)}" if isinstance(strategy, Simulated) else ""
+    return ", ".join(map(repr, integral.latents)) + given + apart + by + _old_draws(program, strategy)
 
 
-def _draws(program: Program, strategy: Continuous) -> str:
+def _old_draws(program: Program, strategy: Continuous) -> str:
     """Whether old draws are used again."""
     if not isinstance(strategy, MonteCarlo) or not strategy.reweight:
         return ""

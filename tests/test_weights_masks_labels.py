@@ -129,6 +129,8 @@ def test_subsampled_plate_is_scaled_and_said():
     em = emppl.EM(subsampled)
     assert "fixed subsample of plate 'data'" in str(em.plan(np.full(40, 0.5)))
     assert log_likelihood(subsampled, np.full(40, 0.5)) == pytest.approx(40 * by_hand(np.array([0.5]))[0], abs=1e-9)
+    result = emppl.EM(subsampled, progress_bar=False, max_iterations=1).run(jax.random.key(0), X)
+    assert any("subsample of plate 'data', 10 of its 40 cells" in note for note in result.remarks)
 
 
 def test_factor_and_deterministic():

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from emppl.estep.draws import SMALL, draw, first_chains
+from emppl.estep.draws import draw, first_chains
 from emppl.estep.importance import placed
 from emppl.estep.integrated import Integrated
 from emppl.estep.integration import conditional, integrate_all
@@ -21,7 +21,7 @@ from emppl.integral import Integral
 from emppl.numerics import safe_divide
 from emppl.positive import lower_inverse
 from emppl.program import Program
-from emppl.strategies import Quadrature, Simulated
+from emppl.strategies import Kernel, Quadrature, Simulated
 from emppl.trace.naming import first, model_name
 
 _FREEDOM = 5
@@ -203,7 +203,8 @@ def _posterior_draw(joint: Joint, mean: jax.Array, root: jax.Array, rng_key: jax
     The proposals have heavier tails than the normal distribution at the mode, and nearly always fit well, so that the
     steps forget the start within a few. Of many numbers together they do not: there a chain takes Hamiltonian steps.
     """
-    if mean.shape[1] > SMALL:
+    strategy = joint.integral.strategy
+    if isinstance(strategy, Simulated) and strategy.moved_by(mean.shape[1]) is not Kernel.METROPOLIS:
         return draw(joint, first_chains(mean.shape[0], mean.shape[1], 1), rng_key, _STEPS)[0][0, -1]
     spread = lower_inverse(root)
 

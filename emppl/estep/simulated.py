@@ -50,11 +50,14 @@ class Drawn:
         draws: by integral, unconstrained, ``(chains, draws, groups, dimensions)``.
         evidence: by integral, its log evidence by importance sampling, with the common axes.
         chains: by integral, where they are now.
+        parts: by integral whose evidence decides between states, the share of every importance draw in it, along the
+            axis of the atoms.
     """
 
     draws: dict[str, jax.Array]
     evidence: dict[str, jax.Array]
     chains: dict[str, Chains]
+    parts: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
 def draw_all(program: Program, params, chains: Mapping[str, Chains], key: jax.Array, leaves, number: int) -> Drawn:
@@ -68,7 +71,7 @@ def draw_all(program: Program, params, chains: Mapping[str, Chains], key: jax.Ar
         leaves: the data.
         number: draws to keep of every chain.
     """
-    draws, evidence, after = {}, {}, {}
+    draws, evidence, after, parts = {}, {}, {}, {}
     for position, one in enumerate(simulated(program)):
         joint = Joint(program, one, params, leaves)
         first, second = jax.random.split(jax.random.fold_in(key, position))
@@ -76,8 +79,11 @@ def draw_all(program: Program, params, chains: Mapping[str, Chains], key: jax.Ar
         # Where discrete latents are given, the evidence of their states decides between them.
         points = number * found.shape[0] if one.given else _EVIDENCE_POINTS
         draws[one.axis], after[one.axis] = found, now
-        evidence[one.axis] = importance(joint, now.mean, now.root, second, points).evidence
-    return Drawn(draws, evidence, after)
+        weighed = importance(joint, now.mean, now.root, second, points)
+        evidence[one.axis] = weighed.evidence
+        if one.given:
+            parts[one.axis] = weighed.shares
+    return Drawn(draws, evidence, after, parts)
 
 
 def simulated_expectations(

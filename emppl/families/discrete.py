@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 from jax.scipy.special import gammaln
 
 from emppl.families.registry import Family, Update, add
-from emppl.numerics import IMPOSSIBLE, finite_log, safe_divide
+from emppl.numerics import IMPOSSIBLE, finite_log, floored_log, floored_log_complement, safe_divide
 
 _PROBABILITY_SUPPORT = ("unit_interval", "real")
 
@@ -56,14 +56,7 @@ def _log_probabilities(arguments):
     if "logits" in arguments:
         logits = arguments["logits"]
         return -jax.nn.softplus(-logits), -jax.nn.softplus(logits)
-    probability = arguments["probs"]
-    floor = jnp.finfo(probability.dtype).tiny
-    return jnp.log(jnp.maximum(probability, floor)), _log1m(probability, floor)
-
-
-def _log1m(probability, floor):
-    below_one = probability < 1
-    return jnp.where(below_one, jnp.log1p(-jnp.where(below_one, probability, 0)), jnp.log(floor))
+    return floored_log(arguments["probs"]), floored_log_complement(arguments["probs"])
 
 
 def _bernoulli_statistics(value, fixed, reference):

@@ -151,9 +151,14 @@ def lower_bound(dimensions: int, again: bool = False) -> float:
         dimensions: of the step.
         again: have the draws served for other steps before?
     """
-    share = 2 / (9 * max(dimensions, 1))
-    quantile = dimensions * (1 - share + _CONFIDENCE * math.sqrt(share)) ** 3
+    quantile = dimensions * chi_square_mean_quantile(max(dimensions, 1), _CONFIDENCE)
     return max(_CONFIDENCE, math.sqrt(quantile) / (1 if again else 2))
+
+
+def chi_square_mean_quantile(dimensions: float, normal: float) -> float:
+    """Quantile of chi-square divided by its degrees of freedom, at the level of a standard normal quantile."""
+    share = 2 / (9 * dimensions)
+    return (1 - share + normal * math.sqrt(share)) ** 3
 
 
 def _decide(strategy: MonteCarlo, gain: float, error: float, bound: float, tolerance: float, number: int) -> str:

@@ -33,6 +33,7 @@ def average(
     leaves,
     prepared,
     max_iterations: int,
+    closes: bool,
     report: Callable[[Path], None],
     keep: Callable[[], None] = lambda: None,
 ) -> None:
@@ -44,6 +45,7 @@ def average(
         leaves: the data.
         prepared: their statistics.
         max_iterations: most M-steps.
+        closes: does a closing phase follow? It wants to begin near the maximum; else nothing may drift.
         report: called after every M-step.
         keep: called where the fit may be taken up again.
     """
@@ -73,10 +75,14 @@ def average(
         path.iteration += 1
         report(path)
         path.trail.add(path.params)
-        if path.trail.is_long and path.trail.is_level:
+        if path.trail.is_long and (path.trail.is_level or (closes and _is_close(path))):
             if path.phase == "averaging":
                 path.status = path.settled
             else:
                 path.begin("averaging")
     if path.phase == "averaging" and path.trail.values:
         path.params = inside(simulator.program, path.trail.mean(path.params), path.params)
+
+
+def _is_close(path: Path) -> bool:
+    return path.spread is not None and path.trail.is_close(path.spread)

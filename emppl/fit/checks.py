@@ -22,7 +22,7 @@ def data_report(program: Program, leaves) -> dict[str, dict[str, jax.Array]]:
 
     Returns:
         For every observed site: ``"finite"`` and ``"support"``, the flat index of the first bad value or -1;
-        for every latent ``"weight"``, the number of cells it has (weights counted).
+        for every latent ``"weight"``, the number of cells it has (equal rows counted).
     """
     params = program.placeholders()
     arrays = program.evaluate(params, leaves)
@@ -37,7 +37,8 @@ def data_report(program: Program, leaves) -> dict[str, dict[str, jax.Array]]:
             shape = tuple(program.axes.sizes[n] if n in plates else 1 for n in program.axes.names)
             ones = jnp.ones(shape)
             weight = ones if scale is None else jnp.broadcast_to(scale, jnp.broadcast_shapes(shape, scale.shape))
-            report[name] = {"weight": jnp.sum(weight)}
+            # Weights may count equal rows, or be shares that add up to one.
+            report[name] = {"weight": jnp.maximum(jnp.sum(weight), jnp.sum(weight > 0))}
     for name, faults in program.step_faults(arrays).items():
         report[name] = {**report[name], **faults}
     for name in program.free:
@@ -69,8 +70,9 @@ def _value_report(factor, mine) -> dict[str, jax.Array]:
     finite = jnp.isfinite(value) if jnp.issubdtype(value.dtype, jnp.inexact) else jnp.ones(value.shape, bool)
     finite = jnp.all(finite, tuple(range(rank, value.ndim)))
     inside = jnp.ones((), bool)
-    edges = factor.family.edges if factor.family is not None else ()
-    settled = not any(depends.get(f) for depends in (factor.parameters, factor.latents) for f in ("value", *edges))
+    # What the support depends on: bounds, and numbers of trials (which in an N-mixture are latent).
+    bounds = (*factor.family.edges, *factor.family.fixed) if factor.family is not None else ()
+    settled = not any(depends.get(f) for depends in (factor.parameters, factor.latents) for f in ("value", *bounds))
     if settled and (factor.is_exponential or not factor.all_parameters | factor.all_latents):
         try:
             with as_numpyro_expects():
@@ -152,7 +154,7 @@ def check_report(program: Program, report: Mapping[str, Mapping[str, Any]]) -> N
         if not isinstance(rule, ClosedForm) or not _describes_data(program, rule):
             continue
         for latents in filter(None, program.dependence.indexed(name)):
-            if any(not program.trace.sites[latent].plates for latent in latents):
+            if any(all(plate.size == 1 for plate in program.trace.sites[latent].plates) for latent in latents):
                 continue  # one choice between models for all the data at once, not one per row
             states = max(program.trace.sites[latent].states for latent in latents)
             cells = sum(float(report[latent]["weight"]) for latent in latents)
@@ -188,6 +190,15 @@ def row_tables(program: Program, params, leaves) -> dict[str, jax.Array]:
     tables = program.tables(arrays, program.integrated)
     tables |= {name: one.evidence for name, one in integrate_all(program, params, leaves).items()}
     return {"all sites together": _sum_over_inner_plates(program, tables)}
+
+
+def arrays_with_holes(leaves) -> str | None:
+    """Name the first array among the model's arguments that holds NaN, and where, or None."""
+    for number, leaf in enumerate(leaves, 1):
+        if np.issubdtype(leaf.dtype, np.floating) and np.any(np.isnan(leaf)):
+            index = ", ".join(str(int(i)) for i in np.argwhere(np.isnan(leaf))[0])
+            return f"array {number} among the model's arguments (shape {tuple(leaf.shape)}, first at [{index}])"
+    return None
 
 
 def _sum_over_inner_plates(program: Program, tables):

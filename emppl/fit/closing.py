@@ -2,9 +2,9 @@
 
 At parameters near the maximum, draws give the score of the log-likelihood (the mean of their complete-data scores,
 Fisher's identity) and the observed information (their complete information less the covariance of their scores, by
-Louis). A first step ``information^-1 score`` is a Monte Carlo Newton step; further ones, of length ``1/k`` on fresh
-draws, average its noise away (Robbins and Monro, with the best gain matrix). Fresh draws also say what is left to gain:
-half the score's square in the metric of the information.
+Louis). A step ``information^-1 score`` is a Monte Carlo Newton step; once one begins near the maximum, further ones, of
+length ``1/k`` on fresh draws, average its noise away (Robbins and Monro, with the best gain matrix). Fresh draws also
+say what is left to gain: half the score's square in the metric of the information.
 
 The Monte Carlo covariance of the estimate is ``information^-1 (covariance of the mean score) information^-1``, divided
 by the number of steps that were averaged.
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emppl.fit.ascent import chi_square_mean_quantile
 from emppl.fit.mixing import Mixing, mixing
 from emppl.fit.outcome import StopReason
 from emppl.fit.path import Path, draw
@@ -45,6 +47,12 @@ _BLOCK = 100
 
 _FAR = 0.5
 """A step that promises more nats is shortened: there is more to it than the parabola shows."""
+
+_NEAR = 3
+"""Averaging begins within this multiple of what noise makes: an error of the information is a share of the step."""
+
+_RARE = statistics.NormalDist().inv_cdf(0.999)
+"""Noise alone begins the averaging anew in one look of a thousand."""
 
 _NOISY = 8
 """Noise beyond this multiple of the tolerance is not left to averaging."""
@@ -141,11 +149,14 @@ def close(
         inverse = np.linalg.inv(pool.matrix)
         step = inverse @ pool.score
         left, noise = float(step @ pool.score) / 2, float(np.sum(inverse * pool.errors)) / 2
-        # Noise of the estimate so far, and of this look at it.
-        expected = noise + (noise / averaged if averaged else 0)
-        if averaged and left > 4 * expected + tolerance:
-            averaged = 0  # the parabola was not right: a whole step again
-        settled = averaged > 0 and noise / averaged <= tolerance / 2 and left <= max(tolerance, 3 * expected)
+        # Noise of the point and of this look at it; how many directions share it.
+        expected = noise * (1 + 1 / max(averaged, 1))
+        shared = inverse @ pool.errors
+        apart = chi_square_mean_quantile(max(4 * noise**2 / max(np.sum(shared * shared.T), 1e-300), 1.0), _RARE)
+        is_near = left <= max((apart if averaged else _NEAR) * expected, tolerance / 100)
+        if not is_near:
+            averaged = 0  # not counted: the parabola was not right, or this look's noise is an extreme one
+        settled = averaged > 0 and noise / averaged <= tolerance / 2 and left <= max(tolerance, _NEAR * expected)
         settled = settled and pool.uncertainty <= _KNOWN
         path.record(number * strategy.num_chains, "closing step", gain=left, gain_error=noise)
         report(path)
@@ -153,21 +164,17 @@ def close(
             path.status = StopReason.CONVERGED if settled else StopReason.NOISY
             covariance = inverse @ pool.errors @ inverse / max(averaged, 1)
             found = Information(pool.matrix, pool.score)
-            deviations = _deviations(
-                simulator, path, local, drawn, leaves, prepared, inverse, covariance, len(pool.looks)
-            )
+            deviations = _deviations(simulator, path, local, drawn, leaves, inverse, covariance, len(pool.looks))
             return Closing(local, found, covariance, left, noise, averaged, mixing(program, drawn.draws), deviations)
         if (noise > _NOISY * tolerance or pool.uncertainty > 3 * _KNOWN) and can_double:
             number, pool, averaged = 2 * number, _Pool(), 0  # averaging alone would take many steps
             continue
         steps += 1
-        if averaged or left <= _FAR:
+        if is_near:
             averaged += 1
-            length = 1 / averaged
-        else:
-            length = math.sqrt(_FAR / left)
+        length = 1 / averaged if averaged else min(math.sqrt(_FAR / left), 1.0)
         if averaged <= 1:
-            pool = _Pool()  # what was seen before the first whole step was seen elsewhere
+            pool = _Pool()  # what was seen before the first step that counts was seen elsewhere
         path.params = _moved(program, local, path.params, length * step)
         path.iteration += 1
 
@@ -182,11 +189,11 @@ class _Pool:
     def __init__(self) -> None:
         self.looks: list[tuple[np.ndarray, ...]] = []
 
-    def add(self, score: np.ndarray, complete: np.ndarray, missing: np.ndarray, errors: np.ndarray) -> None:
+    def add(self, score: np.ndarray, information: np.ndarray, by_chain: np.ndarray, errors: np.ndarray) -> None:
         """One look; one in other coordinates than those before it starts afresh."""
         if self.looks and self.looks[-1][0].shape != score.shape:
             self.looks = []
-        self.looks.append((score, complete, missing, errors))
+        self.looks.append((score, information, by_chain, errors))
 
     @property
     def score(self) -> np.ndarray:
@@ -196,7 +203,7 @@ class _Pool:
     @property
     def matrix(self) -> np.ndarray:
         """Observed information."""
-        return np.mean([complete - missing.mean(0) for _, complete, missing, _ in self.looks], 0)
+        return np.mean([information for _, information, *_ in self.looks], 0)
 
     @property
     def errors(self) -> np.ndarray:
@@ -207,7 +214,7 @@ class _Pool:
     def uncertainty(self) -> float:
         """Largest relative error of the information in any coordinate, from the spread of the chains."""
         root = np.linalg.cholesky(self.matrix)
-        each = np.concatenate([missing for _, _, missing, _ in self.looks])
+        each = np.concatenate([by_chain for *_, by_chain, _ in self.looks])
         white = np.linalg.solve(root, np.swapaxes(np.linalg.solve(root, each), -1, -2))
         return float(np.max(np.std(np.diagonal(white, axis1=-2, axis2=-1), 0, ddof=1), initial=0) / np.sqrt(len(each)))
 
@@ -225,36 +232,35 @@ class _Pool:
 
 
 def _look(simulator: Simulator, path: Path, local, drawn, leaves, prepared):
-    """Score, complete information, missing information chain by chain, covariance of the score's noise.
+    """Score, information, information chain by chain, covariance of the score's noise.
 
     All in the coordinates that are not held.
     """
     frames = {name: one.frame for name, one in local.items()}
     measured = simulator.measure(path.params, frames, drawn, leaves, prepared)
     active = np.concatenate([one.active for one in local.values()])
-    complete = np.asarray(measured.complete)[np.ix_(active, active)]
-    scores = np.asarray(measured.scores)[active].reshape(len(complete), simulator.strategy.num_chains, -1)
-    centred = scores - scores.mean((1, 2), keepdims=True)
-    missing = np.einsum("icn,jcn->cij", centred, centred) / scores.shape[-1]
-    return scores.mean((1, 2)), complete, missing, batch_error(np.moveaxis(scores, 0, -1))
+    scores = np.asarray(measured.scores)[active].reshape(active.sum(), simulator.strategy.num_chains, -1)
+    errors = batch_error(np.moveaxis(scores, 0, -1)) + np.asarray(measured.weighing)[np.ix_(active, active)]
+    information, by_chain = (
+        np.asarray(one)[..., active, :][..., active] for one in (measured.information, measured.by_chain)
+    )
+    return scores.mean((1, 2)), information, by_chain, errors
 
 
-def _deviations(simulator, path, local, drawn, leaves, prepared, inverse, covariance, looks: int) -> np.ndarray:
+def _deviations(simulator, path, local, drawn, leaves, inverse, covariance, looks: int) -> np.ndarray:
     """Monte Carlo errors of standard errors, by the delta method.
 
     With ``a`` the inverse information times the gradient of an entry, its variance changes with the information as
-    ``- a . change . a``; and ``a . information . a`` is a mean over draws: of the complete information along ``a`` less
-    the squared score along ``a``. It is also taken at an estimate that is off by its own Monte Carlo error.
+    ``- a . change . a``, and ``a . information . a`` is, to first order, a mean over draws. It is also taken at an
+    estimate that is off by its own Monte Carlo error.
     """
     gradients = entry_gradients(simulator.program, local)
     active = np.concatenate([one.active for one in local.values()])
     along = np.zeros((len(gradients), len(active)))
     along[:, active] = gradients @ inverse
     frames = {name: one.frame for name, one in local.items()}
-    scores = np.asarray(simulator.measure(path.params, frames, drawn, leaves, prepared).scores)
-    found = simulator.curvatures(path.params, frames, drawn, leaves, prepared, jnp.asarray(along))
-    scores = along[:, active] @ (scores - scores.mean(1, keepdims=True))[active]
-    each = (-np.asarray(found.second) - scores**2).reshape(len(along), simulator.strategy.num_chains, -1)
+    found = simulator.curvatures(path.params, frames, drawn, leaves, jnp.asarray(along))
+    each = np.asarray(found.second).reshape(len(along), simulator.strategy.num_chains, -1)
     change = np.asarray(found.change)[:, active]
     noise = np.diagonal(batch_error(np.moveaxis(each, 0, -1))) / looks
     noise = noise + np.einsum("ij,jk,ik->i", change, covariance, change)

@@ -1,4 +1,4 @@
-"""Do the chains of an E-step agree? Split R-hat and effective sample size of every latent.
+"""Do the chains of an E-step agree, and do they go everywhere? R-hat, effective sample size, divergences.
 
 Reference:
     Gelman, Carlin, Stern, Dunson, Vehtari and Rubin (2013), Bayesian Data Analysis, 3rd edition, section 11.4-11.5.
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emppl.estep.draws import Chains
 from emppl.estep.simulated import simulated
 from emppl.information.uncertainty import label
 from emppl.integral import Integral
@@ -90,6 +91,55 @@ def mixing(program: Program, draws: Mapping[str, Any]) -> Mixing:
                 flat = entries[mine][np.argmax(there[mine])]
                 worst = label(name, np.unravel_index(flat, _whole_shape(integral, name)))
     return Mixing(r_hat, effective, number, length, worst)
+
+
+@dataclasses.dataclass(frozen=True)
+class Divergences:
+    """Hamiltonian trajectories that lost their energy: somewhere the density bends too sharply for the steps.
+
+    Attributes:
+        numbers: by latent; latents that are drawn together have theirs in common.
+        counted: by latent, the draws of all chains and groups that were counted.
+        strategy: name of the class of the strategy.
+    """
+
+    numbers: Mapping[str, int]
+    counted: Mapping[str, int]
+    strategy: str
+
+    @property
+    def words(self) -> str | None:
+        """For the certificate; None where there are none."""
+        there = {name: number for name, number in self.numbers.items() if number}
+        if not there:
+            return None
+        each = ", ".join(f"{number:,} of {self.counted[name]:,} for {name!r}" for name, number in there.items())
+        name = next(iter(there))
+        return (
+            f"Trajectories diverged: {each}. The conditional density of the latents bends too sharply there for steps "
+            "that serve elsewhere, and the draws may lack such places, whatever R-hat says. Write the model in "
+            f"coordinates that are nearer to normal ({name} = scale * z with z ~ Normal(0, 1) in place of "
+            f"{name} ~ Normal(0, scale), a logarithm of what is positive), or compare with "
+            f"latents={{{name!r}: {self.strategy}(kernel='metropolis')}}, which follows no slope."
+        )
+
+
+def divergences(program: Program, chains: Mapping[str, Chains]) -> Divergences:
+    """Count the divergences of the newest draws.
+
+    Args:
+        program: the derived algorithm.
+        chains: by integral.
+
+    Returns:
+        Counts by latent.
+    """
+    numbers, counted, strategy = {}, {}, ""
+    for integral in simulated(program):
+        now, strategy = chains[integral.axis], type(integral.strategy).__name__
+        for name in integral.latents:
+            numbers[name], counted[name] = int(now.divergences), int(now.counted)
+    return Divergences(numbers, counted, strategy)
 
 
 def _owners(integral: Integral) -> tuple[np.ndarray, np.ndarray]:

@@ -37,6 +37,7 @@ class Path:
         rows: one entry per M-step on draws, accepted or not.
         phase: where estimates are averaged, whether they are yet.
         trail: estimates of that phase.
+        spread: of single estimates in the phase before, None in the first one.
         window: past draws that Q remembers, where it does.
         old: draws of the last E-step, where they may serve again.
         errors: Monte Carlo standard errors of averaged estimates, where there is no closing phase.
@@ -55,6 +56,7 @@ class Path:
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     phase: str = "burn-in"
     trail: Trail = dataclasses.field(default_factory=Trail)
+    spread: np.ndarray | None = None
     window: Window | None = None
     old: OldDraws | None = None
     errors: dict[str, np.ndarray] | None = None
@@ -71,6 +73,8 @@ class Path:
             found[f"rows.{name}"] = np.array([row[name] for row in self.rows])
         if self.trail.values:
             found["trail"] = np.array(self.trail.values)
+        if self.spread is not None:
+            found["spread"] = self.spread
         for name, draws in (("window", self.window), ("old", self.old)):
             found |= {} if draws is None else flattened(name, draws.arrays)
         return found
@@ -90,6 +94,7 @@ class Path:
         columns = {name.removeprefix("rows."): one.tolist() for name, one in saved.items() if name.startswith("rows.")}
         self.rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         self.trail = Trail(list(saved["trail"]) if "trail" in saved else None)
+        self.spread = saved.get("spread")
         if "window['shares']" in saved:
             like = {"draws": dict.fromkeys(self.chains, 0), "shares": 0}
             self.window = Window(**restored("window", saved, like))
@@ -98,7 +103,12 @@ class Path:
 
     def begin(self, phase: str) -> None:
         """Go on to another phase."""
-        self.phase, self.trail = phase, Trail()
+        self.phase, self.spread, self.trail = phase, self.trail.spread, Trail()
+        self.count_divergences_afresh()
+
+    def count_divergences_afresh(self) -> None:
+        """From here on."""
+        self.chains = {axis: one.counted_afresh() for axis, one in self.chains.items()}
 
     def split(self) -> jax.Array:
         """A fresh key."""
@@ -152,9 +162,11 @@ def draw(simulator: Simulator, path: Path, leaves, number: int, block: int | Non
     """Move the chains of a fit, in blocks of one size, so that more draws need no other program."""
     block = simulator.strategy.num_samples if block is None else block
     found: list[Drawn] = []
+    path.count_divergences_afresh()
     while len(found) * block < number:
         if path.total_draws == 0:  # chains that start anywhere
             path.chains = simulator.draw(path.params, path.chains, path.split(), leaves, number=block).chains
+            path.count_divergences_afresh()
         found.append(simulator.draw(path.params, path.chains, path.split(), leaves, number=block))
         path.chains = found[-1].chains
         path.total_draws += block
@@ -168,9 +180,20 @@ def joined(found: list[Drawn]) -> Drawn:
     draws: dict[str, Any] = {axis: np.concatenate([one.draws[axis] for one in found], 1) for axis in found[0].draws}
     sizes = np.array([one.draws[axis].shape[1] for one in found for axis in list(one.draws)[:1]], float)
     evidence: dict[str, Any] = {}
+    parts: dict[str, Any] = {}
     for axis in found[0].evidence:
         each = np.stack([np.asarray(one.evidence[axis]) for one in found])
         peak = np.max(each, 0)
         shares = (sizes / sizes.sum()).reshape(-1, *[1] * (each.ndim - 1))
         evidence[axis] = peak + np.log(np.sum(shares * np.exp(each - np.where(np.isfinite(peak), peak, 0)), 0))
-    return Drawn(draws, evidence, found[-1].chains)
+        if axis in found[0].parts:
+            every = [np.asarray(one.parts[axis]) for one in found]
+            along = next(a for a, size in enumerate(every[0].shape) if size > 1 and each.shape[a + 1] == 1)
+            parts[axis] = np.concatenate(
+                [
+                    part * share * np.exp(one - np.where(np.isfinite(evidence[axis]), evidence[axis], 0))
+                    for part, one, share in zip(every, each, shares, strict=True)
+                ],
+                along,
+            )
+    return Drawn(draws, evidence, found[-1].chains, parts)

@@ -16,15 +16,19 @@ from emppl.fit.checkpoint import Checkpoint
 from emppl.fit.closing import MOST_DIMENSIONS, Closing, close
 from emppl.fit.convergence import Progress
 from emppl.fit.loop import History, LaneState
+from emppl.fit.mixing import Divergences, divergences
 from emppl.fit.outcome import StopReason
 from emppl.fit.path import Path
 from emppl.fit.restarts import best_restart
 from emppl.fit.simulator import Simulator
 from emppl.fit.stochastic_em import wander
-from emppl.strategies import SAEM, StochasticEM
+from emppl.strategies import SAEM, MonteCarlo, StochasticEM
 
 TOLERANCE = 1e-3
 """Default tolerance, in nats: an estimate is then within a twentieth of its standard error of the maximum."""
+
+HANDOVER = 1e-2
+"""Gain of one M-step, in nats, below which the closing phase does the rest: its steps do not shrink as EM's do."""
 
 _REPLICATES = 16
 
@@ -40,6 +44,7 @@ class Simulation:
         closing: errors and diagnostics of the closing phase; None if it was not reached.
         total_draws: all draws of all chains of a group.
         notes: remarks.
+        divergences: trajectories of the last E-step that lost their energy, of all averaged ones in stochastic EM.
         errors: Monte Carlo standard errors of the estimates, where there is no closing phase.
     """
 
@@ -49,6 +54,7 @@ class Simulation:
     closing: Closing | None
     total_draws: int
     notes: list[str]
+    divergences: Divergences
     errors: dict[str, np.ndarray] | None = None
 
 
@@ -106,16 +112,16 @@ def run(
             checkpoint.save_at_times(state)
 
     closing, interrupted, notes, chosen = None, False, [], None
+    closes = program.free_dimensions <= MOST_DIMENSIONS
+    rough = max(tolerance, HANDOVER) if tolerance and closes else tolerance  # 0 goes on to the last iteration
     value, error = float("nan"), float("nan")
     try:
         for path in paths:
             if isinstance(simulator.strategy, StochasticEM):
                 wander(simulator, path, leaves, prepared, tolerance, max_iterations, show, keep)
             elif isinstance(simulator.strategy, SAEM):
-                average(simulator, path, leaves, prepared, max_iterations, show, keep)
+                average(simulator, path, leaves, prepared, max_iterations, closes, show, keep)
             else:
-                # Digits beyond the default are for the closing phase; 0 goes on to the last iteration.
-                rough = max(tolerance, TOLERANCE) if tolerance else 0.0
                 climb(simulator, path, leaves, prepared, rough, max_iterations, show, keep)
             if checkpoint is not None:
                 checkpoint.save(state())
@@ -128,11 +134,16 @@ def run(
         if isinstance(simulator.strategy, StochasticEM):
             notes.append(_words(best))
         elif best.status in (StopReason.CONVERGED, StopReason.NOISY):
-            if program.free_dimensions <= MOST_DIMENSIONS:
+            if closes:
                 closing = close(simulator, best, leaves, prepared, tolerance, show)
-                if closing.note is not None:
+                if closing.note is not None and isinstance(simulator.strategy, MonteCarlo) and rough > tolerance:
+                    best.status = StopReason.RUNNING  # it did not do the rest
+                    climb(simulator, best, leaves, prepared, tolerance, max_iterations, show)
+                    has_ended = best.status in (StopReason.CONVERGED, StopReason.NOISY)
+                    closing = close(simulator, best, leaves, prepared, tolerance, show) if has_ended else None
+                if closing is not None and closing.note is not None:
                     notes.append(closing.note)
-                if closing.mixing.is_poor:
+                if closing is not None and closing.mixing.is_poor:
                     best.status = StopReason.UNMIXED
             else:
                 notes.append(
@@ -147,9 +158,11 @@ def run(
     # The restart that was closed stays the one, whatever noise says afterwards.
     chosen = _best(paths) if chosen is None else chosen
     best = paths[chosen]
-    simulation = Simulation(
-        simulator.strategy, value, error, closing, best.total_draws * simulator.strategy.num_chains, notes, best.errors
-    )
+    diverged = divergences(program, best.chains)
+    if diverged.words is not None:
+        notes.append(diverged.words)
+    draws = best.total_draws * simulator.strategy.num_chains
+    simulation = Simulation(simulator.strategy, value, error, closing, draws, notes, diverged, best.errors)
     return _states(paths), _history(paths), best.rows, simulation, interrupted, chosen
 
 

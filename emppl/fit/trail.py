@@ -20,6 +20,7 @@ _FEW = 5
 
 _BATCHES = 25
 _DRIFT = 3.0
+_SHARE = 0.5
 
 
 class Trail:
@@ -49,6 +50,20 @@ class Trail:
         one, other = (np.array(self.values[len(self.values) - end * quarter :][:quarter]) for end in (2, 1))
         noise = np.sqrt(_variance_of_mean(one, _FEW) + _variance_of_mean(other, _FEW))
         return bool(np.all(np.abs(one.mean(0) - other.mean(0)) <= _DRIFT * noise + 1e-12))
+
+    @property
+    def spread(self) -> np.ndarray:
+        """Standard deviation of every estimate, over the last half."""
+        return np.std(self.values[len(self.values) // 2 :], 0)
+
+    def is_close(self, spread: np.ndarray) -> bool:
+        """Do the two quarters of the last half differ by less than a share of what single estimates did?
+
+        Where steps shrink, estimates are correlated over more iterations than there are, and batches show no noise.
+        """
+        quarter = len(self.values) // 4
+        one, other = (np.mean(self.values[len(self.values) - end * quarter :][:quarter], 0) for end in (2, 1))
+        return bool(np.all(np.abs(one - other) <= _SHARE * spread + 1e-12))
 
     def mean(self, like: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Averaged estimates."""

@@ -80,6 +80,14 @@ def _choose(context: RuleContext, name: str) -> Rule:
                     f"values, or fit with EM(model, fixed={{{name!r}: value}}) for several values and compare "
                     "log_likelihood."
                 )
+            mine = found.free and not isinstance(found, UserUpdate)
+            site = constrained.probabilities_without_a_sum(context, name) if mine else None
+            if site is not None:
+                raise ModelError(
+                    f"Parameter {name!r} holds the probabilities of site {site!r}, but nothing makes them add up to "
+                    f"one. Write numpyro.param({name!r}, ..., constraint=constraints.simplex), or sample it from "
+                    "dist.Dirichlet; unconstrained values are log-odds: dist.Categorical(logits=...)."
+                )
             return dataclasses.replace(found, rejected={name: rejected})
         if found is not None:
             rejected += ((_TITLES[module.__name__], found),)

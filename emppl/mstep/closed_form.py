@@ -169,6 +169,15 @@ def at_an_edge(factor: SiteFactor, field: str) -> str:
     return f"the support of site {factor.name!r} begins or ends at it ({edge}), where Q jumps to minus infinity"
 
 
+def has_corners(factor: SiteFactor, field: str) -> str | None:
+    """Why no rule with derivatives finds the maximum of an argument in which a density is not smooth, or None."""
+    if factor.family is None or field not in factor.family.kinks:
+        return None
+    return (
+        f"the density of site {factor.name!r} has corners in it ({factor.family.name}.{field}), where no slope leads on"
+    )
+
+
 def _solved_jointly(context: RuleContext, factor: SiteFactor, field: str) -> str | None:
     """Another free parameter, in an argument of the site that is to be maximised together with this one."""
     assert factor.family is not None

@@ -12,13 +12,14 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from emppl.mstep.closed_form import FLAT, ClosedForm
+from emppl.mstep.closed_form import FLAT, ClosedForm, entries_of
 from emppl.mstep.closed_form import propose as propose_closed_form
 from emppl.mstep.maximisation import Maximisation
 from emppl.mstep.newton import propose as propose_newton
 from emppl.mstep.numeric import propose as propose_numeric
 from emppl.parameters import bounds, constraint_name
 from emppl.rules import Rule, RuleContext
+from emppl.structure.dependence import Selection
 from emppl.structure.maps import Interval
 
 
@@ -75,3 +76,20 @@ def propose(context: RuleContext, name: str) -> Constrained | None:
     what = "or else the bound" if limits is not None else f"or else {fallback.kind}"
     detail = f"{closed.detail} where its constraint {constraint_name(constraint)!r} allows it, {what}"
     return Constrained((name,), detail, closed, limits, fallback, prior=closed.prior)
+
+
+def probabilities_without_a_sum(context: RuleContext, name: str) -> str | None:
+    """The site whose probabilities a parameter is, as it stands, though nothing makes them add up to one; or None."""
+    constraint = constraint_name(context.trace.sites[name].constraint)
+    if constraint == "simplex":
+        return None
+    for factor, field, position in entries_of(context, name):
+        update = factor.family.updates.get(field) if factor.family is not None else None
+        if update is None or "simplex" not in update.support or update.event_rank != 1:
+            continue
+        selection = context.dependence.selection(name, position)
+        if isinstance(selection, Selection) and not selection.map and not selection.masked:
+            last = len(context.dependence.jaxpr.outvars[position].aval.shape) - 1
+            if last in selection.position:
+                return factor.name
+    return None

@@ -16,7 +16,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from emppl.mstep.closed_form import at_an_edge, entries_of
+from emppl.mstep.closed_form import at_an_edge, entries_of, has_corners
 from emppl.mstep.maximisation import Maximisation
 from emppl.mstep.quadratic import describe, free_entries, scaled_eigen
 from emppl.parameters import bounds, from_coordinates, is_relative, to_coordinates
@@ -80,6 +80,9 @@ def propose(context: RuleContext, name: str) -> Newton | str:
     for factor, field, _ in entries_of(context, name):
         if factor.family is not None and field in factor.family.edges:
             return at_an_edge(factor, field)
+        corners = has_corners(factor, field)
+        if corners is not None:
+            return corners
     reason = context.analysis.why_not_smooth((name,))
     if reason is not None:
         return reason
@@ -141,11 +144,19 @@ def climb(objective, layout: Layout, start, free, enough: float = _ENOUGH, relat
         moves = free * jnp.where((relative > 0) & (jnp.maximum(jnp.abs(slope), diagonal) <= rounding), 0, 1)
         return scaled_eigen(-hessian * (moves[..., :, None] * moves[..., None, :])), moves
 
-    def direction(eigen, moves, slope):
+    def curved(eigen):
         size = jnp.abs(eigen.values)
-        floor = jnp.finfo(slope.dtype).eps * slope.shape[-1] * jnp.max(size, -1, keepdims=True, initial=0)
-        used = size > floor
-        return eigen.back(jnp.where(used, eigen.rotated(slope * moves) / jnp.where(used, size, 1), 0))
+        return size > jnp.finfo(size.dtype).eps * size.shape[-1] * jnp.max(size, -1, keepdims=True, initial=0)
+
+    def direction(eigen, moves, slope):
+        used = curved(eigen)
+        return eigen.back(jnp.where(used, eigen.rotated(slope * moves) / jnp.where(used, jnp.abs(eigen.values), 1), 0))
+
+    def climbs_where_flat(eigen, moves, slope, value):
+        """Is there a slope along a direction without curvature, where no step is taken?"""
+        rotated = eigen.rotated(slope * moves)
+        left = jnp.linalg.norm(jnp.where(curved(eigen), 0, rotated))
+        return left > jnp.finfo(slope.dtype).eps ** 0.5 * (1 + jnp.abs(value) + jnp.linalg.norm(rotated))
 
     def keep_going(carry):
         *_, number, finished, stuck = carry
@@ -181,8 +192,12 @@ def climb(objective, layout: Layout, start, free, enough: float = _ENOUGH, relat
         # saves a Hessian where that is next to nothing.
         left = jnp.sum(direction(eigen, moves, slope_there) * slope_there)
         is_enough = (promise <= 2 * enough * gain) | (left <= enough**2 * gain)
-        finished = (promise / 2 <= rounding) | (is_enough & (scale == 1) & (enough > 0))
-        return new, there, slope_there, number + 1, finished, ~risen | ~jnp.isfinite(promise)
+        # A curvature that is not finite, or zero beside a slope, makes a direction of zeros, which promises nothing:
+        # that is no end.
+        known = jnp.isfinite(promise) & jnp.all(jnp.isfinite(eigen.values))
+        finished = known & ((promise / 2 <= rounding) | (is_enough & (scale == 1) & (enough > 0)))
+        finished &= ~climbs_where_flat(eigen, moves, slope, value)
+        return new, there, slope_there, number + 1, finished, ~risen | ~known
 
     where = _back_from_the_edge(value_and_grad, first, first_value, first_slope, free * relative, rounding)
     begin = (*where, 0, jnp.asarray(False), jnp.asarray(False))

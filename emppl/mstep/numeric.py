@@ -58,9 +58,14 @@ class Numeric(Rule):
             lambda free: -step.q(constrained(free)), self._solver(), start, step.recall(self)
         )
         step.remember(self, memory)
-        # Towards the edge of a support a line search comes to nothing far from the maximum.
-        edges = [f.parameters[field] for f in step.program.factors.values() if f.family for field in f.family.edges]
-        step.report(finished & (not frozenset().union(*edges) & set(self.parameters)))
+        # Towards the edge of a support, and at corners, a line search comes to nothing far from the maximum.
+        rough = [
+            factor.parameters[field]
+            for factor in step.program.factors.values()
+            if factor.family is not None
+            for field in (*factor.family.edges, *factor.family.kinks)
+        ]
+        step.report(finished & (not frozenset().union(*rough) & set(self.parameters)))
         after = constrained(found)
         return {name: jnp.where(gain > 0, after[name], value) for name, value in before.items()}
 

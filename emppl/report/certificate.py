@@ -38,6 +38,8 @@ class Certificate:
         boundary: entries on the boundary of the parameter space.
         r_hat: by simulated latent, the largest split R-hat of its entries in the last E-step; empty for other fits.
         effective_draws: by simulated latent, the smallest effective sample size of its entries there.
+        divergences: by simulated latent, how many trajectories of the last E-step (in stochastic EM: of all that were
+            averaged) lost their energy: the draws may lack places where the density bends sharply.
         monte_carlo_error: largest Monte Carlo standard error of an estimate, as a share of its standard error.
         notes: anything else worth knowing.
     """
@@ -55,6 +57,7 @@ class Certificate:
     notes: list[str]
     r_hat: Mapping[str, float] = dataclasses.field(default_factory=dict)
     effective_draws: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    divergences: Mapping[str, int] = dataclasses.field(default_factory=dict)
     monte_carlo_error: float = float("nan")
 
 
@@ -99,14 +102,17 @@ def _largest_fall(result: EMResult) -> float:
 
 
 def _of_draws(result: EMResult) -> dict[str, Any]:
-    closing = None if result.simulation is None else result.simulation.closing
-    if result.simulation is not None and result.simulation.errors is not None:
+    if result.simulation is None:
+        return {}
+    found: dict[str, Any] = {"divergences": result.simulation.divergences.numbers}
+    if result.simulation.errors is not None:
         errors, shares = quiet_standard_errors(result), [0.0]
         for name, value in result.simulation.errors.items():
             if name in errors:
                 shares += [float(np.nanmax(value / np.where(errors[name] > 0, errors[name], np.nan)))]
-        return {"monte_carlo_error": max(shares)} if errors else {}
+        return found | ({"monte_carlo_error": max(shares)} if errors else {})
+    closing = result.simulation.closing
     if closing is None:
-        return {}
-    found: dict[str, Any] = {"r_hat": closing.mixing.r_hat, "effective_draws": closing.mixing.effective_draws}
+        return found
+    found |= {"r_hat": closing.mixing.r_hat, "effective_draws": closing.mixing.effective_draws}
     return found | {"monte_carlo_error": closing.relative_error}

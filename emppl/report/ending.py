@@ -9,6 +9,7 @@ import numpy as np
 
 from emppl.fit.outcome import StopReason
 from emppl.fit.restarts import best_restart, collapsed_name
+from emppl.information.corners import without_curvature
 from emppl.program import Program
 from emppl.report.components import symmetric_latent
 from emppl.report.result import EMResult
@@ -43,6 +44,13 @@ def from_states(
     message = reason.message
     if reason is StopReason.COLLAPSED:
         message = f"{collapsed_name(program, int(states.collapsed_at[best]))} {message}"
+    corners = [name for name in without_curvature(program) if not program.rules[name].exact]
+    if reason is StopReason.UNFINISHED and corners:
+        message = (
+            f"The objective no longer rises, but the density of the data has corners or jumps in {', '.join(corners)}, "
+            "where no slope says how much is left to gain: usually little. Start from other values and compare, or "
+            "choose a smooth density, such as SoftLaplace or StudentT."
+        )
     symmetric = symmetric_latent(program, params)
     if symmetric is not None and reason is StopReason.CONVERGED:
         reason = StopReason.SYMMETRIC
@@ -56,6 +64,13 @@ def from_states(
             "Components are far narrower than the data, so that the matrix-product path would lose digits: the "
             "plain path was taken."
         )
+    for plate in program.trace.plates.values():
+        if plate.size < plate.full_size:
+            notes.append(
+                f"The fit saw one fixed subsample of plate {plate.name!r}, {plate.size:,} of its {plate.full_size:,} "
+                "cells, and counted each as many times as makes up for the others. Standard errors are as if all "
+                "were there: leave out subsample_size to use all data."
+            )
     return EMResult(
         params=params,
         log_likelihood=float(states.log_likelihood[best]),

@@ -11,7 +11,7 @@ from emppl.strategies.integrated import (
     Quadrature,
     TruncatedGaussian,
 )
-from emppl.strategies.simulated import SAEM, MonteCarlo, Simulated, StochasticEM
+from emppl.strategies.simulated import SAEM, Kernel, MonteCarlo, Simulated, StochasticEM
 
 __all__ = [
     "DEFAULT_NODES",
@@ -23,6 +23,7 @@ __all__ = [
     "Gaussian",
     "Hard",
     "ImportanceSampling",
+    "Kernel",
     "Laplace",
     "MonteCarlo",
     "Quadrature",

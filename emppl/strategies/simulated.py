@@ -3,19 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from typing import ClassVar
 
 from emppl.errors import ParameterError
 from emppl.strategies.base import Continuous, Evidence
+
+SMALL = 4
+"""Most numbers per group for which independence proposals serve."""
+
+
+class Kernel(enum.Enum):
+    """What moves the chains; the value is its name among the options."""
+
+    METROPOLIS = "metropolis"
+    """Independence proposals from the Laplace approximation, mixed with a random walk."""
+
+    HMC = "hmc"
+    """Hamiltonian trajectories, about a quarter of a period of the Laplace approximation long."""
+
+    NUTS = "nuts"
+    """The No-U-Turn sampler: Hamiltonian trajectories that find their length themselves."""
+
+    @property
+    def words(self) -> str:
+        """For the plan."""
+        return {
+            Kernel.METROPOLIS: "independence Metropolis from the Laplace approximation",
+            Kernel.HMC: "Hamiltonian trajectories",
+            Kernel.NUTS: "NUTS",
+        }[self]
 
 
 @dataclasses.dataclass(frozen=True)
 class Simulated(Continuous):
     """A continuous latent whose atoms are draws from its conditional distribution: what its strategies share.
 
-    The draws come from chains, one set for every group of latents, all groups moved at once: independence proposals
-    from the Laplace approximation mixed with a random walk for up to four numbers per group, and Hamiltonian steps in
-    the metric of that approximation for more. Chains go on from one iteration to the next.
+    The draws come from chains, one set for every group of latents, all groups moved at once. Chains go on from one
+    iteration to the next; the Laplace approximation of every group scales their moves. The kernels:
+
+    - ``"metropolis"``: independence proposals from the Laplace approximation mixed with a random walk, the default for
+      up to four numbers per group;
+    - ``"hmc"``: NumPyro's Hamiltonian trajectories of fixed length, the default for more;
+    - ``"nuts"``: NumPyro's No-U-Turn sampler, which chooses their length. In the coordinates of the Laplace
+      approximation the right length is known: NUTS learns first moments of the latents about as fast, but squares,
+      from which variances are estimated, three to eight times more slowly.
 
     Discrete latents that a group depends on are summed over, not drawn: there is a set of chains for each of their
     states, and importance sampling weighs them.
@@ -24,11 +56,13 @@ class Simulated(Continuous):
         num_samples: draws of every chain in one iteration, in the first one where their number grows.
         num_chains: chains of every group; they are compared to see whether they mix.
         max_samples: most draws of one chain in one iteration.
+        kernel: what moves the chains; None for the default.
     """
 
     num_samples: int = 100
     num_chains: int = 4
     max_samples: int = 12_800
+    kernel: str | None = dataclasses.field(default=None, kw_only=True)
 
     evidence: ClassVar[Evidence] = Evidence.MONTE_CARLO
     fewest_chains: ClassVar[int] = 2
@@ -47,6 +81,28 @@ class Simulated(Continuous):
             raise ParameterError(
                 f"max_samples of {kind} is {self.max_samples}, less than num_samples, {self.num_samples}."
             )
+        names = [one.value for one in Kernel]
+        if self.kernel is not None and self.kernel not in names:
+            raise ParameterError(
+                f"kernel of {kind} must be one of {', '.join(map(repr, names))}, or None for the default; it is "
+                f"{self.kernel!r}."
+            )
+
+    def moved_by(self, dimensions: int) -> Kernel:
+        """What moves the chains of a group.
+
+        Args:
+            dimensions: how many numbers are integrated together.
+        """
+        if self.kernel is not None:
+            return Kernel(self.kernel)
+        return Kernel.METROPOLIS if dimensions <= SMALL else Kernel.HMC
+
+    def words(self, dimensions: int) -> str:
+        """What moves the chains of a group, and why, for the plan."""
+        number = f"{'up to' if dimensions <= SMALL else 'more than'} {SMALL} numbers in every group"
+        why = number if self.kernel is None else f"kernel={self.kernel!r}"
+        return f"drawn by {self.moved_by(dimensions).words} ({why})"
 
     def atoms(self, dimensions: int) -> int:
         """All chains together, in the first iteration."""
@@ -69,6 +125,8 @@ class MonteCarlo(Simulated):
         num_chains: chains of every group.
         max_samples: most draws of one chain in one iteration.
         ascent: False accepts every step and keeps ``num_samples`` until the end.
+        kernel: ``"metropolis"``, ``"hmc"`` or ``"nuts"``, what moves the chains; by default the first for up to four
+            numbers in every group, the second for more.
         reweight: the draws of an iteration serve again in the next ones, with importance weights of their own in every
             group, while at least this share of them is effective in the worst group; None or 0: every iteration draws
             afresh. They may show an ascent; everything else, and the closing phase, is left to fresh draws. It saves
@@ -110,6 +168,8 @@ class StochasticEM(Simulated):
     Args:
         num_samples: draws of every chain in one iteration; 1 for discrete latents.
         num_chains: chains of every group; 1 for discrete latents.
+        kernel: ``"metropolis"``, ``"hmc"`` or ``"nuts"``, what moves the chains; by default the first for up to four
+            numbers in every group, the second for more.
 
     Reference:
         Celeux and Diebolt (1985), The SEM algorithm: a probabilistic teacher algorithm derived from the EM algorithm
@@ -125,7 +185,7 @@ class StochasticEM(Simulated):
 
     def why_not(self, name: str, kind: str) -> str | None:
         """It draws latents of both kinds, discrete ones exactly: one draw, and no chain."""
-        if kind != "discrete" or self.num_samples == self.num_chains == 1:
+        if kind != "discrete" or (self.num_samples == self.num_chains == 1 and self.kernel is None):
             return None
         return (
             f"{name!r} is discrete and drawn exactly, once in every iteration, without a chain. Write "
@@ -141,7 +201,8 @@ class SAEM(Simulated):
     Q is the weighted sum of the complete-data log-likelihood over past draws: with step ``g`` the old weights shrink by
     ``1 - g`` and the new draws share ``g``. That is stochastic approximation of the additive statistics where the
     rules are sums of them, and of Q itself elsewhere. Steps are 1 until the estimates no longer drift (burn-in), then
-    ``k ** -decay`` while the estimates are averaged; a closing phase as that of :class:`MonteCarlo` ends the fit.
+    ``k ** -decay`` while the estimates are averaged, until they drift by less than half of their spread in the
+    burn-in; a closing phase as that of :class:`MonteCarlo` ends the fit.
 
     Args:
         num_samples: draws of every chain in one iteration.
@@ -149,6 +210,8 @@ class SAEM(Simulated):
         max_samples: most draws of one chain in one iteration of the closing phase.
         decay: exponent of the steps after the burn-in, above 1/2 and at most 1.
         window: most draws that are remembered; the oldest are forgotten first.
+        kernel: ``"metropolis"``, ``"hmc"`` or ``"nuts"``, what moves the chains; by default the first for up to four
+            numbers in every group, the second for more.
 
     Reference:
         Delyon, Lavielle and Moulines (1999), Convergence of a stochastic approximation version of the EM algorithm,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 from typing import Any
 
 import jax
@@ -15,6 +17,7 @@ from numpyro.distributions import transforms
 from numpyro.distributions.distribution import validation_enabled
 
 from emppl.errors import ModelError
+from emppl.numerics import floored_log, floored_log_complement
 
 
 @contextlib.contextmanager
@@ -126,23 +129,82 @@ def given_arguments(base) -> dict[str, Any]:
     return {name: value for name, value in present.items() if value is not None}
 
 
+def with_arrays_as_leaves(distribution):
+    """The same distribution as a pytree that holds all its arrays as leaves.
+
+    NumPyro keeps numbers of trials of multinomials in the static part, where arrays of a trace would outlive it.
+    """
+    kind: Any = type(distribution)
+    mine = {name: distribution.__dict__.get(name) for name in kind.gather_pytree_aux_fields()}
+    names = tuple(sorted(name for name, value in mine.items() if isinstance(value, (jax.Array, np.ndarray))))
+    if not names or kind.tree_flatten is not dist.Distribution.tree_flatten:  # those with one of their own know
+        return distribution
+    found = copy.copy(distribution)
+    found.__class__ = _with_leaves(kind, names)
+    return found
+
+
+@functools.cache
+def _with_leaves(kind: Any, names: tuple[str, ...]) -> type:
+    static = tuple(name for name in kind.gather_pytree_aux_fields() if name not in names)
+    leaves = (*(name for name in kind.gather_pytree_data_fields() if name not in names), *names)
+    return type(
+        kind.__name__,
+        (kind,),
+        {
+            "gather_pytree_aux_fields": classmethod(lambda cls: static),
+            "gather_pytree_data_fields": classmethod(lambda cls: leaves),
+            "original": kind,
+        },
+    )
+
+
+def kind_of(distribution) -> type:
+    """The class that the user chose."""
+    return getattr(type(distribution), "original", type(distribution))
+
+
 def log_density(distribution, value):
     """A distribution's ``log_prob``, differentiable where NumPyro's is not.
 
     NumPyro's Bernoulli and Binomial clip their logits at zero, so that exactly there, where every logistic regression
-    starts, the automatic gradient is wrong (1 instead of 1/2). The values are the same, and so are those of the
-    derivatives, which take one pass over the cells each.
+    starts, the automatic gradient is wrong (1 instead of 1/2). Where a state makes an outcome impossible, as in
+    ``Binomial(n, present * p)`` and ``Poisson(alive * rate)``, derivatives of its log-probability are 0 / 0, and would
+    make a NaN of every other. The values are the same, and so are those of the derivatives, which take one pass over
+    the cells each.
     """
-    if isinstance(distribution, dist.BernoulliLogits):
-        trials, ways = 1, jnp.zeros(())
-    elif isinstance(distribution, dist.BinomialLogits):
+    trials, ways = 1, jnp.zeros(())
+    if isinstance(distribution, (dist.BinomialProbs, dist.BinomialLogits)):
         trials = distribution.total_count
         ways = gammaln(trials + 1.0) - gammaln(value + 1.0) - gammaln(trials - value + 1.0)
-    else:
-        return distribution.log_prob(value)
-    logits = distribution.logits
-    counts = jnp.asarray(value, logits.dtype), jnp.asarray(trials, logits.dtype)
-    return ways + _successes(*jnp.broadcast_arrays(logits, *counts))
+    if isinstance(distribution, (dist.BernoulliLogits, dist.BinomialLogits)):
+        logits = distribution.logits
+        counts = jnp.asarray(value, logits.dtype), jnp.asarray(trials, logits.dtype)
+        return ways + _successes(*jnp.broadcast_arrays(logits, *counts))
+    if isinstance(distribution, (dist.BernoulliProbs, dist.BinomialProbs)):
+        probs = _as_float(distribution.probs)
+        return ways + value * floored_log(probs) + (trials - value) * floored_log_complement(probs)
+    if isinstance(distribution, dist.GeometricProbs):
+        probs = _as_float(distribution.probs)
+        return value * floored_log_complement(probs) + floored_log(probs)
+    if isinstance(distribution, dist.Poisson):
+        rate = _as_float(distribution.rate)
+        return _times_log(value, rate) - gammaln(value + 1.0) - rate
+    if isinstance(distribution, dist.MultinomialProbs):
+        ways = gammaln(distribution.total_count + 1.0) - jnp.sum(gammaln(value + 1.0), -1)
+        return ways + jnp.sum(_times_log(value, _as_float(distribution.probs)), -1)
+    return distribution.log_prob(value)
+
+
+def _as_float(argument):
+    return jnp.asarray(argument, jnp.result_type(float))
+
+
+def _times_log(count, quantity):
+    """``count * log(quantity)``, with ``0 * log 0 = 0``, and no derivative at zero."""
+    zero = quantity == 0
+    log = jnp.log(jnp.where(zero, 1, quantity))
+    return jnp.where(zero, jnp.where(count > 0, -jnp.inf, 0.0), count * log)
 
 
 @jax.custom_jvp

@@ -9,7 +9,14 @@ from numpyro.distributions import constraints
 from numpyro.distributions.distribution import Unit
 
 from emppl.errors import DataError, ModelError
-from emppl.trace.distributions import as_numpyro_expects, element_mask, given_arguments, undo, unwrap
+from emppl.trace.distributions import (
+    as_numpyro_expects,
+    element_mask,
+    given_arguments,
+    undo,
+    unwrap,
+    with_arrays_as_leaves,
+)
 from emppl.trace.record import Plate, Site, SiteArrays
 
 
@@ -43,7 +50,7 @@ def site_arrays(name, msg, recorder) -> SiteArrays:
         value, log_measure = undo(value, undone, len(base.event_shape))
     weight = None if scale is None else jnp.asarray(scale)
     arguments = {key: jnp.asarray(argument) for key, argument in given_arguments(base).items() if _is_array(argument)}
-    return SiteArrays(base, arguments, value, mask, label_mask, weight, log_measure)
+    return SiteArrays(with_arrays_as_leaves(base), arguments, value, mask, label_mask, weight, log_measure)
 
 
 def _label_layer(stem, recorder) -> int:
@@ -102,7 +109,7 @@ def static_site(name, msg, recorder, states, shape) -> Site:
         plates,
         tuple(shape),
         jnp.result_type(value),
-        event_shape=tuple(msg["fn"].event_shape),
+        event_shape=_event_shape(msg, kind),
         batch_shape=_batch_shape(msg, base, kind),
         reinterpreted=reinterpreted,
         constraint=msg["fn"].support if kind in ("continuous", "discrete") else None,
@@ -110,6 +117,21 @@ def static_site(name, msg, recorder, states, shape) -> Site:
         labels=labels,
         transforms=tuple(type(one).__name__ for one in undone or ()),
     )
+
+
+def _event_shape(msg, kind) -> tuple[int, ...]:
+    """Shape of one event; NumPyro spreads a distribution over the elements of data that it has one copy for."""
+    declared = tuple(msg["fn"].event_shape)
+    seen = jnp.shape(msg["value"])[jnp.ndim(msg["value"]) - len(declared) :]
+    if kind != "observed" or len(seen) < len(declared):
+        return declared
+    try:
+        return jnp.broadcast_shapes(declared, seen)
+    except ValueError:
+        raise DataError(
+            f"Site {msg['name']!r}: the value has event shape {seen} but the distribution {declared}. Check the "
+            "shape of the data."
+        ) from None
 
 
 def _batch_shape(msg, base, kind) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from numpyro.distributions.distribution import Unit
 
 from emppl.errors import ModelError
 from emppl.structure.dependence import Dependence
-from emppl.trace.distributions import is_discrete, support_values, unwrap
+from emppl.trace.distributions import is_discrete, kind_of, support_values, unwrap
 from emppl.trace.handlers import run_model
 from emppl.trace.messages import site_arrays, static_site
 from emppl.trace.naming import first, lagged, latent_of
@@ -137,7 +137,7 @@ def trace_model(model: Callable, leaves: list, skeleton: Any, draws: Mapping[str
                 if msg["type"] == "sample":
                     arrays[name] = site_arrays(name, msg, recorder)
             if name in arrays:
-                classes[name] = type(arrays[name].distribution)
+                classes[name] = kind_of(arrays[name].distribution)
         return arrays, recorder.conditions
 
     atom_shapes = {

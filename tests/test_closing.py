@@ -1,0 +1,134 @@
+"""The closing phase of fits by Monte Carlo: information and noise of the score from draws, and when it ends a fit."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from emppl.report.uncertainty import charts
+from scipy import stats
+
+import emppl
+from emppl import MonteCarlo, Quadrature, StopReason
+from emppl.fit import closing, stochastic
+from emppl.fit.ascent import chi_square_mean_quantile
+from emppl.fit.path import Path, draw
+from emppl.fit.trail import Trail
+
+POSITIVE = dist.constraints.positive
+
+
+def weighted(y, often):
+    level = numpyro.param("level", 0.0)
+    sd = numpyro.param("sd", 0.5, constraint=POSITIVE)
+    with numpyro.plate("rows", len(y)), numpyro.handlers.scale(scale=often):
+        b = numpyro.sample("b", dist.Normal(level, sd))
+        numpyro.sample("y", dist.Binomial(20.0, logits=b), obs=y)
+
+
+def beside_an_integral(y):
+    level = numpyro.param("level", 0.0)
+    sd = numpyro.param("sd", 0.5, constraint=POSITIVE)
+    with numpyro.plate("rows", len(y)):
+        for name, found in (("b", y), ("other", y[::-1] // 2)):
+            one = numpyro.sample(name, dist.Normal(level, sd))
+            numpyro.sample(f"y_{name}", dist.Binomial(20.0, logits=one), obs=found)
+
+
+def with_states(y):
+    share = numpyro.param("share", 0.4, constraint=dist.constraints.unit_interval)
+    level = numpyro.param("level", jnp.array([-1.0, 1.5]))
+    with numpyro.plate("rows", len(y)):
+        z = numpyro.sample("z", dist.Bernoulli(share))
+        b = numpyro.sample("b", dist.Normal(level[z], 0.7))
+        numpyro.sample("y", dist.Binomial(20.0, logits=b), obs=y)
+
+
+def counts(mean, sd):
+    rng = np.random.default_rng(0)
+    return rng.binomial(20, 1 / (1 + np.exp(-rng.normal(mean, sd)))).astype(float)
+
+
+MODELS = {
+    "weighted": (weighted, (counts(np.full(30, -0.5), 0.8), 1.0 + np.arange(30) % 4), {}),
+    "beside an integral": (beside_an_integral, (counts(np.full(30, -0.5), 0.8),), {"other": Quadrature(31)}),
+    "with states": (with_states, (counts(np.repeat([1.5, -1.0], 30), 0.7),), {}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_information_and_noise_of_the_score(name):
+    """Against the information by quadrature at its maximum, and the spread of forty scores there, whose mean is zero."""
+    model, args, others = MODELS[name]
+    exact = emppl.EM(model, latents={"b": Quadrature(31), **others}, tolerance=1e-12, progress_bar=False)
+    exact = exact.run(jax.random.key(0), *args)
+    compiled, leaves = emppl.EM(model, latents={"b": MonteCarlo(), **others})._derive(args, {})
+    prepared, _ = compiled.prepare(leaves)
+    simulator = compiled.simulator
+    path = Path(jax.tree.map(jnp.asarray, exact.params), simulator.begin(), {}, jax.random.key(3), 100)
+    local = charts(simulator.program, exact.params)
+    looks = [
+        closing._look(simulator, path, local, draw(simulator, path, leaves, 200, 100), leaves, prepared)
+        for _ in range(40)
+    ]
+    scores, information, by_chain, errors = (np.array(one) for one in zip(*looks, strict=True))
+    covariance = exact.covariance().matrix
+    root = np.linalg.cholesky(covariance)
+    np.testing.assert_allclose(root.T @ information.mean(0) @ root, np.eye(len(root)), atol=0.03)
+    np.testing.assert_allclose(root.T @ by_chain.mean((0, 1)) @ root, np.eye(len(root)), atol=0.03)
+    spread = scores.std(0, ddof=1)
+    assert np.all(np.abs(scores.mean(0)) < 4 * spread / np.sqrt(40)), scores.mean(0) / spread
+    ratio = spread / np.sqrt(np.diagonal(errors.mean(0)))
+    assert np.all((ratio > 0.65) & (ratio < 1.4)), ratio
+
+
+def test_the_quantile_of_chi_square():
+    """The approximation is off by three percent at one dimension, where it is worst."""
+    for dimensions in (1, 2.5, 10, 200):
+        for level in (0.75, 0.95, 0.999):
+            found = dimensions * chi_square_mean_quantile(dimensions, stats.norm.ppf(level))
+            assert found == pytest.approx(stats.chi2.ppf(level, dimensions), rel=0.035)
+
+
+def pumps(failures):
+    alpha = numpyro.param("alpha", 1.0, constraint=POSITIVE)
+    with numpyro.plate("pumps", len(failures)):
+        rate = numpyro.sample("rate", dist.Gamma(alpha, 1.0))
+        numpyro.sample("failures", dist.Poisson(rate), obs=failures)
+
+
+def last_bound(result):
+    taken = [n for n, decision in enumerate(result.history["decision"]) if decision != "closing step"]
+    return result.history["gain"][taken[-1]] + stats.norm.ppf(0.95) * result.history["gain_error"][taken[-1]]
+
+
+def test_a_closing_phase_that_does_not_come_about_leaves_the_tolerance_to_the_ascent(monkeypatch):
+    """The ascent hands over at a hundredth of a nat; whoever does not take over must not pass for converged there."""
+    em = emppl.EM(pumps, latents={"rate": MonteCarlo()}, tolerance=5e-4, progress_bar=False)
+    y = np.array([5.0, 1.0, 3.0, 0.0, 7.0, 2.0])
+    close, calls = stochastic.close, []
+
+    def fails_once(*args):
+        calls.append(args)
+        found = close(*args)
+        return dataclasses.replace(found, note="No closing phase.") if len(calls) == 1 else found
+
+    monkeypatch.setattr(stochastic, "close", fails_once)
+    result = em.run(jax.random.key(0), y)
+    assert len(calls) == 2 and result.stop_reason is StopReason.CONVERGED and last_bound(result) < 5e-4
+    monkeypatch.setattr(stochastic, "MOST_DIMENSIONS", 0)
+    result = em.run(jax.random.key(0), y)
+    assert len(calls) == 2 and result.stop_reason is StopReason.CONVERGED and last_bound(result) < 5e-4
+
+
+def test_drift_is_measured_by_the_spread_of_single_estimates():
+    """Where steps shrink, all batches of a phase lie on one slow excursion: they show no noise, and any drift is large."""
+    slow = 0.3 * np.exp(-np.arange(200) / 100)[:, None] * np.array([1.0, -2.0])
+    trail = Trail(list(slow))
+    drift = np.abs(slow[100:150].mean(0) - slow[150:].mean(0))
+    assert not trail.is_level
+    assert trail.is_close(drift / 0.49) and not trail.is_close(drift / np.array([0.49, 0.51]))

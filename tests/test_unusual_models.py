@@ -1,0 +1,251 @@
+"""Models that a demanding user tried, each against a likelihood or a maximum that emppl did not compute."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+import scipy.optimize
+import scipy.special
+import scipy.stats
+from numpyro.contrib.control_flow import scan
+from numpyro.distributions import constraints
+
+import emppl
+
+KEY = jax.random.key(0)
+WEIGHTS = np.array([0.3, 0.7])
+
+
+def occupied(y, x):
+    psi = numpyro.param("psi", 0.5, constraint=constraints.unit_interval)
+    slope = numpyro.param("slope", jnp.zeros(2))
+    with numpyro.plate("sites", len(y)):
+        z = numpyro.sample("z", dist.Bernoulli(psi))
+        numpyro.sample("y", dist.Binomial(4, z * jax.nn.sigmoid(slope[0] + slope[1] * x)), obs=y)
+
+
+def zero_inflated(y, x):
+    psi = numpyro.param("psi", 0.5, constraint=constraints.unit_interval)
+    slope = numpyro.param("slope", jnp.zeros(2))
+    with numpyro.plate("sites", len(y)):
+        z = numpyro.sample("z", dist.Bernoulli(psi))
+        numpyro.sample("y", dist.Poisson(jnp.where(z == 1, jnp.exp(slope[0] + slope[1] * x), 0.0)), obs=y)
+
+
+@pytest.mark.parametrize("model", [occupied, zero_inflated])
+def test_outcomes_that_a_state_makes_impossible_leave_derivatives_alone(model):
+    """Estimates and standard errors are those of the likelihood in closed algebra, maximised by scipy."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=60)
+    there = rng.random(60) < 0.6
+    rate = scipy.special.expit(-0.5 + x / 2) if model is occupied else np.exp(0.3 + x / 2)
+    y = np.where(there, rng.binomial(4, rate) if model is occupied else rng.poisson(rate), 0)
+
+    def minus_log_likelihood(at):
+        psi, line = scipy.special.expit(at[0]), at[1] + at[2] * x
+        if model is occupied:
+            seen = scipy.stats.binom.pmf(y, 4, scipy.special.expit(line))
+        else:
+            seen = scipy.stats.poisson.pmf(y, np.exp(line))
+        return -np.log(psi * seen + (1 - psi) * (y == 0)).sum()
+
+    result = emppl.EM(model, progress_bar=False).run(KEY, y, x)
+    assert result.converged
+    best = scipy.optimize.minimize(minus_log_likelihood, np.zeros(3), tol=1e-9)
+    assert result.log_likelihood == pytest.approx(-best.fun, abs=1e-6)
+    step = 1e-3 * np.eye(3)
+    hessian = [
+        [sum(a * b * minus_log_likelihood(best.x + a * u + b * v) for a in (1, -1) for b in (1, -1)) for v in step]
+        for u in step
+    ]
+    expected = np.sqrt(np.diagonal(np.linalg.inv(np.array(hessian) / 4e-6)))
+    np.testing.assert_allclose(result.standard_errors()["slope"], expected[1:], rtol=1e-3)
+
+
+def test_survival_by_a_latent_that_the_next_step_is_multiplied_by():
+    """Cormack-Jolly-Seber: Newton steps whose curvature was not finite once ended at the start, as if converged."""
+
+    def model(seen):
+        survive = numpyro.param("survive", 0.5, constraint=constraints.unit_interval)
+        detect = numpyro.param("detect", 0.5, constraint=constraints.unit_interval)
+
+        def step(alive, y):
+            with numpyro.plate("animals", seen.shape[1]):
+                alive = numpyro.sample("alive", dist.Bernoulli(alive * survive))
+                numpyro.sample("y", dist.Bernoulli(alive * detect), obs=y)
+            return alive, None
+
+        scan(step, jnp.ones(seen.shape[1], int), seen)
+
+    rng = np.random.default_rng(0)
+    alive = np.cumprod(rng.random((5, 40)) < 0.8, 0)
+    seen = alive * (rng.random(alive.shape) < 0.5)
+
+    def minus_log_likelihood(at):
+        survive, detect = scipy.special.expit(at)
+        total = 0.0
+        for animal in seen.T:
+            gone, here = 0.0, 1.0
+            for y in animal:
+                gone, here = (gone + here * (1 - survive)) * (1 - y), here * survive * (detect if y else 1 - detect)
+            total -= np.log(gone + here)
+        return total
+
+    best = scipy.optimize.minimize(minus_log_likelihood, np.zeros(2), tol=1e-9)
+    result = emppl.EM(model, progress_bar=False).run(KEY, seen)
+    assert result.log_likelihood == pytest.approx(-best.fun, abs=1e-6)
+    found = [result.params["survive"], result.params["detect"]]
+    np.testing.assert_allclose(found, scipy.special.expit(best.x), atol=1e-4)
+
+
+def test_curvature_that_is_not_finite_is_no_convergence():
+    """The mean of an absent state is zero, and with it one over zero is differentiated, inside NumPyro."""
+
+    def model(y):
+        psi = numpyro.param("psi", 0.5, constraint=constraints.unit_interval)
+        mean = numpyro.param("mean", 3.0, constraint=constraints.positive)
+        with numpyro.plate("rows", len(y)):
+            z = numpyro.sample("z", dist.Bernoulli(psi))
+            numpyro.sample("y", dist.NegativeBinomial2(z * mean, 2.0), obs=y)
+
+    result = emppl.EM(model, progress_bar=False).run(KEY, np.array([0, 0, 7, 3, 0, 9, 12, 1, 0, 5]))
+    assert not result.converged
+
+
+def test_a_latent_number_of_trials():
+    """An N-mixture: numbers of animals below the largest count are impossible, and no fault of the data."""
+    counts = np.array([[2, 3], [0, 1], [4, 4], [1, 0]])
+
+    def model(counts, most):
+        mean = numpyro.param("mean", 3.0, constraint=constraints.positive)
+        detect = numpyro.param("detect", 0.5, constraint=constraints.unit_interval)
+        n = jnp.arange(most + 1)
+        with numpyro.plate("sites", len(counts), dim=-2):
+            animals = numpyro.sample("animals", dist.Categorical(jax.nn.softmax(dist.Poisson(mean).log_prob(n))))
+            with numpyro.plate("visits", counts.shape[1], dim=-1):
+                numpyro.sample("counts", dist.Binomial(animals, detect), obs=counts)
+
+    result = emppl.EM(model, progress_bar=False, max_iterations=5).run(KEY, counts, 12)
+    n = np.arange(13)
+    weights = scipy.stats.poisson.pmf(n, result.params["mean"])
+    each = scipy.stats.binom.pmf(counts[:, :, None], n, result.params["detect"]).prod(1)
+    assert result.log_likelihood == pytest.approx(np.log(each @ (weights / weights.sum())).sum(), rel=1e-12)
+    assert np.all(np.diff(result.history["log_likelihood"]) > 0)
+
+
+@pytest.mark.parametrize("family", [dist.Multinomial, dist.DirichletMultinomial])
+def test_numbers_of_trials_that_vary_between_rows(family):
+    """NumPyro keeps them in the static part of a distribution, where those of one trace outlived it."""
+    counts = np.array([[3, 1, 0], [2, 2, 1], [0, 3, 4], [1, 0, 5], [2, 0, 2], [6, 1, 0]])
+    shares = np.array([[0.6, 0.3, 0.1], [0.1, 0.3, 0.6]])
+    kind = constraints.simplex if family is dist.Multinomial else constraints.positive
+
+    def model(counts, trials):
+        weights = numpyro.param("w", jnp.asarray(WEIGHTS), constraint=constraints.simplex)
+        theta = numpyro.param("theta", jnp.asarray(shares), constraint=kind)
+        with numpyro.plate("rows", len(counts)):
+            z = numpyro.sample("z", dist.Categorical(weights))
+            given = (trials, theta[z]) if family is dist.Multinomial else (theta[z], trials)
+            numpyro.sample("counts", family(*given), obs=counts)
+
+    trials = counts.sum(1)
+    result = emppl.EM(model, progress_bar=False, max_iterations=1).run(KEY, counts, trials)
+    law = scipy.stats.multinomial if family is dist.Multinomial else scipy.stats.dirichlet_multinomial
+    theta = result.params["theta"]
+    args = [(trials, one) if family is dist.Multinomial else (one, trials) for one in theta]
+    each = np.exp(np.stack([law.logpmf(counts, *one) for one in args], 1))
+    assert result.log_likelihood == pytest.approx(np.log(each @ result.params["w"]).sum(), rel=1e-10)
+    again = emppl.EM(model, progress_bar=False).log_likelihood(result.params, counts[::-1], trials[::-1])
+    assert float(again) == pytest.approx(result.log_likelihood, rel=1e-10)
+
+
+def test_a_distribution_with_one_copy_for_several_elements_of_an_event():
+    """NumPyro spreads it over the elements of the data, and so must what reads the shape of an event."""
+
+    def model(t):
+        rate = numpyro.param("rate", jnp.array([1.0, 3.0]), constraint=constraints.positive)
+        with numpyro.plate("rows", len(t)):
+            z = numpyro.sample("z", dist.Categorical(jnp.asarray(WEIGHTS)))
+            numpyro.sample("t", dist.Exponential(rate[z][..., None]).to_event(1), obs=t)
+
+    t = np.array([[0.1, 0.4, 0.2], [1.1, 2.4, 0.7], [0.2, 0.3, 0.1], [0.6, 0.9, 1.4]])
+    rate = np.array([1.0, 3.0])
+    expected = np.log(np.prod(scipy.stats.expon.pdf(t[:, :, None], scale=1 / rate), 1) @ WEIGHTS).sum()
+    em = emppl.EM(model, progress_bar=False)
+    assert float(em.log_likelihood({"rate": rate}, t)) == pytest.approx(expected, rel=1e-12)
+    assert em.run(KEY, t).converged
+
+
+@pytest.mark.parametrize("weight", [0.01, 1.0])
+def test_weights_that_add_up_to_one_are_no_lack_of_data(weight):
+    """Weights that are all equal change no estimate, however small, whether rows are many or one row has them all."""
+
+    def model(x, weight):
+        mu = numpyro.param("mu", jnp.array([-1.0, 2.0]))
+        with numpyro.plate("groups", len(x), dim=-2), numpyro.handlers.scale(scale=weight):
+            z = numpyro.sample("z", dist.Categorical(jnp.asarray(WEIGHTS)))
+            with numpyro.plate("rows", x.shape[1], dim=-1):
+                numpyro.sample("x", dist.Normal(mu[z], 1.0), obs=x)
+
+    x = np.random.default_rng(0).normal(size=(100, 1) if weight < 1 else (1, 5))
+    result = emppl.EM(model, progress_bar=False, max_iterations=3).run(KEY, x, weight)
+    density = scipy.stats.norm.pdf(x[:, :, None], result.params["mu"]).prod(1)
+    assert result.log_likelihood == pytest.approx(weight * np.log(density @ WEIGHTS).sum(), rel=1e-12)
+
+
+@pytest.mark.parametrize("mine", [False, True])
+def test_a_median_regression_is_not_taken_for_converged(mine):
+    """Q is piecewise linear in both coefficients: its curvature is zero wherever there is one, and Newton stayed put."""
+
+    class Corners(dist.Laplace):
+        """The same density, not registered."""
+
+    law = Corners if mine else dist.Laplace
+
+    def model(x, y):
+        level, slope = numpyro.param("level", 0.0), numpyro.param("slope", 0.0)
+        with numpyro.plate("rows", len(y)):
+            z = numpyro.sample("z", dist.Categorical(jnp.asarray(WEIGHTS)))
+            numpyro.sample("y", law(level + slope * x, jnp.array([2.0, 0.5])[z]), obs=y)
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=40)
+    y = 1 + 2 * x + rng.laplace(size=40)
+
+    def minus_log_likelihood(at):
+        density = scipy.stats.laplace.pdf(y[:, None], (at[0] + at[1] * x)[:, None], [2.0, 0.5])
+        return -np.log(density @ WEIGHTS).sum()
+
+    options = {"xatol": 1e-9, "fatol": 1e-12}
+    best = scipy.optimize.minimize(minus_log_likelihood, [1.0, 2.0], method="Nelder-Mead", options=options)
+    result = emppl.EM(model, progress_bar=False).run(KEY, x, y)
+    assert not result.converged
+    if not mine:
+        assert result.log_likelihood == pytest.approx(-best.fun, abs=0.1)
+        assert "corners" in result.stop_message
+        assert dict(result.em.plan(x, y).parameters[0].rejected)["newton"].startswith(
+            "the density of site 'y' has corners"
+        )
+
+
+def test_probabilities_that_nothing_makes_add_up_to_one_are_refused():
+    def model(y):
+        w = numpyro.param("w", jnp.array([0.5, 0.5]))
+        with numpyro.plate("rows", len(y)):
+            z = numpyro.sample("z", dist.Categorical(w))
+            numpyro.sample("y", dist.Poisson(jnp.array([1.0, 4.0])[z]), obs=y)
+
+    y = np.array([0, 1, 4, 6])
+    with pytest.raises(emppl.ModelError, match="'w' holds the probabilities of site 'z'.*constraints.simplex"):
+        emppl.EM(model).plan(y)
+    emppl.EM(model, fixed={"w": WEIGHTS}).plan(y)
+
+
+@pytest.mark.parametrize("model", [occupied, zero_inflated])
+def test_holes_in_a_covariate_are_named(model):
+    """They are no zeros: a probability of NaN is not an impossible one."""
+    y, x = np.array([0, 1, 2, 0]), np.array([0.1, 0.2, np.nan, 0.4])
+    with pytest.raises(emppl.DataError, match=r"array 2 among the model's arguments \(shape \(4,\), first at \[2\]\)"):
+        emppl.EM(model, progress_bar=False).run(KEY, y, x)
