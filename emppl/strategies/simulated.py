@@ -129,8 +129,8 @@ class MonteCarlo(Simulated):
             numbers in every group, the second for more.
         reweight: the draws of an iteration serve again in the next ones, with importance weights of their own in every
             group, while at least this share of them is effective in the worst group; None or 0: every iteration draws
-            afresh. They may show an ascent; everything else, and the closing phase, is left to fresh draws. It pays
-            where draws are dear: many numbers per group, or a density that takes long.
+            afresh. They may show an ascent; everything else, and the closing phase, is left to fresh draws. It saves
+            draws where groups and ``num_samples`` are large, and time where drawing takes longer than the M-step.
 
     Reference:
         Wei and Tanner (1990), A Monte Carlo implementation of the EM algorithm, JASA 85:699-704;
