@@ -239,7 +239,7 @@ def _mixed(integral: Integral) -> str:
     return (
         f"The continuous latents {continuous} and the discrete latents {discrete} depend on each other across plate "
         "cells: the integral would have to be done for every joint state of "
-        f"{discrete} in all cells that share one value of {continuous}. Put them in the same plates, so that every cell "
-        f"has an integral of its own; sum {discrete} out in the model, with dist.MixtureSameFamily or, for zeros, "
+        f"{discrete} in all cells that share one value of {continuous}. Put them in the same plates, so that every "
+        f"cell has an integral of its own; sum {discrete} out in the model, with dist.MixtureSameFamily or, for zeros, "
         f"dist.ZeroInflatedDistribution; or maximise over one of them: EM(model, estimate=[{integral.latents[0]!r}])."
     )
