@@ -184,9 +184,10 @@ def test_stochastic_approximation_reaches_the_oracle():
 
 
 QUICK = ("pump_gamma_poisson",)
-# Two percent of the estimates of LSAT7, which are many standard errors from zero, take fewer draws. At 3e-4 the closing
-# phase of cbpp works on 1,600 draws a look: of five seeds one was 3.02 stated errors off.
-TOLERANCE = {"lsat7_2pl": 3e-3, "cbpp": 5e-5}
+# Two percent of the estimates of LSAT7, which are many standard errors from zero, take fewer draws. Three stated errors
+# are exceeded by chance, in one seed of 200 with two parameters. At 3e-4 seed 1 of the pumps is 3.17 off; of 300 seeds
+# there two are beyond 3 (1.3 expected), and the scores have standard deviations 1.02 and 0.99. Of cbpp: see closing.
+TOLERANCE = {"lsat7_2pl": 3e-3, "cbpp": 5e-5, "pump_gamma_poisson": 1e-4}
 
 
 @pytest.mark.parametrize("strategy", [MonteCarlo(), SAEM()], ids=["MonteCarlo", "SAEM"])
@@ -357,20 +358,20 @@ def test_interrupting_keeps_everything(monkeypatch):
 
     def report(_, states):
         seen.append({name: value.copy() for name, value in states.params.items()})
-        if len(seen) == 4:
+        if len(seen) == 2:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(progress.Progress, "__call__", report)
     stopped = fit("pump_gamma_poisson", MonteCarlo(), 3)
     assert stopped.stop_reason is StopReason.INTERRUPTED
-    assert len(stopped.history["gain"]) == 4
+    assert len(stopped.history["gain"]) == 2
     assert np.all(np.isnan(entries(stopped.monte_carlo_errors)))
     # The step that had just been made when the interrupt came was reported with the parameters before it.
     np.testing.assert_array_equal(entries(stopped.params), entries(seen[-1]))
 
 
 def test_every_decision_is_in_the_history():
-    result = fit("pump_gamma_poisson", MonteCarlo(), 4)
+    result = fit("pump_gamma_poisson", MonteCarlo(5), 0)  # few draws, which must grow
     history = result.history
     assert {"iteration", "draws", "gain", "gain_error", "decision", "objective"} <= set(history)
     assert len({len(history[name]) for name in ("draws", "gain", "decision", "objective", "log_likelihood")}) == 1
