@@ -274,3 +274,26 @@ def test_a_coefficient_at_the_corner_of_its_prior_has_no_standard_error():
     second = log_posterior(1.801) - 2 * log_posterior(1.8) + log_posterior(1.799)
     np.testing.assert_allclose(found, [1 / np.sqrt(-second / 1e-6), np.nan], rtol=1e-4)
     assert result.boundary == ["slope[1]"]
+
+
+def test_a_carry_of_python_numbers():
+    """Which step is the first may be carried as True and False: two steps by enumeration."""
+
+    def model(y):
+        begin = numpyro.param("begin", 0.3, constraint=constraints.unit_interval)
+        stay = numpyro.param("stay", jnp.array([0.2, 0.9]), constraint=constraints.unit_interval)
+
+        def step(carry, y):
+            z, is_first = carry
+            z = numpyro.sample("z", dist.Bernoulli(jnp.where(is_first, begin, stay[z])))
+            numpyro.sample("y", dist.Normal(1.0 * z, 1.0), obs=y)
+            return (z, False), None
+
+        scan(step, (0, True), y)
+
+    y = np.array([0.2, 1.4])
+    density = scipy.stats.norm.pdf(y[:, None], [0.0, 1.0], 1.0)
+    moves = np.array([[0.8, 0.2], [0.1, 0.9]])
+    expected = np.log((np.array([0.7, 0.3]) * density[0]) @ moves @ density[1])
+    found = emppl.EM(model).log_likelihood({"begin": 0.3, "stay": np.array([0.2, 0.9])}, y)
+    assert float(found) == pytest.approx(expected, rel=1e-12)
