@@ -238,7 +238,8 @@ def _mixed(integral: Integral) -> str:
     continuous, discrete = (", ".join(map(repr, names)) for names in (integral.latents, integral.given))
     return (
         f"The continuous latents {continuous} and the discrete latents {discrete} depend on each other across plate "
-        "cells: given one state of every discrete latent the integral is normal, but there are as many such integrals "
-        f"as joint states of {discrete}. Put them in the same plates, so that every cell has an integral of its own, "
-        f"or maximise over one of them: EM(model, estimate=[{integral.latents[0]!r}])."
+        "cells: the integral would have to be done for every joint state of "
+        f"{discrete} in all cells that share one value of {continuous}. Put them in the same plates, so that every "
+        f"cell has an integral of its own; sum {discrete} out in the model, with dist.MixtureSameFamily or, for zeros, "
+        f"dist.ZeroInflatedDistribution; or maximise over one of them: EM(model, estimate=[{integral.latents[0]!r}])."
     )

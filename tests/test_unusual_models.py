@@ -249,3 +249,51 @@ def test_holes_in_a_covariate_are_named(model):
     y, x = np.array([0, 1, 2, 0]), np.array([0.1, 0.2, np.nan, 0.4])
     with pytest.raises(emppl.DataError, match=r"array 2 among the model's arguments \(shape \(4,\), first at \[2\]\)"):
         emppl.EM(model, progress_bar=False).run(KEY, y, x)
+
+
+def test_a_coefficient_at_the_corner_of_its_prior_has_no_standard_error():
+    """That of the others is the one in the model without it, by the Hessian of the log posterior in closed algebra."""
+
+    def model(x, y):
+        slope = numpyro.sample("slope", dist.Laplace(0.0, 0.1).expand([2]).to_event(1))
+        with numpyro.plate("rows", len(y)):
+            z = numpyro.sample("z", dist.Categorical(jnp.asarray(WEIGHTS)))
+            numpyro.sample("y", dist.Normal(x @ slope, jnp.array([1.0, 3.0])[z]), obs=y)
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 2))
+    y = 2 * x[:, 0] + rng.normal(size=60)
+    result = emppl.EM(model, progress_bar=False, max_iterations=0).run(KEY, x, y, init_params={"slope": [1.8, 0.0]})
+    with pytest.warns(UserWarning, match=r"slope\[1\]"):
+        found = result.standard_errors()["slope"]
+
+    def log_posterior(slope):
+        density = scipy.stats.norm.pdf(y[:, None], slope * x[:, :1], [1.0, 3.0])
+        return np.log(density @ WEIGHTS).sum() - 10 * abs(slope)
+
+    second = log_posterior(1.801) - 2 * log_posterior(1.8) + log_posterior(1.799)
+    np.testing.assert_allclose(found, [1 / np.sqrt(-second / 1e-6), np.nan], rtol=1e-4)
+    assert result.boundary == ["slope[1]"]
+
+
+def test_a_carry_of_python_numbers():
+    """Which step is the first may be carried as True and False: two steps by enumeration."""
+
+    def model(y):
+        begin = numpyro.param("begin", 0.3, constraint=constraints.unit_interval)
+        stay = numpyro.param("stay", jnp.array([0.2, 0.9]), constraint=constraints.unit_interval)
+
+        def step(carry, y):
+            z, is_first = carry
+            z = numpyro.sample("z", dist.Bernoulli(jnp.where(is_first, begin, stay[z])))
+            numpyro.sample("y", dist.Normal(1.0 * z, 1.0), obs=y)
+            return (z, False), None
+
+        scan(step, (0, True), y)
+
+    y = np.array([0.2, 1.4])
+    density = scipy.stats.norm.pdf(y[:, None], [0.0, 1.0], 1.0)
+    moves = np.array([[0.8, 0.2], [0.1, 0.9]])
+    expected = np.log((np.array([0.7, 0.3]) * density[0]) @ moves @ density[1])
+    found = emppl.EM(model).log_likelihood({"begin": 0.3, "stay": np.array([0.2, 0.9])}, y)
+    assert float(found) == pytest.approx(expected, rel=1e-12)

@@ -16,7 +16,7 @@ from emppl.fit.outcome import StopReason
 from emppl.held import held_dimensions
 from emppl.information.boundary import remarks, scales
 from emppl.information.charts import Chart
-from emppl.information.corners import no_standard_errors, without_curvature
+from emppl.information.corners import at_corners_of_priors, no_standard_errors, without_curvature
 from emppl.information.criteria import entropy, number_of_observations
 from emppl.information.identification import shift_candidates
 from emppl.information.uncertainty import (
@@ -148,7 +148,8 @@ class EMResult:
     def boundary(self) -> list[str]:
         """Entries of parameters that lie on the boundary of the parameter space, such as ``"theta[1, 3]"``.
 
-        A parameter between bounds that a numerical optimiser brought close to one is on it if the likelihood would take
+        So do entries at a corner of their prior, such as a coefficient that a Laplace prior makes zero. A parameter
+        between bounds that a numerical optimiser brought close to one is on it if the likelihood would take
         it farther, and so is a variance beside a continuous latent that EM is taking to zero; for more than 500 free
         dimensions this is looked at after :meth:`standard_errors` only.
         """
@@ -359,7 +360,12 @@ class EMResult:
 
     @functools.cached_property
     def _charts_by_position(self) -> dict[str, Chart]:
-        return charts(self._program, self.params, self._held_differences)
+        found = charts(self._program, self.params, self._held_differences)
+        for name, corner in at_corners_of_priors(self._program, self.params, self._leaves).items():
+            one = found[name]
+            boundary = one.boundary | corner
+            found[name] = dataclasses.replace(one, boundary=boundary, active=one.active & ~boundary.ravel())
+        return found
 
     @property
     def _held_differences(self) -> list[str]:

@@ -123,7 +123,8 @@ def _arguments(recorder, msg):
 def _run(step, carry, data):
     # A seed of its own: the outer one would keep a key that belongs to an inner trace.
     with numpyro.handlers.seed(rng_seed=jax.random.key(0)):
-        return step(carry, data)
+        carry, outputs = step(carry, data)
+    return jax.tree.map(jnp.asarray, carry), outputs  # a carry may hold Python numbers
 
 
 def _slice(xs, number):
@@ -342,7 +343,7 @@ def _recursion(closed: ClosedJaxpr, start, positions, carried: int, xs, length: 
             filled[position] = leaf
         for number, leaf in zip(reads, data, strict=True):
             filled[carried + number] = leaf
-        return function(*filled)
+        return [jnp.asarray(out) for out in function(*filled)]  # constants come out as Python numbers
 
     data = [flat[number] for number in reads]
     if recursive:
