@@ -8,7 +8,6 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from emppl.report.uncertainty import charts
 from scipy import stats
 
 import emppl
@@ -17,6 +16,7 @@ from emppl.fit import closing, stochastic
 from emppl.fit.ascent import chi_square_mean_quantile
 from emppl.fit.path import Path, draw
 from emppl.fit.trail import Trail
+from emppl.information.uncertainty import charts
 
 POSITIVE = dist.constraints.positive
 

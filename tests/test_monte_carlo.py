@@ -186,7 +186,7 @@ def test_stochastic_approximation_reaches_the_oracle():
 QUICK = ("pump_gamma_poisson",)
 # Two percent of the estimates of LSAT7, which are many standard errors from zero, take fewer draws. Three stated errors
 # are exceeded by chance, in one seed of 200 with two parameters. At 3e-4 seed 1 of the pumps is 3.17 off; of 300 seeds
-# there two are beyond 3 (1.3 expected), and the scores have standard deviations 1.02 and 0.99. Of cbpp: see closing.
+# there two are beyond 3 (1.3 expected), and the scores have standard deviations 1.02 and 0.99.
 TOLERANCE = {"lsat7_2pl": 3e-3, "cbpp": 5e-5, "pump_gamma_poisson": 1e-4}
 
 
