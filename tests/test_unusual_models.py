@@ -297,3 +297,26 @@ def test_a_carry_of_python_numbers():
     expected = np.log((np.array([0.7, 0.3]) * density[0]) @ moves @ density[1])
     found = emppl.EM(model).log_likelihood({"begin": 0.3, "stay": np.array([0.2, 0.9])}, y)
     assert float(found) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("bounds", [(-6.0, 6.0), (-1.0, 2.0)])
+def test_a_median_between_bounds(bounds):
+    """One M-step, against the best of all data values and bounds."""
+
+    def model(y):
+        with numpyro.plate("states", 2):
+            mu = numpyro.sample("mu", dist.Uniform(*bounds))
+        with numpyro.plate("rows", len(y)):
+            z = numpyro.sample("z", dist.Categorical(jnp.asarray(WEIGHTS)))
+            numpyro.sample("y", dist.Laplace(mu[z], 0.7), obs=y)
+
+    rng = np.random.default_rng(0)
+    y = np.where(rng.random(30) < 0.7, 3.0, -2.0) + rng.laplace(scale=0.7, size=30)
+    em, params = emppl.EM(model, progress_bar=False), {"mu": np.array([-0.5, 1.5])}
+    new = em.m_step(params, em.e_step(params, y), y)["mu"]
+    density = WEIGHTS * scipy.stats.laplace.pdf(y[:, None], params["mu"], 0.7)
+    shares = density / density.sum(1, keepdims=True)
+    candidates = np.clip(y, *bounds)
+    cost = np.abs(y[:, None, None] - candidates[:, None]) * shares[:, None, :]
+    np.testing.assert_allclose(new, candidates[np.argmin(cost.sum(0), 0)], atol=1e-12)
+    assert em.run(KEY, y).converged

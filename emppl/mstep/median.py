@@ -19,8 +19,9 @@ import jax.numpy as jnp
 
 from emppl.mstep.closed_form import FLAT, entries_of, prior_depends_on, prior_of
 from emppl.mstep.maximisation import Maximisation
-from emppl.parameters import constraint_name
+from emppl.parameters import bounds
 from emppl.rules import Rule, RuleContext
+from emppl.structure.maps import Interval
 
 _CONCAVE = ("Normal", "Laplace", "Logistic", "Gumbel")
 """Priors of single numbers whose log density is concave."""
@@ -32,11 +33,13 @@ class Median(Rule):
 
     Attributes:
         sites: where the parameter is a location.
+        limits: bounds of its entries, or None.
 
-    A prior that is not flat takes the maximum off the data.
+    A prior that is not flat takes the maximum off the data, and so do bounds.
     """
 
     sites: tuple[str, ...]
+    limits: Interval | None = None
 
     kind: ClassVar[str] = "weighted median"
     exact: ClassVar[bool] = True
@@ -44,7 +47,7 @@ class Median(Rule):
     def update(self, step: Maximisation) -> dict[str, jax.Array]:
         """Bisection over the ranks of the data."""
         (name,) = self.parameters
-        if self.prior not in (None, "flat"):
+        if self.prior not in (None, "flat") or self.limits is not None:
             return {name: self._between(step, name)}
         before = step.params[name]
         fields = frozenset((site, field) for site in self.sites for field in ("value", "mask"))
@@ -70,11 +73,13 @@ class Median(Rule):
         """Where the slope of a concave function changes its sign: first an interval, then bisection."""
         before = step.params[name]
         slope = jax.grad(lambda value: step.q({name: value}))
+        least, most = (-math.inf, math.inf) if self.limits is None else self.limits
 
         def widen(carry):
             low, high, width, _ = carry
-            too_high, too_low = slope(low) < 0, slope(high) > 0
-            low, high = jnp.where(too_high, low - width, low), jnp.where(too_low, high + width, high)
+            too_high, too_low = (slope(low) < 0) & (low > least), (slope(high) > 0) & (high < most)
+            low = jnp.where(too_high, jnp.maximum(low - width, least), low)
+            high = jnp.where(too_low, jnp.minimum(high + width, most), high)
             return low, high, 2 * width, jnp.any(too_high | too_low)
 
         def halve(_, bounds):
@@ -97,7 +102,8 @@ def propose(context: RuleContext, name: str) -> Median | str | None:
         return None
     if not all(corners):
         return "it is a location with corners at one site, and something else at another"
-    if not constraint_name(context.trace.sites[name].constraint).startswith("real"):
+    limits = bounds(context.trace.sites[name].constraint)
+    if limits is None:
         return "its constraint may bind"
     prior = prior_of(context.trace, name) if context.use_prior else None
     if prior not in (None, *FLAT, *_CONCAVE):
@@ -108,6 +114,9 @@ def propose(context: RuleContext, name: str) -> Median | str | None:
     sites = tuple(dict.fromkeys(factor.name for factor, _, _ in found))
     if prior in _CONCAVE:
         return Median((name,), "where the slope of Q plus the log prior changes its sign", sites, prior=prior)
+    if limits != (-math.inf, math.inf):
+        what = "where the slope of Q changes its sign between its bounds"
+        return Median((name,), what, sites, limits, prior=prior and "flat")
     return Median((name,), "the data value at which the slope of Q changes its sign", sites, prior=prior and "flat")
 
 
