@@ -34,7 +34,7 @@ def zero_inflated(y, x):
         numpyro.sample("y", dist.Poisson(jnp.where(z == 1, jnp.exp(slope[0] + slope[1] * x), 0.0)), obs=y)
 
 
-@pytest.mark.parametrize("model", [occupied, zero_inflated])
+@pytest.mark.parametrize("model", [occupied, pytest.param(zero_inflated, marks=pytest.mark.slow)])
 def test_outcomes_that_a_state_makes_impossible_leave_derivatives_alone(model):
     """Estimates and standard errors are those of the likelihood in closed algebra, maximised by scipy."""
     rng = np.random.default_rng(0)
@@ -135,7 +135,7 @@ def test_a_latent_number_of_trials():
     assert np.all(np.diff(result.history["log_likelihood"]) > 0)
 
 
-@pytest.mark.parametrize("family", [dist.Multinomial, dist.DirichletMultinomial])
+@pytest.mark.parametrize("family", [dist.Multinomial, pytest.param(dist.DirichletMultinomial, marks=pytest.mark.slow)])
 def test_numbers_of_trials_that_vary_between_rows(family):
     """NumPyro keeps them in the static part of a distribution, where those of one trace outlived it."""
     counts = np.array([[3, 1, 0], [2, 2, 1], [0, 3, 4], [1, 0, 5], [2, 0, 2], [6, 1, 0]])
