@@ -94,5 +94,7 @@ def test_one_package_touches_numpyro_handlers():
         for node in ast.walk(parse(name))
         if isinstance(node, ast.Import | ast.ImportFrom | ast.Attribute)
         and any(f in ast.unparse(node) for f in forbidden)
+        and ast.unparse(node)
+        != "from numpyro.infer.util import ParamInfo"  # the record that NumPyro's kernels start from
     }
     assert {name.removeprefix("emppl.").split(".")[0] for name in users} <= {"trace"}
