@@ -102,21 +102,14 @@ def safe_divide(numerator: jax.Array, denominator: jax.Array, otherwise: jax.Arr
 
 
 def finite_log(probability: jax.Array) -> jax.Array:
-    """Natural log with a huge finite stand-in for ``log 0``, so that ``0 * log 0`` is 0 in a matrix product."""
+    """Natural log with a huge finite stand-in for ``log 0``, so that ``0 * log 0`` is 0, without derivatives there."""
     return _log_or(probability, IMPOSSIBLE, 0)
 
 
-def floored_log(probability: jax.Array) -> jax.Array:
-    """Natural log, no lower than that of the smallest number; no derivatives, the second ones included, at zero."""
-    floor = jnp.finfo(probability.dtype).tiny
-    return _log_or(probability, jnp.log(floor), floor)
-
-
-def floored_log_complement(probability: jax.Array) -> jax.Array:
+def finite_log_complement(probability: jax.Array) -> jax.Array:
     """``log(1 - probability)``, the same at one."""
     certain = probability >= 1
-    floor = jnp.log(jnp.finfo(probability.dtype).tiny)
-    return jnp.where(certain, floor, jnp.log1p(-jnp.where(certain, 0, probability)))
+    return jnp.where(certain, IMPOSSIBLE, jnp.log1p(-jnp.where(certain, 0, probability)))
 
 
 def _log_or(quantity, stand_in, least):

@@ -13,6 +13,7 @@ from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 
 import emppl
+from emppl.trace.distributions import log_density
 
 KEY = jax.random.key(0)
 WEIGHTS = np.array([0.3, 0.7])
@@ -62,6 +63,44 @@ def test_outcomes_that_a_state_makes_impossible_leave_derivatives_alone(model):
     ]
     expected = np.sqrt(np.diagonal(np.linalg.inv(np.array(hessian) / 4e-6)))
     np.testing.assert_allclose(result.standard_errors()["slope"], expected[1:], rtol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:This fit runs in float32")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_no_number_of_visits_makes_a_detection_possible_where_nobody_lives(dtype):
+    """One detection in 200 visits: what stands in for log 0 outweighs every other visit, in either precision."""
+
+    def occupancy(y):
+        psi = numpyro.param("psi", 0.5, constraint=constraints.unit_interval)
+        p = numpyro.param("p", 0.5, constraint=constraints.unit_interval)
+        with numpyro.plate("sites", len(y)):
+            z = numpyro.sample("z", dist.Bernoulli(psi))
+            visits = dist.Bernoulli((z * p)[..., None] * jnp.ones(y.shape[1]))
+            numpyro.sample("y", visits.to_event(1), obs=y)
+
+    detected = np.array([1, 100, 0])
+    with jax.enable_x64(dtype == "float64"):
+        y = (np.arange(200) < detected[:, None]).astype(dtype)
+        em = emppl.EM(occupancy, progress_bar=False)
+        result = em.run(KEY, y)
+        p, psi = 101 / 400, 2 / 3  # a site with no detection in 200 visits is empty: 0.75**200
+        assert result.params["p"] == pytest.approx(p, rel=1e-6)
+        np.testing.assert_array_equal(result.posterior("z")[:2, 1], 1)
+        seen = scipy.special.xlogy(detected, p) + scipy.special.xlog1py(200 - detected, -p)
+        expected = np.log(psi * np.exp(seen) + (1 - psi) * (detected == 0)).sum()
+        assert result.log_likelihood == pytest.approx(expected, rel=1e-6)
+        assert em.log_likelihood(result.params, y) == pytest.approx(expected, rel=1e-6)  # by the plain path
+
+
+@pytest.mark.parametrize("impossible", [(dist.Bernoulli(0.0), 1), (dist.Bernoulli(1.0), 0), (dist.Geometric(1.0), 2)])
+def test_what_is_impossible_has_no_derivatives(impossible):
+    fn, value = impossible
+
+    def density(p):
+        return log_density(type(fn)(p), jnp.asarray(value))
+
+    assert density(fn.probs) == -np.inf
+    assert jax.grad(density)(fn.probs) == jax.grad(jax.grad(density))(fn.probs) == 0
 
 
 def test_survival_by_a_latent_that_the_next_step_is_multiplied_by():

@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 from jax.scipy.special import gammaln
 
 from emppl.families.registry import Family, Update, add
-from emppl.numerics import IMPOSSIBLE, finite_log, floored_log, floored_log_complement, safe_divide
+from emppl.numerics import IMPOSSIBLE, finite_log, finite_log_complement, safe_divide
 
 _PROBABILITY_SUPPORT = ("unit_interval", "real")
 
@@ -52,27 +52,35 @@ LOG_ODDS = Update("log(successes / failures)", 0, ("real",), (_outcomes,), _solv
 
 
 def _log_probabilities(arguments):
-    """Natural logs of success and failure, floored so that ``0 * log 0`` is 0 and sums keep their digits."""
+    """Natural logs of success and failure, with a stand-in for log 0.
+
+    Each has a statistic of its own: in a difference of the two, or an offset, the stand-in would cost all digits.
+    """
     if "logits" in arguments:
         logits = arguments["logits"]
         return -jax.nn.softplus(-logits), -jax.nn.softplus(logits)
-    return floored_log(arguments["probs"]), floored_log_complement(arguments["probs"])
+    return finite_log(arguments["probs"]), finite_log_complement(arguments["probs"])
 
 
 def _bernoulli_statistics(value, fixed, reference):
-    del fixed, reference
-    return jnp.asarray(value, jnp.result_type(float))[..., None]
+    return _binomial_statistics(value, {**fixed, "total_count": 1}, reference)
 
 
-def _bernoulli_natural(arguments, reference):
+def _binomial_statistics(value, fixed, reference):
+    del reference
+    value = jnp.asarray(value, jnp.result_type(float))
+    return jnp.stack(jnp.broadcast_arrays(value, fixed["total_count"] - value), -1)
+
+
+def _binomial_natural(arguments, reference):
     del reference
     success, failure = _log_probabilities(arguments)
-    return (success - failure)[..., None], failure
+    return jnp.stack([success, failure], -1), jnp.zeros_like(success)
 
 
-def _bernoulli_moments(sums, count, reference):
-    del reference
-    return {"successes": sums[..., 0], "failures": count - sums[..., 0]}
+def _binomial_moments(sums, count, reference):
+    del count, reference
+    return {"successes": sums[..., 0], "failures": sums[..., 1]}
 
 
 BERNOULLI = add(
@@ -82,11 +90,16 @@ BERNOULLI = add(
         0,
         {"probs": 0, "logits": 0},
         statistics=_bernoulli_statistics,
-        natural=_bernoulli_natural,
-        moments=_bernoulli_moments,
+        natural=_binomial_natural,
+        moments=_binomial_moments,
         updates={"probs": PROBABILITY, "logits": LOG_ODDS},
     )
 )
+
+
+def _geometric_statistics(value, fixed, reference):
+    del fixed, reference
+    return jnp.asarray(value, jnp.result_type(float))[..., None]
 
 
 def _geometric_natural(arguments, reference):
@@ -106,7 +119,7 @@ GEOMETRIC = add(
         (dist.GeometricProbs, dist.GeometricLogits),
         0,
         {"probs": 0, "logits": 0},
-        statistics=_bernoulli_statistics,
+        statistics=_geometric_statistics,
         natural=_geometric_natural,
         moments=_geometric_moments,
         updates={"probs": PROBABILITY, "logits": LOG_ODDS},
@@ -114,26 +127,9 @@ GEOMETRIC = add(
 )
 
 
-def _binomial_statistics(value, fixed, reference):
-    del reference
-    value = jnp.asarray(value, jnp.result_type(float))
-    return jnp.stack(jnp.broadcast_arrays(value, fixed["total_count"] - value), -1)
-
-
-def _binomial_natural(arguments, reference):
-    del reference
-    success, failure = _log_probabilities(arguments)
-    return jnp.stack([success, failure], -1), jnp.zeros_like(success)
-
-
 def _binomial_base_measure(value, fixed):
     trials = fixed["total_count"]
     return gammaln(trials + 1.0) - gammaln(value + 1.0) - gammaln(trials - value + 1.0)
-
-
-def _binomial_moments(sums, count, reference):
-    del count, reference
-    return {"successes": sums[..., 0], "failures": sums[..., 1]}
 
 
 BINOMIAL = add(

@@ -17,7 +17,7 @@ from numpyro.distributions import transforms
 from numpyro.distributions.distribution import validation_enabled
 
 from emppl.errors import ModelError
-from emppl.numerics import floored_log, floored_log_complement
+from emppl.numerics import finite_log, finite_log_complement, impossible_to_infinite
 
 
 @contextlib.contextmanager
@@ -183,10 +183,12 @@ def log_density(distribution, value):
         return ways + _successes(*jnp.broadcast_arrays(logits, *counts))
     if isinstance(distribution, (dist.BernoulliProbs, dist.BinomialProbs)):
         probs = _as_float(distribution.probs)
-        return ways + value * floored_log(probs) + (trials - value) * floored_log_complement(probs)
+        return impossible_to_infinite(
+            ways + value * finite_log(probs) + (trials - value) * finite_log_complement(probs)
+        )
     if isinstance(distribution, dist.GeometricProbs):
         probs = _as_float(distribution.probs)
-        return value * floored_log_complement(probs) + floored_log(probs)
+        return impossible_to_infinite(value * finite_log_complement(probs) + finite_log(probs))
     if isinstance(distribution, dist.Poisson):
         rate = _as_float(distribution.rate)
         return _times_log(value, rate) - gammaln(value + 1.0) - rate
