@@ -257,7 +257,7 @@ def _shapes(program: Program, leaves) -> dict[str, dict[str, tuple[int, ...]]]:
         return {
             name: factor.arguments(arrays)
             for name, factor in program.factors.items()
-            if factor.is_exponential and factor.site.kind != "factor" and factor.labels_of is None
+            if factor.family is not None and factor.site.kind != "factor" and factor.labels_of is None
         }
 
     shaped = jax.eval_shape(arguments, program.trace.parameter_shapes, leaves)

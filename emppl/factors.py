@@ -72,6 +72,32 @@ class SiteFactor(SiteTable):
                 return f"its {field} depends on a latent or a parameter"
         return None
 
+    @property
+    def can_collapse(self) -> bool:
+        """Is its spread compared with that of the data, because a component of it may collapse?"""
+        if self.family is None or self.family.scale_floor is None:
+            return False
+        if self.is_exponential:
+            return self.has_statistics and not self.value_is_drawn
+        return self.site.kind == "observed" and not any(
+            of.get(field) for of in (self.latents, self.parameters) for field in ("value", "mask")
+        )
+
+    def scale_floor(self, arrays: Mapping[str, SiteArrays], prepared: Mapping[str, Prepared]) -> jax.Array:
+        """Spread of every component relative to the data.
+
+        Args:
+            arrays: the evaluated model.
+            prepared: statistics by site; a family without any is measured by the deviation of all values.
+        """
+        assert self.family is not None and self.family.scale_floor is not None
+        arguments = self.arguments(arrays)
+        if self.is_exponential:
+            return self.family.scale_floor(arguments, prepared[self.name].reference)
+        value = self.value(arrays)
+        mean = self._mean_over_rows(value, self.mask(arrays), (1,) * self.axes.rank)
+        return self.family.scale_floor(arguments, self.family.reference(value, mean))
+
     def cell_shape(self, arguments: Mapping[str, jax.Array]) -> tuple[int, ...]:
         """Axes along which any argument varies: common axes then ``to_event`` axes."""
         assert self.family is not None

@@ -268,7 +268,8 @@ def test_value_read_in_python():
         fit(model, X)
 
 
-def test_collapse_names_the_component():
+@pytest.mark.parametrize("family", [dist.Normal, dist.Laplace])
+def test_collapse_names_the_component(family):
     """A component that collapses onto one point is named, with the remedy, and is not called converged."""
 
     def free_scales(x):
@@ -276,13 +277,29 @@ def test_collapse_names_the_component():
         sigma = numpyro.param("sigma", jnp.array([1.0, 0.1]), constraint=constraints.positive)
         with numpyro.plate("data", len(x)):
             z = numpyro.sample("z", dist.Bernoulli(0.5))
-            numpyro.sample("x", dist.Normal(mu[z], sigma[z]), obs=x)
+            numpyro.sample("x", family(mu[z], sigma[z]), obs=x)
 
     result = fit(free_scales, np.array([0.3, -0.1, 0.4, -0.6, 0.2, 5.0]))
     assert result.stop_reason is emppl.StopReason.COLLAPSED
     assert not result.converged
     assert "z=1" in result.stop_message and "prior" in result.stop_message
     assert np.all(np.isfinite(result.params["sigma"]))
+
+
+def test_components_far_narrower_than_the_data_have_not_collapsed():
+    """An outlier makes the unit of the data large; deviations from a median keep their digits all the same."""
+
+    def model(x):
+        mu = numpyro.param("mu", 0.5)
+        scale = numpyro.param("scale", 1.0, constraint=constraints.positive)
+        far = numpyro.param("far", 1e11)
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Bernoulli(0.5))
+            numpyro.sample("x", dist.Laplace(jnp.where(z == 1, far, mu), scale), obs=x)
+
+    result = fit(model, np.array([0.3, -0.1, 0.4, -0.6, 0.2, 1e11]))
+    assert result.converged
+    assert result.params["scale"] == pytest.approx(1.4 / 6)  # deviations 0.1, 0.3, 0.2, 0.8, 0 from 0.2, and 0
 
 
 def test_symmetric_start_is_not_called_converged():

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from emppl.families.gaussian import centre_and_unit
 from emppl.families.registry import Family, Update, add
 from emppl.numerics import safe_divide
 
@@ -20,9 +21,17 @@ def _start(argument, seed, mean, spread):
     return {"loc": seed, "scale": spread}.get(argument)
 
 
+def _floor(arguments, reference):
+    scale = arguments["scale"]
+    found = scale / reference["unit"]
+    shared = tuple(axis for axis, size in enumerate(scale.shape) if size < found.shape[axis])
+    return jnp.min(found, shared, keepdims=True)
+
+
 def _register(distribution: type, *others: str, **description) -> Family:
     arguments = dict.fromkeys(("loc", "scale", *others), 0)
-    return add(Family(distribution.__name__, (distribution,), 0, arguments, start=_start, **description))
+    description |= {"start": _start, "reference": centre_and_unit, "scale_floor": _floor}
+    return add(Family(distribution.__name__, (distribution,), 0, arguments, **description))
 
 
 # ------------------------------------------------------------------------- log_prob = -log(scale) - deviation / scale

@@ -15,6 +15,7 @@ from emppl.fit.acceleration import Leaping, leap
 from emppl.fit.checkpoint import Checkpoint, flattened, restored
 from emppl.fit.convergence import Progress, convergence_test, needs_rise
 from emppl.fit.outcome import StopReason
+from emppl.fit.restarts import watched_sites
 from emppl.program import Program
 
 _BUFFER = 256
@@ -100,12 +101,10 @@ def make_iteration(
         return program, estep.expectations(program, fused, params, leaves, prepared, guesses), prepared, leaves
 
     def iterate(state: LaneState, leaves, prepared, tolerance, max_iterations) -> LaneState:
-        floor, where = smallest_scale(program, state.params, leaves, prepared)
+        floor, where = smallest_scale(program, state.params, leaves, prepared, accurate)
         mine, found, prepared, data = expectations(state.params, leaves, prepared, state.centers)
         objective = found.log_likelihood + program.log_prior(state.params, leaves)
-        eps = jnp.finfo(objective.dtype).eps
-        narrowest = 16 * eps if accurate else 4 * jnp.sqrt(eps)
-        collapsed = ~(floor >= narrowest) & (state.iteration > 0)
+        collapsed = ~(floor >= 1) & (state.iteration > 0)
         finite = jnp.isfinite(objective)
         step = mstep.maximise(mine, state.params, found, data, prepared, state.memory)
         rise = step.rise(state.params) if needs_rise(program.evidence) else state.progress.rise
@@ -228,26 +227,34 @@ def _single(advance):
     return step
 
 
-def smallest_scale(program: Program, params, leaves, prepared):
-    """Smallest relative spread of any component, and its flat position over all watched sites."""
-    floors = [floor.ravel() for _, floor in scale_floors(program, params, leaves, prepared)]
+def smallest_scale(program: Program, params, leaves, prepared, accurate: bool = False):
+    """Smallest spread of any component, and its flat position over all watched sites.
+
+    In units of the narrowest spread that it may have: a component has collapsed below 1. Sums of statistics tell
+    components apart down to the root of the precision; what has no statistics, or has them centred at each component,
+    is exact.
+
+    Args:
+        program: the derived algorithm.
+        params: constrained parameter values.
+        leaves: the data.
+        prepared: statistics by site.
+        accurate: are the statistics centred at each component?
+    """
+    watched = watched_sites(program)
+    fields = {True: ("arguments",), False: ("arguments", "value", "mask", "distribution")}
+    wanted = frozenset((name, field) for name, factor in watched for field in fields[factor.is_exponential])
+    arrays = program.evaluate(params, leaves, wanted)
+    floors = []
+    for _, factor in watched:
+        found = factor.scale_floor(arrays, prepared).ravel()
+        eps = jnp.finfo(found.dtype).eps
+        floors.append(found / (16 * eps if accurate or not factor.is_exponential else 4 * jnp.sqrt(eps)))
     if not floors:
         return jnp.asarray(1.0), jnp.asarray(-1)
     everything = jnp.concatenate(floors)
     everything = jnp.where(jnp.isnan(everything), 0, everything)
     return jnp.min(everything), jnp.argmin(everything)
-
-
-def scale_floors(program: Program, params, leaves, prepared) -> list[tuple[str, jax.Array]]:
-    """Spread of every component relative to the data, for the sites that can collapse."""
-    arrays = program.evaluate(params, leaves, frozenset((name, "arguments") for name in program.factors))
-    found = []
-    for name, factor in sorted(program.factors.items()):
-        if factor.family is None or factor.family.scale_floor is None or name not in prepared:
-            continue
-        if factor.all_parameters & set(program.free):
-            found.append((name, factor.family.scale_floor(factor.arguments(arrays), prepared[name].reference)))
-    return found
 
 
 def too_much_rounding(states: LaneState) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from emppl.factors import SiteFactor
 from emppl.fit.outcome import StopReason
 from emppl.program import Program
 
@@ -25,17 +26,19 @@ def distinct_optima(objectives: np.ndarray, best: float) -> tuple[int, int]:
     return 1 + int(np.sum(np.diff(ordered) > tolerance)), int(np.sum(objectives >= best - tolerance))
 
 
+def watched_sites(program: Program) -> list[tuple[str, SiteFactor]]:
+    """Sites whose components may collapse, in a fixed order."""
+    free = set(program.free)
+    return [(n, f) for n, f in sorted(program.factors.items()) if f.can_collapse and f.all_parameters & free]
+
+
 def collapsed_name(program: Program, flat: int) -> str:
     """Which component collapsed, from the flat position over all watched sites."""
-    for name, factor in sorted(program.factors.items()):
-        if factor.family is None or factor.family.scale_floor is None or name not in program.argument_shapes:
-            continue
-        if not factor.all_parameters & set(program.free):
-            continue
+    for name, factor in watched_sites(program):
         shapes = program.argument_shapes[name]
-        ranks = factor.family.argument_ranks
-        scale = [n for n in shapes if n != "loc"]
-        cells = shapes[scale[0]][: len(shapes[scale[0]]) - ranks[scale[0]]]
+        assert factor.family is not None
+        scale = "scale" if "scale" in shapes else next(n for n in shapes if n != "loc")
+        cells = shapes[scale][: len(shapes[scale]) - factor.family.argument_ranks[scale]]
         size = int(np.prod(cells))
         if flat < size:
             index = np.unravel_index(flat, cells)

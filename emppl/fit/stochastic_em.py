@@ -80,8 +80,7 @@ def _block(simulator: Simulator, path: Path, leaves, prepared, number: int) -> N
     sound = np.isfinite(log_likelihoods)
     for values in every.values():
         sound = sound & np.all(np.isfinite(values.reshape(CHECK, -1)), 1)
-    eps = np.finfo(log_likelihoods.dtype).eps
-    wide = floors >= 4 * np.sqrt(eps)
+    wide = floors >= 1
     for row in range(number):
         if not sound[row] or not wide[row]:
             path.status = StopReason.NOT_FINITE if not sound[row] else StopReason.COLLAPSED
