@@ -55,6 +55,22 @@ def test_wrong_shape_is_explained():
         fit(model, X)
 
 
+@pytest.mark.parametrize(("size", "seen"), [(3, 1), (1, 3)])
+@pytest.mark.parametrize("family", ["normal", "multinomial"])
+def test_vectors_of_another_length_are_explained(family, size, seen):
+    """Entries of one event are not spread over others, as copies of a scalar distribution are."""
+
+    def model(x):
+        m = numpyro.param("m", jnp.zeros(size))
+        with numpyro.plate("data", 4):
+            normal = family == "normal"
+            fn = dist.MultivariateNormal(m, jnp.eye(size)) if normal else dist.Multinomial(2, jax.nn.softmax(m))
+            numpyro.sample("x", fn, obs=x)
+
+    with pytest.raises(emppl.DataError, match=rf"'x': the value has event shape \({seen},\) but .* \({size},\)"):
+        fit(model, np.ones((4, seen)))
+
+
 def test_value_outside_support():
     """A count that is negative is named with its row."""
 

@@ -109,7 +109,7 @@ def static_site(name, msg, recorder, states, shape) -> Site:
         plates,
         tuple(shape),
         jnp.result_type(value),
-        event_shape=_event_shape(msg, kind),
+        event_shape=_event_shape(msg, kind, reinterpreted),
         batch_shape=_batch_shape(msg, base, kind),
         reinterpreted=reinterpreted,
         constraint=msg["fn"].support if kind in ("continuous", "discrete") else None,
@@ -119,13 +119,15 @@ def static_site(name, msg, recorder, states, shape) -> Site:
     )
 
 
-def _event_shape(msg, kind) -> tuple[int, ...]:
-    """Shape of one event; NumPyro spreads a distribution over the elements of data that it has one copy for."""
+def _event_shape(msg, kind, reinterpreted: int) -> tuple[int, ...]:
+    """Shape of one event; along axes of ``to_event`` a distribution is spread over data that it has one copy for."""
     declared = tuple(msg["fn"].event_shape)
     seen = jnp.shape(msg["value"])[jnp.ndim(msg["value"]) - len(declared) :]
     if kind != "observed" or len(seen) < len(declared):
         return declared
     try:
+        if seen[reinterpreted:] != declared[reinterpreted:]:
+            raise ValueError
         return jnp.broadcast_shapes(declared, seen)
     except ValueError:
         raise DataError(
