@@ -51,6 +51,7 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
         ModelError: the model cannot be handled; the message names the site and the remedy.
     """
     trace, dependence, roles, integrals = _see(model, leaves, skeleton, options)
+    _check_bounds(trace, roles)
     for name, held in options.held.items():
         if name not in trace.parameters:
             raise unknown_name("fixed", name, trace.parameters)
@@ -91,6 +92,19 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
 
 LIKELIHOOD = ("observed", "factor", "discrete", "integrated")
 """Kinds of sites that are factors of the likelihood."""
+
+
+def _check_bounds(trace: Trace, roles: Mapping[str, Any]) -> None:
+    """Constraints of parameters outlive the trace, so that they hold numbers and no arrays of it."""
+    for name in trace.parameters:
+        site = trace.sites[name]
+        inside = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(site.constraint))
+        if inside and (name not in roles or roles[name].role != "latent"):
+            raise ModelError(
+                f"Parameter {name!r}: the bounds of its {'constraint' if site.kind == 'param' else 'prior'} must be "
+                "known before the model runs, but JAX computes them inside it. Write numpy.array in place of jnp.array "
+                "for bounds; if they depend on data, pass them as static arguments (Python numbers)."
+            )
 
 
 def _see(model: Callable, leaves: list, skeleton: Any, options: Options):

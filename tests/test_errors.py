@@ -1,5 +1,7 @@
 """Bad input: each case has a clear error that names the site, says what was found, and what to write instead."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,6 +71,24 @@ def test_vectors_of_another_length_are_explained(family, size, seen):
 
     with pytest.raises(emppl.DataError, match=rf"'x': the value has event shape \({seen},\) but .* \({size},\)"):
         fit(model, np.ones((4, seen)))
+
+
+@pytest.mark.parametrize("by", ["prior", "constraint"])
+def test_bounds_that_jax_computes_are_refused(by):
+    """The parameter and the remedy are named, and the remedy works."""
+
+    def model(x, array=np.array):
+        low = array([0.1, 0.2])
+        if by == "prior":
+            mu = numpyro.sample("mu", dist.Uniform(low, 0.7).to_event(1))
+        else:
+            mu = numpyro.param("mu", jnp.array([0.3, 0.4]), constraint=constraints.interval(low, array([0.7, 0.7])))
+        numpyro.sample("x", dist.Normal(mu, 1.0).to_event(1), obs=x)
+
+    with pytest.raises(emppl.ModelError, match=rf"'mu': the bounds of its {by} .* numpy.array in place of jnp.array"):
+        fit(functools.partial(model, array=jnp.array), np.array([0.5, 0.3]))
+    estimate = fit(model, np.array([0.5, 0.3])).params["mu"]
+    np.testing.assert_allclose(estimate, [0.5, 0.3], atol=1e-6)
 
 
 def test_value_outside_support():
