@@ -143,6 +143,12 @@ def test_a_file_of_another_fit_is_refused_by_what_differs(tmp_path):
         with pytest.raises(emppl.ParameterError, match=f"another fit.*({difference})"):
             run(**changed)
     run()
+    saved = dict(np.load(file))
+    for version, words in {1: "an older", 99: "a newer"}.items():
+        kept = {name: array for name, array in saved.items() if name != "format"}
+        np.savez(file, **kept, **({"format": np.array(version)} if version > 1 else {}))  # the first had no number
+        with pytest.raises(emppl.ParameterError, match=f"written by {words} emppl: start the fit again"):
+            run()
     file.write_bytes(b"something else")
     with pytest.raises(emppl.ParameterError, match="no checkpoint of emppl"):
         run()

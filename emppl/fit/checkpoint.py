@@ -22,6 +22,9 @@ import numpy as np
 from emppl.errors import ParameterError
 
 _IDENTITY = "identity"
+_FORMAT = "format"
+_NEWEST = 2
+"""One more whenever what a file holds is named otherwise, or means something else. The first files bear no number."""
 _SHARE = 0.05
 """Largest share of a fit's time that goes into writing."""
 
@@ -49,7 +52,7 @@ class Checkpoint:
         """What was saved, or None without a file.
 
         Raises:
-            ParameterError: the file is of another fit, or no checkpoint.
+            ParameterError: the file is of another fit or another version of emppl, or no checkpoint.
         """
         if not self.path.exists():
             return None
@@ -62,6 +65,12 @@ class Checkpoint:
                 f"checkpoint={str(self.path)!r} is a file, but no checkpoint of emppl ({type(error).__name__}). "
                 "Give another path."
             ) from None
+        version = int(found.pop(_FORMAT, 1))
+        if version != _NEWEST:
+            raise ParameterError(
+                f"checkpoint={str(self.path)!r} was written by {'an older' if version < _NEWEST else 'a newer'} emppl: "
+                "start the fit again (give another path, or delete the file), or use the version that wrote it."
+            )
         differing = [
             name if text.startswith("#") else f"{name} ({identity.get(name, 'nothing')} there, {text} here)"
             for name, text in self.identity.items()
@@ -80,7 +89,11 @@ class Checkpoint:
         beside = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
         try:
             with open(beside, "wb") as file:
-                everything: dict[str, Any] = {_IDENTITY: np.array(json.dumps(self.identity)), **arrays}
+                everything: dict[str, Any] = {
+                    _FORMAT: np.array(_NEWEST),
+                    _IDENTITY: np.array(json.dumps(self.identity)),
+                    **arrays,
+                }
                 np.savez(file, **jax.device_get(everything))
                 file.flush()
                 os.fsync(file.fileno())
