@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from emppl.factors import SiteFactor
 from emppl.mstep import ClosedForm
 from emppl.mstep.closed_form import Target
-from emppl.parameters import bounds, constrain, unconstrain
+from emppl.parameters import constrain, innermost, unconstrain
 from emppl.program import Program
 from emppl.rules import Rule
-from emppl.structure.maps import REAL, ElementMap
+from emppl.structure.maps import ElementMap
 
 _SEED_ROWS = 20_000
 _JITTER = 0.5
@@ -71,7 +71,8 @@ def _one_start(program: Program, rng_key, leaves, is_first) -> dict[str, jax.Arr
 
 def _inside(site, seed, otherwise):
     """Seeds come from the data, which know of no bounds."""
-    low, high = bounds(site.constraint) or REAL
+    inner = innermost(site.constraint)
+    low, high = getattr(inner, "lower_bound", -jnp.inf), getattr(inner, "upper_bound", jnp.inf)
     return jnp.where((seed > low) & (seed < high), seed, otherwise)
 
 
