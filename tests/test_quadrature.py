@@ -15,6 +15,7 @@ import emppl
 from emppl import EM, Laplace, Quadrature
 from emppl.estep.integration import climbing_root, find_modes
 from emppl.estep.joint import Joint
+from emppl.information.corners import no_standard_errors
 from emppl.report.integration_error import IntegrationError, _compared
 
 positive = dist.constraints.positive
@@ -478,3 +479,26 @@ def test_a_shift_that_the_log_likelihood_belies_is_not_given():
         assert np.isnan(error.shift) == (not told)
         assert ("the two disagree" in str(error)) is not told
         assert ("would move the estimates" in str(error)) is told
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_corners_that_are_integrated_over(own):
+    """Their likelihood is smooth, but no derivative shows its curvature: the error says how to write the model."""
+
+    def model(y):
+        mu = numpyro.param("mu", 0.5)
+        with numpyro.plate("groups", len(y)):
+            b = numpyro.sample("b", dist.Laplace(mu, 0.5) if own else dist.Normal(0.0, 0.5))
+            numpyro.sample("y", dist.Normal(b, 1.0) if own else dist.Laplace(mu + b, 1.0), obs=y)
+
+    program = EM(model)._derive((np.zeros(5),), {})[0].program
+    told = no_standard_errors(program)
+    assert "The likelihood, its integral, has none" in told
+    assert "the log density of the data" not in told
+    expected = "latent 'b' has corners in mu" if own else r"put mu into the prior of 'b', such as b ~ Normal(mu, tau)"
+    assert expected in told
+    if not own:
+        result = EM(model, latents={"b": Quadrature()}, progress_bar=False, max_iterations=0)
+        result = result.run(jax.random.key(0), np.arange(5.0))
+        with pytest.raises(ValueError, match="put mu into the prior of 'b'"):
+            result.standard_errors()
