@@ -33,7 +33,7 @@ from emppl.fit.outcome import StopReason
 from emppl.fit.path import Path, draw
 from emppl.fit.simulator import Simulator, batch_error
 from emppl.information.charts import Chart, value_at
-from emppl.information.corners import hold_corners, without_curvature
+from emppl.information.corners import hold_corners
 from emppl.information.uncertainty import Information, charts, entry_gradients
 from emppl.strategies import MonteCarlo
 
@@ -135,7 +135,7 @@ def close(
     while number < _FEWEST and 2 * number <= strategy.max_samples:
         number *= 2
     pool, averaged, steps = _Pool(), 0, 0
-    held = tuple(without_curvature(program))
+    held = tuple(program.rough)
     while True:
         drawn = draw(simulator, path, leaves, number, block)
         local = _charts(program, jax.device_get(path.params), leaves)
@@ -190,7 +190,7 @@ def close(
 def _charts(program, params, leaves) -> dict[str, Chart]:
     """Local coordinates; at corners, where no parabola says where the maximum is, nothing moves."""
     found = hold_corners(program, charts(program, params), params, leaves)
-    for name in without_curvature(program):
+    for name in program.rough:
         found[name] = dataclasses.replace(found[name], active=np.zeros_like(found[name].active))
     return found
 

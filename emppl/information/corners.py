@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from emppl.factors import SiteFactor
 from emppl.families.registry import family_of
 from emppl.information.charts import Chart
 from emppl.parameters import constraint_name
@@ -16,21 +15,14 @@ from emppl.program import Program
 from emppl.trace.naming import model_name
 
 
-def without_curvature(program: Program) -> list[str]:
-    """Free parameters of which no derivative of a density gives the curvature: locations with corners, bounds.
-
-    The integral of a density with corners has none (:func:`integrated_corners`), but what derivatives see of it, one
-    value of the latent at a time, leaves out what the corner adds.
-    """
-    found = {name for factor in program.factors.values() for name in _rough(factor)}
-    return [name for name in program.free if name in found]
-
-
 def integrated_corners(program: Program) -> dict[str, str]:
-    """Those of which every corner is integrated over, with the site that has it: their likelihood is smooth."""
+    """Parameters whose corners are all integrated over, with the site that has them: their likelihood is smooth.
+
+    It has a curvature, but derivatives of the density, one value of the latent at a time, leave out what a corner adds.
+    """
     found = {}
-    for name in without_curvature(program):
-        sites = [site for site, factor in program.factors.items() if name in _rough(factor)]
+    for name in program.rough:
+        sites = [site for site, factor in program.factors.items() if name in factor.rough]
         if all(site in program.integrated for site in sites):
             found[name] = sites[0]
     return found
@@ -42,22 +34,27 @@ def without_corners(program: Program) -> str:
     for name, site in integrated_corners(program).items():
         integral = next(one for one in program.integrals if site in one.factors)
         latent = model_name(site if site in integral.latents else integral.latents[0])
+        factor = program.factors[site]
+        ends = factor.family is not None and any(name in factor.parameters.get(f, ()) for f in factor.family.edges)
+        whose = f"site {model_name(site)!r}, which latent {latent!r} enters,"
         if site in integral.latents:
             whose = f"latent {latent!r}"
+        if ends:
+            rewritten = f"scale and shift a latent with fixed bounds by what depends on {name}"
+        elif site in integral.latents:
             rewritten = f"give {latent!r} the location 0 and add {name} to it in the sites that it enters"
         else:
-            whose = f"site {model_name(site)!r}, which latent {latent!r} enters,"
             rewritten = f"put {name} into the prior of {latent!r}, such as {latent} ~ Normal({name}, tau)"
         words.append(
-            f"The density of {whose} has corners in {name}. The likelihood, its integral, has none, but derivatives of "
-            f"the density miss what they add: {rewritten}, where that is the same model."
+            f"The density of {whose} has {'jumps' if ends else 'corners'} in {name}. The likelihood, its integral, has "
+            f"none, but derivatives of the density miss what they add: {rewritten}, where that is the same model."
         )
     return " ".join(words)
 
 
 def no_standard_errors(program: Program) -> str:
     """What follows from corners, and what to do; empty where there are none."""
-    names = without_curvature(program)
+    names = program.rough
     if not names:
         return ""
     fixed = ", ".join(f"{name!r}: result.params[{name!r}]" for name in names)
@@ -75,12 +72,6 @@ def no_standard_errors(program: Program) -> str:
         f"the other parameters given these, fit EM(model, fixed={{{fixed}}})."
     )
     return " ".join(words)
-
-
-def _rough(factor: SiteFactor) -> frozenset[str]:
-    """Parameters in arguments in which a density is not smooth."""
-    fields = (*factor.family.kinks, *factor.family.edges) if factor.family is not None else ()
-    return frozenset().union(*(factor.parameters.get(field, ()) for field in fields))
 
 
 def at_corners_of_priors(program: Program, params: Mapping[str, Any], leaves) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from emppl.fit.outcome import StopReason
 from emppl.fit.restarts import best_restart, collapsed_name
-from emppl.information.corners import prior_has_corners, without_corners, without_curvature
+from emppl.information.corners import prior_has_corners, without_corners
 from emppl.program import Program
 from emppl.report.components import symmetric_latent
 from emppl.report.result import EMResult
@@ -44,7 +44,7 @@ def from_states(
     message = reason.message
     if reason is StopReason.COLLAPSED:
         message = f"{collapsed_name(program, int(states.collapsed_at[best]))} {message}"
-    rough = [*without_curvature(program), *(name for name in program.free if prior_has_corners(program, name))]
+    rough = [*program.rough, *(name for name in program.free if prior_has_corners(program, name))]
     corners = [name for name in dict.fromkeys(rough) if not program.rules[name].exact]
     if reason is StopReason.UNFINISHED and corners:
         message = (

@@ -16,7 +16,7 @@ from emppl.fit.outcome import StopReason
 from emppl.held import held_dimensions
 from emppl.information.boundary import remarks, scales
 from emppl.information.charts import Chart
-from emppl.information.corners import hold_corners, no_standard_errors, without_curvature
+from emppl.information.corners import hold_corners, no_standard_errors
 from emppl.information.criteria import entropy, number_of_observations
 from emppl.information.identification import shift_candidates
 from emppl.information.uncertainty import (
@@ -141,7 +141,7 @@ class EMResult:
         return integration_error(self)
 
     def _score_norm(self) -> float:
-        if without_curvature(self._program):
+        if self._program.rough:
             return float("nan")
         matrix, score = self._measured[1]
         scale = np.sqrt(np.maximum(np.diagonal(matrix), np.finfo(float).tiny))
