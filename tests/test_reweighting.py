@@ -95,6 +95,13 @@ def gain_function():
     return gains
 
 
+def test_old_draws_need_a_bound():
+    with pytest.raises(emppl.EMError, match="ascent=False"):
+        MonteCarlo(ascent=False, reweight=0.5)
+    with pytest.raises(emppl.EMError, match="'0.5'"):
+        MonteCarlo(reweight="0.5")
+
+
 def test_expectations_and_evidence_at_new_parameters():
     """Moments of every group, within their own stated errors, and the ratio of evidences."""
     compiled, leaves, _ = counted()

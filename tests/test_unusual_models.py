@@ -320,3 +320,41 @@ def test_a_median_between_bounds(bounds):
     cost = np.abs(y[:, None, None] - candidates[:, None]) * shares[:, None, :]
     np.testing.assert_allclose(new, candidates[np.argmin(cost.sum(0), 0)], atol=1e-12)
     assert em.run(KEY, y).converged
+
+
+@pytest.mark.parametrize("prior", [dist.Uniform(0.1, 0.7), dist.HalfNormal(0.2)], ids=["uniform", "half-normal"])
+def test_a_start_beyond_the_bounds(prior):
+    """Seeds come from data that lie outside; the maximum is that of a grid."""
+
+    def model(y, group):
+        mu = numpyro.sample("mu", prior.expand([2]).to_event(1))
+        with numpyro.plate("rows", len(y)):
+            numpyro.sample("y", dist.Laplace(mu[group], 1.0), obs=y)
+
+    rng = np.random.default_rng(0)
+    group = np.arange(20) % 2
+    y = rng.laplace(size=20) + np.array([0.4, -3.0])[group]
+    result = emppl.EM(model, progress_bar=False).run(KEY, y, group)
+    assert result.converged
+    grid = np.linspace(1e-9, 1.5, 150_001)[:, None]
+    grid = grid[np.asarray(prior.support(grid))][:, None]
+    height = np.asarray(prior.log_prob(grid))[:, 0]
+    for k in (0, 1):
+        best = grid[np.argmax(height - np.abs(y[group == k] - grid).sum(1)), 0]
+        assert result.params["mu"][k] == pytest.approx(best, abs=2e-5)
+
+
+def test_a_subclass_keeps_its_own_density():
+    """Errors in one of ten readings: the maximum is (3 / 10 - 1 / 10) / (8 / 10)."""
+
+    class Misread(dist.BernoulliProbs):
+        def log_prob(self, value):
+            return dist.BernoulliProbs(0.1 + 0.8 * self.probs).log_prob(value)
+
+    def model(y):
+        p = numpyro.param("p", 0.5, constraint=constraints.unit_interval)
+        with numpyro.plate("rows", len(y)):
+            numpyro.sample("y", Misread(p), obs=y)
+
+    result = emppl.EM(model, progress_bar=False).run(KEY, np.repeat([1.0, 0.0], [3, 7]))
+    assert result.params["p"] == pytest.approx(0.25, abs=1e-6)

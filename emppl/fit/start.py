@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from emppl.factors import SiteFactor
 from emppl.mstep import ClosedForm
 from emppl.mstep.closed_form import Target
-from emppl.parameters import constrain, unconstrain
+from emppl.parameters import bounds, constrain, unconstrain
 from emppl.program import Program
 from emppl.rules import Rule
-from emppl.structure.maps import ElementMap
+from emppl.structure.maps import REAL, ElementMap
 
 _SEED_ROWS = 20_000
 _JITTER = 0.5
@@ -53,7 +53,10 @@ def _one_start(program: Program, rng_key, leaves, is_first) -> dict[str, jax.Arr
     draw_key, seed_key, jitter_key = jax.random.split(rng_key, 3)
     drawn = program.trace.initial(draw_key, leaves)
     params = {name: drawn[name] for name in program.free}
-    seeded = _seeds(program, seed_key, params, leaves)
+    seeded = {
+        name: _inside(program.trace.sites[name], seed, params[name])
+        for name, seed in _seeds(program, seed_key, params, leaves).items()
+    }
     for position, name in enumerate(program.free):
         site = program.trace.sites[name]
         if site.kind == "param":
@@ -64,6 +67,12 @@ def _one_start(program: Program, rng_key, leaves, is_first) -> dict[str, jax.Arr
         elif name in seeded:
             params[name] = seeded[name]
     return {name: program.pin(name, value) for name, value in params.items()}
+
+
+def _inside(site, seed, otherwise):
+    """Seeds come from the data, which know of no bounds."""
+    low, high = bounds(site.constraint) or REAL
+    return jnp.where((seed > low) & (seed < high), seed, otherwise)
 
 
 def _jittered(site, key, value):

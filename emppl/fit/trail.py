@@ -46,8 +46,7 @@ class Trail:
     @property
     def is_level(self) -> bool:
         """Do the two quarters of the last half agree, within the noise that batches of them show?"""
-        quarter = len(self.values) // 4
-        one, other = (np.array(self.values[len(self.values) - end * quarter :][:quarter]) for end in (2, 1))
+        one, other = self._last_quarters
         noise = np.sqrt(_variance_of_mean(one, _FEW) + _variance_of_mean(other, _FEW))
         return bool(np.all(np.abs(one.mean(0) - other.mean(0)) <= _DRIFT * noise + 1e-12))
 
@@ -61,9 +60,13 @@ class Trail:
 
         Where steps shrink, estimates are correlated over more iterations than there are, and batches show no noise.
         """
+        one, other = self._last_quarters
+        return bool(np.all(np.abs(one.mean(0) - other.mean(0)) <= _SHARE * spread + 1e-12))
+
+    @property
+    def _last_quarters(self) -> list[np.ndarray]:
         quarter = len(self.values) // 4
-        one, other = (np.mean(self.values[len(self.values) - end * quarter :][:quarter], 0) for end in (2, 1))
-        return bool(np.all(np.abs(one - other) <= _SHARE * spread + 1e-12))
+        return [np.array(self.values[len(self.values) - end * quarter :][:quarter]) for end in (2, 1)]
 
     def mean(self, like: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Averaged estimates."""

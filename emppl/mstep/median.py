@@ -23,7 +23,7 @@ from emppl.parameters import bounds
 from emppl.rules import Rule, RuleContext
 from emppl.structure.maps import Interval
 
-_CONCAVE = ("Normal", "Laplace", "Logistic", "Gumbel")
+_CONCAVE = ("Normal", "Laplace", "Logistic", "Gumbel", "HalfNormal", "Exponential")
 """Priors of single numbers whose log density is concave."""
 
 
@@ -71,9 +71,14 @@ class Median(Rule):
 
     def _between(self, step: Maximisation, name: str) -> jax.Array:
         """Where the slope of a concave function changes its sign: first an interval, then bisection."""
-        before = step.params[name]
         slope = jax.grad(lambda value: step.q({name: value}))
-        least, most = (-math.inf, math.inf) if self.limits is None else self.limits
+        dtype = step.params[name].dtype
+        ends = (-math.inf, math.inf) if self.limits is None else self.limits
+        low, high = (jnp.asarray(end, dtype) for end in ends)
+        # A bound may itself be excluded, and a start may lie beyond it.
+        least = jnp.where(jnp.isfinite(low), jnp.nextafter(low, high), low)
+        most = jnp.where(jnp.isfinite(high), jnp.nextafter(high, low), high)
+        before = jnp.clip(step.params[name], least, most)
 
         def widen(carry):
             low, high, width, _ = carry
@@ -102,19 +107,20 @@ def propose(context: RuleContext, name: str) -> Median | str | None:
         return None
     if not all(corners):
         return "it is a location with corners at one site, and something else at another"
-    limits = bounds(context.trace.sites[name].constraint)
+    limits: Interval | None = bounds(context.trace.sites[name].constraint)
     if limits is None:
         return "its constraint may bind"
+    limits = None if limits == (-math.inf, math.inf) else limits
     prior = prior_of(context.trace, name) if context.use_prior else None
     if prior not in (None, *FLAT, *_CONCAVE):
-        return f"its prior {prior} is not log-concave"
+        return f"its prior {prior} is none of {', '.join(_CONCAVE)}, which are known to be log-concave"
     reason = why_not_a_data_value(context, name, found)
     if reason is not None:
         return reason
     sites = tuple(dict.fromkeys(factor.name for factor, _, _ in found))
     if prior in _CONCAVE:
-        return Median((name,), "where the slope of Q plus the log prior changes its sign", sites, prior=prior)
-    if limits != (-math.inf, math.inf):
+        return Median((name,), "where the slope of Q plus the log prior changes its sign", sites, limits, prior=prior)
+    if limits is not None:
         what = "where the slope of Q changes its sign between its bounds"
         return Median((name,), what, sites, limits, prior=prior and "flat")
     return Median((name,), "the data value at which the slope of Q changes its sign", sites, prior=prior and "flat")

@@ -151,7 +151,7 @@ class EMResult:
     def boundary(self) -> list[str]:
         """Entries of parameters that lie on the boundary of the parameter space, such as ``"theta[1, 3]"``.
 
-        So do entries at a corner of their prior, such as a coefficient that a Laplace prior makes zero. A parameter
+        So are entries at a corner of their prior, such as a coefficient that a Laplace prior makes zero. A parameter
         between bounds that a numerical optimiser brought close to one is on it if the likelihood would take
         it farther, and so is a variance beside a continuous latent that EM is taking to zero; for more than 500 free
         dimensions this is looked at after :meth:`standard_errors` only.

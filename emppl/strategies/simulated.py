@@ -145,10 +145,17 @@ class MonteCarlo(Simulated):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.reweight is not None and not 0 <= self.reweight <= 1:
+        if self.reweight is None:
+            return
+        if not isinstance(self.reweight, (int, float)) or not 0 <= self.reweight <= 1:
             raise ParameterError(
                 "reweight of MonteCarlo is the smallest share of effective draws at which old draws are used again, "
-                f"from 0 (never) to 1, such as reweight=0.5; it is {self.reweight}."
+                f"from 0 (never) to 1, such as reweight=0.5; it is {self.reweight!r}."
+            )
+        if self.reweight and not self.ascent:
+            raise ParameterError(
+                "MonteCarlo(ascent=False) accepts every step, and on old draws steps would lead to the maximum of "
+                "those draws alone. Leave out ascent=False, or reweight."
             )
 
 

@@ -164,6 +164,17 @@ def kind_of(distribution) -> type:
     return getattr(type(distribution), "original", type(distribution))
 
 
+_REWRITTEN = (
+    dist.BernoulliProbs,
+    dist.BernoulliLogits,
+    dist.BinomialProbs,
+    dist.BinomialLogits,
+    dist.GeometricProbs,
+    dist.Poisson,
+    dist.MultinomialProbs,
+)
+
+
 def log_density(distribution, value):
     """A distribution's ``log_prob``, differentiable where NumPyro's is not.
 
@@ -171,8 +182,11 @@ def log_density(distribution, value):
     starts, the automatic gradient is wrong (1 instead of 1/2). Where a state makes an outcome impossible, as in
     ``Binomial(n, present * p)`` and ``Poisson(alive * rate)``, derivatives of its log-probability are 0 / 0, and would
     make a NaN of every other. The values are the same, and so are those of the derivatives, which take one pass over
-    the cells each.
+    the cells each. A subclass with a ``log_prob`` of its own keeps it.
     """
+    rewritten = next((kind for kind in _REWRITTEN if isinstance(distribution, kind)), None)
+    if rewritten is None or type(distribution).log_prob is not rewritten.log_prob:
+        return distribution.log_prob(value)
     trials, ways = 1, jnp.zeros(())
     if isinstance(distribution, (dist.BinomialProbs, dist.BinomialLogits)):
         trials = distribution.total_count
