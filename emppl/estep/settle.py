@@ -29,6 +29,7 @@ from emppl.strategies import (
     TruncatedGaussian,
 )
 from emppl.structure.quadratic import why_not_quadratic
+from emppl.trace.naming import model_name
 
 
 def settle_integrals(program: Program, shapes, wishes: Mapping[str, Any]) -> Program:
@@ -131,8 +132,8 @@ def _cornered(program: Program, integral: Integral) -> list[str]:
         factor = program.factors[name]
         fields = (*factor.family.kinks, "value") if factor.family is not None and factor.family.kinks else ()
         if any(integral.axis in factor.latents.get(field, ()) for field in fields):
-            found.append(name)
-    return found
+            found.append(model_name(name))
+    return list(dict.fromkeys(found))
 
 
 def _truncated(program: Program, integral: Integral, obstacle: str | None, wishes: Mapping[str, Any]):
@@ -178,7 +179,7 @@ def _strategy(
                 f"Gaussian() cannot integrate {names}: {reason}. Write EM(model, latents={{{integral.latents[0]!r}: "
                 f"{other}{'' if cornered else ', or Laplace(), which is approximate'}."
             )
-        own = [name for name in cornered if name in integral.latents]
+        own = [name for name in cornered if name in map(model_name, integral.latents)]
         if isinstance(strategy, (Quadrature, Laplace)) and own:
             # The mode sits at the corner, where the curvature that places the nodes says nothing of the width.
             raise ModelError(
