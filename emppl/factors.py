@@ -63,6 +63,12 @@ class SiteFactor(SiteTable):
         assert self.family is not None
         return not any(self.parameters.get(field) for field in ("value", "mask", *self.family.fixed))
 
+    @property
+    def rough(self) -> frozenset[str]:
+        """Parameters in arguments in which its density has corners or jumps."""
+        fields = (*self.family.kinks, *self.family.edges) if self.family is not None else ()
+        return frozenset().union(*(self.parameters.get(field, ()) for field in fields))
+
     def why_not_natural(self) -> str | None:
         """The reason why there is no natural form, or None."""
         if self.family is None or not self.is_exponential:

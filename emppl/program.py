@@ -166,6 +166,12 @@ class Program:
         return [name for name, rule in self.rules.items() if rule.free]
 
     @property
+    def rough(self) -> list[str]:
+        """Free parameters in which the density of some site has corners or jumps."""
+        found = frozenset().union(*(factor.rough for factor in self.factors.values()))
+        return [name for name in self.free if name in found]
+
+    @property
     def free_dimensions(self) -> int:
         """How many numbers these are, unconstrained."""
         sites = self.trace.sites

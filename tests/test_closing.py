@@ -132,3 +132,28 @@ def test_drift_is_measured_by_the_spread_of_single_estimates():
     drift = np.abs(slow[100:150].mean(0) - slow[150:].mean(0))
     assert not trail.is_level
     assert trail.is_close(drift / 0.49) and not trail.is_close(drift / np.array([0.49, 0.51]))
+
+
+@pytest.mark.slow
+def test_parameters_without_curvature_stay_at_their_m_step():
+    """The median of other data is no root of a score: it is left alone, and no error is given for it."""
+    x = 3 + np.random.default_rng(1).laplace(size=31)
+
+    def model(y, x):
+        level, median = numpyro.param("level", 0.0), numpyro.param("median", 0.0)
+        with numpyro.plate("rows", len(y)):
+            b = numpyro.sample("b", dist.Normal(level, 0.5))
+            numpyro.sample("y", dist.Binomial(20.0, logits=b), obs=y)
+        with numpyro.plate("others", len(x)):
+            numpyro.sample("x", dist.Laplace(median, 1.0), obs=x)
+
+    args = counts(np.full(10, -0.5), 0.5), x
+    result = emppl.EM(model, latents={"b": MonteCarlo()}, tolerance=0.01, progress_bar=False)
+    result = result.run(jax.random.key(0), *args)
+    assert result.converged, result.stop_message
+    assert result.params["median"] == pytest.approx(np.median(x), abs=1e-12)
+    errors = result.monte_carlo_errors
+    assert np.isnan(errors["median"])
+    assert 0 < errors["level"] < 0.1
+    assert result.boundary == []
+    assert any("those of median are not known" in note for note in result.certificate.notes)

@@ -15,6 +15,8 @@ import emppl
 from emppl import EM, Laplace, Quadrature
 from emppl.estep.integration import climbing_root, find_modes
 from emppl.estep.joint import Joint
+from emppl.information.corners import no_standard_errors
+from emppl.report.integration_error import IntegrationError, _compared
 
 positive = dist.constraints.positive
 
@@ -415,3 +417,88 @@ def test_ten_thousand_groups_in_single_precision():
     ]
     expected = np.asarray(table)[y.reshape(-1, 3).sum(-1)].sum()
     assert float(value) == pytest.approx(expected, rel=2e-6)
+
+
+# ------------------------------------------------------------------------------------------------------------- corners
+
+
+def with_corners(y, prior=dist.Laplace, likelihood=dist.Normal):
+    tau = numpyro.param("tau", 1.0, constraint=positive)
+    s = numpyro.param("s", 1.0, constraint=positive)
+    with numpyro.plate("groups", len(y)):
+        b = numpyro.sample("b", prior(0.0, tau))
+        numpyro.sample("y", likelihood(b[:, None] * jnp.ones(y.shape[1]), s).to_event(1), obs=y)
+
+
+def test_corners_are_not_left_to_quadrature():
+    """Where the latent's own density has one, nodes gather at it; where that of data has, they are less accurate."""
+    y = np.zeros((5, 3))
+    for strategy in (Quadrature(), Quadrature(1), Laplace()):
+        with pytest.raises(
+            emppl.ModelError, match=r"of 'b' has a corner.*latents=\{'b': MonteCarlo\(\)\}.*SoftLaplace"
+        ):
+            EM(with_corners, latents={"b": strategy}).plan(y)
+    assert "the density of 'b' has corners in it" in str(EM(with_corners).plan(y))
+    assert EM(with_corners).plan(y).latents[0].strategy.startswith("Monte Carlo")
+    median = functools.partial(with_corners, prior=dist.Normal, likelihood=dist.Laplace)
+    plan = EM(median).plan(y)
+    assert "the density of 'y' has corners in it" in str(plan)
+    assert plan.latents[0].strategy.startswith("Monte Carlo")
+    plan = EM(median, latents={"b": Quadrature()}).plan(y)
+    assert "the density of 'y' has corners in it, where quadrature is less accurate" in str(plan)
+    smooth = functools.partial(with_corners, prior=dist.SoftLaplace)
+    assert EM(smooth).plan(y).latents[0].strategy.startswith("Quadrature")
+
+
+@pytest.mark.slow
+def test_a_latent_with_a_laplace_density():
+    """By default within five Monte Carlo errors of the maximum by a dense grid."""
+    rng = np.random.default_rng(0)
+    y = rng.laplace(size=(40, 1)) * 0.3 + rng.normal(size=(40, 3))
+    half = np.geomspace(1e-7, 30, 6000)
+    grid = np.concatenate([-half[::-1], half])
+
+    def loss(free):
+        tau, s = np.exp(free)
+        joint = stats.laplace.logpdf(grid, 0, tau) + stats.norm.logpdf(y[:, :, None], grid, s).sum(1)
+        top = joint.max(1, keepdims=True)
+        return -(top[:, 0] + np.log(np.trapezoid(np.exp(joint - top), grid, axis=1))).sum()
+
+    best = optimize.minimize(loss, [np.log(0.3), 0.0], method="Nelder-Mead", options={"xatol": 1e-5})
+    result = EM(with_corners, progress_bar=False).run(jax.random.key(0), y)
+    assert result.converged
+    for name, truth in zip(("tau", "s"), np.exp(best.x), strict=True):
+        assert abs(result.params[name] - truth) < 5 * result.monte_carlo_errors[name]
+    assert result.log_likelihood == pytest.approx(-best.fun, abs=0.2)
+
+
+def test_a_shift_that_the_log_likelihood_belies_is_not_given():
+    for nats, shift, told in ((2.0, 2e-4, False), (-14000.0, 0.0, False), (2.0, 0.1, True), (0.01, 2e-4, True)):
+        error = _compared(IntegrationError({"b": "finer"}, nats, shift))
+        assert error.disagree is not told
+        assert np.isnan(error.shift) == (not told)
+        assert ("the two disagree" in str(error)) is not told
+        assert ("would move the estimates" in str(error)) is told
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_corners_that_are_integrated_over(own):
+    """Their likelihood is smooth, but no derivative shows its curvature: the error says how to write the model."""
+
+    def model(y):
+        mu = numpyro.param("mu", 0.5)
+        with numpyro.plate("groups", len(y)):
+            b = numpyro.sample("b", dist.Laplace(mu, 0.5) if own else dist.Normal(0.0, 0.5))
+            numpyro.sample("y", dist.Normal(b, 1.0) if own else dist.Laplace(mu + b, 1.0), obs=y)
+
+    program = EM(model)._derive((np.zeros(5),), {})[0].program
+    told = no_standard_errors(program)
+    assert "The likelihood, its integral, has none" in told
+    assert "the log density of the data" not in told
+    expected = "latent 'b' has corners in mu" if own else r"put mu into the prior of 'b', such as b ~ Normal(mu, tau)"
+    assert expected in told
+    if not own:
+        result = EM(model, latents={"b": Quadrature()}, progress_bar=False, max_iterations=0)
+        result = result.run(jax.random.key(0), np.arange(5.0))
+        with pytest.raises(ValueError, match="put mu into the prior of 'b'"):
+            result.standard_errors()

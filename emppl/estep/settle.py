@@ -22,12 +22,14 @@ from emppl.strategies import (
     NODES_WITHIN_BOUNDS,
     Continuous,
     Gaussian,
+    Laplace,
     MonteCarlo,
     Quadrature,
     Strategy,
     TruncatedGaussian,
 )
 from emppl.structure.quadratic import why_not_quadratic
+from emppl.trace.naming import model_name
 
 
 def settle_integrals(program: Program, shapes, wishes: Mapping[str, Any]) -> Program:
@@ -67,8 +69,12 @@ def settle_integrals(program: Program, shapes, wishes: Mapping[str, Any]) -> Pro
         if integral.limits:
             strategy, reason = _truncated(program, integral, obstacle, wishes)
         else:
-            strategy = _strategy(integral, obstacle, within_bounds, wishes)
+            cornered = _cornered(program, integral)
+            strategy = _strategy(integral, obstacle, within_bounds, wishes, cornered)
             reason = obstacle or "the log joint density is quadratic in it"
+            if cornered:
+                less = ", where quadrature is less accurate" if isinstance(strategy, (Quadrature, Laplace)) else ""
+                reason = f"the density of {', '.join(map(repr, cornered))} has corners in it{less}"
         integral = dataclasses.replace(integral, strategy=strategy, reason=reason)
         if integral.is_indexed and isinstance(strategy, Gaussian) and not integral.limits:
             # The total is enough, and needs no sums by index.
@@ -119,6 +125,17 @@ def _why_not_quadratic(program: Program, integral: Integral, params, shapes) -> 
     return None if reason is None else f"the log joint is not quadratic in it ({reason})"
 
 
+def _cornered(program: Program, integral: Integral) -> list[str]:
+    """Sites whose densities have corners in an integrated latent, as a Laplace distribution has one at its location."""
+    found = []
+    for name in integral.factors:
+        factor = program.factors[name]
+        fields = (*factor.family.kinks, "value") if factor.family is not None and factor.family.kinks else ()
+        if any(integral.axis in factor.latents.get(field, ()) for field in fields):
+            found.append(model_name(name))
+    return list(dict.fromkeys(found))
+
+
 def _truncated(program: Program, integral: Integral, obstacle: str | None, wishes: Mapping[str, Any]):
     """Strategy and reason where an observed Delta restricts a latent to an interval or a point."""
     names, site = ", ".join(map(repr, integral.latents)), integral.limits[0]
@@ -143,7 +160,9 @@ def _truncated(program: Program, integral: Integral, obstacle: str | None, wishe
     )
 
 
-def _strategy(integral: Integral, reason: str | None, within_bounds: bool, wishes: Mapping[str, Any]) -> Continuous:
+def _strategy(
+    integral: Integral, reason: str | None, within_bounds: bool, wishes: Mapping[str, Any], cornered: list[str]
+) -> Continuous:
     names = ", ".join(map(repr, integral.latents))
     asked = {wishes[name] for name in integral.latents if name in wishes}
     if len(asked) > 1:
@@ -155,10 +174,18 @@ def _strategy(integral: Integral, reason: str | None, within_bounds: bool, wishe
     if asked:
         (strategy,) = asked
         if isinstance(strategy, Gaussian) and reason is not None:
+            other = "MonteCarlo()})" if integral.chain is not None or cornered else "Quadrature(15)}), MonteCarlo()"
             raise ModelError(
                 f"Gaussian() cannot integrate {names}: {reason}. Write EM(model, latents={{{integral.latents[0]!r}: "
-                f"{'Quadrature(15)}), MonteCarlo()' if integral.chain is None else 'MonteCarlo()})'}, or Laplace(), "
-                "which is approximate."
+                f"{other}{'' if cornered else ', or Laplace(), which is approximate'}."
+            )
+        own = [name for name in cornered if name in map(model_name, integral.latents)]
+        if isinstance(strategy, (Quadrature, Laplace)) and own:
+            # The mode sits at the corner, where the curvature that places the nodes says nothing of the width.
+            raise ModelError(
+                f"{strategy!r} needs a smooth density, and that of {', '.join(map(repr, own))} has a corner, where the "
+                "nodes would gather: the log-likelihood would have no bound. Write EM(model, latents={"
+                f"{own[0]!r}: MonteCarlo()}}), or choose a smooth density, such as SoftLaplace or StudentT."
             )
         if isinstance(strategy, Quadrature) and dimensions > 3:
             raise ModelError(
@@ -168,7 +195,7 @@ def _strategy(integral: Integral, reason: str | None, within_bounds: bool, wishe
         return strategy
     if reason is None:
         return Gaussian()
-    if dimensions in DEFAULT_NODES:
+    if dimensions in DEFAULT_NODES and not cornered:
         nodes = NODES_WITHIN_BOUNDS if within_bounds else DEFAULT_NODES
         return Quadrature(nodes[dimensions])
     return MonteCarlo()

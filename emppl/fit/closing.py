@@ -33,6 +33,7 @@ from emppl.fit.outcome import StopReason
 from emppl.fit.path import Path, draw
 from emppl.fit.simulator import Simulator, batch_error
 from emppl.information.charts import Chart, value_at
+from emppl.information.corners import hold_corners
 from emppl.information.uncertainty import Information, charts, entry_gradients
 from emppl.strategies import MonteCarlo
 
@@ -77,6 +78,7 @@ class Closing:
         mixing: how the chains of the last E-step mixed.
         deviations: Monte Carlo errors of the standard errors of all entries of all parameters, one after the other.
         note: why there is none of this, or None.
+        held: parameters without curvature, which stay where the last M-step left them.
     """
 
     charts: Mapping[str, Chart]
@@ -88,6 +90,7 @@ class Closing:
     mixing: Mixing
     deviations: np.ndarray
     note: str | None = None
+    held: tuple[str, ...] = ()
 
     @property
     def relative_error(self) -> float:
@@ -101,9 +104,12 @@ class Closing:
     @property
     def words(self) -> str:
         """For summaries."""
+        if not len(self.covariance):
+            return self.mixing.words
+        known = f"; those of {', '.join(self.held)} are not known" if self.held else ""
         return (
             f"{self.mixing.words} Monte Carlo standard errors of the estimates are at most {self.relative_error:.2g} "
-            "of their standard errors (result.monte_carlo_errors)."
+            f"of their standard errors (result.monte_carlo_errors){known}."
         )
 
 
@@ -129,9 +135,10 @@ def close(
     while number < _FEWEST and 2 * number <= strategy.max_samples:
         number *= 2
     pool, averaged, steps = _Pool(), 0, 0
+    held = tuple(program.rough)
     while True:
         drawn = draw(simulator, path, leaves, number, block)
-        local = charts(program, jax.device_get(path.params))
+        local = _charts(program, jax.device_get(path.params), leaves)
         pool.add(*_look(simulator, path, local, drawn, leaves, prepared))
         can_double = 2 * number <= strategy.max_samples
         note = pool.note
@@ -145,7 +152,7 @@ def close(
                 mixing(program, drawn.draws),
                 np.full(sum(one.boundary.size for one in local.values()), np.nan),
             )
-            return Closing(local, nowhere, nothing, np.nan, np.nan, averaged, mixed, unknown, note)
+            return Closing(local, nowhere, nothing, np.nan, np.nan, averaged, mixed, unknown, note, held)
         inverse = np.linalg.inv(pool.matrix)
         step = inverse @ pool.score
         left, noise = float(step @ pool.score) / 2, float(np.sum(inverse * pool.errors)) / 2
@@ -165,7 +172,8 @@ def close(
             covariance = inverse @ pool.errors @ inverse / max(averaged, 1)
             found = Information(pool.matrix, pool.score)
             deviations = _deviations(simulator, path, local, drawn, leaves, inverse, covariance, len(pool.looks))
-            return Closing(local, found, covariance, left, noise, averaged, mixing(program, drawn.draws), deviations)
+            mixed = mixing(program, drawn.draws)
+            return Closing(local, found, covariance, left, noise, averaged, mixed, deviations, held=held)
         if (noise > _NOISY * tolerance or pool.uncertainty > 3 * _KNOWN) and can_double:
             number, pool, averaged = 2 * number, _Pool(), 0  # averaging alone would take many steps
             continue
@@ -177,6 +185,14 @@ def close(
             pool = _Pool()  # what was seen before the first step that counts was seen elsewhere
         path.params = _moved(program, local, path.params, length * step)
         path.iteration += 1
+
+
+def _charts(program, params, leaves) -> dict[str, Chart]:
+    """Local coordinates; at corners, where no parabola says where the maximum is, nothing moves."""
+    found = hold_corners(program, charts(program, params), params, leaves)
+    for name in program.rough:
+        found[name] = dataclasses.replace(found[name], active=np.zeros_like(found[name].active))
+    return found
 
 
 class _Pool:

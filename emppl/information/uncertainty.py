@@ -22,7 +22,7 @@ import numpy as np
 from emppl import estep
 from emppl.information.boundary import newton_step, scales, vanishing
 from emppl.information.charts import Chart, Frame, chart, has_bounds, jacobian, pressed, value_at
-from emppl.information.corners import no_standard_errors, without_curvature
+from emppl.information.corners import no_standard_errors
 from emppl.program import Program
 
 EDGE = 1e-5
@@ -187,7 +187,8 @@ def hold_pressed(
             active &= ~pressed(program.trace.sites[name].constraint, one, score, curvature)
             if name in towards_zero:
                 active &= ~vanishing(one, step, score, curvature)
-            one = dataclasses.replace(one, boundary=~active.reshape(one.boundary.shape))
+            pressing = (one.active & ~active).reshape(one.boundary.shape)
+            one = dataclasses.replace(one, boundary=one.boundary | pressing)
         kept.append(active[local[name].active])
         held[name] = dataclasses.replace(one, active=active)
         position += count
@@ -215,9 +216,9 @@ def covariance(
     """
     from scipy import sparse
 
-    corners = without_curvature(program)
+    corners = no_standard_errors(program)
     if corners:
-        raise ValueError(no_standard_errors(corners))
+        raise ValueError(corners)
     names = np.array([name for name, one in local.items() for _ in range(int(one.active.sum()))], dtype=object)
     inverse = _inverse(information.matrix, names)
     labels, missing, entries, coordinates, values = [], [], [], [], []

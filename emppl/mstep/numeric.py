@@ -59,13 +59,7 @@ class Numeric(Rule):
         )
         step.remember(self, memory)
         # Towards the edge of a support, and at corners, a line search comes to nothing far from the maximum.
-        rough = [
-            factor.parameters[field]
-            for factor in step.program.factors.values()
-            if factor.family is not None
-            for field in (*factor.family.edges, *factor.family.kinks)
-        ]
-        step.report(finished & (not frozenset().union(*rough) & set(self.parameters)))
+        step.report(finished & (not set(step.program.rough) & set(self.parameters)))
         after = constrained(found)
         return {name: jnp.where(gain > 0, after[name], value) for name, value in before.items()}
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from emppl.fit.outcome import StopReason
 from emppl.fit.restarts import best_restart, collapsed_name
-from emppl.information.corners import prior_has_corners, without_curvature
+from emppl.information.corners import prior_has_corners, without_corners
 from emppl.program import Program
 from emppl.report.components import symmetric_latent
 from emppl.report.result import EMResult
@@ -44,14 +44,14 @@ def from_states(
     message = reason.message
     if reason is StopReason.COLLAPSED:
         message = f"{collapsed_name(program, int(states.collapsed_at[best]))} {message}"
-    rough = [*without_curvature(program), *(name for name in program.free if prior_has_corners(program, name))]
+    rough = [*program.rough, *(name for name in program.free if prior_has_corners(program, name))]
     corners = [name for name in dict.fromkeys(rough) if not program.rules[name].exact]
     if reason is StopReason.UNFINISHED and corners:
         message = (
-            "The objective no longer rises, but the density of the data, or the prior, has corners or jumps in "
-            f"{', '.join(corners)}, where no slope says how much is left to gain: usually little. Start from other "
-            "values and compare, or choose a smooth density, such as SoftLaplace or StudentT."
-        )
+            "The objective no longer rises, but the density of the data or of a latent, or the prior, has corners or "
+            f"jumps in {', '.join(corners)}, where no slope says how much is left to gain. Start from other values and "
+            f"compare, or choose a smooth density, such as SoftLaplace or StudentT. {without_corners(program)}"
+        ).rstrip()
     symmetric = symmetric_latent(program, params)
     if symmetric is not None and reason is StopReason.CONVERGED:
         reason = StopReason.SYMMETRIC

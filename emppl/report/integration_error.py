@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 _TOO_NOISY = 1.0
 """Standard deviation of one estimate, in nats, beyond which importance sampling is not to be trusted."""
 
+_NATS = 1.0
+_NO_SHIFT = 1e-3
+"""So many nats with a shift below this: nodes that move with the parameters hide an error of the score."""
+
 
 @dataclasses.dataclass(frozen=True)
 class IntegrationError:
@@ -26,9 +30,11 @@ class IntegrationError:
         rule: the finer rule, by latent.
         log_likelihood: by the finer rule, minus that of the fit (nats). NaN if the rule is too noisy to tell.
         shift: how far the estimates would move under the finer rule: the largest change of any, in its standard errors,
-            by one Newton step. NaN where there are no standard errors.
+            by one Newton step. NaN where there are no standard errors, and where it is next to nothing although the
+            log-likelihood changes by more than a nat: then the two rules see different functions.
         log_likelihood_noise: Monte Carlo standard error of ``log_likelihood``; zero where the rule draws nothing.
         shift_noise: the same of ``shift``.
+        disagree: is ``shift`` NaN because the log-likelihood changes and the score does not?
     """
 
     rule: dict[str, str]
@@ -36,12 +42,18 @@ class IntegrationError:
     shift: float
     log_likelihood_noise: float = 0.0
     shift_noise: float = 0.0
+    disagree: bool = False
 
     def __str__(self) -> str:
         names = ", ".join(f"{name!r} by {title}" for name, title in self.rule.items())
         if np.isnan(self.log_likelihood):
             return f"The error of integration is not known: {names} is too noisy to tell."
         changed, moved = _with_noise(self.log_likelihood, self.log_likelihood_noise, "+"), ""
+        if self.disagree:
+            moved = (
+                ", but its score is next to the same: the two disagree, so that how far the estimates are off is not "
+                "known. Compare with MonteCarlo()"
+            )
         if not np.isnan(self.shift):
             moved = f", and would move the estimates by {_with_noise(self.shift, self.shift_noise)} standard errors"
         return f"Error of integration: {names} changes the log-likelihood by {changed}{moved}."
@@ -66,7 +78,7 @@ def integration_error(result: EMResult) -> IntegrationError | None:
     largest = int(np.argmax(np.abs(shifts.mean(0))))
     shift = float(np.abs(shifts.mean(0)[largest]))
     if not drawn:
-        return IntegrationError(rule, float(values[0]) - result.log_likelihood, shift)
+        return _compared(IntegrationError(rule, float(values[0]) - result.log_likelihood, shift))
     spread = values.std(ddof=1)
     if not spread <= _TOO_NOISY:
         return IntegrationError(rule, float("nan"), float("nan"), float("nan"), float("nan"))
@@ -74,7 +86,14 @@ def integration_error(result: EMResult) -> IntegrationError | None:
     difference = float(values.mean() + spread**2 / 2 - result.log_likelihood)
     root = np.sqrt(len(keys))
     shift_noise = float(shifts.std(0, ddof=1)[largest] / root)
-    return IntegrationError(rule, difference, shift, float(spread / root), shift_noise)
+    return _compared(IntegrationError(rule, difference, shift, float(spread / root), shift_noise))
+
+
+def _compared(error: IntegrationError) -> IntegrationError:
+    """A shift that the change of the log-likelihood belies is not known."""
+    if abs(error.log_likelihood) > _NATS and error.shift < _NO_SHIFT:
+        return dataclasses.replace(error, shift=float("nan"), shift_noise=float("nan"), disagree=True)
+    return error
 
 
 def _title(strategy) -> str:

@@ -16,7 +16,7 @@ from emppl.fit.outcome import StopReason
 from emppl.held import held_dimensions
 from emppl.information.boundary import remarks, scales
 from emppl.information.charts import Chart
-from emppl.information.corners import at_corners_of_priors, no_standard_errors, without_curvature
+from emppl.information.corners import hold_corners, no_standard_errors
 from emppl.information.criteria import entropy, number_of_observations
 from emppl.information.identification import shift_candidates
 from emppl.information.uncertainty import (
@@ -87,14 +87,15 @@ class EMResult:
         """Monte Carlo standard errors of the estimates: how far they may be from the maximum because draws were used.
 
         Arrays like ``params``, for the estimated parameters. NaN where they are not known: for a fit without draws, or
-        one that was interrupted or ended without its closing phase.
+        one that was interrupted or ended without its closing phase; and for parameters in which a density has corners.
         """
         closing = None if self.simulation is None else self.simulation.closing
         if self.simulation is not None and self.simulation.errors is not None:
             return self.simulation.errors
         if closing is None or closing.note is not None:
             return {name: np.full(self.params[name].shape, np.nan) for name in self._program.free}
-        return spread_over_entries(self._program, closing.charts, closing.covariance)
+        found = spread_over_entries(self._program, closing.charts, closing.covariance)
+        return {**found, **{name: np.full(self.params[name].shape, np.nan) for name in closing.held}}
 
     @functools.cached_property
     def standard_error_errors(self) -> dict[str, np.ndarray]:
@@ -113,7 +114,9 @@ class EMResult:
         sizes = np.cumsum([value.size for value in found.values()])[:-1]
         parts = zip(found, np.split(closing.deviations, sizes), strict=True)
         return {
-            name: np.where(closing.charts[name].boundary, np.nan, part.reshape(self.params[name].shape))
+            name: np.where(
+                closing.charts[name].boundary | (name in closing.held), np.nan, part.reshape(self.params[name].shape)
+            )
             for name, part in parts
         }
 
@@ -138,7 +141,7 @@ class EMResult:
         return integration_error(self)
 
     def _score_norm(self) -> float:
-        if without_curvature(self._program):
+        if self._program.rough:
             return float("nan")
         matrix, score = self._measured[1]
         scale = np.sqrt(np.maximum(np.diagonal(matrix), np.finfo(float).tiny))
@@ -162,9 +165,8 @@ class EMResult:
         known = self._program.integrals and (self.uncertainty_is_cheap or "_measured" in self.__dict__)
         information = self._measured[1] if known else None
         at_zero = remarks(self._program, boundary, self._measured[0] if known else local, information)
-        names = without_curvature(self._program)
-        corners = [no_standard_errors(names)] if names else []
-        return [*self.notes, *corners, *at_zero, *integration_notes(self)]
+        corners = no_standard_errors(self._program)
+        return [*self.notes, *([corners] if corners else []), *at_zero, *integration_notes(self)]
 
     # --------------------------------------------------------------------------------------------- posterior
 
@@ -361,11 +363,7 @@ class EMResult:
     @functools.cached_property
     def _charts_by_position(self) -> dict[str, Chart]:
         found = charts(self._program, self.params, self._held_differences)
-        for name, corner in at_corners_of_priors(self._program, self.params, self._leaves).items():
-            one = found[name]
-            boundary = one.boundary | corner
-            found[name] = dataclasses.replace(one, boundary=boundary, active=one.active & ~boundary.ravel())
-        return found
+        return hold_corners(self._program, found, self.params, self._leaves)
 
     @property
     def _held_differences(self) -> list[str]:
