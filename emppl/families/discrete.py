@@ -52,10 +52,7 @@ LOG_ODDS = Update("log(successes / failures)", 0, ("real",), (_outcomes,), _solv
 
 
 def _log_probabilities(arguments):
-    """Natural logs of success and failure, with a stand-in for log 0.
-
-    Each has a statistic of its own: in a difference of the two, or an offset, the stand-in would cost all digits.
-    """
+    """Natural logs of success and failure, with a stand-in for log 0."""
     if "logits" in arguments:
         logits = arguments["logits"]
         return -jax.nn.softplus(-logits), -jax.nn.softplus(logits)
@@ -63,7 +60,25 @@ def _log_probabilities(arguments):
 
 
 def _bernoulli_statistics(value, fixed, reference):
-    return _binomial_statistics(value, {**fixed, "total_count": 1}, reference)
+    del fixed, reference
+    return jnp.asarray(value, jnp.result_type(float))[..., None]
+
+
+def _bernoulli_natural(arguments, reference):
+    """One statistic, which halves the matrix product.
+
+    A stand-in for the log of a failure that is impossible would cancel against itself, at the price of all digits: it
+    is the log of the smallest number.
+    """
+    del reference
+    success, failure = _log_probabilities(arguments)
+    failure = jnp.where(failure == IMPOSSIBLE, jnp.log(jnp.finfo(failure.dtype).tiny), failure)
+    return (success - failure)[..., None], failure
+
+
+def _bernoulli_moments(sums, count, reference):
+    del reference
+    return {"successes": sums[..., 0], "failures": count - sums[..., 0]}
 
 
 def _binomial_statistics(value, fixed, reference):
@@ -90,16 +105,11 @@ BERNOULLI = add(
         0,
         {"probs": 0, "logits": 0},
         statistics=_bernoulli_statistics,
-        natural=_binomial_natural,
-        moments=_binomial_moments,
+        natural=_bernoulli_natural,
+        moments=_bernoulli_moments,
         updates={"probs": PROBABILITY, "logits": LOG_ODDS},
     )
 )
-
-
-def _geometric_statistics(value, fixed, reference):
-    del fixed, reference
-    return jnp.asarray(value, jnp.result_type(float))[..., None]
 
 
 def _geometric_natural(arguments, reference):
@@ -119,7 +129,7 @@ GEOMETRIC = add(
         (dist.GeometricProbs, dist.GeometricLogits),
         0,
         {"probs": 0, "logits": 0},
-        statistics=_geometric_statistics,
+        statistics=_bernoulli_statistics,
         natural=_geometric_natural,
         moments=_geometric_moments,
         updates={"probs": PROBABILITY, "logits": LOG_ODDS},
