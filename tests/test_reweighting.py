@@ -254,17 +254,6 @@ def test_a_fit_with_old_draws_reaches_the_oracle():
     assert "re-weighted, while 50%" in str(result.em.plan(*pump_data()))
 
 
-@pytest.mark.slow
-def test_without_ascent_draws_serve_until_they_have_nothing_left_to_say():
-    """The end is seen on fresh draws, not on those whose maximum it is."""
-    strategy = MonteCarlo(400, ascent=False, reweight=0.5)
-    em = emppl.EM(counts, latents={"b": strategy}, tolerance=3e-2, progress_bar=False)
-    result = em.run(jax.random.key(0), numbers())
-    ends = np.flatnonzero(result.history["decision"] == "converged")
-    assert len(ends) == 1 and not result.history["reweighted"][ends[0]]
-    assert np.any(result.history["reweighted"])
-
-
 def test_states_of_discrete_latents_are_weighed_by_fresh_draws():
     y = np.array([2.0, 9.0, 5.0, 7.0])
     plan = str(emppl.EM(mixture_of_counts, latents={"b": MonteCarlo(reweight=0.5)}).plan(10, y))
