@@ -633,6 +633,7 @@ def check_structure(how, steps, seed, decode=False):
         np.testing.assert_allclose(weight, plain.weights[name], atol=1e-10)
 
 
+@pytest.mark.slow
 @settings(max_examples=2, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(structures, st.integers(2, 4), st.integers(0, 50))
 def test_any_structure_agrees_with_all_paths(how, steps, seed):

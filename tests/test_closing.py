@@ -106,6 +106,7 @@ def last_bound(result):
     return result.history["gain"][taken[-1]] + stats.norm.ppf(0.95) * result.history["gain_error"][taken[-1]]
 
 
+@pytest.mark.slow
 def test_a_closing_phase_that_does_not_come_about_leaves_the_tolerance_to_the_ascent(monkeypatch):
     """The ascent hands over at a hundredth of a nat; whoever does not take over must not pass for converged there."""
     em = emppl.EM(pumps, latents={"rate": MonteCarlo()}, tolerance=5e-4, progress_bar=False)

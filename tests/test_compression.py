@@ -141,7 +141,13 @@ CASES = {
 }
 
 
-RARE = ("rows of unequal groups", "equal rows with weights", "rows of a table")
+RARE = (
+    "steps of a scan",
+    "equal rows of groups",
+    "rows of unequal groups",
+    "equal rows with weights",
+    "rows of a table",
+)
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in RARE else ()) for n in CASES])

@@ -125,6 +125,7 @@ def test_logits_count_their_identified_dimensions(classes, written, capsys):
     assert "Fix the last entry at zero: table = jnp.concatenate" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_the_warning_says_to_write_has_standard_errors(classes):
     """One logit fixed at zero: its standard error is that of the log odds, by the delta method from probabilities."""
 

@@ -102,6 +102,7 @@ def test_old_draws_need_a_bound():
         MonteCarlo(reweight="0.5")
 
 
+@pytest.mark.slow
 def test_expectations_and_evidence_at_new_parameters():
     """Moments of every group, within their own stated errors, and the ratio of evidences."""
     compiled, leaves, _ = counted()

@@ -68,7 +68,10 @@ RESPONSES = {
 }
 
 
-@pytest.mark.parametrize("name", RESPONSES)
+SLOW = ("NegativeBinomial",)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in RESPONSES])
 def test_m_step_of_a_regression_equals_scipy(covariates, name):
     """Coefficients of two weighted regressions with a common auxiliary parameter: scipy's maximiser of the same Q."""
     distribution, draw, log_density, extra = RESPONSES[name]

@@ -211,7 +211,9 @@ def test_switching_is_refused():
         emppl.EM(model).plan(draw(6))
 
 
-@pytest.mark.parametrize(("size", "number", "cells", "lanes"), [(2, 7, 1, 2), (3, 9, 2, 4)])
+@pytest.mark.parametrize(
+    ("size", "number", "cells", "lanes"), [(2, 7, 1, 2), pytest.param(3, 9, 2, 4, marks=pytest.mark.slow)]
+)
 def test_lanes_equal_one_block_after_the_other(size, number, cells, lanes):
     rng = np.random.default_rng(size)
     pieces = rng.normal(size=(cells, number, 2 * size, 2 * size))
@@ -228,6 +230,7 @@ def test_lanes_equal_one_block_after_the_other(size, number, cells, lanes):
         np.testing.assert_allclose(one, other, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_ragged_sequences_by_mask():
     """Steps that a mask leaves out do not exist: as many chains, each of its own length."""
 
