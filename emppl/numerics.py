@@ -103,19 +103,14 @@ def safe_divide(numerator: jax.Array, denominator: jax.Array, otherwise: jax.Arr
 
 def finite_log(probability: jax.Array) -> jax.Array:
     """Natural log with a huge finite stand-in for ``log 0``, so that ``0 * log 0`` is 0, without derivatives there."""
-    return _log_or(probability, IMPOSSIBLE, 0)
+    impossible = probability <= 0  # NaN stays NaN
+    return jnp.where(impossible, IMPOSSIBLE, jnp.log(jnp.where(impossible, 1, probability)))
 
 
 def finite_log_complement(probability: jax.Array) -> jax.Array:
     """``log(1 - probability)``, the same at one."""
     certain = probability >= 1
     return jnp.where(certain, IMPOSSIBLE, jnp.log1p(-jnp.where(certain, 0, probability)))
-
-
-def _log_or(quantity, stand_in, least):
-    """Log of what is larger than ``least``, and a constant for the rest; NaN stays NaN."""
-    small = quantity <= least
-    return jnp.where(small, stand_in, jnp.log(jnp.where(small, 1, quantity)))
 
 
 IMPOSSIBLE = -1e30

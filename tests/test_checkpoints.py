@@ -52,9 +52,9 @@ def overlapping():
 
 
 @functools.cache
-def few_counts():
-    rng = np.random.default_rng(1)
-    return rng.poisson(np.exp(rng.normal(0.5, 0.7, 20))).astype(float)
+def few_counts(seed=1, deviation=0.7):
+    rng = np.random.default_rng(seed)
+    return rng.poisson(np.exp(rng.normal(0.5, deviation, 20))).astype(float)
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from scipy import optimize, special
 
 import emppl
 from emppl import SAEM, MonteCarlo, StochasticEM
+from tests.test_monte_carlo import many_pumps
 from tests.test_state_space import poisson_walk
 from tests.test_trajectories import COUNTS, walk_on_grid
 
@@ -83,13 +84,6 @@ def test_twenty_correlated_numbers(kernel):
     assert simulator.draw._cache_size() == 1
 
 
-def pumps(time, failures):
-    beta = numpyro.param("beta", 1.3, constraint=POSITIVE)
-    with numpyro.plate("sites", failures.shape[0]):
-        rate = numpyro.sample("rate", dist.Gamma(0.8 * jnp.ones(failures.shape[1]), beta).to_event(1))
-        numpyro.sample("failures", dist.Poisson(rate * time).to_event(1), obs=failures)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", [None, "nuts"])
 def test_many_groups_of_six_numbers(kernel):
@@ -97,7 +91,7 @@ def test_many_groups_of_six_numbers(kernel):
     rng = np.random.default_rng(0)
     time = rng.uniform(0.5, 5, 6)
     failures = rng.poisson(3 * time, (50, 6)).astype(float)
-    simulator, leaves = simulator_of(pumps, {"rate": MonteCarlo(kernel=kernel)}, time, failures)
+    simulator, leaves = simulator_of(many_pumps, {"rate": MonteCarlo(kernel=kernel)}, time, failures)
     shape, rate = 0.8 + failures, 0.6 + time
     start = jnp.broadcast_to(jnp.log(50 * shape / rate), (4, 50, 6))
     draws, chains = draws_of(simulator, {"beta": jnp.asarray(0.6)}, leaves, 9, start=start)
@@ -192,7 +186,7 @@ def test_the_plan_says_what_draws():
     ):
         (line,) = emppl.EM(few, latents={"b": strategy}).plan(y).integrals
         assert words in line
-    (line,) = emppl.EM(pumps).plan(np.ones(6), np.ones((2, 6))).integrals
+    (line,) = emppl.EM(many_pumps).plan(np.ones(6), np.ones((2, 6))).integrals
     assert line == "'rate', drawn by Hamiltonian trajectories (more than 4 numbers in every group)"
 
 

@@ -240,13 +240,13 @@ def derived(model, latents, *args):
     return em._derive(args, {})
 
 
-def many_draws(compiled, params, leaves, blocks):
-    """Draws in blocks of a hundred, by the function that the loop uses."""
+def many_draws(compiled, params, leaves, blocks, seed=1, skipped=0):
+    """Draws in blocks of a hundred, after some that are dropped, by the function that the loop uses."""
     chains, found = compiled.simulator.begin(), []
-    for key in jax.random.split(jax.random.key(1), blocks):
+    for key in jax.random.split(jax.random.key(seed), blocks + skipped):
         found.append(compiled.simulator.draw(params, chains, key, leaves, number=100))
         chains = found[-1].chains
-    return joined(found)
+    return joined(found[skipped:])
 
 
 def check_gamma_draws(draws, shape, rate):

@@ -17,6 +17,7 @@ from emppl.estep.integration import climbing_root, find_modes
 from emppl.estep.joint import Joint
 from emppl.information.corners import no_standard_errors
 from emppl.report.integration_error import IntegrationError, _compared
+from tests.test_monte_carlo import many_pumps
 
 positive = dist.constraints.positive
 
@@ -220,21 +221,13 @@ def test_latents_that_cannot_be_told_apart_are_one_group():
 # ------------------------------------------------------------------------------------------------------------- Laplace
 
 
-def six_pumps(time, failures):
-    """Six rates to a site, each Gamma: together negative binomial."""
-    beta = numpyro.param("beta", 1.3, constraint=dist.constraints.positive)
-    with numpyro.plate("sites", failures.shape[0]):
-        rate = numpyro.sample("rate", dist.Gamma(0.8 * jnp.ones(6), beta).to_event(1))
-        numpyro.sample("failures", dist.Poisson(rate * time).to_event(1), obs=failures)
-
-
 @pytest.mark.slow
 def test_error_of_laplace_in_many_dimensions():
     """By importance sampling, within its own Monte Carlo error, of log-likelihood and of the maximum."""
     rng = np.random.default_rng(0)
     time = rng.uniform(0.5, 5, 6)
     failures = rng.poisson(rng.gamma(0.8, 1 / 1.3, (8, 6)) * time).astype(float)
-    result = EM(six_pumps, latents={"rate": Laplace()}, progress_bar=False).run(jax.random.key(0), time, failures)
+    result = EM(many_pumps, latents={"rate": Laplace()}, progress_bar=False).run(jax.random.key(0), time, failures)
     assert result.converged
 
     def exact(beta):

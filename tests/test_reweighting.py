@@ -7,15 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import integrate, stats
-from test_checkpoints import counts
-from test_monte_carlo import cbpp, check_oracle, glmm, mixture_of_counts, pump_data, pumps
+from test_checkpoints import counts, few_counts
+from test_monte_carlo import cbpp, check_oracle, glmm, many_draws, mixture_of_counts, pump_data, pumps
 
 import emppl
 from emppl import MonteCarlo
 from emppl.estep.reweighting import Reweighted, ratio_residuals, reweighted, unweighted
 from emppl.estep.simulated import complete_log_densities, simulated_expectations
 from emppl.fit.ascent import lower_bound
-from emppl.fit.path import joined
 from emppl.fit.reuse import OldDraws
 from emppl.fit.simulator import batch_error
 
@@ -24,11 +23,9 @@ NEW = {"mu": jnp.asarray(0.7), "sd": jnp.asarray(0.65)}
 NEXT = {"mu": jnp.asarray(0.6), "sd": jnp.asarray(0.75)}
 
 
-@functools.cache
 def numbers():
     """Counts that vary more than Poisson counts do: the maximum is at a mean of 0.494 and a deviation of 0.855."""
-    rng = np.random.default_rng(2)
-    return rng.poisson(np.exp(rng.normal(0.5, 1.0, 20))).astype(float)
+    return few_counts(seed=2, deviation=1.0)
 
 
 @functools.cache
@@ -36,15 +33,6 @@ def counted():
     """What is compiled for the model of counts, its data, and their statistics."""
     compiled, leaves = emppl.EM(counts, latents={"b": MonteCarlo(reweight=0.5)})._derive((numbers(),), {})
     return compiled, leaves, compiled.prepare(leaves)[0]
-
-
-def draws_at(compiled, params, leaves, blocks, seed=0, skipped=1):
-    """Draws in blocks of a hundred, after some that are dropped."""
-    chains, found = compiled.simulator.begin(), []
-    for key in jax.random.split(jax.random.key(seed), blocks + skipped):
-        found.append(compiled.simulator.draw(params, chains, key, leaves, number=100))
-        chains = found[-1].chains
-    return joined(found[skipped:])
 
 
 def weighed(compiled, drawn, old, new, leaves):
@@ -106,7 +94,7 @@ def test_old_draws_need_a_bound():
 def test_expectations_and_evidence_at_new_parameters():
     """Moments of every group, within their own stated errors, and the ratio of evidences."""
     compiled, leaves, _ = counted()
-    drawn = draws_at(compiled, OLD, leaves, 16)
+    drawn = many_draws(compiled, OLD, leaves, 16, 0, skipped=1)
     weights, effective = weighed(compiled, drawn, OLD, NEW, leaves)
     (axis,) = drawn.draws
     values, shares = np.asarray(drawn.draws[axis])[..., 0], weights.shares[axis]
@@ -137,7 +125,7 @@ def test_gains_of_old_draws_and_their_errors(shift):
     found, errors = [], []
     after = {"mu": NEXT["mu"] + shift, "sd": NEXT["sd"]}
     for seed in range(100):
-        drawn = draws_at(compiled, OLD, leaves, 4, seed)
+        drawn = many_draws(compiled, OLD, leaves, 4, seed, skipped=1)
         weights, _ = weighed(compiled, drawn, OLD, NEW, leaves)
         each, residuals = gains(NEW, after, drawn, weights)
         assert abs(float(residuals.mean())) < 1e-9
@@ -200,7 +188,7 @@ def test_weights_of_impossible_draws():
 def test_where_draws_were_made_nothing_changes():
     """M-step, gains and log-likelihood are those of plain draws."""
     compiled, leaves, prepared = counted()
-    drawn = draws_at(compiled, OLD, leaves, 2)
+    drawn = many_draws(compiled, OLD, leaves, 2, 0, skipped=1)
     weights, effective = weighed(compiled, drawn, OLD, OLD, leaves)
     assert effective == pytest.approx(1)
     plain = compiled.simulator.improve(OLD, drawn, None, leaves, prepared, {})
@@ -218,7 +206,7 @@ def test_few_sets_of_draws_ever_show_a_descent_as_an_ascent():
     near = {"mu": jnp.asarray(0.58), "sd": jnp.asarray(0.79)}  # a third of a standard error from the maximum
     fell, steps = [], 0
     for seed in range(100):
-        drawn = draws_at(compiled, near, leaves, 1, seed)
+        drawn = many_draws(compiled, near, leaves, 1, seed, skipped=1)
         at, falls = near, []
         for _ in range(20):
             weights, effective = weighed(compiled, drawn, near, at, leaves)

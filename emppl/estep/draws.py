@@ -63,7 +63,6 @@ class Chains:
         mean: last conditional modes, ``(groups, dimensions)``.
         root: roots of the precisions there, ``(groups, dimensions, dimensions)``.
         step: length of Hamiltonian steps, ``(groups,)``.
-        acceptance: rate of every group.
         divergences: how many trajectories lost the energy, of those that were counted.
         counted: how many draws of all chains and groups those are, since the count began.
     """
@@ -72,7 +71,6 @@ class Chains:
     mean: jax.Array
     root: jax.Array
     step: jax.Array
-    acceptance: jax.Array
     divergences: jax.Array
     counted: jax.Array
 
@@ -90,7 +88,6 @@ def first_chains(groups: int, dimensions: int, chains: int) -> Chains:
         jnp.zeros((groups, dimensions), dtype),
         jnp.zeros((groups, dimensions, dimensions), dtype),
         jnp.full(groups, 1.2 * dimensions**-0.25, dtype),
-        jnp.ones(groups, dtype),
         jnp.zeros((), dtype),
         jnp.zeros((), dtype),
     )
@@ -133,7 +130,7 @@ def draw(joint: Joint, chains: Chains, key: jax.Array, number: int) -> tuple[jax
         step = jnp.clip(step * jnp.where(jnp.abs(rate - _ACCEPTANCE) > _BAND, jnp.exp(change), 1), 1e-3, 2.0)
     divergences = chains.divergences + jnp.sum(found.diverging[BURN_IN:])
     counted = chains.counted + number * len(position) * len(mean)
-    now = Chains(found.path[-1], mean, root, step, rate, divergences, counted)
+    now = Chains(found.path[-1], mean, root, step, divergences, counted)
     return jnp.moveaxis(found.path[BURN_IN:], 0, 1), now
 
 

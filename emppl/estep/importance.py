@@ -90,7 +90,7 @@ def importance(joint: Joint, mean: jax.Array, root: jax.Array, key: jax.Array, n
     points = placed(mean, root, draws)
     heights = jax.vmap(joint.by_group)(points) - student_log_density(draws, root)
     # A density that is not a number has no weight.
-    heights = joint.over_atoms(jax.vmap(joint.to_cells)(jnp.where(jnp.isnan(heights), -jnp.inf, heights)))
+    heights = joint.atoms_to_cells(jnp.where(jnp.isnan(heights), -jnp.inf, heights))
     total = jax.nn.logsumexp(heights, joint.atom_axis, keepdims=True)
     shares = jax.lax.stop_gradient(jnp.exp(heights - total))
     evidence = impossible_to_infinite(total - math.log(num_points))

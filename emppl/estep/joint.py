@@ -177,6 +177,10 @@ class Joint:
         """Tables with the common axes, one per atom in front, as one table."""
         return jnp.squeeze(jnp.moveaxis(tables, 0, self.atom_axis + 1), self.atom_axis)
 
+    def atoms_to_cells(self, numbers: jax.Array) -> jax.Array:
+        """One number per atom and group, ``(atoms, groups)``, with the common axes."""
+        return self.over_atoms(jax.vmap(self.to_cells)(numbers))
+
     def along_atoms(self, numbers: jax.Array) -> jax.Array:
         """One number per atom, with the common axes."""
         return jnp.reshape(numbers, tuple(-1 if axis == self.atom_axis else 1 for axis in range(self.rank)))
@@ -236,4 +240,4 @@ class Joint:
         flat = jnp.reshape(jnp.broadcast_to(moved, full + moved.shape[-1:]), (math.prod(full), -1))
         where = jnp.reshape(jnp.broadcast_to(numbers, full), (-1,))
         sums = jax.ops.segment_sum(flat, where, self.integral.groups)
-        return self.over_atoms(jax.vmap(self.to_cells)(sums.T))
+        return self.atoms_to_cells(sums.T)

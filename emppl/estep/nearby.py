@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from emppl.estep.integration import integrate
 from emppl.estep.joint import Joint
 from emppl.estep.plain import all_scales, log_evidence
+from emppl.estep.reweighting import log_densities
 from emppl.program import Program
 
 
@@ -40,20 +41,12 @@ def nearby_log_likelihood(
         ``(params, shares) -> log-likelihood`` (natural log); ``shares`` are those of the draws, ``(draws,)``, in all
         groups alike.
     """
-
-    def heights(at):
-        return {
-            one.axis: jax.vmap(Joint(program, one, at, leaves).by_group)(draws[one.axis])
-            for one in program.integrals
-            if one.axis in draws
-        }
-
-    before = heights(params)
+    before = log_densities(program, params, draws, leaves)
 
     def log_likelihood(at, shares):
         arrays = program.evaluate(at, leaves)
         tables = program.tables(arrays, program.integrated)
-        after = heights(at)
+        after = log_densities(program, at, draws, leaves)
         for one in program.integrals:
             if one.axis not in draws:
                 tables[one.axis] = integrate(program, one, at, leaves).evidence

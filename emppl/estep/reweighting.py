@@ -69,18 +69,18 @@ def log_densities(program: Program, params, draws: Mapping[str, jax.Array], leav
     Args:
         program: the derived algorithm.
         params: constrained parameter values.
-        draws: by integral, ``(chains, draws, groups, dimensions)``.
+        draws: by integral, ``(..., groups, dimensions)``.
         leaves: the data.
 
     Returns:
-        By integral, ``(chains, draws, groups)``.
+        By integral, ``(..., groups)``.
     """
     found = {}
     for one in program.integrals:
         if one.axis in draws:
             points = draws[one.axis]
-            flat = jax.vmap(Joint(program, one, params, leaves).by_group)(jnp.reshape(points, (-1, *points.shape[2:])))
-            found[one.axis] = jnp.reshape(flat, points.shape[:3])
+            flat = jax.vmap(Joint(program, one, params, leaves).by_group)(jnp.reshape(points, (-1, *points.shape[-2:])))
+            found[one.axis] = jnp.reshape(flat, points.shape[:-1])
     return found
 
 
@@ -122,11 +122,6 @@ def unweighted(draws: Mapping[str, Any]) -> Reweighted:
     )
 
 
-def shares_by_cell(joint: Joint, shares: jax.Array) -> jax.Array:
-    """Shares ``(draws, groups)`` with the common axes."""
-    return joint.over_atoms(jax.vmap(joint.to_cells)(shares))
-
-
 def ratio_residuals(program: Program, found: Expectations, weights: Reweighted, before, after, leaves) -> jax.Array:
     """What has to be added to the weighted gain of every draw for their spread to be that of ratios.
 
@@ -151,7 +146,7 @@ def ratio_residuals(program: Program, found: Expectations, weights: Reweighted, 
         joint = Joint(program, one, before, leaves)
         old, new = (joint.at(params).tables_at(found.atoms) for params in (before, after))
         gains = joint.by_cell({name: new[name] - old[name] for name in old})
-        shares = shares_by_cell(joint, weights.shares[one.axis])
+        shares = joint.atoms_to_cells(weights.shares[one.axis])
         mean = jnp.sum(weighted(shares, gains), joint.atom_axis, keepdims=True)
         each = found.evidence_weights[one.axis] * mean * (1 - len(weights.shares[one.axis]) * shares)
         total = total + jnp.sum(each, tuple(axis for axis in range(joint.rank) if axis != joint.atom_axis))

@@ -16,7 +16,7 @@ from emppl.estep.integrated import Integrated, atoms_of
 from emppl.estep.integration import integrate
 from emppl.estep.joint import Joint
 from emppl.estep.plain import Expectations
-from emppl.estep.reweighting import Reweighted, shares_by_cell
+from emppl.estep.reweighting import Reweighted
 from emppl.factors import Prepared
 from emppl.integral import Integral
 from emppl.numerics import weighted
@@ -122,7 +122,7 @@ def simulated_expectations(
         evidence, chains = drawn.evidence[one.axis], drawn.chains[one.axis]
         if isinstance(shares, Reweighted):
             evidence = evidence + joint.to_cells(shares.rises[one.axis])
-            table = shares_by_cell(joint, shares.shares[one.axis])
+            table = joint.atoms_to_cells(shares.shares[one.axis])
         else:
             table = joint.along_atoms(jnp.full(len(points), 1 / len(points)) if shares is None else shares)
         integrated[one.axis] = Integrated(evidence, atoms_of(joint, points), table, chains.mean, chains.root)

@@ -81,23 +81,6 @@ def _bernoulli_moments(sums, count, reference):
     return {"successes": sums[..., 0], "failures": count - sums[..., 0]}
 
 
-def _binomial_statistics(value, fixed, reference):
-    del reference
-    value = jnp.asarray(value, jnp.result_type(float))
-    return jnp.stack(jnp.broadcast_arrays(value, fixed["total_count"] - value), -1)
-
-
-def _binomial_natural(arguments, reference):
-    del reference
-    success, failure = _log_probabilities(arguments)
-    return jnp.stack([success, failure], -1), jnp.zeros_like(success)
-
-
-def _binomial_moments(sums, count, reference):
-    del count, reference
-    return {"successes": sums[..., 0], "failures": sums[..., 1]}
-
-
 BERNOULLI = add(
     Family(
         "Bernoulli",
@@ -137,9 +120,26 @@ GEOMETRIC = add(
 )
 
 
+def _binomial_statistics(value, fixed, reference):
+    del reference
+    value = jnp.asarray(value, jnp.result_type(float))
+    return jnp.stack(jnp.broadcast_arrays(value, fixed["total_count"] - value), -1)
+
+
+def _binomial_natural(arguments, reference):
+    del reference
+    success, failure = _log_probabilities(arguments)
+    return jnp.stack([success, failure], -1), jnp.zeros_like(success)
+
+
 def _binomial_base_measure(value, fixed):
     trials = fixed["total_count"]
     return gammaln(trials + 1.0) - gammaln(value + 1.0) - gammaln(trials - value + 1.0)
+
+
+def _binomial_moments(sums, count, reference):
+    del count, reference
+    return {"successes": sums[..., 0], "failures": sums[..., 1]}
 
 
 BINOMIAL = add(

@@ -103,7 +103,7 @@ def look_back(simulator: Simulator, path: Path, leaves, bound: float) -> tuple[R
         return None, np.nan
     last = path.rows[-1]
     # Gains become smaller; one that could not be seen any more is not worth an M-step.
-    if strategy.ascent and last["gain"] <= bound * last["gain_error"]:
+    if last["gain"] <= bound * last["gain_error"]:
         return None, np.nan
     weights, effective = old.weigh(simulator, path.params, leaves)
     return (weights if effective >= strategy.reweight else None), effective

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from emppl.factors import SiteFactor
+from emppl.information.charts import bounds
 from emppl.mstep import ClosedForm
 from emppl.mstep.closed_form import Target
-from emppl.parameters import constrain, innermost, unconstrain
+from emppl.parameters import constrain, unconstrain
 from emppl.program import Program
 from emppl.rules import Rule
 from emppl.structure.maps import ElementMap
@@ -71,9 +72,10 @@ def _one_start(program: Program, rng_key, leaves, is_first) -> dict[str, jax.Arr
 
 def _inside(site, seed, otherwise):
     """Seeds come from the data, which know of no bounds."""
-    inner = innermost(site.constraint)
-    low, high = getattr(inner, "lower_bound", -jnp.inf), getattr(inner, "upper_bound", jnp.inf)
-    return jnp.where((seed > low) & (seed < high), seed, otherwise)
+    low, high = bounds(site.constraint)
+    above = True if low is None else seed > low
+    below = True if high is None else seed < high
+    return jnp.where(jnp.logical_and(above, below), seed, otherwise)
 
 
 def _jittered(site, key, value):

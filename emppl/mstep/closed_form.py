@@ -101,8 +101,9 @@ def propose(context: RuleContext, name: str, anywhere: bool = False) -> ClosedFo
     for factor, field, position in found:
         if field in ("value", "mask", "cell_weight") or factor.labels_of or factor.site.kind == "factor":
             return f"it enters the {'log factor' if factor.site.kind == 'factor' else field} of site {factor.name!r}"
-        if factor.family is not None and field in factor.family.edges:
-            return at_an_edge(factor, field)
+        edge = at_an_edge(factor, field)
+        if edge is not None:
+            return edge
         if factor.family is None or not factor.family.updates:
             return f"site {factor.name!r} is {factor.site.distribution}, which has no registered closed form"
         if any(factor.parameters.get(other) for other in ("value", "mask", *factor.family.fixed)):
@@ -162,9 +163,10 @@ def propose(context: RuleContext, name: str, anywhere: bool = False) -> ClosedFo
     return ClosedForm((name,), update.title, tuple(targets), update, cell=cells[0], prior=prior)
 
 
-def at_an_edge(factor: SiteFactor, field: str) -> str:
-    """Why no rule with derivatives finds the maximum of an argument at which a support begins or ends."""
-    assert factor.family is not None
+def at_an_edge(factor: SiteFactor, field: str) -> str | None:
+    """Why no rule with derivatives finds the maximum of an argument at which a support begins or ends, or None."""
+    if factor.family is None or field not in factor.family.edges:
+        return None
     edge = f"{factor.family.name}.{field}"
     return f"the support of site {factor.name!r} begins or ends at it ({edge}), where Q jumps to minus infinity"
 

@@ -78,11 +78,9 @@ def propose(context: RuleContext, name: str) -> Newton | str:
     if name in context.held and bounds(context.trace.sites[name].constraint) is None:
         return "some of its entries are fixed, and its constraint ties entries together"
     for factor, field, _ in entries_of(context, name):
-        if factor.family is not None and field in factor.family.edges:
-            return at_an_edge(factor, field)
-        corners = has_corners(factor, field)
-        if corners is not None:
-            return corners
+        rough = at_an_edge(factor, field) or has_corners(factor, field)
+        if rough is not None:
+            return rough
     reason = context.analysis.why_not_smooth((name,))
     if reason is not None:
         return reason
