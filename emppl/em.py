@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl import estep
-from emppl.errors import DataError, ParameterError, unknown_name
+from emppl.errors import DataError, ParameterError, check_number, check_whole, unknown_name
 from emppl.fit import checks, loop, stochastic
 from emppl.fit.checkpoint import Checkpoint
 from emppl.fit.compiled import Compiled
@@ -102,6 +102,10 @@ class EM:
         tolerance: float | None = None,
         progress_bar: bool = True,
     ):
+        check_whole("restarts", restarts)
+        check_whole("max_iterations", max_iterations)
+        if tolerance is not None:
+            check_number("tolerance", tolerance)
         if restarts < 1:
             raise ParameterError(f"restarts must be at least 1, not {restarts}.")
         if max_iterations < 0:

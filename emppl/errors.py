@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import numbers
 from types import ModuleType
 from typing import Any
 
@@ -29,6 +30,18 @@ def unknown_name(option: str, name: str, known: list[str]) -> ParameterError:
     return ParameterError(
         f"{option} names {name!r}, which is not among the sites it can refer to. The model has: {listing}."
     )
+
+
+def check_whole(option: str, value: Any) -> None:
+    """An error for an option that is no whole number, as ``num_samples=1e3`` is none."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ParameterError(f"{option} must be a whole number, such as 10; it is {value!r}.")
+
+
+def check_number(option: str, value: Any) -> None:
+    """An error for an option that is no number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ParameterError(f"{option} must be a number; it is {value!r}.")
 
 
 def optional_import(module: str, extra: str) -> Any:

@@ -168,7 +168,8 @@ def _ambiguous(name: str, why: str) -> ModelError:
     return ModelError(
         f"The role of site {name!r} is ambiguous: {why}. Say which one you mean:\n"
         f"  a parameter to estimate:  EM(model, estimate=[{name!r}])\n"
-        f"  a latent to integrate:    EM(model, latents={{{name!r}: Gaussian()}})"
+        f"  a latent to integrate:    EM(model, latents={{{name!r}: Gaussian()}})\n"
+        f"                            where the log joint is quadratic in {name!r}, else Quadrature(15) in its place"
     )
 
 

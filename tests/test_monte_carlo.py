@@ -17,7 +17,7 @@ from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from scipy import integrate, stats
 
 import emppl
-from emppl import SAEM, MonteCarlo, StochasticEM, StopReason
+from emppl import SAEM, MonteCarlo, Quadrature, StochasticEM, StopReason
 from emppl.fit.averaging import Window
 from emppl.fit.mixing import effective_draws, split_r_hat
 from emppl.fit.path import joined
@@ -412,6 +412,26 @@ def test_options_are_checked():
         MonteCarlo(num_chains=1)
     with pytest.raises(emppl.ParameterError, match="max_samples"):
         MonteCarlo(num_samples=1000, max_samples=10)
+
+
+@pytest.mark.parametrize(
+    ("make", "option"),
+    [
+        (lambda: MonteCarlo(num_samples=1e3), "num_samples of MonteCarlo"),
+        (lambda: MonteCarlo(num_chains="4"), "num_chains of MonteCarlo"),
+        (lambda: StochasticEM(num_samples=True), "num_samples of StochasticEM"),
+        (lambda: SAEM(window=0), "window of SAEM"),
+        (lambda: SAEM(decay="fast"), "decay of SAEM"),
+        (lambda: Quadrature(1.5), "num_points of Quadrature"),
+        (lambda: Quadrature(None), "num_points of Quadrature"),
+        (lambda: emppl.EM(pumps, restarts=2.0), "restarts"),
+        (lambda: emppl.EM(pumps, max_iterations=2.5), "max_iterations"),
+        (lambda: emppl.EM(pumps, tolerance="1e-3"), "tolerance"),
+    ],
+)
+def test_options_that_are_no_numbers_are_named(make, option):
+    with pytest.raises(emppl.ParameterError, match=option):
+        make()
 
 
 # ------------------------------------------------------------------------------------------------- what is no convergence

@@ -397,3 +397,95 @@ def test_a_subclass_keeps_its_own_density():
 
     result = emppl.EM(model, progress_bar=False).run(KEY, np.repeat([1.0, 0.0], [3, 7]))
     assert result.params["p"] == pytest.approx(0.25, abs=1e-6)
+
+
+# ------------------------------------------------------------------------------------ continuous latents, not normal
+
+
+def normal_grid():
+    """Points and log weights that integrate over a standard normal."""
+    points = np.linspace(-8, 8, 801)
+    return points, scipy.stats.norm.logpdf(points) + np.log(points[1] - points[0])
+
+
+def test_a_state_that_makes_all_data_of_a_group_impossible():
+    """Groups without any count by a state of their own, the others with a random intercept: atoms had shares of NaN."""
+
+    def model(y, x):
+        none = numpyro.param("none", 0.5, constraint=constraints.unit_interval)
+        line = numpyro.param("line", jnp.zeros(2))
+        sd = numpyro.param("sd", 1.0, constraint=constraints.positive)
+        with numpyro.plate("groups", len(y), dim=-2):
+            z = numpyro.sample("z", dist.Bernoulli(none))
+            u = numpyro.sample("u", dist.Normal(0.0, sd))
+            with numpyro.plate("rows", y.shape[1], dim=-1):
+                rate = jnp.exp(line[0] + line[1] * x + u)
+                numpyro.sample("y", dist.Poisson(jnp.where(z == 1, 0.0, rate)), obs=y)
+
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(20, 6))
+    rate = np.exp(0.7 + 0.4 * x + 0.6 * rng.normal(size=(20, 1)))
+    y = np.where(rng.random((20, 1)) < 0.4, 0, rng.poisson(rate))
+    points, weights = normal_grid()
+
+    def minus_log_likelihood(at):
+        none, sd = scipy.special.expit(at[0]), np.exp(at[3])
+        rate = np.exp(at[1] + at[2] * x + sd * points[:, None, None])
+        seen = scipy.special.logsumexp(scipy.stats.poisson.logpmf(y, rate).sum(-1) + weights[:, None], axis=0)
+        return -np.logaddexp(np.log1p(-none) + seen, np.where(y.any(1), -np.inf, np.log(none))).sum()
+
+    best = scipy.optimize.minimize(minus_log_likelihood, np.zeros(4), tol=1e-9)
+    result = emppl.EM(model, progress_bar=False).run(KEY, y, x)
+    assert result.converged
+    assert result.log_likelihood == pytest.approx(-best.fun, abs=1e-6)
+    np.testing.assert_allclose(result.params["line"], best.x[1:3], atol=1e-4)
+    assert np.all(np.isfinite(result.posterior("u")))
+
+
+def test_steps_that_are_added_up_beside_a_constant_keep_persons_apart():
+    """Partial credit: logits of zero and of sums. All persons were one group of many dimensions, left to Monte Carlo."""
+
+    def model(y):
+        steps = numpyro.param("steps", jnp.zeros((y.shape[1], 2)))
+        sd = numpyro.param("sd", 1.0, constraint=constraints.positive)
+        with numpyro.plate("persons", len(y), dim=-2):
+            ability = numpyro.sample("ability", dist.Normal(0.0, sd))
+            with numpyro.plate("items", y.shape[1], dim=-1):
+                up = jnp.cumsum(ability[..., None] - steps, -1)
+                logits = jnp.concatenate([jnp.zeros((*up.shape[:-1], 1)), up], -1)
+                numpyro.sample("y", dist.Categorical(logits=logits), obs=y)
+
+    y = np.random.default_rng(2).integers(0, 3, (12, 3))
+    steps, sd = np.array([[-0.5, 0.3], [0.0, 0.8], [1.0, -0.2]]), 1.3
+    points, weights = normal_grid()
+    logits = np.cumsum((sd * points)[:, None, None] - steps, -1)
+    logits = np.concatenate([np.zeros((len(points), 3, 1)), logits], -1)
+    logits -= scipy.special.logsumexp(logits, -1, keepdims=True)
+    every = sum(logits[:, item, :][:, y[:, item]] for item in range(3))
+    expected = scipy.special.logsumexp(every + weights[:, None], axis=0).sum()
+    em = emppl.EM(model, progress_bar=False)
+    found = em.log_likelihood({"steps": jnp.array(steps), "sd": jnp.array(sd)}, y)
+    assert float(found) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("strategy", [emppl.StochasticEM(), pytest.param(emppl.SAEM(), marks=pytest.mark.slow)])
+def test_a_standard_deviation_that_draws_took_to_zero_is_no_convergence(strategy):
+    """The maximum is at 0.113 and 1.073. Near zero draws repeat the mean, wherever it is, which passed for converged."""
+
+    def model(y):
+        sd = numpyro.param("sd", 1.0, constraint=constraints.positive)
+        mean = numpyro.param("mean", 0.0)
+        with numpyro.plate("groups", len(y), dim=-2):
+            b = numpyro.sample("b", dist.Normal(mean, sd))
+            with numpyro.plate("rows", y.shape[1], dim=-1):
+                numpyro.sample("y", dist.Poisson(jnp.exp(b)), obs=y)
+
+    rng = np.random.default_rng(0)
+    y = rng.poisson(np.exp(rng.normal(size=(6, 3)) * 0.7 + 1))
+    result = emppl.EM(model, latents={"b": strategy}, progress_bar=False).run(KEY, y)
+    assert result.params["sd"] < 0.05
+    assert result.stop_reason is emppl.StopReason.UNMIXED
+    assert "'b'" in result.stop_message and "standard normal" in result.stop_message
+    assert np.isnan(result.monte_carlo_errors["mean"])
+    with pytest.raises(ValueError, match="standard normal"):
+        result.standard_errors()

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emppl.estep.integrated import Integrated, atoms_of
+from emppl.estep.integrated import Integrated, atoms_of, evidence_and_shares
 from emppl.estep.joint import Joint
 from emppl.integral import Integral
 from emppl.numerics import impossible_to_infinite
@@ -91,7 +91,6 @@ def importance(joint: Joint, mean: jax.Array, root: jax.Array, key: jax.Array, n
     heights = jax.vmap(joint.by_group)(points) - student_log_density(draws, root)
     # A density that is not a number has no weight.
     heights = joint.atoms_to_cells(jnp.where(jnp.isnan(heights), -jnp.inf, heights))
-    total = jax.nn.logsumexp(heights, joint.atom_axis, keepdims=True)
-    shares = jax.lax.stop_gradient(jnp.exp(heights - total))
+    total, shares = evidence_and_shares(heights, joint.atom_axis)
     evidence = impossible_to_infinite(total - math.log(num_points))
     return Integrated(evidence, atoms_of(joint, points), shares, mean, root)

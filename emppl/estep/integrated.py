@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 from emppl.estep.joint import Joint
+from emppl.numerics import logsumexp
 
 
 @jax.tree_util.register_dataclass
@@ -34,3 +36,11 @@ class Integrated:
 def atoms_of(joint: Joint, points: jax.Array) -> dict[str, jax.Array]:
     """Atoms as values of the latents, from ``(atoms, groups, dimensions)``."""
     return jax.vmap(lambda one: joint.constrained(joint.unpack(one)))(points)
+
+
+def evidence_and_shares(heights: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """Log of the sum over atoms, and their shares in it; zero where a discrete state makes the data impossible."""
+    evidence = logsumexp(heights, axis)
+    possible = jnp.isfinite(evidence)
+    shares = jnp.where(possible, jnp.exp(heights - jnp.where(possible, evidence, 0)), 0)
+    return evidence, jax.lax.stop_gradient(shares)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl.estep.importance import importance, importance_points
-from emppl.estep.integrated import Integrated, atoms_of
+from emppl.estep.integrated import Integrated, atoms_of, evidence_and_shares
 from emppl.estep.joint import Joint
 from emppl.estep.limits import find_limits
 from emppl.estep.state_space import integrate_states, precision_root
@@ -249,8 +249,7 @@ def _quadrature(joint: Joint, mean: jax.Array, root: jax.Array, num_points: int)
     for name, jacobians in jax.vmap(lambda one: joint.log_jacobians(joint.unpack(one)))(points).items():
         tables[name] = tables[name] + joint.over_atoms(jacobians)
     heights = joint.by_cell(tables) + volume
-    evidence = jax.nn.logsumexp(heights, joint.atom_axis, keepdims=True)
-    shares = jax.lax.stop_gradient(jnp.exp(heights - evidence))
+    evidence, shares = evidence_and_shares(heights, joint.atom_axis)
     return Integrated(impossible_to_infinite(evidence), atoms, shares, mean, root)
 
 

@@ -185,7 +185,8 @@ def joined(found: list[Drawn]) -> Drawn:
         each = np.stack([np.asarray(one.evidence[axis]) for one in found])
         peak = np.max(each, 0)
         shares = (sizes / sizes.sum()).reshape(-1, *[1] * (each.ndim - 1))
-        evidence[axis] = peak + np.log(np.sum(shares * np.exp(each - np.where(np.isfinite(peak), peak, 0)), 0))
+        with np.errstate(divide="ignore"):  # of states that are impossible
+            evidence[axis] = peak + np.log(np.sum(shares * np.exp(each - np.where(np.isfinite(peak), peak, 0)), 0))
         if axis in found[0].parts:
             every = [np.asarray(one.parts[axis]) for one in found]
             along = next(a for a, size in enumerate(every[0].shape) if size > 1 and each.shape[a + 1] == 1)

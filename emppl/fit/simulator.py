@@ -101,6 +101,7 @@ class Simulator:
         self.improve = jax.jit(self._improve)
         self.measure = jax.jit(self._measure)
         self.curvatures = jax.jit(self._curvatures)
+        self.informed_shares = jax.jit(functools.partial(estep.informed_shares, program))
         self.wander = jax.jit(self._wander, static_argnames="number")
 
     @property

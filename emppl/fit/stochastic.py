@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emppl import mstep
+from emppl import estep, mstep
 from emppl.fit.ascent import climb
 from emppl.fit.averaging import average
 from emppl.fit.checkpoint import Checkpoint
@@ -32,6 +32,9 @@ HANDOVER = 1e-2
 
 _REPLICATES = 16
 
+_HARDLY = 0.1
+"""Share of a latent's information below which a gain of one M-step says little of what is left to gain."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Simulation:
@@ -46,6 +49,8 @@ class Simulation:
         notes: remarks.
         divergences: trajectories of the last E-step that lost their energy, of all averaged ones in stochastic EM.
         errors: Monte Carlo standard errors of the estimates, where there is no closing phase.
+        frozen: latents that the data say next to nothing of beside their prior, and the share of their information that
+            is the data's: the fit could not move.
     """
 
     strategy: Any
@@ -56,6 +61,7 @@ class Simulation:
     notes: list[str]
     divergences: Divergences
     errors: dict[str, np.ndarray] | None = None
+    frozen: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def run(
@@ -112,6 +118,7 @@ def run(
             checkpoint.save_at_times(state)
 
     closing, interrupted, notes, chosen = None, False, [], None
+    frozen: dict[str, float] = {}
     closes = program.free_dimensions <= MOST_DIMENSIONS
     rough = max(tolerance, HANDOVER) if tolerance and closes else tolerance  # 0 goes on to the last iteration
     value, error = float("nan"), float("nan")
@@ -133,6 +140,9 @@ def run(
         best = paths[chosen]
         if isinstance(simulator.strategy, StochasticEM):
             notes.append(_words(best))
+            if best.status is StopReason.CONVERGED:
+                # Iterations forget where they were as fast as EM moves: too slowly for an average of so many.
+                frozen = _frozen(simulator, best, leaves, 1 / len(best.trail.values))
         elif best.status in (StopReason.CONVERGED, StopReason.NOISY):
             if closes:
                 closing = close(simulator, best, leaves, prepared, tolerance, show)
@@ -143,6 +153,8 @@ def run(
                     closing = close(simulator, best, leaves, prepared, tolerance, show) if has_ended else None
                 if closing is not None and closing.note is not None:
                     notes.append(closing.note)
+                    if best.status is StopReason.CONVERGED:
+                        frozen = _frozen(simulator, best, leaves, _HARDLY)
                 if closing is not None and closing.mixing.is_poor:
                     best.status = StopReason.UNMIXED
             else:
@@ -162,8 +174,18 @@ def run(
     if diverged.words is not None:
         notes.append(diverged.words)
     draws = best.total_draws * simulator.strategy.num_chains
-    simulation = Simulation(simulator.strategy, value, error, closing, draws, notes, diverged, best.errors)
+    simulation = Simulation(simulator.strategy, value, error, closing, draws, notes, diverged, best.errors, frozen)
     return _states(paths), _history(paths), best.rows, simulation, interrupted, chosen
+
+
+def _frozen(simulator: Simulator, path: Path, leaves, least: float) -> dict[str, float]:
+    """Latents that are informed by less than a share, where the path ends as not mixed: it could not move."""
+    found = estep.hardly_informed(jax.device_get(simulator.informed_shares(path.params, leaves)), least)
+    if found:
+        path.status = StopReason.UNMIXED
+        if path.errors is not None:
+            path.errors = {name: np.full_like(one, np.nan) for name, one in path.errors.items()}
+    return found
 
 
 def _words(path: Path) -> str:

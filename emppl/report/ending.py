@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -102,6 +103,8 @@ def with_simulation(result: EMResult, simulation: Simulation, rows: list[dict]) 
     closing = simulation.closing
     if result.stop_reason is StopReason.UNMIXED and closing is not None:
         message = f"{message} {closing.mixing.words}"
+    if simulation.frozen:
+        message = frozen_words(simulation.frozen)
     if result.stop_reason is StopReason.MAX_ITERATIONS and simulation.errors is not None:
         message = (
             "Stopped at max_iterations before the error of the average was below the tolerance. The Monte Carlo "
@@ -115,6 +118,17 @@ def with_simulation(result: EMResult, simulation: Simulation, rows: list[dict]) 
         notes=notes if closing is None or closing.note is not None else [*notes, closing.words],
         stop_message=message,
         simulation=simulation,
+    )
+
+
+def frozen_words(frozen: Mapping[str, float]) -> str:
+    """What it means that the data say next to nothing of latents beside their prior, and what to write."""
+    which = ", ".join(f"{name!r} ({share:.1g})" for name, share in frozen.items())
+    return (
+        f"The share of a latent's information that comes from the data is next to nothing here: {which}. The rest is "
+        "its prior, which is that narrow: draws of the latent repeat what the parameters were, iterations hardly "
+        "move, and that they rest does not say that the maximum is near. Write the latent as a standard normal that "
+        "is multiplied by its standard deviation, start from a larger one, or use Quadrature(15) or Laplace()."
     )
 
 

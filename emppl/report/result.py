@@ -343,6 +343,8 @@ class EMResult:
                 f"Hard() has no standard errors: its estimates do not maximise the likelihood. Refit with "
                 f"EM(model, latents={{{self._program.hard[0]!r}: Enumerate()}}).run(..., init_params=result.params)."
             )
+        if self.simulation is not None and self.simulation.frozen:
+            raise ValueError(f"There are no standard errors. {self.stop_message}")
         return covariance(self._program, *self._measured, self._held_differences)
 
     @functools.cached_property

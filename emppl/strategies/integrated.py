@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from emppl.errors import ParameterError
+from emppl.errors import ParameterError, check_whole
 from emppl.strategies.base import Continuous, Evidence
 
 
@@ -88,6 +88,7 @@ class Quadrature(Continuous):
     num_points: int = 15
 
     def __post_init__(self) -> None:
+        check_whole("num_points of Quadrature", self.num_points)
         if self.num_points < 1:
             raise ParameterError(f"Quadrature needs at least 1 node, not {self.num_points}.")
 

@@ -6,7 +6,7 @@ import dataclasses
 import enum
 from typing import ClassVar
 
-from emppl.errors import ParameterError
+from emppl.errors import ParameterError, check_number, check_whole
 from emppl.strategies.base import Continuous, Evidence
 
 SMALL = 4
@@ -69,6 +69,8 @@ class Simulated(Continuous):
 
     def __post_init__(self) -> None:
         kind = type(self).__name__
+        for option in ("num_samples", "num_chains", "max_samples"):
+            check_whole(f"{option} of {kind}", getattr(self, option))
         if self.num_samples < 1:
             raise ParameterError(f"{kind} needs at least one draw per chain: num_samples is {self.num_samples}.")
         if self.num_chains < self.fewest_chains:
@@ -234,5 +236,9 @@ class SAEM(Simulated):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_whole("window of SAEM", self.window)
+        if self.window < 1:
+            raise ParameterError(f"window of SAEM is how many draws are remembered, at least 1; it is {self.window}.")
+        check_number("decay of SAEM", self.decay)
         if not 0.5 < self.decay <= 1:
             raise ParameterError(f"decay of SAEM must be above 1/2 and at most 1; it is {self.decay}.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from emppl.structure.groups import SHARED, Grouped, Meeting, compact
+from emppl.structure.groups import SHARED, Grouped, Meeting, compact, merged
 
 if TYPE_CHECKING:
     from emppl.structure.separation import GroupRun
@@ -107,6 +107,10 @@ def _gather_in_batches(entry: Grouped, dims, sizes, shape, places, out_shape) ->
     kept = [axis for axis in range(len(shape)) if axis not in dims.collapsed_slice_dims and axis not in batched]
     goes = {axis: places[batch] for axis, batch in batched.items()}
     goes |= dict(zip(kept, dims.offset_dims, strict=True))
+    numbers = merged(entry.numbers, [axis for axis in range(len(shape)) if axis not in goes])
+    if numbers is None:
+        return Meeting("it is indexed by data across groups")
+    entry = Grouped(numbers, entry.varies)
     for axis, size in enumerate(entry.numbers.shape):
         if size > 1 and (axis not in goes or (axis in kept and sizes[axis] != shape[axis])):
             return Meeting("it is indexed by data across groups")

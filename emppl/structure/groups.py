@@ -59,7 +59,24 @@ def together(operands: list[Grouped]) -> Grouped | Meeting:
 def drop(entry: Grouped, axes) -> Grouped | Meeting:
     """The entry without some axes, along which it is added up or of size one."""
     axes = tuple(axes)
-    if any(entry.numbers.shape[axis] > 1 for axis in axes):
+    numbers = merged(entry.numbers, axes)
+    if numbers is None:
         return Meeting("different groups are added up")
     varies = tuple(v for axis, v in enumerate(entry.varies) if axis not in axes)
-    return Grouped(np.squeeze(entry.numbers, axes), varies)
+    return Grouped(np.squeeze(numbers, axes), varies)
+
+
+def merged(numbers: np.ndarray, axes) -> np.ndarray | None:
+    """The one group along some axes, which become of size one, beside entries of none in particular; None for several.
+
+    The logits of an ordinal item are a constant for its first category and a sum of steps for every other.
+    """
+    for axis in axes:
+        if numbers.shape[axis] == 1:
+            continue
+        own = numbers != SHARED
+        first = np.take_along_axis(numbers, np.argmax(own, axis, keepdims=True), axis)
+        if np.any(own & (numbers != first)):
+            return None
+        numbers = first
+    return numbers
