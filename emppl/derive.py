@@ -24,6 +24,7 @@ from emppl.integral import find_integrals
 from emppl.mstep import choose_rules
 from emppl.mstep.analysis import Analysis
 from emppl.mstep.linear_predictors import find_regressions
+from emppl.naming import latent_of
 from emppl.program import Options, Part, Program
 from emppl.roles import assign_roles, without_missing_cells
 from emppl.rules import RuleContext
@@ -32,7 +33,6 @@ from emppl.strategies import Enumerate, Strategy
 from emppl.structure.dependence import Dependence
 from emppl.tables import field_dependences
 from emppl.trace import Trace, trace_model
-from emppl.trace.naming import latent_of
 
 
 def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Program:

@@ -25,10 +25,10 @@ import jax.numpy as jnp
 from emppl.chain import step_by_step
 from emppl.errors import ModelError
 from emppl.markov import ChainAxes, ChainTables, Emission, SumOut, arrange, kernel_evidence
+from emppl.naming import first, lagged
 from emppl.numerics import logsumexp, safe_divide, weighted
 from emppl.picking import Picking
 from emppl.trace import Chain
-from emppl.trace.naming import first, lagged
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Literal
 
+from emppl.naming import model_name
 from emppl.structure.axis_walk import AxisPositions, AxisWalk
 from emppl.structure.jaxpr_walk import Label, Walk, gather_axes, labels_of, propagate, reshaped_axis
 from emppl.structure.maps import ElementMap, step_of
-from emppl.trace.naming import model_name
 
 _ELEMENTWISE_IDENTITY = ("convert_element_type", "copy", "copy_p", "reduce_precision", "optimization_barrier")
 

@@ -20,9 +20,9 @@ import numpyro
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
 from emppl.errors import ModelError
+from emppl.naming import first, lagged, latent_of, time_axis
 from emppl.structure.dependence import Dependence
 from emppl.trace.messages import site_arrays, static_site
-from emppl.trace.naming import first, lagged, latent_of, time_axis
 from emppl.trace.pruning import path_names, prune
 from emppl.trace.record import Chain, Plate
 
