@@ -13,7 +13,7 @@ import jax
 
 from emppl.axes import Axes, model_axes
 from emppl.discrete import check_components, check_simulated, discrete_strategies
-from emppl.elimination import Factor, plan_elimination
+from emppl.elimination_plan import Factor, plan_elimination
 from emppl.errors import ModelError, unknown_name
 from emppl.estep import check_memory, plan_fused
 from emppl.estep.settle import settle_integrals

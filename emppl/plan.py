@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from emppl.chain import choose_kernel
-from emppl.elimination import Step
+from emppl.elimination_plan import Step
 from emppl.estep import FusedPlan, largest_table, why_not_reweighted
 from emppl.integral import Integral
 from emppl.naming import latent_of, model_name

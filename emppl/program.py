@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl.axes import Axes
-from emppl.elimination import EliminationPlan, probe_name
+from emppl.elimination import probe_name
+from emppl.elimination_plan import EliminationPlan
 from emppl.factors import SiteFactor
 from emppl.held import pin
 from emppl.integral import Integral

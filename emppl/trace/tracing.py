@@ -23,7 +23,8 @@ from emppl.trace.handlers import run_model
 from emppl.trace.messages import site_arrays, static_site
 from emppl.trace.pruning import path_names, prune
 from emppl.trace.record import Draws, Plate, Site, Trace
-from emppl.trace.scan import Scan, discover_scan, evaluate_scan
+from emppl.trace.scan import Scan, discover_scan
+from emppl.trace.scan_steps import evaluate_scan
 
 
 def _start_value(msg):
