@@ -118,7 +118,6 @@ def close(
     simulator: Simulator,
     path: Path,
     leaves,
-    prepared,
     tolerance: float,
     report: Callable[[Path], None],
     keep: Callable[[], None] = lambda: None,
@@ -129,7 +128,6 @@ def close(
         simulator: compiled steps.
         path: the fit, changed in place; what was seen so far is in its ``looks``.
         leaves: the data.
-        prepared: their statistics.
         tolerance: in nats, on the gain that is left, noise included.
         report: called after every step.
         keep: called where the fit may be taken up again.
@@ -139,18 +137,18 @@ def close(
     """
     program, strategy = simulator.program, simulator.strategy
     block = strategy.num_samples if isinstance(strategy, MonteCarlo) else min(_BLOCK, strategy.max_samples)
+    first = max(path.number, block)
+    while first < _FEWEST and 2 * first <= strategy.max_samples:
+        first *= 2
     if path.looks is None:
-        number = max(path.number, block)
-        while number < _FEWEST and 2 * number <= strategy.max_samples:
-            number *= 2
-        path.looks = Looks(number)
+        path.looks = Looks(first)
     looks = path.looks
     held = tuple(program.rough)
     while True:
         keep()
         drawn = draw(simulator, path, leaves, looks.number, block)
         local = _charts(program, jax.device_get(path.params), leaves)
-        looks.add(*_look(simulator, path, local, drawn, leaves, prepared))
+        looks.add(*_look(simulator, path, local, drawn, leaves, first))
         can_double = 2 * looks.number <= strategy.max_samples
         note = looks.note
         if note is not None and can_double:
@@ -207,19 +205,17 @@ def _charts(program, params, leaves) -> dict[str, Chart]:
     return found
 
 
-def _look(simulator: Simulator, path: Path, local, drawn, leaves, prepared):
+def _look(simulator: Simulator, path: Path, local, drawn, leaves, block: int):
     """Score, information, information chain by chain, covariance of the score's noise.
 
     All in the coordinates that are not held.
     """
     frames = {name: one.frame for name, one in local.items()}
-    measured = simulator.measure(path.params, frames, drawn, leaves, prepared)
+    measured = simulator.derivatives.measure(path.params, frames, drawn, leaves, block)
     active = np.concatenate([one.active for one in local.values()])
-    scores = np.asarray(measured.scores)[active].reshape(active.sum(), simulator.strategy.num_chains, -1)
-    errors = batch_error(np.moveaxis(scores, 0, -1)) + np.asarray(measured.weighing)[np.ix_(active, active)]
-    information, by_chain = (
-        np.asarray(one)[..., active, :][..., active] for one in (measured.information, measured.by_chain)
-    )
+    scores = measured.scores[active]
+    errors = batch_error(np.moveaxis(scores, 0, -1)) + measured.weighing[np.ix_(active, active)]
+    information, by_chain = (one[..., active, :][..., active] for one in (measured.information, measured.by_chain))
     return scores.mean((1, 2)), information, by_chain, errors
 
 
@@ -235,7 +231,7 @@ def _deviations(simulator, path, local, drawn, leaves, inverse, covariance, look
     along = np.zeros((len(gradients), len(active)))
     along[:, active] = gradients @ inverse
     frames = {name: one.frame for name, one in local.items()}
-    found = simulator.curvatures(path.params, frames, drawn, leaves, jnp.asarray(along))
+    found = simulator.derivatives.curvatures(path.params, frames, drawn, leaves, jnp.asarray(along))
     each = np.asarray(found.second).reshape(len(along), simulator.strategy.num_chains, -1)
     change = np.asarray(found.change)[:, active]
     noise = np.diagonal(batch_error(np.moveaxis(each, 0, -1))) / looks

@@ -182,12 +182,12 @@ def _finish(
     if not path.unaided:
         if path.status not in _ENDED:
             return None
-        closing = close(simulator, path, leaves, prepared, tolerance, show, keep)
+        closing = close(simulator, path, leaves, tolerance, show, keep)
         if closing.note is None or not isinstance(simulator.strategy, MonteCarlo) or rough <= tolerance:
             return closing
         path.status, path.looks, path.unaided = StopReason.RUNNING, None, True
     climb(simulator, path, leaves, prepared, tolerance, max_iterations, show, keep)
-    return close(simulator, path, leaves, prepared, tolerance, show, keep) if path.status in _ENDED else None
+    return close(simulator, path, leaves, tolerance, show, keep) if path.status in _ENDED else None
 
 
 def _words(path: Path) -> str:
