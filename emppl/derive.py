@@ -13,7 +13,7 @@ import jax
 
 from emppl.axes import Axes, model_axes
 from emppl.discrete import check_components, check_simulated, discrete_strategies
-from emppl.elimination import Factor, plan_elimination
+from emppl.elimination_plan import Factor, plan_elimination
 from emppl.errors import ModelError, unknown_name
 from emppl.estep import check_memory, plan_fused
 from emppl.estep.settle import settle_integrals
@@ -24,6 +24,7 @@ from emppl.integral import find_integrals
 from emppl.mstep import choose_rules
 from emppl.mstep.analysis import Analysis
 from emppl.mstep.linear_predictors import find_regressions
+from emppl.naming import latent_of
 from emppl.program import Options, Part, Program
 from emppl.roles import assign_roles, without_missing_cells
 from emppl.rules import RuleContext
@@ -32,7 +33,6 @@ from emppl.strategies import Enumerate, Strategy
 from emppl.structure.dependence import Dependence
 from emppl.tables import field_dependences
 from emppl.trace import Trace, trace_model
-from emppl.trace.naming import latent_of
 
 
 def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Program:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from emppl.errors import ModelError
+from emppl.naming import latent_of, model_name
 from emppl.program import Program
 from emppl.strategies import Simulated, Strategy
 from emppl.trace import Trace
-from emppl.trace.naming import latent_of, model_name
 
 
 def discrete_strategies(trace: Trace, wishes: Mapping[str, Any]) -> dict[str, Strategy]:

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from emppl.chain import choose_kernel
-from emppl.elimination import Step
+from emppl.elimination_plan import Step
 from emppl.estep import FusedPlan, largest_table, why_not_reweighted
 from emppl.integral import Integral
+from emppl.naming import latent_of, model_name
 from emppl.program import Program
 from emppl.strategies import Continuous, MonteCarlo, Simulated, StochasticEM
 from emppl.trace import Site
-from emppl.trace.naming import latent_of, model_name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl.axes import Axes
-from emppl.elimination import EliminationPlan, probe_name
+from emppl.elimination import probe_name
+from emppl.elimination_plan import EliminationPlan
 from emppl.factors import SiteFactor
 from emppl.held import pin
 from emppl.integral import Integral
+from emppl.naming import latent_of, model_name
 from emppl.parameters import constrain, free_dimensions
 from emppl.picking import Picking
 from emppl.regression import RegressionFactor
@@ -28,7 +30,6 @@ from emppl.rules import Rule
 from emppl.strategies import Enumerate, Evidence, Hard, StochasticEM, Strategy
 from emppl.structure.dependence import Dependence
 from emppl.trace import Trace, as_numpyro_expects
-from emppl.trace.naming import latent_of, model_name
 
 
 @dataclasses.dataclass(frozen=True)

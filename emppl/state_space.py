@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from emppl.axes import Axes
 from emppl.errors import ModelError
 from emppl.integral import Integral, StateSpace, plate_axes
+from emppl.naming import first, lagged
 from emppl.structure.dependence import Dependence
 from emppl.structure.groups import Meeting
 from emppl.structure.layout import Layout, group_numbers
 from emppl.structure.separation import Separation
 from emppl.tables import field_dependences
 from emppl.trace import Trace
-from emppl.trace.naming import first, lagged
 
 
 def find_chains(trace: Trace, dependence: Dependence, others: Sequence[str]) -> list[Integral]:

@@ -1,6 +1,7 @@
 """The closing phase of fits by Monte Carlo: information and noise of the score from draws, and when it ends a fit."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from scipy import stats
 
 import emppl
 from emppl import MonteCarlo, Quadrature, StopReason
+from emppl.estep.nearby import nearby_log_likelihood
 from emppl.fit import closing, stochastic
 from emppl.fit.ascent import chi_square_mean_quantile
 from emppl.fit.path import Path, draw
@@ -67,13 +69,11 @@ def test_information_and_noise_of_the_score(name):
     exact = emppl.EM(model, latents={"b": Quadrature(31), **others}, tolerance=1e-12, progress_bar=False)
     exact = exact.run(jax.random.key(0), *args)
     compiled, leaves = emppl.EM(model, latents={"b": MonteCarlo(), **others})._derive(args, {})
-    prepared, _ = compiled.prepare(leaves)
     simulator = compiled.simulator
     path = Path(jax.tree.map(jnp.asarray, exact.params), simulator.begin(), {}, jax.random.key(3), 100)
     local = charts(simulator.program, exact.params)
     looks = [
-        closing._look(simulator, path, local, draw(simulator, path, leaves, 200, 100), leaves, prepared)
-        for _ in range(40)
+        closing._look(simulator, path, local, draw(simulator, path, leaves, 200, 100), leaves, 100) for _ in range(40)
     ]
     scores, information, by_chain, errors = (np.array(one) for one in zip(*looks, strict=True))
     covariance = exact.covariance().matrix
@@ -84,6 +84,39 @@ def test_information_and_noise_of_the_score(name):
     assert np.all(np.abs(scores.mean(0)) < 4 * spread / np.sqrt(40)), scores.mean(0) / spread
     ratio = spread / np.sqrt(np.diagonal(errors.mean(0)))
     assert np.all((ratio > 0.65) & (ratio < 1.4)), ratio
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_blocks_of_draws_say_together_what_all_draws_say(name):
+    """The twin: gradient and Hessian of the log-likelihood around the draws, differentiated as a whole."""
+    model, args, others = MODELS[name]
+    em = emppl.EM(model, latents={"b": MonteCarlo(), **others})
+    compiled, leaves = em._derive(args, {})
+    simulator, program = compiled.simulator, compiled.program
+    params = em.start(jax.random.key(1), *args)
+    path = Path(params, simulator.begin(), {}, jax.random.key(3), 100)
+    local = charts(program, jax.device_get(params))
+    drawn = draw(simulator, path, leaves, 300, 100)
+    score, information, by_chain, errors = closing._look(simulator, path, local, drawn, leaves, 100)
+
+    def nearby(draws, step):
+        near = nearby_log_likelihood(program, params, draws, drawn.evidence, leaves)
+        number = len(next(iter(draws.values())))
+        moved = simulator.derivatives._moved({n: one.frame for n, one in local.items()}, step)
+        return near({**params, **moved}, jnp.full(number, 1 / number)) + program.log_prior({**params, **moved}, leaves)
+
+    zero = jnp.zeros(len(score))
+    chains = [{axis: one[chain] for axis, one in drawn.draws.items()} for chain in range(4)]
+    whole = {axis: np.concatenate(one) for axis, one in drawn.draws.items()}
+    np.testing.assert_allclose(score, jax.grad(lambda step: nearby(whole, step))(zero), rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(information, -jax.hessian(lambda step: nearby(whole, step))(zero), rtol=1e-9, atol=1e-9)
+    for found, draws in zip(by_chain, chains, strict=True):
+        np.testing.assert_allclose(found, -jax.hessian(functools.partial(nearby, draws))(zero), rtol=1e-9, atol=1e-9)
+    for one, other in zip(
+        closing._look(simulator, path, local, drawn, leaves, 300)[:3], (score, information, by_chain), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
 
 
 def test_the_quantile_of_chi_square():

@@ -13,7 +13,8 @@ from brute_force import BruteForce
 from numpyro.distributions import constraints
 
 import emppl
-from emppl.elimination import Factor, log_normalizer, plan_elimination
+from emppl.elimination import log_normalizer
+from emppl.elimination_plan import Factor, plan_elimination
 from emppl.errors import ModelError
 from emppl.numerics import logsumexp
 

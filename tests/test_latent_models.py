@@ -137,9 +137,8 @@ def test_draws_of_volatility_have_no_score_at_the_maximum():
     for key in jax.random.split(jax.random.key(3), 3):
         drawn = simulator.draw(params, chains, key, leaves, number=800)
         chains = drawn.chains
-    prepared, _ = compiled.prepare(leaves)
     frames = {name: one.frame for name, one in charts(compiled.program, jax.device_get(params)).items()}
-    scores = np.asarray(simulator.measure(params, frames, drawn, leaves, prepared).scores).reshape(3, 4, -1)
+    scores = simulator.derivatives.measure(params, frames, drawn, leaves, 400).scores
     noise = np.sqrt(np.diagonal(batch_error(np.moveaxis(scores, 0, -1))))
     assert np.all(np.abs(scores.mean((1, 2))) < 3 * noise)
     assert np.all(noise < 0.1 * scores.std((1, 2)))

@@ -38,10 +38,11 @@ def mixture(x, counts=None, seen=True):
 
 def test_icl_of_a_weighted_fit_equals_that_of_replicated_rows():
     """A weight counts a row that many times, in the entropy as in BIC; rows of weight zero count nothing."""
-    counts = RNG.integers(0, 4, 80).astype(float)
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 4, 80).astype(float)
     assert (counts == 0).any() and counts.max() > 1
-    weighted = fit(mixture, X, counts)
-    replicated = fit(mixture, np.repeat(X, counts.astype(int)))
+    weighted = fit(mixture, X, counts, tolerance=1e-12)
+    replicated = fit(mixture, np.repeat(X, counts.astype(int)), tolerance=1e-12)
     assert replicated.icl - replicated.bic > 1
     assert weighted.icl == pytest.approx(replicated.icl, rel=1e-8)
     assert weighted.num_observations == counts.sum()
@@ -49,7 +50,8 @@ def test_icl_of_a_weighted_fit_equals_that_of_replicated_rows():
 
 def test_icl_of_masked_rows_equals_that_of_absent_rows():
     """A masked row is absent: it adds no entropy and no observation."""
-    seen = RNG.random(80) < 0.7
+    rng = np.random.default_rng(0)
+    seen = rng.random(80) < 0.7
     masked, absent = fit(mixture, X, None, seen), fit(mixture, X[seen])
     assert masked.icl == pytest.approx(absent.icl, rel=1e-8)
     assert masked.bic == pytest.approx(absent.bic, rel=1e-8)
@@ -57,7 +59,8 @@ def test_icl_of_masked_rows_equals_that_of_absent_rows():
 
 def test_icl_of_weighted_groups():
     """A weighted group with rows inside: the same as the group written down that many times."""
-    y = RNG.normal(size=(3, 12)) + np.repeat([-2.0, 2.0], 6)
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=(3, 12)) + np.repeat([-2.0, 2.0], 6)
 
     def model(y, counts):
         mu = numpyro.param("mu", jnp.array([-1.0, 1.0]))
@@ -66,7 +69,7 @@ def test_icl_of_weighted_groups():
             with numpyro.plate("rows", y.shape[0]):
                 numpyro.sample("y", dist.Normal(mu[z], 3.0), obs=y)
 
-    counts = RNG.integers(1, 4, 12)
+    counts = rng.integers(1, 4, 12)
     weighted = fit(model, y, counts.astype(float))
     repeated = fit(model, np.repeat(y, counts, axis=1), np.ones(counts.sum()))
     assert repeated.icl - repeated.bic > 0.5
@@ -324,7 +327,8 @@ def moments_model(x):
 
 def test_covariance_matrix_parameter_has_wishart_errors():
     """Standard errors of a covariance matrix: Var(s_ij) = (s_ii s_jj + s_ij^2) / n."""
-    x = RNG.multivariate_normal([0, 1], [[2.0, 0.7], [0.7, 1.0]], 90)
+    rng = np.random.default_rng(0)
+    x = rng.multivariate_normal([0, 1], [[2.0, 0.7], [0.7, 1.0]], 90)
     result = fit(moments_model, x)
     s = np.cov(x.T, bias=True)
     np.testing.assert_allclose(result.params["cov"], s, rtol=1e-8)
@@ -406,7 +410,8 @@ def large(y, K=2):
 
 def test_a_large_model_is_summarised_without_its_hessian(capsys, monkeypatch):
     """Beyond the stated limit no second derivative is taken unasked, and the line to call is printed."""
-    y = RNG.integers(0, 2600, (30, 40))
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2600, (30, 40))
     result = fit(large, y, max_iterations=3)
     assert result.num_parameters == 1 + 2 * 2599
     began = time.perf_counter()

@@ -46,12 +46,14 @@ def log_likelihood(model, *args):
 def test_weights_equal_replication():
     """A per-cell weight counts the cell that many times, in the likelihood, the fit, BIC and the posterior."""
 
+    rng = np.random.default_rng(0)
+
     def weighted(x, counts):
         mu = start()
         with numpyro.handlers.scale(scale=counts), numpyro.plate("data", len(x)):
             body(x, mu)
 
-    counts = RNG.integers(1, 4, 40)
+    counts = rng.integers(1, 4, 40)
     assert log_likelihood(weighted, X, counts) == pytest.approx(np.sum(counts * by_hand(X)), abs=1e-9)
     one = emppl.EM(weighted, progress_bar=False).run(KEY, X, counts)
     other = emppl.EM(plain, progress_bar=False).run(KEY, np.repeat(X, counts))
@@ -80,12 +82,14 @@ def test_cells_of_weight_zero_count_nothing_but_have_a_posterior():
 def test_masked_rows_are_absent():
     """A mask around latent and data removes the row, without a constant for its states."""
 
+    rng = np.random.default_rng(0)
+
     def masked(x, seen):
         mu = start()
         with numpyro.plate("data", len(x)), numpyro.handlers.mask(mask=seen):
             body(x, mu)
 
-    seen = RNG.random(40) < 0.6
+    seen = rng.random(40) < 0.6
     assert log_likelihood(masked, X, seen) == pytest.approx(by_hand(X)[seen].sum(), abs=1e-9)
 
 
@@ -100,8 +104,9 @@ def labelled(x, labels, known, seen, inner=False):
 @pytest.mark.parametrize("inner", [False, True])
 def test_labels_under_a_mask(inner):
     """Known labels enter as the joint density; masked rows are absent whether the mask is a handler or the user's own."""
-    labels = RNG.integers(0, 2, 40)
-    known, seen = RNG.random(40) < 0.4, RNG.random(40) < 0.7
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 40)
+    known, seen = rng.random(40) < 0.4, rng.random(40) < 0.7
     weight = np.array([0.7, 0.3])[labels]
     joint = np.log(weight * np.exp(-0.5 * (X - PARAMS["mu"][labels]) ** 2) / np.sqrt(2 * np.pi))
     expected = np.where(known, joint, by_hand(X))[seen].sum()
@@ -112,7 +117,8 @@ def test_labels_under_a_mask(inner):
 
 def test_posterior_of_known_labels_is_certain():
     """The posterior of a labelled row is its label."""
-    labels, known = RNG.integers(0, 2, 40), RNG.random(40) < 0.4
+    rng = np.random.default_rng(0)
+    labels, known = rng.integers(0, 2, 40), rng.random(40) < 0.4
     result = emppl.EM(labelled, progress_bar=False).run(KEY, X, labels, known, np.ones(40, bool))
     np.testing.assert_allclose(result.posterior("z")[known, labels[known]], 1.0, atol=1e-12)
     np.testing.assert_array_equal(result.decode()["z"][known], labels[known])

@@ -18,11 +18,11 @@ from emppl.estep.plain import all_scales, log_evidence
 from emppl.estep.state_space import draw_states
 from emppl.estep.truncation import draw_inside
 from emppl.integral import Integral
+from emppl.naming import first, model_name
 from emppl.numerics import safe_divide
 from emppl.positive import lower_inverse
 from emppl.program import Program
 from emppl.strategies import Kernel, Quadrature, Simulated
-from emppl.trace.naming import first, model_name
 
 _FREEDOM = 5
 _STEPS = 100

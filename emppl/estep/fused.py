@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from emppl.elimination import EliminationPlan, Step, log_normalizer
+from emppl.elimination import log_normalizer
+from emppl.elimination_plan import EliminationPlan, Step
 from emppl.estep.integration import integrate_all
 from emppl.estep.limits import find_limits
 from emppl.estep.plain import Expectations, absent_cells, all_scales, owners_of, spread_over_atoms

@@ -18,8 +18,8 @@ import numpy as np
 from emppl.estep.integration import find_modes
 from emppl.estep.joint import Joint
 from emppl.estep.simulated import simulated
+from emppl.naming import model_name
 from emppl.program import Program
-from emppl.trace.naming import model_name
 
 
 def informed_shares(program: Program, params, leaves) -> dict[str, jax.Array]:

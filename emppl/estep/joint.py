@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from emppl.integral import Integral
+from emppl.naming import latent_of
 from emppl.numerics import safe_divide
 from emppl.parameters import constrain, constraint_name, log_jacobian
 from emppl.program import Program
 from emppl.structure.layout import group_numbers
 from emppl.structure.numbering import number_cells
 from emppl.trace import SiteArrays
-from emppl.trace.naming import latent_of
 
 _FEW = 6
 """Up to so many dimensions, probes are written out one after the other."""

@@ -19,9 +19,9 @@ from emppl.estep.continuous import counted, sample_given
 from emppl.estep.integration import integrate_all
 from emppl.estep.plain import all_scales, owners_of
 from emppl.markov import ChainTables, SumOut
+from emppl.naming import first
 from emppl.numerics import maximum_out, safe_divide, sample_out
 from emppl.program import Program
-from emppl.trace.naming import first
 
 
 class Reduction(NamedTuple):

@@ -44,16 +44,37 @@ def nearby_log_likelihood(
     before = log_densities(program, params, draws, leaves)
 
     def log_likelihood(at, shares):
-        arrays = program.evaluate(at, leaves)
-        tables = program.tables(arrays, program.integrated)
         after = log_densities(program, at, draws, leaves)
-        for one in program.integrals:
-            if one.axis not in draws:
-                tables[one.axis] = integrate(program, one, at, leaves).evidence
-                continue
-            ratio = jax.nn.logsumexp(after[one.axis] - before[one.axis], 0, b=shares[:, None])
-            ratio = ratio - jnp.log(jnp.sum(shares))
-            tables[one.axis] = evidence[one.axis] + Joint(program, one, at, leaves).to_cells(ratio)
-        return log_evidence(program, tables, all_scales(program, arrays), program.present(arrays))
+        rises = {
+            axis: jax.nn.logsumexp(after[axis] - before[axis], 0, b=shares[:, None]) - jnp.log(jnp.sum(shares))
+            for axis in draws
+        }
+        return risen_log_likelihood(program, at, rises, evidence, leaves)
 
     return log_likelihood
+
+
+def risen_log_likelihood(
+    program: Program, params, rises: Mapping[str, jax.Array], evidence: Mapping[str, jax.Array], leaves
+) -> jax.Array:
+    """The log-likelihood where the log evidence of some integrals is known, and by how much it rose since.
+
+    Args:
+        program: the derived algorithm.
+        params: parameters of everything else.
+        rises: by integral, ``(groups,)``.
+        evidence: of these integrals, before.
+        leaves: the data.
+
+    Returns:
+        A scalar (natural log).
+    """
+    arrays = program.evaluate(params, leaves)
+    tables = program.tables(arrays, program.integrated)
+    for one in program.integrals:
+        if one.axis in rises:
+            rise = Joint(program, one, params, leaves).to_cells(rises[one.axis])
+            tables[one.axis] = evidence[one.axis] + rise
+        else:
+            tables[one.axis] = integrate(program, one, params, leaves).evidence
+    return log_evidence(program, tables, all_scales(program, arrays), program.present(arrays))

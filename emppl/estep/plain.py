@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from emppl.elimination import log_normalizer
 from emppl.estep.integration import atom_weights, integrate_all
 from emppl.factors import Prepared
+from emppl.naming import model_name
 from emppl.numerics import impossible_to_infinite, weighted
 from emppl.picking import Picking
 from emppl.program import Program
-from emppl.trace.naming import model_name
 
 
 @jax.tree_util.register_dataclass

@@ -14,6 +14,7 @@ from emppl.estep.joint import Joint
 from emppl.estep.limits import limiting_sites, why_not_limits
 from emppl.estep.trajectories import by_trajectory
 from emppl.integral import Integral, arrange
+from emppl.naming import model_name
 from emppl.parameters import constraint_name
 from emppl.program import Program
 from emppl.state_space import arrange_chain
@@ -29,7 +30,6 @@ from emppl.strategies import (
     TruncatedGaussian,
 )
 from emppl.structure.quadratic import why_not_quadratic
-from emppl.trace.naming import model_name
 
 
 def settle_integrals(program: Program, shapes, wishes: Mapping[str, Any]) -> Program:

@@ -1,7 +1,8 @@
 """The numerical self-check of a family: does the description obey its laws on random values?
 
-Three laws, each compared with NumPyro's own ``log_prob``, in float64: the natural form equals it; quantities of split
-data add up; at the outcome of an update the gradient of the log-likelihood (plus log prior) is zero.
+Laws, each compared with NumPyro's own ``log_prob``, in float64: the natural form equals it; quantities of split data
+add up; at the outcome of an update the gradient of the log-likelihood (plus log prior) is zero, also where some rows
+have a multiple of the argument, if the update says how its quantities scale.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from emppl.parameters import constrain, innermost, unconstrain
 from emppl.trace import as_numpyro_expects
 
 _CELLS, _ROWS, _LENGTH, _TRIALS = 3, 40, 3, 7
+_FIRST = _ROWS // 3
+_FACTOR = 2.5
 _TOLERANCE = 1e-7
 
 
@@ -114,7 +117,7 @@ def _check_without_statistics(family: Family, kind: Any, arguments: dict[str, ja
 
 def _check_update(family, kind, update: Update, argument: str, given, fixed, value, moments) -> None:
     everything = given | {n: fixed[n] for n in family.fixed}
-    whole = (moments(slice(None)), moments(slice(None, _ROWS // 3)), moments(slice(_ROWS // 3, None)))
+    whole = (moments(slice(None)), moments(slice(None, _FIRST)), moments(slice(_FIRST, None)))
     rank = family.argument_ranks[argument]
     rng = np.random.default_rng(1)
     for prior_kind, pseudo in ((None, None), *update.priors.items()):
@@ -132,6 +135,16 @@ def _check_update(family, kind, update: Update, argument: str, given, fixed, val
             pooled = dict(total) if pseudo is None else pseudo(dict(total), prior)
             current = update.solve(pooled, current, stage)
         _check_gradient(family, kind, update, argument, everything, value, current, prior)
+        if update.degrees is None:
+            continue
+        current = given[argument]
+        for stage, contributions in enumerate(update.contributions):
+            plain = contributions(whole[1], given, current)
+            multiple = contributions(whole[2], {**given, argument: _FACTOR * given[argument]}, _FACTOR * current)
+            pooled = {n: plain[n] + multiple[n] * _FACTOR ** update.degrees.get(n, 0) for n in plain}
+            current = update.solve(pooled if pseudo is None else pseudo(pooled, prior), current, stage)
+        factors = jnp.where(jnp.arange(_ROWS) < _FIRST, 1.0, _FACTOR)
+        _check_gradient(family, kind, update, argument, everything, value, current, prior, factors)
 
 
 def _prior(kind: Any, rng, rank: int) -> Any:
@@ -152,12 +165,13 @@ def _prior(kind: Any, rng, rank: int) -> Any:
     return kind(**chosen)
 
 
-def _check_gradient(family, kind, update: Update, argument: str, given, value, found, prior) -> None:
+def _check_gradient(family, kind, update: Update, argument: str, given, value, found, prior, factors=None) -> None:
     support = innermost(kind.arg_constraints[argument])
 
     def terms(free):
         there = constrain(support, free)
-        log_prob = kind(**{**given, argument: there}).log_prob(value)
+        by_row = there if factors is None else there * jnp.reshape(factors, (-1,) + (1,) * (there.ndim - 1))
+        log_prob = kind(**{**given, argument: by_row}).log_prob(value)
         return log_prob, 0.0 if prior is None else jnp.sum(prior.log_prob(there))
 
     free = unconstrain(support, found)
@@ -166,6 +180,7 @@ def _check_gradient(family, kind, update: Update, argument: str, given, value, f
     error, size = float(jnp.max(jnp.abs(slope))), float(jnp.max(jnp.sum(jnp.abs(by_row), 0)))
     if not error <= _TOLERANCE * (1 + size):
         with_prior = "" if prior is None else f" with a {type(prior).__name__} prior"
+        with_prior += "" if factors is None else f", degrees {update.degrees},"
         raise ValueError(
             f"{family.name}.{argument}: the update {update.title!r}{with_prior} does not maximise the log-likelihood: "
             f"at its outcome the gradient is {error:.3g}, where single rows add up to {size:.3g}. Derive solve again "

@@ -37,6 +37,7 @@ POISSON_RATE = Update(
     (_events_and_exposure,),
     _solve_rate,
     {dist.Gamma: gamma_on_rate},
+    degrees={"exposure": 1},
 )
 
 

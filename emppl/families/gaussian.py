@@ -141,6 +141,7 @@ SCALE = Update(
         dist.InverseGamma: _inverse_gamma_on_scale,
     },
     order=1,
+    degrees={"square": -2},
 )
 
 

@@ -60,6 +60,7 @@ _MEAN_DEVIATION = Update(
     _mean,
     {dist.InverseGamma: _inverse_gamma},
     order=1,
+    degrees={"deviation": -1},
 )
 
 

@@ -49,7 +49,13 @@ def _solve_rate(pooled, previous, stage):
 
 
 EXPONENTIAL_RATE = Update(
-    "count / total", 0, _POSITIVE, (_events_and_exposure,), _solve_rate, {dist.Gamma: gamma_on_rate}
+    "count / total",
+    0,
+    _POSITIVE,
+    (_events_and_exposure,),
+    _solve_rate,
+    {dist.Gamma: gamma_on_rate},
+    degrees={"exposure": 1},
 )
 
 
@@ -126,7 +132,13 @@ def _shape_and_exposure(moments, arguments, current):
 
 
 GAMMA_RATE = Update(
-    "concentration x count / total", 0, _POSITIVE, (_shape_and_exposure,), _solve_rate, {dist.Gamma: gamma_on_rate}
+    "concentration x count / total",
+    0,
+    _POSITIVE,
+    (_shape_and_exposure,),
+    _solve_rate,
+    {dist.Gamma: gamma_on_rate},
+    degrees={"exposure": 1},
 )
 
 

@@ -39,6 +39,9 @@ class Update:
         by_entry: for vectors and matrices: is the log-likelihood a sum over single entries, each with quantities of its
             own, so that only the parameter's constraint ties them together? Then the argument may be put together
             from entries of the parameter in any way (padded, reversed, transposed).
+        degrees: where the argument is ``s`` times the parameter, ``s`` data, every quantity is that of the argument
+            times this power of ``s`` (a rate times an exposure: ``{"events": 0, "exposure": 1}``). None where the
+            update does not scale so; what is not named has degree 0.
     """
 
     title: str
@@ -49,6 +52,7 @@ class Update:
     priors: Mapping[type, Callable[[dict, Any], dict]] = dataclasses.field(default_factory=dict)
     order: int = 0
     by_entry: bool = False
+    degrees: Mapping[str, int] | None = None
 
 
 def no_reference(value, mean) -> Arrays:

@@ -51,37 +51,39 @@ def average(
     """
     strategy = simulator.strategy
     assert isinstance(strategy, SAEM)
-    while path.status is StopReason.RUNNING:
-        keep()
-        if path.iteration >= max_iterations:
-            path.status = StopReason.MAX_ITERATIONS
-            break
-        drawn = draw(simulator, path, leaves, strategy.num_samples)
-        step = 1.0 if path.phase == "burn-in" else (len(path.trail.values) + 1) ** -strategy.decay
-        new = {axis: np.asarray(one).reshape(-1, *one.shape[2:]) for axis, one in drawn.draws.items()}
-        if path.window is None:
-            path.window = Window({axis: one[:0] for axis, one in new.items()}, np.zeros(0))
-        path.window = path.window.after(new, step, strategy.window)
-        draws, shares = path.window.padded()
-        remembered = Drawn(draws, drawn.evidence, drawn.chains)  # type: ignore[arg-type]
-        improved = simulator.improve(path.params, remembered, jnp.asarray(shares), leaves, prepared, path.memory)
-        path.log_likelihood = float(improved.log_likelihood)
-        path.objective = path.log_likelihood + float(improved.log_prior)
-        path.record(strategy.num_samples * strategy.num_chains, path.phase, bool(improved.unfinished))
-        if not all(np.all(np.isfinite(value)) for value in jax.device_get(improved.params).values()):
-            path.status = StopReason.NOT_FINITE
-            return
-        path.params, path.memory = improved.params, improved.memory
-        path.iteration += 1
-        report(path)
-        path.trail.add(path.params)
-        if path.trail.is_long and (path.trail.is_level or (closes and _is_close(path))):
-            if path.phase == "averaging":
-                path.status = path.settled
-            else:
-                path.begin("averaging")
-    if path.phase == "averaging" and path.trail.values:
-        path.params = inside(simulator.program, path.trail.mean(path.params), path.params)
+    try:
+        while path.status is StopReason.RUNNING:
+            keep()
+            if path.iteration >= max_iterations:
+                path.status = StopReason.MAX_ITERATIONS
+                break
+            drawn = draw(simulator, path, leaves, strategy.num_samples)
+            step = 1.0 if path.phase == "burn-in" else (len(path.trail.values) + 1) ** -strategy.decay
+            new = {axis: np.asarray(one).reshape(-1, *one.shape[2:]) for axis, one in drawn.draws.items()}
+            if path.window is None:
+                path.window = Window({axis: one[:0] for axis, one in new.items()}, np.zeros(0))
+            path.window = path.window.after(new, step, strategy.window)
+            draws, shares = path.window.padded()
+            remembered = Drawn(draws, drawn.evidence, drawn.chains)  # type: ignore[arg-type]
+            improved = simulator.improve(path.params, remembered, jnp.asarray(shares), leaves, prepared, path.memory)
+            path.log_likelihood = float(improved.log_likelihood)
+            path.objective = path.log_likelihood + float(improved.log_prior)
+            path.record(strategy.num_samples * strategy.num_chains, path.phase, bool(improved.unfinished))
+            if not all(np.all(np.isfinite(value)) for value in jax.device_get(improved.params).values()):
+                path.status = StopReason.NOT_FINITE
+                return
+            path.params, path.memory = improved.params, improved.memory
+            path.iteration += 1
+            report(path)
+            path.trail.add(path.params)
+            if path.trail.is_long and (path.trail.is_level or (closes and _is_close(path))):
+                if path.phase == "averaging":
+                    path.status = path.settled
+                else:
+                    path.begin("averaging")
+    finally:
+        if path.phase == "averaging" and path.trail.values:
+            path.params = inside(simulator.program, path.trail.mean(path.params), path.params)
 
 
 def _is_close(path: Path) -> bool:

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl.fit.ascent import chi_square_mean_quantile
+from emppl.fit.looks import Looks
 from emppl.fit.mixing import Mixing, mixing
 from emppl.fit.outcome import StopReason
 from emppl.fit.path import Path, draw
@@ -114,75 +115,84 @@ class Closing:
 
 
 def close(
-    simulator: Simulator, path: Path, leaves, prepared, tolerance: float, report: Callable[[Path], None]
+    simulator: Simulator,
+    path: Path,
+    leaves,
+    tolerance: float,
+    report: Callable[[Path], None],
+    keep: Callable[[], None] = lambda: None,
 ) -> Closing:
     """Step to the root of the score until what is left to gain is below the tolerance.
 
     Args:
         simulator: compiled steps.
-        path: the fit, changed in place.
+        path: the fit, changed in place; what was seen so far is in its ``looks``.
         leaves: the data.
-        prepared: their statistics.
         tolerance: in nats, on the gain that is left, noise included.
         report: called after every step.
+        keep: called where the fit may be taken up again.
 
     Returns:
         Errors and diagnostics.
     """
     program, strategy = simulator.program, simulator.strategy
     block = strategy.num_samples if isinstance(strategy, MonteCarlo) else min(_BLOCK, strategy.max_samples)
-    number = max(path.number, block)
-    while number < _FEWEST and 2 * number <= strategy.max_samples:
-        number *= 2
-    pool, averaged, steps = _Pool(), 0, 0
+    first = max(path.number, block)
+    while first < _FEWEST and 2 * first <= strategy.max_samples:
+        first *= 2
+    if path.looks is None:
+        path.looks = Looks(first)
+    looks = path.looks
     held = tuple(program.rough)
     while True:
-        drawn = draw(simulator, path, leaves, number, block)
+        keep()
+        drawn = draw(simulator, path, leaves, looks.number, block)
         local = _charts(program, jax.device_get(path.params), leaves)
-        pool.add(*_look(simulator, path, local, drawn, leaves, prepared))
-        can_double = 2 * number <= strategy.max_samples
-        note = pool.note
+        looks.add(*_look(simulator, path, local, drawn, leaves, first))
+        can_double = 2 * looks.number <= strategy.max_samples
+        note = looks.note
         if note is not None and can_double:
-            number, pool, averaged = 2 * number, _Pool(), 0
+            looks.double()
             continue
         if note is not None:
-            nothing = np.full_like(pool.matrix, np.nan)
-            nowhere = Information(pool.matrix, pool.score)
+            nothing = np.full_like(looks.matrix, np.nan)
+            nowhere = Information(looks.matrix, looks.score)
             mixed, unknown = (
                 mixing(program, drawn.draws),
                 np.full(sum(one.boundary.size for one in local.values()), np.nan),
             )
-            return Closing(local, nowhere, nothing, np.nan, np.nan, averaged, mixed, unknown, note, held)
-        inverse = np.linalg.inv(pool.matrix)
-        step = inverse @ pool.score
-        left, noise = float(step @ pool.score) / 2, float(np.sum(inverse * pool.errors)) / 2
+            return Closing(local, nowhere, nothing, np.nan, np.nan, looks.averaged, mixed, unknown, note, held)
+        inverse = np.linalg.inv(looks.matrix)
+        step = inverse @ looks.score
+        left, noise = float(step @ looks.score) / 2, float(np.sum(inverse * looks.errors)) / 2
         # Noise of the point and of this look at it; how many directions share it.
-        expected = noise * (1 + 1 / max(averaged, 1))
-        shared = inverse @ pool.errors
+        expected = noise * (1 + 1 / max(looks.averaged, 1))
+        shared = inverse @ looks.errors
         apart = chi_square_mean_quantile(max(4 * noise**2 / max(np.sum(shared * shared.T), 1e-300), 1.0), _RARE)
-        is_near = left <= max((apart if averaged else _NEAR) * expected, tolerance / 100)
+        is_near = left <= max((apart if looks.averaged else _NEAR) * expected, tolerance / 100)
         if not is_near:
-            averaged = 0  # not counted: the parabola was not right, or this look's noise is an extreme one
+            looks.averaged = 0  # not counted: the parabola was not right, or this look's noise is an extreme one
+        averaged = looks.averaged
         settled = averaged > 0 and noise / averaged <= tolerance / 2 and left <= max(tolerance, _NEAR * expected)
-        settled = settled and pool.uncertainty <= _KNOWN
-        path.record(number * strategy.num_chains, "closing step", gain=left, gain_error=noise)
+        settled = settled and looks.uncertainty <= _KNOWN
+        path.record(looks.number * strategy.num_chains, "closing step", gain=left, gain_error=noise)
         report(path)
-        if settled or steps >= _MOST_STEPS:
+        if settled or looks.steps >= _MOST_STEPS:
             path.status = StopReason.CONVERGED if settled else StopReason.NOISY
-            covariance = inverse @ pool.errors @ inverse / max(averaged, 1)
-            found = Information(pool.matrix, pool.score)
-            deviations = _deviations(simulator, path, local, drawn, leaves, inverse, covariance, len(pool.looks))
+            covariance = inverse @ looks.errors @ inverse / max(averaged, 1)
+            found = Information(looks.matrix, looks.score)
+            deviations = _deviations(simulator, path, local, drawn, leaves, inverse, covariance, len(looks.seen))
             mixed = mixing(program, drawn.draws)
             return Closing(local, found, covariance, left, noise, averaged, mixed, deviations, held=held)
-        if (noise > _NOISY * tolerance or pool.uncertainty > 3 * _KNOWN) and can_double:
-            number, pool, averaged = 2 * number, _Pool(), 0  # averaging alone would take many steps
+        if (noise > _NOISY * tolerance or looks.uncertainty > 3 * _KNOWN) and can_double:
+            looks.double()  # averaging alone would take many steps
             continue
-        steps += 1
+        looks.steps += 1
         if is_near:
-            averaged += 1
-        length = 1 / averaged if averaged else min(math.sqrt(_FAR / left), 1.0)
-        if averaged <= 1:
-            pool = _Pool()  # what was seen before the first step that counts was seen elsewhere
+            looks.averaged += 1
+        length = 1 / looks.averaged if looks.averaged else min(math.sqrt(_FAR / left), 1.0)
+        if looks.averaged <= 1:
+            looks.forget()  # what was seen before the first step that counts was seen elsewhere
         path.params = _moved(program, local, path.params, length * step)
         path.iteration += 1
 
@@ -195,71 +205,17 @@ def _charts(program, params, leaves) -> dict[str, Chart]:
     return found
 
 
-class _Pool:
-    """What several looks near one point say together: the information wants more draws than the score does.
-
-    The information is the difference of two matrices which, where EM is slow, are nearly equal: a small relative error
-    of either is a large one of the difference, and of every error that is computed from it.
-    """
-
-    def __init__(self) -> None:
-        self.looks: list[tuple[np.ndarray, ...]] = []
-
-    def add(self, score: np.ndarray, information: np.ndarray, by_chain: np.ndarray, errors: np.ndarray) -> None:
-        """One look; one in other coordinates than those before it starts afresh."""
-        if self.looks and self.looks[-1][0].shape != score.shape:
-            self.looks = []
-        self.looks.append((score, information, by_chain, errors))
-
-    @property
-    def score(self) -> np.ndarray:
-        """Of the last look, where the parameters are now."""
-        return self.looks[-1][0]
-
-    @property
-    def matrix(self) -> np.ndarray:
-        """Observed information."""
-        return np.mean([information for _, information, *_ in self.looks], 0)
-
-    @property
-    def errors(self) -> np.ndarray:
-        """Covariance of the score's noise in one look."""
-        return np.mean([errors for *_, errors in self.looks], 0)
-
-    @property
-    def uncertainty(self) -> float:
-        """Largest relative error of the information in any coordinate, from the spread of the chains."""
-        root = np.linalg.cholesky(self.matrix)
-        each = np.concatenate([by_chain for *_, by_chain, _ in self.looks])
-        white = np.linalg.solve(root, np.swapaxes(np.linalg.solve(root, each), -1, -2))
-        return float(np.max(np.std(np.diagonal(white, axis1=-2, axis2=-1), 0, ddof=1), initial=0) / np.sqrt(len(each)))
-
-    @property
-    def note(self) -> str | None:
-        """Why there is no closing phase, or None."""
-        matrix, score = self.matrix, self.score
-        if not np.all(np.isfinite(matrix)) or not np.all(np.isfinite(score)):
-            found = "The observed information is not finite"
-        elif len(score) and np.linalg.eigvalsh(_scaled(matrix))[0] <= 1e-8:
-            found = "The observed information, estimated from the draws, is not positive definite"
-        else:
-            return None
-        return found + ": the fit ends without a closing phase, and without Monte Carlo standard errors."
-
-
-def _look(simulator: Simulator, path: Path, local, drawn, leaves, prepared):
+def _look(simulator: Simulator, path: Path, local, drawn, leaves, block: int):
     """Score, information, information chain by chain, covariance of the score's noise.
 
     All in the coordinates that are not held.
     """
     frames = {name: one.frame for name, one in local.items()}
-    measured = simulator.measure(path.params, frames, drawn, leaves, prepared)
+    measured = simulator.derivatives.measure(path.params, frames, drawn, leaves, block)
     active = np.concatenate([one.active for one in local.values()])
-    scores = np.asarray(measured.scores)[active].reshape(active.sum(), simulator.strategy.num_chains, -1)
-    errors = batch_error(np.moveaxis(scores, 0, -1)) + np.asarray(measured.weighing)[np.ix_(active, active)]
-    information, by_chain = (
-        np.asarray(one)[..., active, :][..., active] for one in (measured.information, measured.by_chain)
-    )
+    scores = measured.scores[active]
+    errors = batch_error(np.moveaxis(scores, 0, -1)) + measured.weighing[np.ix_(active, active)]
+    information, by_chain = (one[..., active, :][..., active] for one in (measured.information, measured.by_chain))
     return scores.mean((1, 2)), information, by_chain, errors
 
 
@@ -275,7 +231,7 @@ def _deviations(simulator, path, local, drawn, leaves, inverse, covariance, look
     along = np.zeros((len(gradients), len(active)))
     along[:, active] = gradients @ inverse
     frames = {name: one.frame for name, one in local.items()}
-    found = simulator.curvatures(path.params, frames, drawn, leaves, jnp.asarray(along))
+    found = simulator.derivatives.curvatures(path.params, frames, drawn, leaves, jnp.asarray(along))
     each = np.asarray(found.second).reshape(len(along), simulator.strategy.num_chains, -1)
     change = np.asarray(found.change)[:, active]
     noise = np.diagonal(batch_error(np.moveaxis(each, 0, -1))) / looks
@@ -283,11 +239,6 @@ def _deviations(simulator, path, local, drawn, leaves, inverse, covariance, look
     variances = np.einsum("ij,ij->i", gradients, along[:, active])
     # A variance that is zero, of an entry that is held, has no error.
     return np.sqrt(noise) / (2 * np.sqrt(np.where(variances > 0, variances, 1)))
-
-
-def _scaled(matrix: np.ndarray) -> np.ndarray:
-    unit = np.sqrt(np.maximum(np.abs(np.diagonal(matrix)), np.finfo(float).tiny))
-    return matrix / np.outer(unit, unit)
 
 
 def _moved(program, local: Mapping[str, Chart], params, step: np.ndarray) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from emppl.information.identification import shift_effects
 from emppl.information.uncertainty import hessian_columns, score
 from emppl.parameters import check
 from emppl.program import Options, Program
-from emppl.structure.same_model import is_same_model
 from emppl.trace import WeightedRows, trace_model, with_array_in_front
+from emppl.trace.same_model import is_same_model
 
 _FEW_CELLS = 4096
 """So few table cells an iteration that a fit takes less time than compiling it well."""

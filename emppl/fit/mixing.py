@@ -19,8 +19,8 @@ from emppl.estep.draws import Chains
 from emppl.estep.simulated import simulated
 from emppl.information.uncertainty import label
 from emppl.integral import Integral
+from emppl.naming import first, model_name
 from emppl.program import Program
-from emppl.trace.naming import first, model_name
 
 LARGEST_R_HAT = 1.05
 _LARGEST = 2**22

@@ -12,6 +12,7 @@ import numpy as np
 
 from emppl.estep.simulated import Drawn
 from emppl.fit.checkpoint import flattened, key_data, key_like, restored
+from emppl.fit.looks import Looks
 from emppl.fit.outcome import StopReason
 from emppl.fit.reuse import OldDraws
 from emppl.fit.simulator import Simulator
@@ -41,6 +42,8 @@ class Path:
         window: past draws that Q remembers, where it does.
         old: draws of the last E-step, where they may serve again.
         errors: Monte Carlo standard errors of averaged estimates, where there is no closing phase.
+        looks: what the closing phase has seen, once it began.
+        unaided: does the ascent go on to the tolerance because the closing phase found nothing?
     """
 
     params: Any
@@ -60,10 +63,12 @@ class Path:
     window: Window | None = None
     old: OldDraws | None = None
     errors: dict[str, np.ndarray] | None = None
+    looks: Looks | None = None
+    unaided: bool = False
 
     def state(self) -> dict[str, Any]:
         """All that it takes to go on, as arrays by name."""
-        scalars = ("status", "iteration", "number", "objective", "log_likelihood", "total_draws", "phase")
+        scalars = ("status", "iteration", "number", "objective", "log_likelihood", "total_draws", "phase", "unaided")
         values = {name: getattr(self, name) for name in scalars} | {"status": self.status.value}
         trees = {name: getattr(self, name) for name in ("params", "chains", "memory")}
         found = {name: np.asarray(value) for name, value in values.items()} | {"key": key_data(self.key)}
@@ -75,8 +80,8 @@ class Path:
             found["trail"] = np.array(self.trail.values)
         if self.spread is not None:
             found["spread"] = self.spread
-        for name, draws in (("window", self.window), ("old", self.old)):
-            found |= {} if draws is None else flattened(name, draws.arrays)
+        for name, kept in (("window", self.window), ("old", self.old), ("looks", self.looks)):
+            found |= {} if kept is None else flattened(name, kept.arrays)
         return found
 
     def restore(self, saved: Mapping[str, np.ndarray]) -> None:
@@ -85,7 +90,7 @@ class Path:
         Args:
             saved: that of a path that began as this one did.
         """
-        for name in ("iteration", "number", "objective", "log_likelihood", "total_draws", "phase"):
+        for name in ("iteration", "number", "objective", "log_likelihood", "total_draws", "phase", "unaided"):
             setattr(self, name, saved[name].item())
         self.status = StopReason(saved["status"].item())
         self.key = key_like(saved["key"], self.key)
@@ -100,6 +105,8 @@ class Path:
             self.window = Window(**restored("window", saved, like))
         if any(name.startswith("old[") for name in saved):
             self.old = OldDraws(**restored("old", saved, OldDraws.like(self.params, self.chains)))
+        if any(name.startswith("looks[") for name in saved):
+            self.looks = Looks.of(restored("looks", saved, Looks.like()))
 
     def begin(self, phase: str) -> None:
         """Go on to another phase."""

@@ -1,4 +1,4 @@
-"""The compiled functions of a Monte Carlo fit: draw, improve, measure."""
+"""The compiled functions of a Monte Carlo fit: draw, improve, wander."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from emppl import estep, mstep
-from emppl.estep.nearby import nearby_log_likelihood
 from emppl.estep.reweighting import Reweighted, log_densities, ratio_residuals
-from emppl.estep.simulated import begin_chains, complete_log_densities, draw_all, simulated, simulated_expectations
+from emppl.estep.simulated import (
+    begin_chains,
+    complete_log_densities,
+    draw_all,
+    simulated,
+    simulated_expectations,
+)
+from emppl.fit.derivatives import Derivatives
 from emppl.fit.loop import smallest_scale
-from emppl.information.charts import value_at
 from emppl.program import Program
 from emppl.strategies import Simulated
 
@@ -38,35 +42,6 @@ class Improved(NamedTuple):
     gains: Any
     log_likelihood: Any
     log_prior: Any
-
-
-class Measured(NamedTuple):
-    """Derivatives at one point, in local coordinates.
-
-    Attributes:
-        scores: gradient of every draw's complete-data log density, ``(coordinates, draws)``.
-        weighing: covariance of the noise of their mean that comes from the evidence of discrete states.
-        information: minus the Hessian of the log-likelihood plus log prior, ``(coordinates, coordinates)``.
-        by_chain: the same from every chain alone, ``(chains, coordinates, coordinates)``.
-    """
-
-    scores: Any
-    weighing: Any
-    information: Any
-    by_chain: Any
-
-
-class Curvatures(NamedTuple):
-    """For every entry of every parameter, in the direction in which its estimate varies.
-
-    Attributes:
-        second: second derivative of the log-likelihood, as a mean over the draws: what each of them adds (up to a
-            constant), ``(entries, draws)``.
-        change: gradient of the entry's variance in local coordinates, ``(entries, coordinates)``.
-    """
-
-    second: Any
-    change: Any
 
 
 class Wandered(NamedTuple):
@@ -99,8 +74,7 @@ class Simulator:
         self.draw = jax.jit(functools.partial(draw_all, program), static_argnames="number")
         self.log_densities = jax.jit(functools.partial(log_densities, program))
         self.improve = jax.jit(self._improve)
-        self.measure = jax.jit(self._measure)
-        self.curvatures = jax.jit(self._curvatures)
+        self.derivatives = Derivatives(program)
         self.informed_shares = jax.jit(functools.partial(estep.informed_shares, program))
         self.wander = jax.jit(self._wander, static_argnames="number")
 
@@ -150,98 +124,6 @@ class Simulator:
 
         (_, memory, chains), every = jax.lax.scan(advance, (params, memory, chains), jax.random.split(key, number))
         return Wandered(memory, chains, every)
-
-    def _measure(self, params, frames, drawn, leaves, prepared) -> Measured:
-        program = self.program
-        found = simulated_expectations(program, self.fused, params, drawn, None, leaves, prepared)
-        each = self._along(frames, found, leaves, prepared)
-        zero = jnp.zeros(sum(frames[name].size for name in program.free))
-        unit = jnp.eye(len(zero))
-        scores = jax.lax.map(lambda along: jax.jvp(each, (zero,), (along,))[1], unit)
-
-        def information(draws):
-            near, equal = self._nearby(params, frames, draws, drawn.evidence, leaves)
-            slope = jax.grad(lambda step: near(step, equal))
-            hessian = jax.lax.map(lambda along: jax.jvp(slope, (zero,), (along,))[1], unit)
-            return -(hessian + hessian.T) / 2
-
-        weighing = self._weighing(params, frames, drawn, leaves, unit)
-        return Measured(scores, weighing, information(_stacked(drawn.draws)), jax.lax.map(information, drawn.draws))
-
-    def _weighing(self, params, frames, drawn, leaves, unit):
-        """What the importance draws that decide between discrete states add to the noise of the score."""
-        if not drawn.parts:
-            return jnp.zeros((len(unit), len(unit)))
-
-        def slope(along):
-            """Of the score in one direction, with respect to the log evidence of every cell."""
-
-            def score(known):
-                near, equal = self._nearby(params, frames, _stacked(drawn.draws), {**drawn.evidence, **known}, leaves)
-                return jax.jvp(lambda step: near(step, equal), (jnp.zeros(len(unit)),), (along,))[1]
-
-            return jax.grad(score)({axis: drawn.evidence[axis] for axis in drawn.parts})
-
-        slopes = jax.lax.map(slope, unit)
-        total: Any = 0.0
-        for axis, parts in drawn.parts.items():
-            position = self.program.axes.names.index(axis)
-            parts = jnp.where(jnp.isfinite(parts), parts, 0)  # of states that are impossible
-            each = jnp.moveaxis(parts * parts.shape[position] - 1, position, 0)
-            each = jnp.reshape(each, (len(each), -1)) @ jnp.reshape(slopes[axis], (len(unit), -1)).T
-            total = total + each.T @ each / len(each) ** 2
-        return total
-
-    def _curvatures(self, params, frames, drawn, leaves, directions) -> Curvatures:
-        near, equal = self._nearby(params, frames, _stacked(drawn.draws), drawn.evidence, leaves)
-        zero = jnp.zeros(directions.shape[-1])
-
-        def second(function, step, direction):
-            slope = lambda length: jax.jvp(lambda t: function(step + t * direction), (length,), (1.0,))[1]  # noqa: E731
-            return jax.jvp(slope, (0.0,), (1.0,))[1]
-
-        def entry(step, position):
-            moved = self._moved(frames, step)
-            return jnp.concatenate([jnp.ravel(moved[name]) for name in self.program.free])[position]
-
-        def one(position):
-            along = directions[position]
-            bend = jax.grad(lambda step: jax.jvp(lambda at: entry(at, position), (step,), (along,))[1])(zero)
-            third = jax.grad(lambda step: second(lambda at: near(at, equal), step, along))(zero)
-            # What one more of a draw would change: the infinitesimal jackknife.
-            each = jax.grad(lambda shares: second(lambda at: near(at, shares), zero, along))(equal)
-            return each, 2 * bend + third
-
-        return Curvatures(*jax.lax.map(one, jnp.arange(len(directions))))
-
-    def _moved(self, frames, step):
-        """Parameters after a step in local coordinates."""
-        program = self.program
-        parts = jnp.split(step, np.cumsum([frames[name].size for name in program.free])[:-1])
-        return {
-            name: value_at(program.trace.sites[name].constraint, frames[name], part)
-            for name, part in zip(program.free, parts, strict=True)
-        }
-
-    def _nearby(self, params, frames, draws, evidence, leaves):
-        """Log-likelihood plus log prior after a step in local coordinates, given shares of the draws; equal shares."""
-        near = nearby_log_likelihood(self.program, params, draws, evidence, leaves)
-
-        def value(step, shares):
-            moved = self._moved(frames, step)
-            return near({**params, **moved}, shares) + self.program.log_prior({**params, **moved}, leaves)
-
-        number = len(next(iter(draws.values())))
-        return value, jnp.full(number, 1 / number)
-
-    def _along(self, frames, found, leaves, prepared):
-        """Complete-data log density of every draw after a step in local coordinates."""
-        return lambda step: complete_log_densities(self.program, found, prepared, self._moved(frames, step), leaves)
-
-
-def _stacked(draws):
-    """Draws of all chains, one after the other."""
-    return {axis: jnp.reshape(one, (-1, *one.shape[2:])) for axis, one in draws.items()}
 
 
 def batch_error(values: np.ndarray) -> np.ndarray:

@@ -128,7 +128,7 @@ def _first_target(program: Program, name: str) -> Target | None:
             continue
         if path[2] in factor.family.argument_ranks and name in factor.parameters[path[2]]:
             selection = program.dependence.selection(name, position)
-            if not isinstance(selection, str) and not selection.map and not selection.masked:
+            if not isinstance(selection, str) and selection.is_plain:
                 return Target(path[0], path[2])
     return None
 

@@ -35,6 +35,12 @@ _REPLICATES = 16
 _HARDLY = 0.1
 """Share of a latent's information below which a gain of one M-step says little of what is left to gain."""
 
+_ENDED = (StopReason.CONVERGED, StopReason.NOISY)
+"""How an ascent or an average ends that a closing phase may follow."""
+
+_CHOSEN = "chosen"
+"""Name of the number of the best restart, in checkpoints."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Simulation:
@@ -88,7 +94,7 @@ def run(
         tolerance: in nats.
         max_iterations: most M-steps of every restart.
         report: called with the states of all restarts after every M-step.
-        checkpoint: where the state is kept until the closing phase, and taken from if there is one.
+        checkpoint: where the state is kept, and taken from if there is one.
 
     Returns:
         ``(states, history, rows, simulation, interrupted, index of the best restart)``.
@@ -102,66 +108,65 @@ def run(
         key, mine = jax.random.split(key)
         paths.append(Path(start, simulator.begin(), memory, mine, simulator.strategy.num_samples))
 
+    chosen: int | None = None
     saved = None if checkpoint is None else checkpoint.load()
-    for lane, path in enumerate(paths if saved is not None else ()):
-        mark = f"{lane}/"
-        path.restore({n.removeprefix(mark): one for n, one in (saved or {}).items() if n.startswith(mark)})
+    if saved is not None:
+        for lane, path in enumerate(paths):
+            mark = f"{lane}/"
+            path.restore({n.removeprefix(mark): one for n, one in saved.items() if n.startswith(mark)})
+        chosen = int(saved[_CHOSEN]) if _CHOSEN in saved else None
 
     def show(_path):
         report(_states(paths))
 
     def state():
-        return {f"{lane}/{name}": one for lane, path in enumerate(paths) for name, one in path.state().items()}
+        found = {f"{lane}/{name}": one for lane, path in enumerate(paths) for name, one in path.state().items()}
+        return found if chosen is None else {**found, _CHOSEN: np.array(chosen)}
 
     def keep():
         if checkpoint is not None:
             checkpoint.save_at_times(state)
 
-    closing, interrupted, notes, chosen = None, False, [], None
+    closing, interrupted, notes = None, False, []
     frozen: dict[str, float] = {}
-    closes = program.free_dimensions <= MOST_DIMENSIONS
+    closes = program.free_dimensions <= MOST_DIMENSIONS and not isinstance(simulator.strategy, StochasticEM)
     rough = max(tolerance, HANDOVER) if tolerance and closes else tolerance  # 0 goes on to the last iteration
     value, error = float("nan"), float("nan")
     try:
-        for path in paths:
-            if isinstance(simulator.strategy, StochasticEM):
-                wander(simulator, path, leaves, prepared, tolerance, max_iterations, show, keep)
-            elif isinstance(simulator.strategy, SAEM):
-                average(simulator, path, leaves, prepared, max_iterations, closes, show, keep)
-            else:
-                climb(simulator, path, leaves, prepared, rough, max_iterations, show, keep)
-            if checkpoint is not None:
-                checkpoint.save(state())
-        if lanes > 1:  # the last E-step's estimate is too noisy to compare restarts by
+        if chosen is None:
             for path in paths:
-                value, error = _log_likelihood(evidence, path, leaves)
-                path.objective, path.log_likelihood = path.objective + value - path.log_likelihood, value
-        chosen = _best(paths)
+                if isinstance(simulator.strategy, StochasticEM):
+                    wander(simulator, path, leaves, prepared, tolerance, max_iterations, show, keep)
+                elif isinstance(simulator.strategy, SAEM):
+                    average(simulator, path, leaves, prepared, max_iterations, closes, show, keep)
+                else:
+                    climb(simulator, path, leaves, prepared, rough, max_iterations, show, keep)
+                if checkpoint is not None:
+                    checkpoint.save(state())
+            if lanes > 1:  # the last E-step's estimate is too noisy to compare restarts by
+                for path in paths:
+                    value, error = _log_likelihood(evidence, path, leaves)
+                    path.objective, path.log_likelihood = path.objective + value - path.log_likelihood, value
+            chosen = _best(paths)
         best = paths[chosen]
         if isinstance(simulator.strategy, StochasticEM):
             notes.append(_words(best))
             if best.status is StopReason.CONVERGED:
                 # Iterations forget where they were as fast as EM moves: too slowly for an average of so many.
                 frozen = _frozen(simulator, best, leaves, 1 / len(best.trail.values))
-        elif best.status in (StopReason.CONVERGED, StopReason.NOISY):
-            if closes:
-                closing = close(simulator, best, leaves, prepared, tolerance, show)
-                if closing.note is not None and isinstance(simulator.strategy, MonteCarlo) and rough > tolerance:
-                    best.status = StopReason.RUNNING  # it did not do the rest
-                    climb(simulator, best, leaves, prepared, tolerance, max_iterations, show)
-                    has_ended = best.status in (StopReason.CONVERGED, StopReason.NOISY)
-                    closing = close(simulator, best, leaves, prepared, tolerance, show) if has_ended else None
-                if closing is not None and closing.note is not None:
-                    notes.append(closing.note)
-                    if best.status is StopReason.CONVERGED:
-                        frozen = _frozen(simulator, best, leaves, _HARDLY)
-                if closing is not None and closing.mixing.is_poor:
-                    best.status = StopReason.UNMIXED
-            else:
-                notes.append(
-                    f"The model has more than {MOST_DIMENSIONS} free dimensions: no closing phase, and no Monte Carlo "
-                    "standard errors."
-                )
+        elif closes:
+            closing = _finish(simulator, best, leaves, prepared, tolerance, rough, max_iterations, show, keep)
+        elif best.status in _ENDED:
+            notes.append(
+                f"The model has more than {MOST_DIMENSIONS} free dimensions: no closing phase, and no Monte Carlo "
+                "standard errors."
+            )
+        if closing is not None and closing.note is not None:
+            notes.append(closing.note)
+            if best.status is StopReason.CONVERGED:
+                frozen = _frozen(simulator, best, leaves, _HARDLY)
+        if closing is not None and closing.mixing.is_poor:
+            best.status = StopReason.UNMIXED
         value, error = _log_likelihood(evidence, best, leaves)
         best.objective += value - best.log_likelihood
         best.log_likelihood = value
@@ -186,6 +191,25 @@ def _frozen(simulator: Simulator, path: Path, leaves, least: float) -> dict[str,
         if path.errors is not None:
             path.errors = {name: np.full_like(one, np.nan) for name, one in path.errors.items()}
     return found
+
+
+def _finish(
+    simulator: Simulator, path: Path, leaves, prepared, tolerance, rough, max_iterations, show, keep
+) -> Closing | None:
+    """The closing phase; where it finds nothing, the ascent does what it should have done, and it tries again.
+
+    Returns:
+        What was found; None where the ascent came to no end.
+    """
+    if not path.unaided:
+        if path.status not in _ENDED:
+            return None
+        closing = close(simulator, path, leaves, tolerance, show, keep)
+        if closing.note is None or not isinstance(simulator.strategy, MonteCarlo) or rough <= tolerance:
+            return closing
+        path.status, path.looks, path.unaided = StopReason.RUNNING, None, True
+    climb(simulator, path, leaves, prepared, tolerance, max_iterations, show, keep)
+    return close(simulator, path, leaves, tolerance, show, keep) if path.status in _ENDED else None
 
 
 def _words(path: Path) -> str:

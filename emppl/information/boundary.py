@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from emppl.information.charts import Chart
+from emppl.naming import model_name
 from emppl.parameters import bounds, constraint_name
 from emppl.program import Program
-from emppl.trace.naming import model_name
 
 if TYPE_CHECKING:
     from emppl.information.uncertainty import Information

@@ -10,9 +10,9 @@ import numpy as np
 
 from emppl.families.registry import family_of
 from emppl.information.charts import Chart
+from emppl.naming import model_name
 from emppl.parameters import constraint_name
 from emppl.program import Program
-from emppl.trace.naming import model_name
 
 
 def integrated_corners(program: Program) -> dict[str, str]:

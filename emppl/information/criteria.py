@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl.estep import user_layout, whole_scans
+from emppl.naming import model_name
 from emppl.program import Program
-from emppl.trace.naming import model_name
 
 
 def cell_weights(program: Program, leaves) -> dict[str, jax.Array]:

@@ -43,12 +43,14 @@ class ClosedForm(Rule):
         closed: the update.
         map: from the parameter to the argument; the closed form gives the argument's value, which is mapped back.
         cell: the axes of the parameter that form one cell of the argument, counted from the end.
+        scaled: is the argument, at some site, entries of the parameter times data?
     """
 
     targets: tuple[Target, ...]
     closed: Update
     map: ElementMap = ElementMap()
     cell: tuple[int, ...] = ()
+    scaled: bool = False
 
     kind: ClassVar[str] = "closed form"
     exact: ClassVar[bool] = True
@@ -95,6 +97,7 @@ def propose(context: RuleContext, name: str, anywhere: bool = False) -> ClosedFo
     update: Update | None = None
     maps: list[ElementMap] = []
     cells: list[tuple[int, ...]] = []
+    scaled = False
     found = entries_of(context, name)
     if not found:
         return "no likelihood site depends on it"
@@ -110,7 +113,12 @@ def propose(context: RuleContext, name: str, anywhere: bool = False) -> ClosedFo
             return f"the value of site {factor.name!r} depends on a parameter"
         selection = context.dependence.selection(name, position)
         candidate = factor.family.updates.get(field)
-        if isinstance(selection, Selection) and candidate is not None:
+        is_scaled = isinstance(selection, Selection) and (selection.masked or selection.scaled)
+        if is_scaled and candidate is not None and candidate.degrees is not None:
+            scaled = True
+        elif isinstance(selection, Selection) and selection.scaled:
+            selection = "it is multiplied by data"
+        elif isinstance(selection, Selection) and candidate is not None:
             if selection.masked or _cell_axes(context, selection, rank, candidate, position) is None:
                 diagonal = diagonal_update(context, factor, field, name, selection.map, position)
                 candidate = diagonal if isinstance(diagonal, Update) else candidate
@@ -148,9 +156,12 @@ def propose(context: RuleContext, name: str, anywhere: bool = False) -> ClosedFo
         return f"it enters through different maps ({'; '.join(sorted({str(one) or 'as it is' for one in maps}))})"
     if any(one != cells[0] for one in cells):
         return "its cells lie along different axes at different sites"
+    title = f"{update.title}, of entries times data" if scaled else update.title
     if maps[0]:
-        through = _through_map(context, name, update, tuple(targets), maps[0])
-        return dataclasses.replace(through, cell=cells[0]) if isinstance(through, ClosedForm) else through
+        through = _through_map(context, name, update, tuple(targets), maps[0], title)
+        return (
+            dataclasses.replace(through, cell=cells[0], scaled=scaled) if isinstance(through, ClosedForm) else through
+        )
     refusal = _constraint_binds(context, name, update, cells[0])
     # What is solved entry by entry is tied together by the constraint alone.
     if refusal is not None and (update.by_entry or not anywhere):
@@ -160,7 +171,7 @@ def propose(context: RuleContext, name: str, anywhere: bool = False) -> ClosedFo
         return prior.reason
     if prior not in (None, "flat") and not _are_last(cells[0]):
         return f"its prior {prior} does not lie along the axes of {update.title!r}"
-    return ClosedForm((name,), update.title, tuple(targets), update, cell=cells[0], prior=prior)
+    return ClosedForm((name,), title, tuple(targets), update, cell=cells[0], scaled=scaled, prior=prior)
 
 
 def at_an_edge(factor: SiteFactor, field: str) -> str | None:
@@ -198,7 +209,9 @@ def _fixes_whole_cells(context: RuleContext, name: str, update: Update, cell: tu
     return bool(np.all(given.any(cell) == given.all(cell)))
 
 
-def _through_map(context: RuleContext, name: str, update: Update, targets, map: ElementMap) -> ClosedForm | str:
+def _through_map(
+    context: RuleContext, name: str, update: Update, targets, map: ElementMap, title: str
+) -> ClosedForm | str:
     """The closed form of the argument, mapped back to the parameter: exact, if it is always within reach."""
     prior = prior_of(context.trace, name)
     if prior not in (None, *FLAT) and context.use_prior:
@@ -215,7 +228,7 @@ def _through_map(context: RuleContext, name: str, update: Update, targets, map: 
             f"it enters through a map ({map}) whose values lie in {reached}, which may bind: "
             f"{update.title!r} can lie anywhere in {needed}"
         )
-    return ClosedForm((name,), f"{update.title}, through {map}", targets, update, map)
+    return ClosedForm((name,), f"{title}, through {map}", targets, update, map)
 
 
 def _range_of(update: Update) -> Interval | None:
@@ -324,11 +337,15 @@ def _pool(rule: ClosedForm, step: Maximisation, params, arrays, contributions) -
         return [program.factors[t.site].argument(there, t.argument) for t in rule.targets]
 
     # Through the map and back: the derivative of what is differentiated is that of the selection alone.
-    current, pull_back = jax.vjp(lambda value: selected(rule.map.inverse(value)), rule.map.forward(params[name]))
+    through, there = lambda value: selected(rule.map.inverse(value)), rule.map.forward(params[name])
+    current, pull_back = jax.vjp(through, there)
+    factors = jax.jvp(through, (there,), (jnp.ones_like(there),))[1] if rule.scaled else [None] * len(current)
     parts = []
-    for target, argument in zip(rule.targets, current, strict=True):
+    for target, argument, factor in zip(rule.targets, current, factors, strict=True):
         quantities = contributions(step.moments(target.site), step.arguments(target.site, arrays), argument)
         parts.append({key: _to_argument(quantity, argument) for key, quantity in quantities.items()})
+        if factor is not None:
+            parts[-1] = {key: _of_entries(rule.closed, key, part, factor) for key, part in parts[-1].items()}
 
     def pooled(key):
         extra = parts[0][key].ndim - current[0].ndim
@@ -338,6 +355,14 @@ def _pool(rule: ClosedForm, step: Maximisation, params, arrays, contributions) -
         return back(*(part[key] for part in parts))
 
     return {key: pooled(key) for key in parts[0]}
+
+
+def _of_entries(update: Update, key: str, quantity: jax.Array, factor: jax.Array) -> jax.Array:
+    """A quantity of the argument as one of the parameter's entries, before it is pulled back (times the factor)."""
+    assert update.degrees is not None
+    power = update.degrees.get(key, 0) - 1
+    # Where the factor is zero, no entry stands in the argument.
+    return jnp.where(factor == 0, 0, quantity * jnp.where(factor == 0, 1, factor) ** power)
 
 
 def _to_argument(quantity: jax.Array, argument: jax.Array) -> jax.Array:

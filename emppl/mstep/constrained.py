@@ -88,7 +88,7 @@ def probabilities_without_a_sum(context: RuleContext, name: str) -> str | None:
         if update is None or "simplex" not in update.support or update.event_rank != 1:
             continue
         selection = context.dependence.selection(name, position)
-        if isinstance(selection, Selection) and not selection.map and not selection.masked:
+        if isinstance(selection, Selection) and selection.is_plain:
             last = len(context.dependence.jaxpr.outvars[position].aval.shape) - 1
             if last in selection.position:
                 return factor.name

@@ -144,7 +144,7 @@ def why_not_a_data_value(context: RuleContext, name: str, found) -> str | None:
         if any(name in factor.parameters.get(other, ()) for other in others):
             return f"it enters more than one argument of site {factor.name!r}"
         selection = context.dependence.selection(name, position)
-        if isinstance(selection, str) or selection.map or selection.masked:
+        if isinstance(selection, str) or not selection.is_plain:
             return f"{field} of site {factor.name!r} is not a plain selection of it"
     return None
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from emppl.naming import model_name
 from emppl.program import Program
-from emppl.trace.naming import model_name
 
 
 def component_axes(program: Program) -> dict[str, dict[str, tuple[int, ...]]]:

@@ -12,10 +12,10 @@ from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Literal
 
+from emppl.naming import model_name
 from emppl.structure.axis_walk import AxisPositions, AxisWalk
 from emppl.structure.jaxpr_walk import Label, Walk, gather_axes, labels_of, propagate, reshaped_axis
 from emppl.structure.maps import ElementMap, step_of
-from emppl.trace.naming import model_name
 
 _ELEMENTWISE_IDENTITY = ("convert_element_type", "copy", "copy_p", "reduce_precision", "optimization_barrier")
 
@@ -128,12 +128,19 @@ class Selection:
         indexed: for every parameter axis, the labels of what indexes it.
         map: what was done to every entry (``exp`` in ``exp(log_sigma)[z]``).
         masked: was it multiplied by an array of constants, whose zeros and ones would make it a selection?
+        scaled: was it multiplied by data, or divided by them (``rate[z] * exposure``)?
     """
 
     position: tuple[int | None, ...]
     indexed: tuple[frozenset[Label], ...]
     map: ElementMap = ElementMap()
     masked: bool = False
+    scaled: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Are its entries those of the parameter, nothing done to them?"""
+        return not self.map and not self.masked and not self.scaled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +172,7 @@ class _SelectionWalk(Walk):
         """Softplus is one map, not the operations it is made of."""
         return self._mapped(equation, tracked) if equation.params.get("name") == "softplus" else None
 
-    def _mapped(self, equation, tracked) -> Selection | None:
+    def _mapped(self, equation, tracked) -> Selection | _Mixed | None:
         """The selection after an elementwise invertible operation with constants."""
         selections = [entry for entry in tracked if isinstance(entry, Selection)]
         others = [self.scalar(a) for a, t in zip(equation.invars, tracked, strict=True) if t is None]
@@ -174,7 +181,11 @@ class _SelectionWalk(Walk):
         step = step_of(
             equation, [None if t is not None else self.scalar(a) for a, t in zip(equation.invars, tracked, strict=True)]
         )
-        return None if step is None else dataclasses.replace(selections[0], map=selections[0].map.then(step))
+        if step is None:
+            return None
+        if selections[0].scaled and step.operation != "multiply by":
+            return _Mixed(f"it is multiplied by data before it goes through a map ({step})")
+        return dataclasses.replace(selections[0], map=selections[0].map.then(step))
 
 
 def _moved(selection: Selection, move) -> Selection:
@@ -242,10 +253,14 @@ def _multiply(tracker, equation, tracked):
         return _Mixed("it is multiplied by itself")
     (selection,) = (entry for entry in tracked if entry is not None)
     (other,) = (atom for atom, entry in zip(equation.invars, tracked, strict=True) if entry is None)
-    if tracker.labels_of(other):
+    if equation.primitive.name == "div" and tracked[0] is None:
+        return _Mixed("other values are divided by it")
+    labels = tracker.labels_of(other)
+    if any(kind != "data" for kind, _ in labels):
         return _Mixed("it is multiplied by other values")
     cut = tracker.varying_axes(other)
-    return dataclasses.replace(_moved(selection, lambda a: None if a in cut else a), masked=True)
+    scaled = dataclasses.replace(selection, scaled=True) if labels else dataclasses.replace(selection, masked=True)
+    return _moved(scaled, lambda a: None if a in cut else a)
 
 
 def _pad(tracker, equation, tracked):
@@ -264,7 +279,7 @@ def _scatter(tracker, equation, tracked):
 
 def _agree(entries):
     first = entries[0]
-    masked = any(entry.masked for entry in entries)
+    masked, scaled = (any(getattr(entry, kind) for entry in entries) for kind in ("masked", "scaled"))
     if any(entry.map != first.map for entry in entries):
         return _Mixed("its entries go through different maps")
     position = tuple(
@@ -274,7 +289,7 @@ def _agree(entries):
     indexed = tuple(
         frozenset().union(*(entry.indexed[number] for entry in entries)) for number in range(len(first.indexed))
     )
-    return Selection(position, indexed, first.map, masked)
+    return Selection(position, indexed, first.map, masked, scaled)
 
 
 def _gather(tracker, equation, tracked):
@@ -317,7 +332,7 @@ _RULES = {
     "rev": _reverse,
     "concatenate": _concatenate,
     "stack": _stack,
-    "mul": _multiply,
+    **dict.fromkeys(("mul", "div"), _multiply),
     "pad": _pad,
     "scatter": _scatter,
     "select_n": _select,

@@ -16,14 +16,15 @@ from jax.extend.core import jaxpr_as_fun
 from numpyro.distributions.distribution import Unit
 
 from emppl.errors import ModelError
+from emppl.naming import first, lagged, latent_of
 from emppl.structure.dependence import Dependence
 from emppl.trace.distributions import is_discrete, kind_of, support_values, unwrap
 from emppl.trace.handlers import run_model
 from emppl.trace.messages import site_arrays, static_site
-from emppl.trace.naming import first, lagged, latent_of
 from emppl.trace.pruning import path_names, prune
 from emppl.trace.record import Draws, Plate, Site, Trace
-from emppl.trace.scan import Scan, discover_scan, evaluate_scan
+from emppl.trace.scan import Scan, discover_scan
+from emppl.trace.scan_steps import evaluate_scan
 
 
 def _start_value(msg):

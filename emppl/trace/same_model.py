@@ -14,7 +14,8 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from emppl.trace import Trace, prune
+from emppl.trace.pruning import prune
+from emppl.trace.record import Trace
 
 
 def is_same_model(one: Trace, other: Trace, lengths: tuple[int, int]) -> bool:
