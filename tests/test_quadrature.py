@@ -15,6 +15,7 @@ import emppl
 from emppl import EM, Laplace, Quadrature
 from emppl.estep.integration import climbing_root, find_modes
 from emppl.estep.joint import Joint
+from emppl.estep.nodes import nodes
 from emppl.information.corners import no_standard_errors
 from emppl.report.integration_error import IntegrationError, _compared
 from tests.test_monte_carlo import many_pumps
@@ -164,6 +165,71 @@ def lines(y, x, group, groups=3):
         b = numpyro.sample("b", dist.MultivariateNormal(jnp.zeros(2), scale_tril=root))
     with numpyro.plate("rows", len(y)):
         numpyro.sample("y", dist.Poisson(jnp.exp(b[group, 0] + b[group, 1] * x)), obs=y)
+
+
+HEAVY = {
+    "half-normal": (stats.halfnorm(), np.exp, lambda x: x),
+    "exponential": (stats.expon(), np.exp, lambda x: x),
+    "gamma, shape 1/2": (stats.gamma(0.5), np.exp, lambda x: x),
+    "gamma, shape 5": (stats.gamma(5.0), np.exp, lambda x: x),
+    "beta, shapes 1/2 and 5": (
+        stats.beta(0.5, 5.0),
+        special.expit,
+        lambda x: -np.logaddexp(0, x) - np.logaddexp(0, -x),
+    ),
+    "uniform": (stats.uniform(), special.expit, lambda x: -np.logaddexp(0, x) - np.logaddexp(0, -x)),
+}
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_nodes_of_latents_within_bounds(name):
+    """Densities of logarithms and logits integrate to one, around their modes; Hermite nodes miss the slow tails."""
+    law, back, log_slope = HEAVY[name]
+
+    def height(x):
+        return law.logpdf(back(x)) + log_slope(x)
+
+    mode = optimize.minimize_scalar(lambda x: -height(x), bounds=(-8, 8), method="bounded").x
+    curvature = (2 * height(mode) - height(mode + 1e-3) - height(mode - 1e-3)) / 1e-6
+
+    def error(number, heavy):
+        z, log_weights = nodes(number, heavy)
+        return abs(np.sum(np.exp(log_weights + height(mode + z / np.sqrt(curvature)))) / np.sqrt(curvature) - 1)
+
+    assert error(15, True) < 3e-3
+    assert error(31, True) < 5e-5
+    assert error(61, True) < 1e-6
+    if name != "gamma, shape 5":
+        assert error(61, True) < error(61, False) / 10
+
+
+def test_stochastic_frontier():
+    """Normal noise less a half-normal shortfall: the density of the sum is known (Aigner, Lovell and Schmidt 1977)."""
+
+    def model(x, y):
+        line = numpyro.param("line", jnp.array([1.0, 0.5]))
+        noise = numpyro.param("noise", 0.3, constraint=dist.constraints.positive)
+        spread = numpyro.param("spread", 1.0, constraint=dist.constraints.positive)
+        with numpyro.plate("firms", len(y)):
+            shortfall = numpyro.sample("shortfall", dist.HalfNormal(spread))
+            numpyro.sample("y", dist.Normal(line[0] + line[1] * x - shortfall, noise), obs=y)
+
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=60)
+    y = 1 + 0.5 * x + 0.3 * rng.normal(size=60) - np.abs(rng.normal(size=60))
+
+    def minus_log_likelihood(v):
+        noise, spread = np.exp(v[2:])
+        both, rest = np.hypot(noise, spread), y - v[0] - v[1] * x
+        return -np.sum(np.log(2) + stats.norm.logpdf(rest, 0, both) + stats.norm.logcdf(-rest * spread / noise / both))
+
+    best = optimize.minimize(minus_log_likelihood, [1.0, 0.5, -1.2, 0.0], method="BFGS")
+    em = emppl.EM(model, latents={"shortfall": emppl.Quadrature(41)}, accelerate="squarem", progress_bar=False)
+    result = em.run(jax.random.key(0), x, y)
+    assert result.converged and result.log_likelihood == pytest.approx(-best.fun, abs=1e-4)
+    np.testing.assert_allclose(result.params["line"], best.x[:2], atol=1e-3)
+    np.testing.assert_allclose([result.params["noise"], result.params["spread"]], np.exp(best.x[2:]), rtol=3e-3)
+    assert abs(result.integration_error.log_likelihood) < 1e-3
 
 
 def test_two_dimensions():

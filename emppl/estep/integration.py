@@ -19,10 +19,12 @@ from emppl.estep.importance import importance, importance_points
 from emppl.estep.integrated import Integrated, atoms_of, evidence_and_shares
 from emppl.estep.joint import Joint
 from emppl.estep.limits import find_limits
+from emppl.estep.nodes import has_heavy_tails, nodes
 from emppl.estep.state_space import integrate_states, precision_root
 from emppl.estep.truncation import truncate
 from emppl.integral import Integral
 from emppl.numerics import impossible_to_infinite
+from emppl.parameters import constraint_name
 from emppl.positive import half_log_det, lower_inverse, lower_root, simplex, solve_root
 from emppl.program import Program
 from emppl.strategies import Gaussian, ImportanceSampling, Laplace, Quadrature, Simulated
@@ -234,14 +236,20 @@ def _normal(joint: Joint, mean: jax.Array, root: jax.Array, centre: jax.Array) -
 
 
 def _quadrature(joint: Joint, mean: jax.Array, root: jax.Array, num_points: int) -> Integrated:
-    """Adaptive Gauss-Hermite quadrature: the nodes move with mode and curvature, but are constants for derivatives."""
+    """Adaptive quadrature by a product rule: nodes move with mode and curvature, but are constants for derivatives."""
     mean, root = jax.lax.stop_gradient((mean, root))
-    dimensions = mean.shape[-1]
-    nodes, weights = np.polynomial.hermite.hermgauss(num_points)
-    grid = np.stack([axis.ravel() for axis in np.meshgrid(*[nodes] * dimensions, indexing="ij")], -1)
-    product = np.stack([axis.ravel() for axis in np.meshgrid(*[np.log(weights)] * dimensions, indexing="ij")], -1)
-    log_weights = jnp.asarray(product.sum(-1) + (grid**2).sum(-1) + dimensions / 2 * math.log(2), mean.dtype)
-    steps = math.sqrt(2) * jnp.asarray(grid, mean.dtype)
+    sites = joint.program.trace.sites
+    heavy = any(
+        has_heavy_tails(constraint_name(joint.constraints[name]), sites[name].distribution)
+        for name in joint.integral.latents
+    )
+    steps, log_weights = (
+        jnp.asarray(
+            np.stack([axis.ravel() for axis in np.meshgrid(*[one] * mean.shape[-1], indexing="ij")], -1), mean.dtype
+        )
+        for one in nodes(num_points, heavy)
+    )
+    log_weights = jnp.sum(log_weights, -1)
     points = mean[None] + jnp.einsum("sj,gji->sgi", steps, lower_inverse(root))
     atoms = atoms_of(joint, points)
     volume = joint.along_atoms(log_weights) - joint.to_cells(half_log_det(root))

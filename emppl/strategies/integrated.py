@@ -73,7 +73,8 @@ class Quadrature(Continuous):
     """Integrate a continuous latent by Gauss-Hermite quadrature, the nodes at and around its conditional mode.
 
     Adaptive: in every plate cell the nodes are centred at the conditional mode and scaled by the curvature there. Up to
-    three numbers are integrated together, by a product rule. One node is :class:`Laplace`.
+    three numbers are integrated together, by a product rule. One node is :class:`Laplace`. For a latent within bounds,
+    whose logarithm or logit has exponential tails, it is the trapezoidal rule in double exponential coordinates.
 
     How far the log-likelihood is off is told by a rule with nearly twice the nodes: ``result.integration_error``.
 
@@ -82,7 +83,8 @@ class Quadrature(Continuous):
 
     Reference:
         Pinheiro and Bates (1995), Approximations to the log-likelihood function in the nonlinear mixed-effects model,
-        JCGS 4:12-35.
+        JCGS 4:12-35; Takahasi and Mori (1974), Double exponential formulas for numerical integration, Publications of
+        the RIMS 9:721-741.
     """
 
     num_points: int = 15
