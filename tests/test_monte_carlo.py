@@ -174,6 +174,18 @@ def test_pumps_reach_the_oracle_within_their_own_error(capsys):
     assert "mc_error  of std_err" in capsys.readouterr().out
 
 
+def test_posterior_moments_of_drawn_latents():
+    """Exact gamma posteriors at the estimate; importance sampling is off by more in the group with the longest tail."""
+    result = fit("pump_gamma_poisson", MonteCarlo(), 0, tolerance=1e-4)
+    time, failures = pump_data()
+    shape, rate = result.params["alpha"] + failures, result.params["beta"] + time
+    mean, variance = result.posterior("rate")
+    deviation = np.sqrt(shape) / rate
+    assert np.all(np.abs(mean - shape / rate) < 0.1 * deviation)
+    np.testing.assert_allclose(variance, deviation**2, rtol=0.2)
+    assert np.sqrt(np.mean(((mean - shape / rate) / deviation) ** 2)) < 0.04
+
+
 @pytest.mark.slow
 def test_stochastic_approximation_reaches_the_oracle():
     result = fit("pump_gamma_poisson", SAEM(window=64), 0, tolerance=1e-4)

@@ -15,6 +15,7 @@ from emppl.estep.integration import conditional, integrate_all
 from emppl.estep.joint import Joint
 from emppl.estep.limits import find_limits
 from emppl.estep.plain import all_scales, log_evidence
+from emppl.estep.simulated import Drawn, integrated_by_draws
 from emppl.estep.state_space import draw_states
 from emppl.estep.truncation import draw_inside
 from emppl.integral import Integral
@@ -28,18 +29,22 @@ _FREEDOM = 5
 _STEPS = 100
 
 
-def moments(program: Program, params, leaves) -> dict[str, tuple[jax.Array, jax.Array]]:
+def moments(program: Program, params, leaves, drawn: Drawn | None = None) -> dict[str, tuple[jax.Array, jax.Array]]:
     """Posterior mean and covariance of every integrated latent, discrete latents summed out.
 
     Args:
         program: the derived algorithm.
         params: constrained parameter values.
         leaves: the data.
+        drawn: draws of simulated latents at these parameters; default: importance sampling.
 
     Returns:
         By latent ``(mean, covariance)``: ``(*plates, *event)`` and ``(*plates, *event, *event)``.
     """
-    integrated = integrate_all(program, params, leaves)
+    if drawn is None:
+        integrated = integrate_all(program, params, leaves)
+    else:
+        integrated = integrated_by_draws(program, params, drawn, None, leaves)
     arrays = program.evaluate(params, leaves)
     scales, present = counted(all_scales(program, arrays)), program.present(arrays)
     tables = program.tables(arrays, program.integrated)

@@ -111,6 +111,25 @@ def simulated_expectations(
     Returns:
         The expectations; their ``log_likelihood`` is estimated by importance sampling.
     """
+    integrated = integrated_by_draws(program, params, drawn, shares, leaves)
+    return expectations(program, fused, params, leaves, prepared, None, integrated, key)
+
+
+def integrated_by_draws(
+    program: Program, params, drawn: Drawn, shares: jax.Array | Reweighted | None, leaves
+) -> dict[str, Integrated]:
+    """Every integral of the model, those that are drawn by their draws.
+
+    Args:
+        program: the derived algorithm.
+        params: where the integrals are wanted.
+        drawn: the draws.
+        shares: weight of every draw, as in :func:`simulated_expectations`.
+        leaves: the data.
+
+    Returns:
+        By integral.
+    """
     integrated: dict[str, Integrated] = {}
     for one in program.integrals:
         if one.axis not in drawn.draws:
@@ -126,7 +145,7 @@ def simulated_expectations(
         else:
             table = joint.along_atoms(jnp.full(len(points), 1 / len(points)) if shares is None else shares)
         integrated[one.axis] = Integrated(evidence, atoms_of(joint, points), table, chains.mean, chains.root)
-    return expectations(program, fused, params, leaves, prepared, None, integrated, key)
+    return integrated
 
 
 def complete_log_densities(

@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emppl import estep
 from emppl.errors import ParameterError
 from emppl.fit.outcome import StopReason
+from emppl.fit.path import posterior_draws
 from emppl.held import held_dimensions
 from emppl.information.boundary import remarks, scales
 from emppl.information.charts import Chart
@@ -180,6 +182,8 @@ class EMResult:
             For a discrete latent the probabilities of its states (responsibilities), ``(*plates, support)``, summing to
             one over the last axis. For a continuous one ``(mean, covariance)``: ``(*plates, *event)``, and the variance
             ``(*plates,)`` of a number or the matrix ``(*plates, d, d)`` of a vector; discrete latents are summed out.
+            Of a latent that is drawn they are those of 1,000 draws of every chain (fewer of very many latents): with
+            four chains the mean is off by a fiftieth of the posterior's standard deviation or so.
         """
         if site in self._program.continuous_latents:
             mean, spread = self._moments[site]
@@ -188,7 +192,10 @@ class EMResult:
 
     @functools.cached_property
     def _moments(self) -> dict[str, tuple[jax.Array, jax.Array]]:
-        return self._derived.moments(self._free, self._leaves)
+        drawn = None
+        if estep.simulated(self._program):
+            drawn = posterior_draws(self._derived.simulator, self._free, self._leaves)
+        return self._derived.moments(self._free, self._leaves, drawn)
 
     def decode(self) -> dict[str, np.ndarray]:
         """Jointly most probable values of all discrete latents, by site, shaped like their plates.
