@@ -69,7 +69,7 @@ def test_q_has_no_slope_at_the_closed_form(name):
     y = ENTERS[name][1]
     em = emppl.EM(mixture, progress_bar=False)
     (rule,) = [one for one in em.plan(y, EXPOSURE, name).parameters if one.name == "p"]
-    assert rule.rule == "closed form" and "of entries times data" in rule.update, rule
+    assert rule.rule == "closed form" and "of entries times known factors" in rule.update, rule
     after, slope = slope_of_q(em, {"p": jnp.array([0.6, 1.3])}, y, EXPOSURE, name)
     assert np.all(np.abs(after["p"] - np.array([0.6, 1.3])) > 1e-3)
     np.testing.assert_allclose(slope["p"], 0, atol=1e-10 * ROWS)
@@ -164,24 +164,40 @@ def test_exposures_of_a_hidden_markov_model():
     np.testing.assert_allclose(found.params["rate"], other.params["rate"], rtol=1e-4)
 
 
-def test_what_is_multiplied_before_a_map_is_none():
+@pytest.mark.parametrize("known", ["data", "constants", "one number"])
+def test_what_is_multiplied_before_a_map_is_none(known):
     """``exp(a e)`` is no multiple of ``exp(a)``: Newton steps find the maximum."""
 
     def model(y, e):
         a = numpyro.param("a", jnp.array([0.1, 0.3]))
+        factor = {"data": e, "constants": CONSTANT, "one number": jnp.log(10.0)}[known]
         with numpyro.plate("rows", len(y)):
             z = numpyro.sample("z", dist.Bernoulli(0.4))
-            numpyro.sample("y", dist.Poisson(jnp.exp(a[z] * e)), obs=y)
+            numpyro.sample("y", dist.Poisson(jnp.exp(a[z] * factor)), obs=y)
 
     plan = emppl.EM(model).plan(COUNTS, EXPOSURE)
     assert plan.parameters[0].rule == "newton"
-    assert "multiplied by data before it goes through a map (exp)" in str(plan)
+    assert known != "data" or "multiplied by data before it goes through a map (exp)" in str(plan)
     result = emppl.EM(model, progress_bar=False).run(KEY, COUNTS, EXPOSURE)
 
     def loss(a):
-        joint = scipy.stats.poisson.pmf(COUNTS, np.exp(a[:, None] * EXPOSURE))
+        factor = np.log(10) if known == "one number" else EXPOSURE
+        joint = scipy.stats.poisson.pmf(COUNTS, np.exp(a[:, None] * factor))
         return -np.log(np.array([0.6, 0.4]) @ joint).sum()
 
     assert result.log_likelihood == pytest.approx(-loss(result.params["a"]), abs=1e-9)
     best = scipy.optimize.minimize(loss, result.params["a"], method="BFGS")
     assert result.log_likelihood == pytest.approx(-best.fun, abs=1e-6)
+
+
+def test_entries_that_may_be_negative_have_none():
+    """A real parameter times negative data is a rate as well; the closed form would make it positive."""
+
+    def model(y, e):
+        p = numpyro.param("p", jnp.array([-0.5, -1.5]))
+        with numpyro.plate("rows", len(y)):
+            z = numpyro.sample("z", dist.Bernoulli(0.4))
+            numpyro.sample("y", dist.Poisson(p[z] * -e), obs=y)
+
+    plan = emppl.EM(model).plan(COUNTS, EXPOSURE)
+    assert plan.parameters[0].rule == "newton" and "it may be negative" in str(plan)

@@ -238,27 +238,42 @@ def _normal(joint: Joint, mean: jax.Array, root: jax.Array, centre: jax.Array) -
 def _quadrature(joint: Joint, mean: jax.Array, root: jax.Array, num_points: int) -> Integrated:
     """Adaptive quadrature by a product rule: nodes move with mode and curvature, but are constants for derivatives."""
     mean, root = jax.lax.stop_gradient((mean, root))
-    sites = joint.program.trace.sites
-    heavy = any(
-        has_heavy_tails(constraint_name(joint.constraints[name]), sites[name].distribution)
-        for name in joint.integral.latents
-    )
+    heavy = _slow_entries(joint)
     steps, log_weights = (
         jnp.asarray(
             np.stack([axis.ravel() for axis in np.meshgrid(*[one] * mean.shape[-1], indexing="ij")], -1), mean.dtype
         )
-        for one in nodes(num_points, heavy)
+        for one in nodes(num_points, bool(heavy))
     )
     log_weights = jnp.sum(log_weights, -1)
     points = mean[None] + jnp.einsum("sj,gji->sgi", steps, lower_inverse(root))
+    outside = None
+    if heavy:
+        # Where the exponential of a point is no number, there is no density: such a node has no weight.
+        far = jnp.abs(points) > 0.9 * math.log(jnp.finfo(points.dtype).max)
+        within_bounds = joint.pack({name: jnp.full_like(one, name in heavy) for name, one in joint.zeros().items()})
+        outside = jnp.any(far & (within_bounds > 0)[None], -1, keepdims=True)
+        points = jnp.where(outside, mean[None], points)
     atoms = atoms_of(joint, points)
     volume = joint.along_atoms(log_weights) - joint.to_cells(half_log_det(root))
     tables = joint.tables_at(atoms)
     for name, jacobians in jax.vmap(lambda one: joint.log_jacobians(joint.unpack(one)))(points).items():
         tables[name] = tables[name] + joint.over_atoms(jacobians)
     heights = joint.by_cell(tables) + volume
+    if outside is not None:
+        heights = heights + joint.atoms_to_cells(jnp.where(outside[..., 0], -jnp.inf, 0.0))
     evidence, shares = evidence_and_shares(heights, joint.atom_axis)
     return Integrated(impossible_to_infinite(evidence), atoms, shares, mean, root)
+
+
+def _slow_entries(joint: Joint) -> frozenset[str]:
+    """The latents whose density falls off slowly where they are unconstrained."""
+    sites = joint.program.trace.sites
+    return frozenset(
+        name
+        for name in joint.integral.latents
+        if has_heavy_tails(constraint_name(joint.constraints[name]), sites[name].distribution)
+    )
 
 
 def _rotation(dimensions: int) -> np.ndarray:

@@ -36,16 +36,12 @@ from emppl.fit.simulator import Simulator, batch_error
 from emppl.information.charts import Chart, value_at
 from emppl.information.corners import hold_corners
 from emppl.information.uncertainty import Information, charts, entry_gradients
-from emppl.strategies import MonteCarlo
 
 MOST_DIMENSIONS = 200
 """So many free dimensions may a model have for which the information is computed unasked."""
 
 _FEWEST = 250
 """Draws of one chain from which the information is estimated."""
-
-_BLOCK = 100
-"""Draws of one chain at a time, where the strategy does with fewer."""
 
 _FAR = 0.5
 """A step that promises more nats is shortened: there is more to it than the parabola shows."""
@@ -136,8 +132,8 @@ def close(
         Errors and diagnostics.
     """
     program, strategy = simulator.program, simulator.strategy
-    block = strategy.num_samples if isinstance(strategy, MonteCarlo) else min(_BLOCK, strategy.max_samples)
-    first = max(path.number, block)
+    block = strategy.block
+    first = block * math.ceil(path.number / block)
     while first < _FEWEST and 2 * first <= strategy.max_samples:
         first *= 2
     if path.looks is None:

@@ -18,10 +18,6 @@ from emppl.fit.reuse import OldDraws
 from emppl.fit.simulator import Simulator
 from emppl.fit.trail import Trail
 from emppl.fit.window import Window
-from emppl.strategies import MonteCarlo
-
-_BLOCK = 100
-"""Draws of one chain at a time, where the strategy does with fewer."""
 
 _DRAWS = 1000
 """Draws of one chain for the moments of a posterior."""
@@ -192,11 +188,10 @@ def draw(simulator: Simulator, path: Path, leaves, number: int, block: int | Non
 
 def posterior_draws(simulator: Simulator, params, leaves) -> Drawn:
     """Draws at an estimate, by chains of their own, always with the same random numbers."""
-    strategy = simulator.strategy
-    block = strategy.num_samples if isinstance(strategy, MonteCarlo) else _BLOCK
-    path = Path(params, simulator.begin(), None, jax.random.key(0), block)
-    numbers = sum(one.position.size for one in path.chains.values())
-    return draw(simulator, path, leaves, int(np.clip(_NUMBERS // numbers, 1, _DRAWS)), block)
+    chains = simulator.begin()
+    number = int(np.clip(_NUMBERS // sum(one.position.size for one in chains.values()), 1, _DRAWS))
+    block = min(simulator.strategy.block, number)
+    return draw(simulator, Path(params, chains, None, jax.random.key(0), block), leaves, number, block)
 
 
 def joined(found: list[Drawn]) -> Drawn:

@@ -43,7 +43,7 @@ class ClosedForm(Rule):
         closed: the update.
         map: from the parameter to the argument; the closed form gives the argument's value, which is mapped back.
         cell: the axes of the parameter that form one cell of the argument, counted from the end.
-        scaled: is the argument, at some site, entries of the parameter times data?
+        scaled: is the argument, at some site, entries of the parameter times something known?
     """
 
     targets: tuple[Target, ...]
@@ -113,8 +113,7 @@ def propose(context: RuleContext, name: str, anywhere: bool = False) -> ClosedFo
             return f"the value of site {factor.name!r} depends on a parameter"
         selection = context.dependence.selection(name, position)
         candidate = factor.family.updates.get(field)
-        is_scaled = isinstance(selection, Selection) and (selection.masked or selection.scaled)
-        if is_scaled and candidate is not None and candidate.degrees is not None:
+        if _is_scaled(selection, candidate):
             scaled = True
         elif isinstance(selection, Selection) and selection.scaled:
             selection = "it is multiplied by data"
@@ -156,7 +155,9 @@ def propose(context: RuleContext, name: str, anywhere: bool = False) -> ClosedFo
         return f"it enters through different maps ({'; '.join(sorted({str(one) or 'as it is' for one in maps}))})"
     if any(one != cells[0] for one in cells):
         return "its cells lie along different axes at different sites"
-    title = f"{update.title}, of entries times data" if scaled else update.title
+    if scaled and not _is_positive(context, name, update, maps[0]):
+        return "it may be negative, and so may what it is multiplied by"
+    title = f"{update.title}, of entries times known factors" if scaled else update.title
     if maps[0]:
         through = _through_map(context, name, update, tuple(targets), maps[0], title)
         return (
@@ -172,6 +173,22 @@ def propose(context: RuleContext, name: str, anywhere: bool = False) -> ClosedFo
     if prior not in (None, "flat") and not _are_last(cells[0]):
         return f"its prior {prior} does not lie along the axes of {update.title!r}"
     return ClosedForm((name,), title, tuple(targets), update, cell=cells[0], scaled=scaled, prior=prior)
+
+
+def _is_scaled(selection: Selection | str, update: Update | None) -> bool:
+    """Is the argument entries times something known, and does the update say how its quantities scale?"""
+    if update is None or update.degrees is None:
+        return False
+    return isinstance(selection, Selection) and selection.is_multiple
+
+
+def _is_positive(context: RuleContext, name: str, update: Update, map: ElementMap) -> bool:
+    """Are the entries positive, where the argument has to be? The solution is."""
+    if "positive" not in update.support:
+        return True
+    start = bounds(context.trace.sites[name].constraint)
+    reached = None if start is None else map.image(start)
+    return reached is not None and reached[0] >= 0
 
 
 def at_an_edge(factor: SiteFactor, field: str) -> str | None:

@@ -74,7 +74,8 @@ class Quadrature(Continuous):
 
     Adaptive: in every plate cell the nodes are centred at the conditional mode and scaled by the curvature there. Up to
     three numbers are integrated together, by a product rule. One node is :class:`Laplace`. For a latent within bounds,
-    whose logarithm or logit has exponential tails, it is the trapezoidal rule in double exponential coordinates.
+    whose logarithm or logit has exponential tails, 15 nodes or more are those of the trapezoidal rule in double
+    exponential coordinates.
 
     How far the log-likelihood is off is told by a rule with nearly twice the nodes: ``result.integration_error``.
 

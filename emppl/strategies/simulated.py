@@ -35,6 +35,9 @@ class Kernel(enum.Enum):
         }[self]
 
 
+_BLOCK = 100
+
+
 @dataclasses.dataclass(frozen=True)
 class Simulated(Continuous):
     """A continuous latent whose atoms are draws from its conditional distribution: what its strategies share.
@@ -90,6 +93,11 @@ class Simulated(Continuous):
                 f"{self.kernel!r}."
             )
 
+    @property
+    def block(self) -> int:
+        """Draws of one chain that are made at once where there may be many: more of them need no other program."""
+        return min(_BLOCK, self.max_samples)
+
     def moved_by(self, dimensions: int) -> Kernel:
         """What moves the chains of a group.
 
@@ -144,6 +152,11 @@ class MonteCarlo(Simulated):
     reweight: float | None = None
 
     title: ClassVar[str] = "Monte Carlo (with a stated error)"
+
+    @property
+    def block(self) -> int:
+        """As many as in an iteration."""
+        return self.num_samples
 
     def __post_init__(self) -> None:
         super().__post_init__()

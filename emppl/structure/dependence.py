@@ -127,8 +127,9 @@ class Selection:
         position: for every parameter axis, the axis of the array that holds it whole, or None.
         indexed: for every parameter axis, the labels of what indexes it.
         map: what was done to every entry (``exp`` in ``exp(log_sigma)[z]``).
-        masked: was it multiplied by an array of constants, whose zeros and ones would make it a selection?
+        masked: was it multiplied by an array of constants? Zeros and ones would leave a selection.
         scaled: was it multiplied by data, or divided by them (``rate[z] * exposure``)?
+        bent: did a map follow that (``exp(slope[z] * x)``), so that what came out is no multiple of the entries?
     """
 
     position: tuple[int | None, ...]
@@ -136,6 +137,12 @@ class Selection:
     map: ElementMap = ElementMap()
     masked: bool = False
     scaled: bool = False
+    bent: bool = False
+
+    @property
+    def is_multiple(self) -> bool:
+        """Are its entries those of the parameter, through the map, times something that is known?"""
+        return (self.masked or self.scaled) and not self.bent
 
     @property
     def is_plain(self) -> bool:
@@ -183,9 +190,12 @@ class _SelectionWalk(Walk):
         )
         if step is None:
             return None
-        if selections[0].scaled and step.operation != "multiply by":
+        (found,) = selections
+        bends = step.operation != "multiply by"
+        if found.scaled and bends:
             return _Mixed(f"it is multiplied by data before it goes through a map ({step})")
-        return dataclasses.replace(selections[0], map=selections[0].map.then(step))
+        bent = found.bent or (found.masked and bends)
+        return dataclasses.replace(found, map=found.map.then(step), bent=bent)
 
 
 def _moved(selection: Selection, move) -> Selection:
@@ -279,7 +289,7 @@ def _scatter(tracker, equation, tracked):
 
 def _agree(entries):
     first = entries[0]
-    masked, scaled = (any(getattr(entry, kind) for entry in entries) for kind in ("masked", "scaled"))
+    done = {kind: any(getattr(entry, kind) for entry in entries) for kind in ("masked", "scaled", "bent")}
     if any(entry.map != first.map for entry in entries):
         return _Mixed("its entries go through different maps")
     position = tuple(
@@ -289,7 +299,7 @@ def _agree(entries):
     indexed = tuple(
         frozenset().union(*(entry.indexed[number] for entry in entries)) for number in range(len(first.indexed))
     )
-    return Selection(position, indexed, first.map, masked, scaled)
+    return Selection(position, indexed, first.map, **done)
 
 
 def _gather(tracker, equation, tracked):
