@@ -14,7 +14,9 @@ from numpyro.distributions import constraints
 import emppl
 from emppl import estep, mstep
 from emppl.derive import derive
+from emppl.fit.convergence import Progress, convergence_test
 from emppl.program import Options
+from emppl.strategies import Evidence
 from emppl.trace.arguments import split_arguments
 
 KEY = jax.random.key(0)
@@ -473,3 +475,22 @@ def test_accurate_path_equals_fast_path(x):
     plain = mstep.m_step(program, params, found, leaves, local)
     for name in params:
         np.testing.assert_allclose(fast[name], plain[name], rtol=1e-10)
+
+
+def test_rounding_that_jitters_is_an_end_and_slow_gains_are_none():
+    """Gains of both signs, a hundred units of rounding large, never settle; gains as large but all upwards go on."""
+    test = convergence_test(Evidence.EXACT)
+    jitter = np.random.default_rng(0).uniform(-1e-11, 1e-11, 60)
+
+    def end(objectives):
+        progress = Progress.beginning(1, float)
+        for iteration, objective in enumerate(objectives):
+            found = test(jnp.asarray([objective]), progress, jnp.asarray([iteration]), jnp.zeros(1), 1e-9)
+            assert not found.decreased
+            if found.converged:
+                return iteration
+            progress = found.progress
+        return None
+
+    assert end(-472.0 + jitter) in range(30, 45)
+    assert end(-472.0 + jitter + 2e-12 * np.arange(60)) is None

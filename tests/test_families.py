@@ -743,8 +743,9 @@ def test_solution_moves_with_the_data(name, shift, unit):
     plain = step(start_of(case), x, weight)
     moved = step({n: move(n, v) for n, v in start_of(case).items()}, x * unit + shift, weight)
     for n in plain:
-        # A location of a million is itself known to 1e-10 only.
-        np.testing.assert_allclose(moved[n], move(n, plain[n]), rtol=1e-8 if not shift or n != "loc" else 1e-14)
+        # Newton steps end where Q is flat to rounding: its root away. A location of a million is known to 1e-10 only.
+        rtol = np.finfo(float).eps ** 0.5 if not shift or n != "loc" else 1e-14
+        np.testing.assert_allclose(moved[n], move(n, plain[n]), rtol=rtol)
 
 
 @pytest.mark.slow

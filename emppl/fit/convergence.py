@@ -22,6 +22,8 @@ class Progress(NamedTuple):
         near: was the gain that is left below the tolerance?
         stalls: number of successive gains that are only rounding.
         highest: highest objective so far, in nats.
+        level: the objective when it last rose by more than rounding, in nats.
+        idle: number of iterations since then.
         rise: by how much the M-step before raised Q plus the log prior, in nats; only where the test needs it.
     """
 
@@ -31,6 +33,8 @@ class Progress(NamedTuple):
     near: Any
     stalls: Any
     highest: Any
+    level: Any
+    idle: Any
     rise: Any
 
     @classmethod
@@ -38,7 +42,8 @@ class Progress(NamedTuple):
         """Before the first E-step of every restart, on the host."""
         zero = np.zeros(lanes, dtype)
         no = np.zeros(lanes, bool)
-        return cls(zero - np.inf, zero + np.inf, zero, no, np.zeros(lanes, np.int32), zero - np.inf, zero + np.inf)
+        none, low, high = np.zeros(lanes, np.int32), zero - np.inf, zero + np.inf
+        return cls(low, high, zero, no, none, low, low, none, high)
 
 
 class Judgement(NamedTuple):
@@ -88,7 +93,11 @@ def _exact(objective, progress: Progress, iteration, amplification, tolerance) -
     gain = objective - progress.objective
     rounding = _rounding(objective, amplification)
     decreased = jnp.isfinite(objective) & (gain < -rounding)
-    converged, after = _settled(objective, gain, progress, iteration, tolerance, jnp.abs(gain))
+    # Sums in another order jitter by more than single gains at the end: what counts is the rise of many together.
+    rose = objective > progress.level + 256 * jnp.finfo(objective.dtype).eps * (1 + jnp.abs(objective))
+    idle = jnp.where(rose, 0, progress.idle + 1).astype(progress.idle.dtype)
+    converged, after = _settled(objective, gain, progress, iteration, tolerance, jnp.abs(gain), idle >= _IDLE)
+    after = after._replace(level=jnp.where(rose, objective, progress.level), idle=idle)
     return Judgement(converged, decreased, after)
 
 
@@ -134,7 +143,9 @@ def _rounding(objective, amplification):
     return 256 * eps * (1 + jnp.abs(objective)) + eps * amplification
 
 
-def _settled(objective, gain, progress: Progress, iteration, tolerance, change) -> tuple[jax.Array, Progress]:
+def _settled(
+    objective, gain, progress: Progress, iteration, tolerance, change, idle=False
+) -> tuple[jax.Array, Progress]:
     """Aitken: gains that shrink by the factor ``ratio`` leave ``gain * ratio / (1 - ratio)`` to come.
 
     That holds once the ratio has settled. Before, while a first fast change dies away, it says nothing about slower
@@ -144,14 +155,21 @@ def _settled(objective, gain, progress: Progress, iteration, tolerance, change) 
     stalls = jnp.where(
         change <= 8 * eps * (1 + jnp.abs(objective)), progress.stalls + 1, jnp.zeros_like(progress.stalls)
     )
+    stalls = jnp.where(idle, _STALLS, stalls).astype(progress.stalls.dtype)
     ratio = gain / progress.gain
     shrinking = (ratio > 0) & (ratio < 1) & (iteration >= 2)
     remaining = jnp.where(shrinking, gain * ratio / jnp.where(shrinking, 1 - ratio, 1), jnp.inf)
     near = remaining <= tolerance
     settled = near & progress.near & (jnp.abs(ratio - progress.ratio) <= _SAME_RATIO)
-    converged = jnp.isfinite(objective) & (settled | (stalls >= 3))
+    converged = jnp.isfinite(objective) & (settled | (stalls >= _STALLS))
     return converged, progress._replace(objective=objective, gain=gain, ratio=ratio, near=near, stalls=stalls)
 
+
+_STALLS = 3
+"""So many successive gains of 8 units of rounding are none."""
+
+_IDLE = 32
+"""Neither are so many that together come to no more, 256 units."""
 
 _SAME_RATIO = 0.1
 """Largest difference of two successive ratios of gains that counts as one ratio."""
