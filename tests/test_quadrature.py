@@ -203,19 +203,20 @@ def test_nodes_of_latents_within_bounds(name):
         assert error(61, True) < error(61, False) / 10
 
 
+def gamma_counts(y, shape):
+    rate = numpyro.param("rate", 1.0, constraint=dist.constraints.positive)
+    with numpyro.plate("rows", len(y)):
+        level = numpyro.sample("level", dist.Gamma(shape, rate))
+        numpyro.sample("y", dist.Poisson(level), obs=y)
+
+
 @pytest.mark.parametrize("number", [5, 9, 15, 31])
 def test_nodes_where_data_leave_little_of_the_tails(number):
     """A gamma latent known well: the negative binomial is its integral."""
 
-    def model(y):
-        rate = numpyro.param("rate", 0.2, constraint=dist.constraints.positive)
-        with numpyro.plate("rows", len(y)):
-            level = numpyro.sample("level", dist.Gamma(20.0, rate))
-            numpyro.sample("y", dist.Poisson(level), obs=y)
-
     y = np.random.default_rng(0).poisson(100.0, 50).astype(float)
-    em = EM(model, latents={"level": Quadrature(number)})
-    found = float(em.log_likelihood({"rate": 0.2}, y))
+    em = EM(gamma_counts, latents={"level": Quadrature(number)})
+    found = float(em.log_likelihood({"rate": 0.2}, y, 20.0))
     expected = stats.nbinom.logpmf(y, 20.0, 0.2 / 1.2).sum()
     assert found == pytest.approx(expected, abs=1e-2 if number < 15 else 2e-3)
 
@@ -224,15 +225,9 @@ def test_nodes_where_data_leave_little_of_the_tails(number):
 def test_nodes_where_an_exponential_is_no_number(x64):
     """A gamma latent of shape 1/20 has a deviation of 4.5 on the log scale: nodes go where float32 cannot."""
 
-    def model(y):
-        rate = numpyro.param("rate", 0.05, constraint=dist.constraints.positive)
-        with numpyro.plate("rows", len(y)):
-            level = numpyro.sample("level", dist.Gamma(0.05, rate))
-            numpyro.sample("y", dist.Poisson(level), obs=y)
-
     y = np.array([0.0, 0.0, 1.0, 3.0])
     with jax.enable_x64(x64):
-        found = float(EM(model, latents={"level": Quadrature(61)}).log_likelihood({"rate": 0.05}, y))
+        found = float(EM(gamma_counts, latents={"level": Quadrature(61)}).log_likelihood({"rate": 0.05}, y, 0.05))
     # Below exp(-80), which is where float32 ends, lies exp(-0.05 * 80) of both groups without a count.
     missing = 0.0 if x64 else 2 * np.exp(-0.05 * 80)
     assert found == pytest.approx(stats.nbinom.logpmf(y, 0.05, 0.05 / 1.05).sum() - missing, abs=0.01)

@@ -7,7 +7,7 @@ statistics; ``latents`` answers questions about the latents themselves.
 from emppl.estep.continuous import moments
 from emppl.estep.filtering import Filtered, filtered
 from emppl.estep.fused import Chunking, FusedPlan, expectations, plan_fused, prepare
-from emppl.estep.informed import hardly_informed, informed_shares
+from emppl.estep.informed import informed_shares
 from emppl.estep.integration import integrate_all
 from emppl.estep.latents import decode, marginals, sample, user_layout, whole_scans
 from emppl.estep.memory import check_memory, largest_table
@@ -21,7 +21,6 @@ __all__ = [
     "Filtered",
     "FusedPlan",
     "Posterior",
-    "hardly_informed",
     "informed_shares",
     "integrate_all",
     "check_memory",

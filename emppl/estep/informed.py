@@ -13,7 +13,6 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from emppl.estep.integration import find_modes
 from emppl.estep.joint import Joint
@@ -60,8 +59,3 @@ def _diagonals(joint: Joint, at: jax.Array, names: tuple[str, ...]) -> Mapping[s
 
     hessian = joint.integral.layout.hessian(jax.grad(density), joint.unpack(at))
     return joint.unpack(jnp.diagonal(hessian, axis1=-2, axis2=-1))
-
-
-def hardly_informed(shares: Mapping[str, jax.Array], least: float) -> dict[str, float]:
-    """Those below a share."""
-    return {name: float(one) for name, one in shares.items() if np.asarray(one) < least}

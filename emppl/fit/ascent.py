@@ -103,11 +103,7 @@ def climb(
         report(path)
         return decision, improved
 
-    while path.status is StopReason.RUNNING:
-        keep()
-        if path.iteration >= max_iterations:
-            path.status = StopReason.MAX_ITERATIONS
-            break
+    for _ in path.iterations(max_iterations, keep):
         decision, effective = "drawn afresh", np.nan
         if again:
             weights, effective = look_back(simulator, path, leaves, strict)

@@ -52,11 +52,7 @@ def average(
     strategy = simulator.strategy
     assert isinstance(strategy, SAEM)
     try:
-        while path.status is StopReason.RUNNING:
-            keep()
-            if path.iteration >= max_iterations:
-                path.status = StopReason.MAX_ITERATIONS
-                break
+        for _ in path.iterations(max_iterations, keep):
             drawn = draw(simulator, path, leaves, strategy.num_samples)
             step = 1.0 if path.phase == "burn-in" else (len(path.trail.values) + 1) ** -strategy.decay
             new = {axis: np.asarray(one).reshape(-1, *one.shape[2:]) for axis, one in drawn.draws.items()}

@@ -94,7 +94,7 @@ def _exact(objective, progress: Progress, iteration, amplification, tolerance) -
     rounding = _rounding(objective, amplification)
     decreased = jnp.isfinite(objective) & (gain < -rounding)
     # Sums in another order jitter by more than single gains at the end: what counts is the rise of many together.
-    rose = objective > progress.level + 256 * jnp.finfo(objective.dtype).eps * (1 + jnp.abs(objective))
+    rose = objective > progress.level + _rounding(objective, 0.0)
     idle = jnp.where(rose, 0, progress.idle + 1).astype(progress.idle.dtype)
     converged, after = _settled(objective, gain, progress, iteration, tolerance, jnp.abs(gain), idle >= _IDLE)
     after = after._replace(level=jnp.where(rose, objective, progress.level), idle=idle)
@@ -155,17 +155,17 @@ def _settled(
     stalls = jnp.where(
         change <= 8 * eps * (1 + jnp.abs(objective)), progress.stalls + 1, jnp.zeros_like(progress.stalls)
     )
-    stalls = jnp.where(idle, _STALLS, stalls).astype(progress.stalls.dtype)
+    stalls = jnp.where(idle, STALLS, stalls).astype(progress.stalls.dtype)
     ratio = gain / progress.gain
     shrinking = (ratio > 0) & (ratio < 1) & (iteration >= 2)
     remaining = jnp.where(shrinking, gain * ratio / jnp.where(shrinking, 1 - ratio, 1), jnp.inf)
     near = remaining <= tolerance
     settled = near & progress.near & (jnp.abs(ratio - progress.ratio) <= _SAME_RATIO)
-    converged = jnp.isfinite(objective) & (settled | (stalls >= _STALLS))
+    converged = jnp.isfinite(objective) & (settled | (stalls >= STALLS))
     return converged, progress._replace(objective=objective, gain=gain, ratio=ratio, near=near, stalls=stalls)
 
 
-_STALLS = 3
+STALLS = 3
 """So many successive gains of 8 units of rounding are none."""
 
 _IDLE = 32

@@ -13,7 +13,7 @@ import numpy as np
 from emppl import estep, mstep
 from emppl.fit.acceleration import Leaping, leap
 from emppl.fit.checkpoint import Checkpoint, flattened, restored
-from emppl.fit.convergence import Progress, convergence_test, needs_rise
+from emppl.fit.convergence import STALLS, Progress, convergence_test, needs_rise
 from emppl.fit.outcome import StopReason
 from emppl.fit.restarts import watched_sites
 from emppl.program import Program
@@ -127,7 +127,7 @@ def make_iteration(
         good = finite & ~said.decreased & ~collapsed & ~failed
         # Gains that die away because an inner iteration cannot make them are no convergence.
         converged = said.converged & ~state.unfinished
-        unfinished = said.converged & state.unfinished & (said.progress.stalls >= 3)
+        unfinished = said.converged & state.unfinished & (said.progress.stalls >= STALLS)
         status = jnp.select(
             [collapsed, ~finite, said.decreased, converged, unfinished, state.iteration >= max_iterations],
             [

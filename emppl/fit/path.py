@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -113,6 +113,15 @@ class Path:
             self.old = OldDraws(**restored("old", saved, OldDraws.like(self.params, self.chains)))
         if any(name.startswith("looks[") for name in saved):
             self.looks = Looks.of(restored("looks", saved, Looks.like()))
+
+    def iterations(self, max_iterations: int, keep: Callable[[], None]) -> Iterator[None]:
+        """As long as it runs: before each of them the fit may be taken up again."""
+        while self.status is StopReason.RUNNING:
+            keep()
+            if self.iteration >= max_iterations:
+                self.status = StopReason.MAX_ITERATIONS
+                return
+            yield
 
     def begin(self, phase: str) -> None:
         """Go on to another phase."""

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emppl import estep, mstep
+from emppl import mstep
 from emppl.fit.ascent import climb
 from emppl.fit.averaging import average
 from emppl.fit.checkpoint import Checkpoint
@@ -185,7 +185,8 @@ def run(
 
 def _frozen(simulator: Simulator, path: Path, leaves, least: float) -> dict[str, float]:
     """Latents that are informed by less than a share, where the path ends as not mixed: it could not move."""
-    found = estep.hardly_informed(jax.device_get(simulator.informed_shares(path.params, leaves)), least)
+    shares = jax.device_get(simulator.informed_shares(path.params, leaves))
+    found = {name: float(one) for name, one in shares.items() if one < least}
     if found:
         path.status = StopReason.UNMIXED
         if path.errors is not None:

@@ -51,11 +51,7 @@ def wander(
     # In nats, an error of e standard errors costs e^2 / 2.
     known = float(np.sqrt(2 * tolerance / _SPREAD))
     try:
-        while path.status is StopReason.RUNNING:
-            keep()
-            if path.iteration >= max_iterations:
-                path.status = StopReason.MAX_ITERATIONS
-                break
+        for _ in path.iterations(max_iterations, keep):
             _block(simulator, path, leaves, prepared, min(CHECK, max_iterations - path.iteration))
             report(path)
             if path.status is not StopReason.RUNNING or not path.trail.is_long:
