@@ -14,18 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl import estep
+from emppl.checkpoint.file import Checkpoint
+from emppl.checkpoint.identity import fit_identity
+from emppl.compiled import Compiled
+from emppl.derivation.plan import Plan, build_plan
 from emppl.errors import DataError, ParameterError, check_number, check_whole, unknown_name
-from emppl.fit import checks, loop, stochastic
-from emppl.fit.checkpoint import Checkpoint
-from emppl.fit.compiled import Compiled
-from emppl.fit.identity import fit_identity
+from emppl.fit import checks, loop
 from emppl.fit.progress import Progress
-from emppl.held import split_fixed
-from emppl.parameters import check
-from emppl.plan import Plan, build_plan
+from emppl.montecarlo import stochastic
+from emppl.parameters.constraints import check
+from emppl.parameters.held import split_fixed
 from emppl.program import Options, Program
-from emppl.report import ending
-from emppl.report.result import EMResult
+from emppl.result import ending
+from emppl.result.result import EMResult
 from emppl.trace import MissingCells
 from emppl.trace.arguments import split_arguments
 

@@ -1,6 +1,6 @@
 """A derived EM algorithm for one model and one shape of data: everything static, and pure functions of it.
 
-:func:`emppl.derive.derive` makes a :class:`Program`; its methods are pure functions of ``(params, leaves)``, on which
+:func:`emppl.derivation.derive.derive` makes a :class:`Program`; its methods are pure functions of ``(params, leaves)``, on which
 ``estep`` and ``mstep`` build.
 """
 
@@ -15,20 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emppl.axes import Axes
-from emppl.elimination import probe_name
-from emppl.elimination_plan import EliminationPlan
-from emppl.factors import SiteFactor
-from emppl.held import pin
-from emppl.integral import Integral
-from emppl.naming import latent_of, model_name
-from emppl.parameters import constrain, free_dimensions
-from emppl.picking import Picking
-from emppl.regression import RegressionFactor
-from emppl.roles import Role
+from emppl.elimination.order import EliminationPlan
+from emppl.elimination.reductions import Picking
+from emppl.elimination.run import probe_name
+from emppl.jaxpr.depends import Dependence
+from emppl.model.axes import Axes
+from emppl.model.integral import Integral
+from emppl.model.natural import SiteFactor
+from emppl.model.regression import RegressionFactor
+from emppl.model.roles import Role
+from emppl.names import latent_of, model_name
+from emppl.parameters.constraints import constrain, free_dimensions
+from emppl.parameters.held import pin
 from emppl.rules import Rule
 from emppl.strategies import Enumerate, Evidence, Hard, StochasticEM, Strategy
-from emppl.structure.dependence import Dependence
 from emppl.trace import Trace, as_numpyro_expects
 
 

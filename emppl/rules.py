@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import jax
 import numpy as np
 
-from emppl.factors import SiteFactor
-from emppl.structure.dependence import Dependence
+from emppl.jaxpr.depends import Dependence
+from emppl.model.natural import SiteFactor
 from emppl.trace import Trace
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from emppl import chain
-from emppl.chain import Kernel
-from emppl.numerics import maximum_out
+from emppl.elimination import chain
+from emppl.elimination.chain import Kernel
+from emppl.numerics.guarded import maximum_out
 
 FAST = (
     Kernel("sequential", 2048),

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from numpyro.contrib.control_flow import scan
 
 import emppl
-from emppl import estep
-from emppl.fit import compiled
+from emppl import compiled, estep
 from tests.brute_force import BruteForce
 
 simplex = dist.constraints.simplex

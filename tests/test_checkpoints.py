@@ -20,7 +20,7 @@ from test_hard import hidden_markov
 import emppl
 import emppl.em
 from emppl import SAEM, MonteCarlo, StochasticEM
-from emppl.fit import checkpoint as checkpoints
+from emppl.checkpoint import file as checkpoints
 from emppl.fit import loop
 
 positive = dist.constraints.positive

@@ -21,7 +21,7 @@ from numpyro.distributions import constraints
 
 import emppl  # noqa: F401  registers the families
 from emppl import estep, mstep
-from emppl.derive import derive
+from emppl.derivation.derive import derive
 from emppl.families import registered_families
 from emppl.program import Options
 from emppl.trace.arguments import split_arguments

@@ -13,12 +13,12 @@ from scipy import stats
 
 import emppl
 from emppl import MonteCarlo, Quadrature, StopReason
-from emppl.estep.nearby import nearby_log_likelihood
-from emppl.fit import closing, stochastic
-from emppl.fit.ascent import chi_square_mean_quantile
-from emppl.fit.path import Path, draw
-from emppl.fit.trail import Trail
-from emppl.information.uncertainty import charts
+from emppl.montecarlo import closing, stochastic
+from emppl.montecarlo.ascent import chi_square_mean_quantile
+from emppl.montecarlo.nearby import nearby_log_likelihood
+from emppl.montecarlo.path import Path, draw
+from emppl.montecarlo.trail import Trail
+from emppl.uncertainty.information import charts
 
 POSITIVE = dist.constraints.positive
 

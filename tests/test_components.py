@@ -9,10 +9,10 @@ import pytest
 from numpyro.distributions import constraints
 
 import emppl
-from emppl.derive import derive
+from emppl.derivation.derive import derive
+from emppl.jaxpr.depends import Dependence
 from emppl.program import Options
-from emppl.report.components import component_axes
-from emppl.structure.dependence import Dependence
+from emppl.result.components import component_axes
 from emppl.trace.arguments import split_arguments
 
 KEY = jax.random.key(0)

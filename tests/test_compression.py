@@ -18,9 +18,9 @@ from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 
 import emppl
-from emppl.fit import compression
-from emppl.fit.compiled import Compiled
+from emppl.compiled import Compiled
 from emppl.program import Options
+from emppl.reduce import rows as compression
 from emppl.trace.arguments import split_arguments
 
 

@@ -13,10 +13,10 @@ from brute_force import BruteForce
 from numpyro.distributions import constraints
 
 import emppl
-from emppl.elimination import log_normalizer
-from emppl.elimination_plan import Factor, plan_elimination
+from emppl.elimination.order import Factor, plan_elimination
+from emppl.elimination.run import log_normalizer
 from emppl.errors import ModelError
-from emppl.numerics import logsumexp
+from emppl.numerics.guarded import logsumexp
 
 SIZES = {"a": 2, "b": 3, "c": 2, "d": 4, "e": 3}
 

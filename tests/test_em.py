@@ -13,7 +13,7 @@ from numpyro.distributions import constraints
 
 import emppl
 from emppl import estep, mstep
-from emppl.derive import derive
+from emppl.derivation.derive import derive
 from emppl.fit.convergence import Progress, convergence_test
 from emppl.program import Options
 from emppl.strategies import Evidence

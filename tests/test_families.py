@@ -22,7 +22,7 @@ from brute_force import unconstrained_gradient
 from numpyro.distributions import biject_to, constraints
 
 from emppl import estep, mstep
-from emppl.derive import derive
+from emppl.derivation.derive import derive
 from emppl.families import registered_families
 from emppl.families.check import check_family
 from emppl.program import Options

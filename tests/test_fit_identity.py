@@ -18,7 +18,7 @@ from test_checkpoints import KINDS
 
 import emppl
 import emppl.em
-from emppl.fit.identity import closure_words, fit_identity
+from emppl.checkpoint.identity import closure_words, fit_identity
 from emppl.trace import trace_model
 from emppl.trace.arguments import split_arguments
 

@@ -18,7 +18,7 @@ from test_random_models import em_step, many
 
 import emppl
 from emppl import Enumerate, Gaussian, Hard, MonteCarlo, estep
-from emppl.derive import derive
+from emppl.derivation.derive import derive
 from emppl.program import Options
 from emppl.trace.arguments import split_arguments
 

@@ -9,10 +9,10 @@ import pytest
 from scipy import optimize, stats
 
 import emppl
-from emppl.fit.mixing import effective_draws
-from emppl.fit.path import posterior_draws
-from emppl.fit.simulator import batch_error
-from emppl.information.uncertainty import charts
+from emppl.montecarlo.mixing import effective_draws
+from emppl.montecarlo.path import posterior_draws
+from emppl.montecarlo.simulator import batch_error
+from emppl.uncertainty.information import charts
 from models import air_quality, nile_level, polio, stochastic_volatility, uk_gas
 from tests.test_models import check, oracle
 from tests.test_trajectories import grid_filter

@@ -13,7 +13,7 @@ from numpyro.distributions import constraints
 
 import emppl
 from emppl import estep, mstep
-from emppl.structure.layout import find_layout
+from emppl.jaxpr.layout import find_layout
 
 KEY = jax.random.key(0)
 

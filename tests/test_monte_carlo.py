@@ -18,9 +18,9 @@ from scipy import integrate, stats
 
 import emppl
 from emppl import SAEM, MonteCarlo, Quadrature, StochasticEM, StopReason
-from emppl.fit.averaging import Window
-from emppl.fit.mixing import effective_draws, split_r_hat
-from emppl.fit.path import joined
+from emppl.montecarlo.averaging import Window
+from emppl.montecarlo.mixing import effective_draws, split_r_hat
+from emppl.montecarlo.path import joined
 from models import absences, law_school
 
 ORACLES = pathlib.Path(__file__).parent / "oracles"

@@ -13,11 +13,11 @@ from scipy import integrate, optimize, special, stats
 
 import emppl
 from emppl import EM, Laplace, Quadrature
-from emppl.estep.integration import climbing_root, find_modes
-from emppl.estep.joint import Joint
-from emppl.estep.nodes import nodes
-from emppl.information.corners import no_standard_errors
-from emppl.report.integration_error import IntegrationError, _compared
+from emppl.integrals.integration import climbing_root, find_modes
+from emppl.integrals.joint import Joint
+from emppl.integrals.nodes import nodes
+from emppl.result.integration_error import IntegrationError, _compared
+from emppl.uncertainty.corners import no_standard_errors
 from tests.test_monte_carlo import many_pumps
 
 positive = dist.constraints.positive

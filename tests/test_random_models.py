@@ -19,7 +19,7 @@ from random_models import model, random_data, random_params, specs
 
 import emppl  # noqa: F401  registers the families
 from emppl import estep, mstep
-from emppl.derive import derive
+from emppl.derivation.derive import derive
 from emppl.program import Options
 from emppl.trace.arguments import split_arguments
 

@@ -13,7 +13,7 @@ from numpyro.distributions import constraints
 from scipy import stats
 
 import emppl
-from emppl.information import charts
+from emppl.uncertainty import charts
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -430,7 +430,7 @@ def test_a_large_model_is_summarised_without_its_hessian(capsys, monkeypatch):
 
 def test_standard_errors_asked_for_are_shown_afterwards(monkeypatch):
     """The limit is about what is computed unasked: errors that exist are printed."""
-    monkeypatch.setattr("emppl.report.summary.LARGEST", 2)
+    monkeypatch.setattr("emppl.result.summary.LARGEST", 2)
     result = fit(mixture, X)
     with pytest.warns(UserWarning, match="not computed unasked"):
         assert result.summary()["std_error"].isna().all()

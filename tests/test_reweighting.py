@@ -12,11 +12,11 @@ from test_monte_carlo import cbpp, check_oracle, glmm, many_draws, mixture_of_co
 
 import emppl
 from emppl import MonteCarlo
-from emppl.estep.reweighting import Reweighted, ratio_residuals, reweighted, unweighted
 from emppl.estep.simulated import complete_log_densities, simulated_expectations
-from emppl.fit.ascent import lower_bound
-from emppl.fit.reuse import OldDraws
-from emppl.fit.simulator import batch_error
+from emppl.montecarlo.ascent import lower_bound
+from emppl.montecarlo.reuse import OldDraws
+from emppl.montecarlo.reweighting import Reweighted, ratio_residuals, reweighted, unweighted
+from emppl.montecarlo.simulator import batch_error
 
 OLD = {"mu": jnp.asarray(0.3), "sd": jnp.asarray(0.9)}
 NEW = {"mu": jnp.asarray(0.7), "sd": jnp.asarray(0.65)}

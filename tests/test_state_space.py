@@ -11,7 +11,7 @@ from numpyro.distributions import constraints
 from numpyro.infer.util import log_density
 
 import emppl
-from emppl.tridiagonal import smooth_in_lanes, smooth_in_turn
+from emppl.numerics.block_tridiagonal import smooth_in_lanes, smooth_in_turn
 
 positive = constraints.positive
 

@@ -12,7 +12,7 @@ from test_hard import hidden_markov
 
 import emppl
 from emppl import StochasticEM, StopReason, estep
-from emppl.derive import derive
+from emppl.derivation.derive import derive
 from emppl.program import Options
 from emppl.trace.arguments import split_arguments
 

@@ -14,8 +14,8 @@ from numpyro.contrib.control_flow import scan
 from scipy import special, stats
 
 import emppl
-from emppl.fit.mixing import effective_draws, mixing
-from emppl.fit.path import joined
+from emppl.montecarlo.mixing import effective_draws, mixing
+from emppl.montecarlo.path import joined
 from tests.test_state_space import CASES, dense, poisson_walk
 
 ORACLES = pathlib.Path(__file__).parent / "oracles"
@@ -143,7 +143,7 @@ def test_chains_in_a_plate_given_a_discrete_latent():
 
 def test_the_bound_of_the_ascent_knows_the_dimensions():
     """Steps of noise alone: their gain, in units of its own error, passes the bound as often as it may."""
-    from emppl.fit.ascent import lower_bound
+    from emppl.montecarlo.ascent import lower_bound
 
     assert lower_bound(1) == pytest.approx(stats.norm.ppf(0.75))
     for dimensions in (2, 5, 20):

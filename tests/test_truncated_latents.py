@@ -12,7 +12,7 @@ from numpyro.distributions import constraints
 from scipy import integrate, stats
 
 import emppl
-from emppl import interval
+from emppl.numerics import truncated_normal as interval
 
 KEY = jax.random.key(0)
 POSITIVE = constraints.positive

@@ -7,13 +7,13 @@ statistics; ``latents`` answers questions about the latents themselves.
 from emppl.estep.continuous import moments
 from emppl.estep.filtering import Filtered, filtered
 from emppl.estep.fused import Chunking, FusedPlan, expectations, plan_fused, prepare
-from emppl.estep.informed import informed_shares
-from emppl.estep.integration import integrate_all
 from emppl.estep.latents import decode, marginals, sample, user_layout, whole_scans
 from emppl.estep.memory import check_memory, largest_table
 from emppl.estep.plain import Expectations, Posterior, e_step, from_posterior, log_evidence, log_likelihood, q
-from emppl.estep.reweighting import why_not_reweighted
 from emppl.estep.simulated import simulated
+from emppl.integrals.integration import integrate_all
+from emppl.montecarlo.informed import informed_shares
+from emppl.montecarlo.reweighting import why_not_reweighted
 
 __all__ = [
     "Chunking",

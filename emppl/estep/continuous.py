@@ -8,20 +8,20 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from emppl.estep.draws import draw, first_chains
-from emppl.estep.importance import placed
-from emppl.estep.integrated import Integrated
-from emppl.estep.integration import conditional, integrate_all
-from emppl.estep.joint import Joint
-from emppl.estep.limits import find_limits
 from emppl.estep.plain import all_scales, log_evidence
 from emppl.estep.simulated import Drawn, integrated_by_draws
-from emppl.estep.state_space import draw_states
-from emppl.estep.truncation import draw_inside
-from emppl.integral import Integral
-from emppl.naming import first, model_name
-from emppl.numerics import safe_divide
-from emppl.positive import lower_inverse
+from emppl.integrals.importance import placed
+from emppl.integrals.integration import conditional, integrate_all
+from emppl.integrals.joint import Joint
+from emppl.integrals.limits import find_limits
+from emppl.integrals.mcmc import draw, first_chains
+from emppl.integrals.outcome import Integrated
+from emppl.integrals.smoother import draw_states
+from emppl.integrals.truncated import draw_inside
+from emppl.model.integral import Integral
+from emppl.names import first, model_name
+from emppl.numerics.guarded import safe_divide
+from emppl.numerics.small_matrices import lower_inverse
 from emppl.program import Program
 from emppl.strategies import Kernel, Quadrature, Simulated
 

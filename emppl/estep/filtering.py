@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from emppl.elimination import log_normalizer
+from emppl.elimination.chains import ChainAxes, ChainTables, filter_steps
+from emppl.elimination.run import log_normalizer
 from emppl.errors import ModelError
 from emppl.estep.plain import owners_of
-from emppl.markov import ChainAxes, ChainTables, filter_steps
 from emppl.program import Part, Program
 
 

@@ -10,15 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from emppl.elimination import log_normalizer
-from emppl.elimination_plan import EliminationPlan, Step
-from emppl.estep.integration import integrate_all
-from emppl.estep.limits import find_limits
+from emppl.elimination.chains import Emission
+from emppl.elimination.order import EliminationPlan, Step
+from emppl.elimination.reductions import Picking
+from emppl.elimination.run import log_normalizer
 from emppl.estep.plain import Expectations, absent_cells, all_scales, owners_of, spread_over_atoms
-from emppl.factors import Prepared
-from emppl.markov import Emission
-from emppl.numerics import impossible_to_infinite
-from emppl.picking import Picking
+from emppl.integrals.integration import integrate_all
+from emppl.integrals.limits import find_limits
+from emppl.model.natural import Prepared
+from emppl.numerics.guarded import impossible_to_infinite
 from emppl.program import Program
 
 

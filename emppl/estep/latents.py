@@ -13,14 +13,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from emppl.chain import log_evidence, path_evidence
-from emppl.elimination import log_normalizer, log_sum, probe_name
+from emppl.elimination.chain import log_evidence, path_evidence
+from emppl.elimination.chains import ChainTables, SumOut
+from emppl.elimination.run import log_normalizer, log_sum, probe_name
 from emppl.estep.continuous import counted, sample_given
-from emppl.estep.integration import integrate_all
 from emppl.estep.plain import all_scales, owners_of
-from emppl.markov import ChainTables, SumOut
-from emppl.naming import first
-from emppl.numerics import maximum_out, safe_divide, sample_out
+from emppl.integrals.integration import integrate_all
+from emppl.names import first
+from emppl.numerics.guarded import maximum_out, safe_divide, sample_out
 from emppl.program import Program
 
 

@@ -6,7 +6,7 @@ import math
 
 import jax.numpy as jnp
 
-from emppl.elimination_plan import Step
+from emppl.elimination.order import Step
 from emppl.errors import ModelError
 from emppl.estep.fused import FusedPlan
 from emppl.program import Program

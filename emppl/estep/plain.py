@@ -13,12 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from emppl.elimination import log_normalizer
-from emppl.estep.integration import atom_weights, integrate_all
-from emppl.factors import Prepared
-from emppl.naming import model_name
-from emppl.numerics import impossible_to_infinite, weighted
-from emppl.picking import Picking
+from emppl.elimination.reductions import Picking
+from emppl.elimination.run import log_normalizer
+from emppl.integrals.integration import atom_weights, integrate_all
+from emppl.model.natural import Prepared
+from emppl.names import model_name
+from emppl.numerics.guarded import impossible_to_infinite, weighted
 from emppl.program import Program
 
 

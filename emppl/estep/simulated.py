@@ -9,17 +9,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from emppl.estep.draws import Chains, draw, first_chains
 from emppl.estep.fused import FusedPlan, expectations
-from emppl.estep.importance import importance
-from emppl.estep.integrated import Integrated, atoms_of
-from emppl.estep.integration import integrate
-from emppl.estep.joint import Joint
 from emppl.estep.plain import Expectations
-from emppl.estep.reweighting import Reweighted
-from emppl.factors import Prepared
-from emppl.integral import Integral
-from emppl.numerics import weighted
+from emppl.integrals.importance import importance
+from emppl.integrals.integration import integrate
+from emppl.integrals.joint import Joint
+from emppl.integrals.mcmc import Chains, draw, first_chains
+from emppl.integrals.outcome import Integrated, atoms_of
+from emppl.model.integral import Integral
+from emppl.model.natural import Prepared
+from emppl.montecarlo.reweighting import Reweighted
+from emppl.numerics.guarded import weighted
 from emppl.program import Program
 from emppl.strategies import Simulated
 

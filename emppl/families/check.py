@@ -17,7 +17,7 @@ import numpy as np
 from numpyro.distributions import biject_to
 
 from emppl.families.registry import Family, Update
-from emppl.parameters import constrain, innermost, unconstrain
+from emppl.parameters.constraints import constrain, innermost, unconstrain
 from emppl.trace import as_numpyro_expects
 
 _CELLS, _ROWS, _LENGTH, _TRIALS = 3, 40, 3, 7

@@ -7,7 +7,7 @@ import numpyro.distributions as dist
 from jax.scipy.special import gammaln
 
 from emppl.families.registry import Family, Update, add
-from emppl.numerics import finite_log, safe_divide
+from emppl.numerics.guarded import finite_log, safe_divide
 
 
 def _events_and_exposure(moments, arguments, current):

@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 from jax.scipy.special import gammaln
 
 from emppl.families.registry import Family, Update, add
-from emppl.numerics import IMPOSSIBLE, finite_log, finite_log_complement, safe_divide
+from emppl.numerics.guarded import IMPOSSIBLE, finite_log, finite_log_complement, safe_divide
 
 _PROBABILITY_SUPPORT = ("unit_interval", "real")
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 from emppl.families.registry import Family, Update, add
-from emppl.numerics import safe_divide
+from emppl.numerics.guarded import safe_divide
 
 LOG_TWO_PI = float(np.log(2 * np.pi))
 

@@ -13,7 +13,7 @@ import numpyro.distributions as dist
 
 from emppl.families.gaussian import centre_and_unit
 from emppl.families.registry import Family, Update, add
-from emppl.numerics import safe_divide
+from emppl.numerics.guarded import safe_divide
 
 
 def _start(argument, seed, mean, spread):

@@ -12,7 +12,7 @@ from jax.scipy.linalg import cho_solve, solve_triangular
 
 from emppl.families.gaussian import LOG_TWO_PI, SCALE, centre_and_unit, solve_scale
 from emppl.families.registry import Family, Update, add
-from emppl.numerics import matrix_transpose, safe_divide, symmetrize
+from emppl.numerics.guarded import matrix_transpose, safe_divide, symmetrize
 
 
 def _pairs(dimension):

@@ -12,7 +12,7 @@ from jax.scipy.special import gammaln
 from emppl.families.counts import gamma_on_rate
 from emppl.families.gaussian import NORMAL, SCALE, centre_and_unit, normal_statistics
 from emppl.families.registry import Family, Update, add
-from emppl.numerics import safe_divide
+from emppl.numerics.guarded import safe_divide
 
 _POSITIVE = ("positive", "softplus_positive", "real")
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl.fit.convergence import Judgement, Progress, needs_rise
-from emppl.parameters import constrain, unconstrain
+from emppl.parameters.constraints import constrain, unconstrain
 from emppl.program import Program
 
 FIRST, SECOND, LEAP = 0, 1, 2

@@ -12,7 +12,7 @@ import numpy as np
 from emppl.errors import DataError, ModelError
 from emppl.estep import integrate_all
 from emppl.mstep import ClosedForm
-from emppl.numerics import IMPOSSIBLE_SUM
+from emppl.numerics.guarded import IMPOSSIBLE_SUM
 from emppl.program import Program
 from emppl.trace import as_numpyro_expects
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl import estep, mstep
+from emppl.checkpoint.file import Checkpoint, flattened, restored
 from emppl.fit.acceleration import Leaping, leap
-from emppl.fit.checkpoint import Checkpoint, flattened, restored
 from emppl.fit.convergence import STALLS, Progress, convergence_test, needs_rise
 from emppl.fit.outcome import StopReason
 from emppl.fit.restarts import watched_sites

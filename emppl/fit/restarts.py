@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from emppl.factors import SiteFactor
 from emppl.fit.outcome import StopReason
+from emppl.model.natural import SiteFactor
 from emppl.program import Program
 
 

@@ -13,14 +13,14 @@ import math
 import jax
 import jax.numpy as jnp
 
-from emppl.factors import SiteFactor
-from emppl.information.charts import bounds
+from emppl.jaxpr.maps import ElementMap
+from emppl.model.natural import SiteFactor
 from emppl.mstep import ClosedForm
 from emppl.mstep.closed_form import Target
-from emppl.parameters import constrain, unconstrain
+from emppl.parameters.constraints import constrain, unconstrain
 from emppl.program import Program
 from emppl.rules import Rule
-from emppl.structure.maps import ElementMap
+from emppl.uncertainty.charts import bounds
 
 _SEED_ROWS = 20_000
 _JITTER = 0.5

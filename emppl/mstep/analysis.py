@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from emppl.numerics import weighted
-from emppl.parameters import from_coordinates, to_coordinates
+from emppl.jaxpr.layout import Layout, find_layout
+from emppl.jaxpr.quadratic import only_jumps, why_not_quadratic
+from emppl.numerics.guarded import weighted
+from emppl.parameters.constraints import from_coordinates, to_coordinates
 from emppl.program import Program, prior_cells
-from emppl.structure.layout import Layout, find_layout
-from emppl.structure.quadratic import only_jumps, why_not_quadratic
 
 
 class Analysis:

@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emppl.axes import reduce_to
-from emppl.factors import SiteFactor
 from emppl.families import Update
+from emppl.jaxpr.depends import Selection
+from emppl.jaxpr.maps import REAL, ElementMap, Interval
+from emppl.model.axes import reduce_to
+from emppl.model.natural import SiteFactor
 from emppl.mstep.diagonals import diagonal_update
 from emppl.mstep.maximisation import Maximisation
-from emppl.parameters import bounds, constraint_name
+from emppl.parameters.constraints import bounds, constraint_name
 from emppl.rules import Rule, RuleContext
-from emppl.structure.dependence import Selection
-from emppl.structure.maps import REAL, ElementMap, Interval
 from emppl.trace import Trace
 
 FLAT = ("ImproperUniform", "Uniform", "Unit")

@@ -12,15 +12,15 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from emppl.jaxpr.depends import Selection
+from emppl.jaxpr.maps import Interval
 from emppl.mstep.closed_form import FLAT, ClosedForm, entries_of
 from emppl.mstep.closed_form import propose as propose_closed_form
 from emppl.mstep.maximisation import Maximisation
 from emppl.mstep.newton import propose as propose_newton
 from emppl.mstep.numeric import propose as propose_numeric
-from emppl.parameters import bounds, constraint_name
+from emppl.parameters.constraints import bounds, constraint_name
 from emppl.rules import Rule, RuleContext
-from emppl.structure.dependence import Selection
-from emppl.structure.maps import Interval
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl.families import Update
-from emppl.parameters import random_inside
+from emppl.jaxpr.maps import ElementMap
+from emppl.parameters.constraints import random_inside
 from emppl.rules import RuleContext
-from emppl.structure.maps import ElementMap
 
 _MOST_NUMBERS = 2**24
 _TOLERANCE = 1e-5

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpyro.distributions as dist
 
+from emppl.jaxpr.groups import Grouped
+from emppl.jaxpr.layout import find_layout, group_numbers
+from emppl.jaxpr.separation import Separation
+from emppl.model.regression import LinearPredictor, RegressionFactor
 from emppl.mstep.quadratic import Quadratic
 from emppl.program import Program
-from emppl.regression import LinearPredictor, RegressionFactor
-from emppl.structure.groups import Grouped
-from emppl.structure.layout import find_layout, group_numbers
-from emppl.structure.separation import Separation
 
 _MOST_COLUMNS = 30
 _MOST_NUMBERS = 2**27

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from emppl.estep import Expectations
-from emppl.factors import Prepared
-from emppl.numerics import weighted
+from emppl.model.natural import Prepared
+from emppl.model.regression import RegressionFactor
+from emppl.numerics.guarded import weighted
 from emppl.program import Program
-from emppl.regression import RegressionFactor
 from emppl.rules import Rule
 
 

@@ -17,11 +17,11 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from emppl.jaxpr.maps import Interval
 from emppl.mstep.closed_form import FLAT, entries_of, prior_depends_on, prior_of
 from emppl.mstep.maximisation import Maximisation
-from emppl.parameters import bounds
+from emppl.parameters.constraints import bounds
 from emppl.rules import Rule, RuleContext
-from emppl.structure.maps import Interval
 
 _CONCAVE = ("Normal", "Laplace", "Logistic", "Gumbel", "HalfNormal", "Exponential")
 """Priors of single numbers whose log density is concave."""

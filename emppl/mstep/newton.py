@@ -16,12 +16,12 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from emppl.jaxpr.layout import Layout
 from emppl.mstep.closed_form import at_an_edge, entries_of, has_corners
 from emppl.mstep.maximisation import Maximisation
 from emppl.mstep.quadratic import describe, free_entries, scaled_eigen
-from emppl.parameters import bounds, from_coordinates, is_relative, to_coordinates
+from emppl.parameters.constraints import bounds, from_coordinates, is_relative, to_coordinates
 from emppl.rules import Rule, RuleContext
-from emppl.structure.layout import Layout
 
 _MOST_ENTRIES = 200
 _MOST_PROBES = 400

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from emppl.mstep.maximisation import Maximisation
-from emppl.parameters import from_coordinates, to_coordinates
+from emppl.parameters.constraints import from_coordinates, to_coordinates
 from emppl.rules import Rule, RuleContext
 
 _INNER_STEPS = 20

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emppl.jaxpr.layout import Block, Layout
 from emppl.mstep.maximisation import Maximisation
-from emppl.numerics import matrix_transpose, symmetrize
-from emppl.parameters import constraint_name
+from emppl.numerics.guarded import matrix_transpose, symmetrize
+from emppl.parameters.constraints import constraint_name
 from emppl.program import Program
 from emppl.rules import Rule, RuleContext
-from emppl.structure.layout import Block, Layout
 
 MOST_ENTRIES = 500
 _REFINEMENTS = 2

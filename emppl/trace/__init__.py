@@ -7,12 +7,10 @@ its own, left of the plates, holding its *atoms*.
 """
 
 from emppl.trace.arguments import with_array_in_front
+from emppl.trace.discover import trace_model
 from emppl.trace.distributions import as_numpyro_expects, log_density
 from emppl.trace.missing import MissingCells, Unseen
-from emppl.trace.pruning import path_names, prune
 from emppl.trace.record import Chain, Draws, Plate, Site, SiteArrays, Trace
-from emppl.trace.tracing import trace_model
-from emppl.trace.weighted_rows import WeightedRows
 
 __all__ = [
     "Chain",
@@ -23,11 +21,8 @@ __all__ = [
     "SiteArrays",
     "Trace",
     "Unseen",
-    "WeightedRows",
     "as_numpyro_expects",
     "log_density",
-    "path_names",
-    "prune",
     "trace_model",
     "with_array_in_front",
 ]

@@ -17,7 +17,7 @@ from numpyro.distributions import transforms
 from numpyro.distributions.distribution import validation_enabled
 
 from emppl.errors import ModelError
-from emppl.numerics import finite_log, finite_log_complement, impossible_to_infinite
+from emppl.numerics.guarded import finite_log, finite_log_complement, impossible_to_infinite
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ class Plate:
 class Chain:
     """Latents of one ``scan`` that later steps refer to.
 
-    The first ``order`` steps are run one by one; their latents have names of their own (:mod:`emppl.naming`).
+    The first ``order`` steps are run one by one; their latents have names of their own (:mod:`emppl.names`).
     All later steps share the time axis: there a latent has its own axis, and one for each earlier step that the model
     still refers to.
 

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpyro
 
 from emppl.errors import ModelError
-from emppl.naming import first, time_axis
-from emppl.structure.dependence import Dependence
-from emppl.trace.messages import site_arrays
+from emppl.jaxpr.depends import Dependence
+from emppl.names import first, time_axis
 from emppl.trace.record import Chain
+from emppl.trace.site_messages import site_arrays
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,234 @@
+"""What a fit depends on, as hashes that are the same in every process.
+
+A model is the expressions that its outputs are: every operation is hashed with its parameters and the hashes of what
+goes into it. Names of variables and the order of equations play no role. A function of the user's, or an optimiser's,
+is its code with the numbers and functions that it closes over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+import re
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emppl.checkpoint.file import key_data
+from emppl.jaxpr.selection import INLINE
+from emppl.parameters.constraints import constraint_name
+from emppl.program import Options
+from emppl.trace import Trace
+
+
+def fit_identity(
+    trace: Trace,
+    leaves: Sequence,
+    skeleton: Any,
+    rng_key: jax.Array,
+    start: Mapping[str, Any],
+    memory: Any,
+    options: Options,
+    more: Mapping[str, Any],
+) -> dict[str, str]:
+    """What a fit depends on, by name in words; texts that begin with ``#`` are hashes.
+
+    Args:
+        trace: the traced model.
+        leaves: the data.
+        skeleton: static arguments.
+        rng_key: random key.
+        start: starting values of all restarts.
+        memory: shapes of what M-step rules keep (the state of an optimiser).
+        options: those that shape the derivation.
+        more: other options, by name.
+    """
+    functions = [(name, words(rule, closure_words)) for name, rule in sorted(options.m_step.items())]
+    told = {
+        **more,
+        "estimate": options.estimate,
+        "latents": dict(sorted(options.latents.items())),
+        "fixed": {n: np.asarray(v).tolist() for n, v in sorted({**options.fixed, **options.held}.items())},
+        "m_step": {n: getattr(f, "__qualname__", type(f).__name__) for n, f in sorted(options.m_step.items())},
+        "optimizer": type(options.optimizer).__name__,
+        "prior": options.prior,
+    }
+    found = {
+        "the model": hashed(*_model(trace)),
+        "the data": hashed(*map(_array, leaves)),
+        "the static arguments of the model": hashed(_without_addresses(repr(skeleton))),
+        "rng_key": hashed(_array(key_data(rng_key))),
+        "the starting values (init_params)": hashed(*(p for n in sorted(start) for p in (n, _array(start[n])))),
+        "what the functions in m_step= and optimizer= do": hashed(
+            words(functions, closure_words), words(options.optimizer, closure_words)
+        ),
+        "the state of the optimisers": hashed(*_form(memory)),
+        "the precision": str(jnp.result_type(float)),
+    }
+    return found | {name: _without_addresses(repr(value)) for name, value in told.items()}
+
+
+def hashed(*parts: str) -> str:
+    """One hash of some texts, marked as one."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(hashlib.sha256(part.encode()).digest())
+    return f"#{total.hexdigest()}"
+
+
+# ------------------------------------------------------------------------------------------------------- the model
+
+
+def _model(trace: Trace) -> Iterator[str]:
+    """The model in words: sites, atoms and the expression of every output, in an order that is always the same."""
+    for site in trace.sites.values():
+        yield f"{dataclasses.replace(site, constraint=None)} {constraint_name(site.constraint)}"
+        bounds = (leaf for leaf in jax.tree.leaves(site.constraint) if not isinstance(leaf, jax.core.Tracer))
+        yield words(tuple(bounds))
+    yield words({name: np.asarray(atoms) for name, atoms in trace.atoms.items()})
+    inputs = [f"{number} {label}" for number, label in enumerate(trace.inputs)]
+    outcomes = _Expressions().outcomes(trace.jaxpr, inputs)
+    # NumPyro numbers the parts of a distribution in an order that varies from process to process.
+    places = {path: path if path[1] != "distribution" else path[:2] for path in trace.outputs}
+    yield from sorted(f"{places[path]} {outcomes[position]}" for path, position in trace.outputs.items())
+
+
+class _Expressions:
+    """Hashes of what jaxprs compute."""
+
+    def __init__(self):
+        self._functions: dict[int, str] = {}
+
+    def outcomes(self, closed: Any, inputs: Sequence[str]) -> list[str]:
+        """The hash of every output, from texts that say what the inputs are.
+
+        Args:
+            closed: a jaxpr, with its constants or without.
+            inputs: one for each input.
+        """
+        jaxpr, consts = getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
+        known = dict(zip(jaxpr.constvars, map(_array, consts), strict=False))
+        known |= {one: f"constant {number}" for number, one in enumerate(jaxpr.constvars) if one not in known}
+        known |= {one: hashed(text, str(one.aval)) for one, text in zip(jaxpr.invars, inputs, strict=True)}
+
+        def said(atom) -> str:
+            return f"{_array(atom.val)} {atom.aval}" if hasattr(atom, "val") else known[atom]
+
+        for equation in jaxpr.eqns:
+            params, operands = dict(equation.params), [said(atom) for atom in equation.invars]
+            inner = self._called(equation)
+            if inner is not None:
+                called = params.pop(inner)
+                operands = self.outcomes(called, operands)  # as if it were written out
+            listed = [f"{name}={words(params[name], self.function_words)}" for name in sorted(params)]
+            whole = hashed(equation.primitive.name, *listed, *(() if inner else operands))
+            for number, one in enumerate(equation.outvars):
+                mine = operands[number] if inner is not None else str(number)
+                known[one] = hashed(whole, mine, str(one.aval))
+        return [said(atom) for atom in jaxpr.outvars]
+
+    def function_words(self, value: Any) -> str:
+        """A jaxpr among the parameters of an operation, by what it computes; any other function by its name."""
+        jaxpr = getattr(value, "jaxpr", value)
+        if not hasattr(jaxpr, "eqns"):
+            return str(getattr(value, "__name__", type(value).__name__))
+        if id(jaxpr) not in self._functions:  # the trace keeps it alive
+            self._functions[id(jaxpr)] = hashed(*self.outcomes(value, [str(n) for n in range(len(jaxpr.invars))]))
+        return self._functions[id(jaxpr)]
+
+    @staticmethod
+    def _called(equation) -> str | None:
+        """The parameter that holds the inner jaxpr of a call, or None."""
+        if equation.primitive.name not in INLINE:
+            return None
+        jaxprs = [n for n, value in equation.params.items() if hasattr(getattr(value, "jaxpr", value), "eqns")]
+        return jaxprs[0] if len(jaxprs) == 1 else None
+
+
+# -------------------------------------------------------------------------------------------------- values, functions
+
+
+def words(value: Any, function: Callable[[Any], str] = lambda one: str(getattr(one, "__name__", type(one).__name__))):
+    """A value in words that are the same in every process.
+
+    Args:
+        value: numbers, texts, arrays and functions, in containers.
+        function: what to say of a function.
+    """
+    inside = functools.partial(words, function=function)
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return _array(value)
+    if isinstance(value, type | types.ModuleType):
+        return f"{value.__name__}"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(sorted(f'{inside(key)}: {inside(one)}' for key, one in value.items()))}}}"
+    if isinstance(value, set | frozenset):
+        return f"{{{', '.join(sorted(map(inside, value)))}}}"
+    if isinstance(value, tuple | list):
+        return f"{type(value).__name__}({', '.join(map(inside, value))})"
+    if callable(value) or hasattr(value, "eqns") or hasattr(value, "jaxpr") or hasattr(value, "__name__"):
+        return function(value)
+    return _without_addresses(repr(value))
+
+
+def closure_words(value: Any, seen: tuple[int, ...] = ()) -> str:
+    """A function in words: its code, its defaults, and what it closes over.
+
+    Lists are left out, since functions write into them.
+
+    Args:
+        value: the function, or an object that can be called.
+        seen: functions on the way to it, by address.
+    """
+    if id(value) in seen:
+        return "itself"
+    within = functools.partial(closure_words, seen=(*seen, id(value)))
+
+    def inside(one) -> str:
+        return "list" if isinstance(one, list) else words(one, within)
+
+    if isinstance(value, functools.partial):
+        return f"partial {inside(value.func)} {inside(value.args)} {inside(value.keywords)}"
+    if isinstance(value, types.MethodType):
+        return f"method {inside(value.__func__)} {within(value.__self__)}"
+    value = inspect.unwrap(value) if hasattr(value, "__wrapped__") else value
+    if isinstance(value, types.FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+        return f"{_code(value.__code__)} {[inside(one) for one in (value.__defaults__, value.__kwdefaults__, *cells)]}"
+    if isinstance(getattr(value, "__dict__", None), dict):
+        return f"{type(value).__qualname__} { {name: inside(one) for name, one in sorted(vars(value).items())} }"
+    return str(getattr(value, "__name__", type(value).__name__))
+
+
+def _is_filled(cell) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:  # a variable that is not there yet
+        return False
+
+
+def _code(code: types.CodeType) -> str:
+    """What a function does: its instructions, with the names and the constants in them."""
+    constants = [_code(one) if isinstance(one, types.CodeType) else words(one) for one in code.co_consts]
+    return hashed(code.co_name, code.co_code.hex(), words(code.co_names), *constants)
+
+
+def _form(tree: Any) -> Iterator[str]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}"
+
+
+def _array(array: Any) -> str:
+    is_key = isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    array = np.ascontiguousarray(key_data(array) if is_key else array)
+    return f"{array.shape} {array.dtype} {hashlib.sha256(array.tobytes()).hexdigest()}"
+
+
+def _without_addresses(text: str) -> str:
+    return re.sub(r" at 0x[0-9a-f]+", "", text)

@@ -1,0 +1,353 @@
+"""A derived program with its compiled functions: one per public piece, and the blocks of the loop."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emppl import estep, mstep
+from emppl.derivation.derive import derive
+from emppl.errors import EMError, ModelError, ParameterError, unknown_name
+from emppl.fit import checks, loop
+from emppl.fit.start import starting_values
+from emppl.integrals.settle import finer_program
+from emppl.montecarlo.simulator import Simulator
+from emppl.parameters.constraints import check
+from emppl.program import Options, Program
+from emppl.reduce.rows import Compressed, Compression, find_compression, look_different
+from emppl.reduce.same_model import is_same_model
+from emppl.reduce.steps import Condensation, find_condensation
+from emppl.reduce.weighted_rows import WeightedRows
+from emppl.trace import trace_model, with_array_in_front
+from emppl.uncertainty.criteria import cell_weights
+from emppl.uncertainty.identification import shift_effects
+from emppl.uncertainty.information import hessian_columns, score
+
+_FEW_CELLS = 4096
+"""So few table cells an iteration that a fit takes less time than compiling it well."""
+
+_CELLS_OF_DRAWS = 2**24
+"""Cells of all tables of the draws that are made at once."""
+
+_WITHOUT_EMITTERS = {"xla_cpu_use_fusion_emitters": False}
+"""XLA's older code generator. On a chain its code is as fast (measured for 3 to 32 states), and compiling takes two
+thirds of the time and 230 MB less. Mixtures and many chains side by side are up to 1.5 times slower with it."""
+
+
+class Compiled:
+    """A program with its compiled functions, each compiled when it is first called.
+
+    Args:
+        model: the NumPyro model.
+        leaves: its array arguments; only shapes and dtypes are used.
+        skeleton: its static arguments.
+        options: the user's options.
+        compress: may fits run on few weighted rows of data in the place of many?
+    """
+
+    def __init__(self, model, leaves, skeleton, options: Options, compress: bool = True):
+        _check_updates(options)
+        self._source = model, skeleton, options
+        program = derive(model, leaves, skeleton, options)
+        _check_names(options, program)
+        self.program = program
+        self.compress = compress
+        self._shapes = [jax.ShapeDtypeStruct(one.shape, jax.dtypes.canonicalize_dtype(one.dtype)) for one in leaves]
+        self.fused = estep.plan_fused(program)
+        self.e_step = self._plain(estep.e_step)
+        self.log_likelihood = self._plain(estep.log_likelihood)
+        self.log_prior = jax.jit(program.log_prior)
+        self.marginals = self._plain(estep.marginals)
+        self.moments = self._plain(estep.moments)
+        self.filtered = self._plain(estep.filtered)
+        self.decode = self._plain(estep.decode)
+        self.sample = self._plain(_draws)
+        # Estimates are arguments of these, so that no result compiles them anew.
+        self.hessian_columns = jax.jit(functools.partial(hessian_columns, program))
+        self.shift_effects = jax.jit(functools.partial(shift_effects, program))
+        self.cell_weights = jax.jit(functools.partial(cell_weights, program))
+        self._blocks: dict[tuple[int, bool], Any] = {}
+        self._compressed: dict[int, Compiled | str] = {}
+
+    @functools.cached_property
+    def simulator(self) -> Simulator | None:
+        """The steps of a Monte Carlo fit; None where no latent is simulated."""
+        is_random = estep.simulated(self.program) or self.program.drawn
+        return Simulator(self.program, self.fused) if is_random else None
+
+    @functools.cached_property
+    def random_log_likelihood(self):
+        """The log-likelihood by importance sampling, with random numbers of its own."""
+        if not estep.simulated(self.program):
+            return lambda params, leaves, key: self.summed_log_likelihood(params, leaves)
+        return jax.jit(functools.partial(estep.log_likelihood, self.program))
+
+    @functools.cached_property
+    def summed_log_likelihood(self):
+        """The log-likelihood of the data with every latent summed out, in chunks of rows."""
+        fused = estep.plan_fused(self.program.softened)
+
+        def value(params, leaves):
+            program = self.program.softened
+            prepared = estep.prepare(program, fused, leaves)
+            return estep.expectations(program, fused, params, leaves, prepared).log_likelihood
+
+        return jax.jit(value)
+
+    @property
+    def _has_functions(self) -> bool:
+        """Are there M-step rules of the user's own?"""
+        return any(callable(one) and not mstep.is_optimizer(one) for one in self._source[2].m_step.values())
+
+    def _plain(self, function: Callable) -> Callable:
+        """Compile a function of the plain path, which holds tables of all rows: refused where they would not fit."""
+        compiled = jax.jit(functools.partial(function, self.program))
+
+        def checked(*args):
+            estep.check_memory(self.program, None)
+            return compiled(*args)
+
+        return checked
+
+    def parameters(self, params: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """The free parameters of a user's dictionary."""
+        missing = [name for name in self.program.free if name not in params]
+        if missing:
+            raise ParameterError(f"params lacks {missing}; the model needs {self.program.free}.")
+        found = {name: jnp.asarray(params[name], jnp.result_type(float)) for name in self.program.free}
+        for name, value in found.items():
+            if value.shape != self.program.trace.sites[name].shape:
+                raise ParameterError(
+                    f"params[{name!r}] has shape {value.shape}; the model needs {self.program.trace.sites[name].shape}."
+                )
+        return found
+
+    @functools.cached_property
+    def compression(self) -> Compression | str:
+        """What of the data a fit may compress, or the reason why nothing."""
+        if not self.compress:
+            return "compress=False"
+        if self._has_functions:
+            return "m_step has a function, which may expect all rows"
+        return find_compression(self.program, self._shapes)
+
+    def compress_data(self, leaves: list) -> tuple[Compiled, list, Compressed] | str:
+        """The same algorithm for few weighted rows, with these; or the reason why all rows are needed.
+
+        Args:
+            leaves: the data.
+        """
+        if self.compress and look_different(self.program, leaves):
+            return "hardly any two of its rows are equal"
+        found = self.compression
+        if isinstance(found, str):
+            return found
+        data = found.apply(leaves)
+        if isinstance(data, str):
+            return data
+        short = [jnp.asarray(one) for one in [data.weights, *data.leaves]]
+        number = len(data.weights)
+        if number not in self._compressed:
+            self._compressed[number] = self._for_few_rows(short, found)
+        compiled = self._compressed[number]
+        return compiled if isinstance(compiled, str) else (compiled, short, data)
+
+    def _for_few_rows(self, short: list, found: Compression) -> Compiled | str:
+        """The algorithm for weights and so many rows, if the model is the same for them."""
+        model, skeleton, options = self._source
+        number = len(short[0])
+        try:
+            fewer = trace_model(model, short[1:], skeleton, self.program.trace.draws)
+            if not is_same_model(self.program.trace, fewer, (found.rows, number)):
+                return "the model depends on how many rows there are"
+            one = Compiled(WeightedRows(model, found.plate), short, with_array_in_front(skeleton), options, False)
+        except EMError:
+            return "the model does not take its number of rows from the data"
+        if one.program.axes.sizes.get(found.plate) != number or one.program.free != self.program.free:
+            return "the model does not take its number of rows from the data"
+        return one
+
+    def _shortened(self, leaves: tuple[int, ...], length: int) -> list[jax.ShapeDtypeStruct]:
+        """Shapes of the data when some arrays have another length."""
+        return [
+            jax.ShapeDtypeStruct((length, *one.shape[1:]), one.dtype) if n in leaves else one
+            for n, one in enumerate(self._shapes)
+        ]
+
+    @functools.cached_property
+    def condensation(self) -> Condensation | str:
+        """On how few pieces the M-step may run, or the reason why on all."""
+        if self._has_functions:
+            return "m_step has a function, which may expect all of them"
+        return find_condensation(self.program, self._shapes)
+
+    @functools.cached_property
+    def condense(self) -> Callable | None:
+        """An E-step, and the data of an M-step on few pieces; None if that is done on all of them."""
+        found = self.condensation
+        if isinstance(found, str):
+            return None
+        model, skeleton, options = self._source
+        short = self._shortened(found.leaves, found.order + found.pieces)
+        try:
+            program = derive(model, short, skeleton, options)
+        except EMError:
+            return None
+        if program.free != self.program.free or len(program.integrals) != 1 or not found.is_whole(program):
+            return None
+        lengths = self._shapes[found.leaves[0]].shape[0], found.order + found.pieces
+        if not is_same_model(self.program.trace, program.trace, lengths):
+            return None
+        return lambda params, leaves: (program, *found.apply(self.program, program, params, leaves))
+
+    @functools.cached_property
+    def report(self):
+        """What is wrong with the data."""
+        return jax.jit(functools.partial(checks.data_report, self.program))
+
+    @functools.cached_property
+    def q(self):
+        """Expected complete-data log-likelihood."""
+        return jax.jit(functools.partial(estep.q, self.program))
+
+    @functools.cached_property
+    def m_step(self):
+        """The M-step on a posterior."""
+
+        def m_step(params, posterior, leaves):
+            found, prepared = estep.from_posterior(self.program, params, posterior, leaves)
+            return mstep.m_step(self.program, params, found, leaves, prepared)
+
+        return jax.jit(m_step)
+
+    @functools.cached_property
+    def finer(self) -> Program | None:
+        """The program with a more accurate rule for every approximate integral, if there is one that fits."""
+        program = finer_program(self.program)
+        try:
+            if program is not None:
+                estep.check_memory(program, None)
+        except ModelError:
+            return None
+        return program
+
+    @functools.cached_property
+    def finer_score(self):
+        """Log-likelihood and score by that, for each of several random keys."""
+        assert self.finer is not None
+        return jax.jit(jax.vmap(functools.partial(score, self.finer), in_axes=(None, None, 0)))
+
+    @functools.cached_property
+    def prepare(self):
+        """Statistics of the data, and what is wrong with them."""
+
+        def prepare(leaves):
+            return estep.prepare(self.program, self.fused, leaves), checks.data_report(self.program, leaves)
+
+        return jax.jit(prepare, compiler_options=self._compiler_options)
+
+    @functools.cached_property
+    def _compiler_options(self) -> dict[str, Any] | None:
+        """How XLA is to compile what takes a fit's time; only for functions that no other jit calls."""
+        if jax.default_backend() != "cpu":
+            return None
+        steps = [step for part in self.program.parts for step in part.plan.steps if step.chain is not None]
+        lanes = [step.chain_sizes(self.program.axes.sizes)[2] for step in steps]
+        return _WITHOUT_EMITTERS if lanes and max(lanes) < 8 and _knows(tuple(_WITHOUT_EMITTERS)) else None
+
+    @functools.cached_property
+    def start(self):
+        """Starting values of a number of restarts."""
+        return jax.jit(lambda key, leaves, number: starting_values(self.program, key, leaves, number), static_argnums=2)
+
+    @functools.cached_property
+    def evidence_by_row(self):
+        """Log-probability of every row under every state."""
+        return jax.jit(functools.partial(checks.row_tables, self.program))
+
+    @functools.cached_property
+    def begin(self):
+        """What M-step rules remember before the first M-step of every restart."""
+        return jax.jit(jax.vmap(functools.partial(mstep.begin, self.program)))
+
+    @functools.cached_property
+    def remembers(self) -> bool:
+        """Do any?"""
+        return any(isinstance(rule, mstep.Numeric) for rule in self.program.blocks)
+
+    def block(self, lanes: int, accurate: bool) -> Callable:
+        """The compiled block of iterations for a number of restarts."""
+        key = (lanes, accurate)
+        if key not in self._blocks:
+            condense = None if accurate else self.condense
+            self._blocks[key] = loop.make_block(loop.make_iteration(self.program, self.fused, accurate, condense))
+        found = self._blocks[key]
+        return found.result() if isinstance(found, concurrent.futures.Future) else found
+
+    def compile_in_background(self, lanes: int, leaves, accelerate: bool = False) -> None:
+        """Let XLA compile the loop while the statistics and the starting values are compiled and computed.
+
+        Tracing happens here, so that thread-local settings of JAX hold; only XLA works in the other thread.
+        """
+        elsewhere = any(leaf.devices() != {jax.devices()[0]} for leaf in leaves)
+        if (lanes, False) in self._blocks or elsewhere:
+            return  # compiled already, or data on other devices, whose layout only the call itself shows
+        sites = self.program.trace.sites
+        params = {n: np.zeros((lanes, *sites[n].shape), sites[n].dtype) for n in self.program.free}
+        memory = jax.tree.map(lambda one: np.zeros(one.shape, one.dtype), jax.eval_shape(self.begin, params))
+        states = loop.initial_states(self.program, params, memory, lanes, jnp.result_type(float), accelerate)
+        prepared, _ = jax.eval_shape(self.prepare, leaves)
+        block: Any = loop.make_block(loop.make_iteration(self.program, self.fused, False, self.condense))
+        lowered = block.lower(states, leaves, prepared, *loop.limits(0.0, 0, 0))
+        pool = concurrent.futures.ThreadPoolExecutor(1)
+        # On few cells compiling takes longer than the whole fit: let XLA do less of it.
+        options = dict(self._compiler_options or {})
+        if lanes * self.program.cost < _FEW_CELLS and jax.default_backend() == "cpu":
+            options |= {"xla_backend_optimization_level": 0}
+        self._blocks[lanes, False] = pool.submit(lowered.compile, options)
+        pool.shutdown(wait=False)
+
+
+def _draws(program: Program, params, leaves, keys) -> dict[str, jax.Array]:
+    """Joint draws of all latents, as many at once as memory allows."""
+    one = functools.partial(estep.sample, program, params, leaves)
+    at_once = max(_CELLS_OF_DRAWS // estep.largest_table(program, None)[0], 1)
+    return jax.vmap(one)(keys) if len(keys) <= at_once else jax.lax.map(one, keys, batch_size=at_once)
+
+
+@functools.cache
+def _knows(options: tuple[str, ...]) -> bool:
+    """Does this version of XLA have these options? They are internal, and may vanish."""
+    try:
+        jax.jit(lambda: np.int32(0)).lower().compile(dict.fromkeys(options, False))
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+def _check_updates(options: Options) -> None:
+    for name, given in options.m_step.items():
+        if not callable(given) and not mstep.is_optimizer(given):
+            raise ParameterError(
+                f"m_step[{name!r}] must be a function (params, posterior) -> value, or an "
+                "optax.GradientTransformation such as optax.adam(1e-2)."
+            )
+    if options.optimizer is not None and not mstep.is_optimizer(options.optimizer):
+        raise ParameterError(
+            f"optimizer must be an optax.GradientTransformation such as optax.adam(1e-2); it is {options.optimizer!r}."
+        )
+
+
+def _check_names(options: Options, program: Program) -> None:
+    for name in options.m_step:
+        if name not in program.trace.parameters:
+            raise unknown_name("m_step", name, program.trace.parameters)
+    for name, value in options.fixed.items():
+        site = program.trace.sites[name]
+        check(name, value, site.shape, site.constraint, "fixed")

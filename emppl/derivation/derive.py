@@ -1,0 +1,278 @@
+"""``derive``: from a model and the shapes of its data to a :class:`~emppl.program.Program`.
+
+Trace, roles, axes, factors, order of elimination, M-step rules: one call each, in this order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from emppl.elimination.order import Factor, plan_elimination
+from emppl.errors import ModelError, unknown_name
+from emppl.estep import check_memory, plan_fused
+from emppl.families import family_of
+from emppl.integrals.settle import settle_integrals
+from emppl.jaxpr.depends import Dependence
+from emppl.model.axes import Axes, model_axes
+from emppl.model.compatible import check_components, check_simulated, discrete_strategies
+from emppl.model.integral import find_integrals
+from emppl.model.natural import SiteFactor
+from emppl.model.roles import assign_roles, without_missing_cells
+from emppl.model.scans import find_chains
+from emppl.model.site import field_dependences
+from emppl.mstep import choose_rules
+from emppl.mstep.analysis import Analysis
+from emppl.mstep.linear_predictors import find_regressions
+from emppl.names import latent_of
+from emppl.parameters.held import check_held
+from emppl.program import Options, Part, Program
+from emppl.rules import RuleContext
+from emppl.strategies import Enumerate, Strategy
+from emppl.trace import Trace, trace_model
+
+
+def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Program:
+    """Derive the EM algorithm of a model for data of given shapes.
+
+    Args:
+        model: the NumPyro model.
+        leaves: array arguments; only shapes and dtypes are used.
+        skeleton: static arguments.
+        options: the user's options.
+
+    Returns:
+        The program.
+
+    Raises:
+        ModelError: the model cannot be handled; the message names the site and the remedy.
+    """
+    trace, dependence, roles, integrals = _see(model, leaves, skeleton, options)
+    _check_bounds(trace, roles)
+    for name, held in options.held.items():
+        if name not in trace.parameters:
+            raise unknown_name("fixed", name, trace.parameters)
+        check_held(name, held, trace.sites[name].shape, trace.sites[name].constraint)
+    shapes = [jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
+    likelihood = [name for name, site in trace.sites.items() if site.kind in LIKELIHOOD]
+    axes = model_axes(
+        trace, {name: trace.sites[name].batch_shape for name in likelihood}, {one.axis: 1 for one in integrals}
+    )
+    factors = _factors(trace, dependence, axes, likelihood)
+    strategies: dict[str, Strategy] = {n: Enumerate() for n, role in roles.items() if role.role == "latent"}
+    strategies |= discrete_strategies(trace, options.latents)
+    program = Program(trace, dependence, axes, factors, (), roles, strategies, {}, dict(options.fixed), options.prior)
+    program = dataclasses.replace(program, integrals=tuple(integrals), held=dict(options.held))
+    program = settle_integrals(program, shapes, options.latents)
+    check_components(program)
+    check_simulated(program, options.latents)
+    tables = _table_shapes(program, shapes)
+    _check_fields(program, tables)
+    program = dataclasses.replace(program, parts=_parts(program, tables), argument_shapes=_shapes(program, shapes))
+    context = RuleContext(
+        trace,
+        dependence,
+        program.factors,
+        options.prior,
+        options.fixed,
+        options.held,
+        options.m_step,
+        options.optimizer,
+        Analysis(program, shapes),
+    )
+    rules = choose_rules(context)
+    program = dataclasses.replace(program, rules=rules)
+    program = dataclasses.replace(program, regressions=find_regressions(program, shapes))
+    check_memory(program, plan_fused(program))
+    return program
+
+
+LIKELIHOOD = ("observed", "factor", "discrete", "integrated")
+"""Kinds of sites that are factors of the likelihood."""
+
+
+def _check_bounds(trace: Trace, roles: Mapping[str, Any]) -> None:
+    """Constraints of parameters outlive the trace, so that they hold numbers and no arrays of it."""
+    for name in trace.parameters:
+        site = trace.sites[name]
+        inside = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(site.constraint))
+        if inside and (name not in roles or roles[name].role != "latent"):
+            raise ModelError(
+                f"Parameter {name!r}: the bounds of its {'constraint' if site.kind == 'param' else 'prior'} must be "
+                "known before the model runs, but JAX computes them inside it. Write numpy.array in place of jnp.array "
+                "for bounds; if they depend on data, pass them as static arguments (Python numbers)."
+            )
+
+
+def _see(model: Callable, leaves: list, skeleton: Any, options: Options):
+    """Trace a model and settle the roles of its sites; traced again if some of them are continuous latents."""
+    trace = trace_model(model, leaves, skeleton)
+    dependence = Dependence(trace.jaxpr, trace.inputs)
+    trace = without_missing_cells(trace, dependence)
+    roles = assign_roles(trace, dependence, options.estimate, options.latents, options.fixed)
+    hidden = [n for n, role in roles.items() if role.role == "latent" and trace.sites[n].kind == "continuous"]
+    integrals = find_integrals(trace, dependence, hidden) + find_chains(trace, dependence, hidden)
+    draws = {name: integral.draws for integral in integrals for name in integral.latents}
+    if all(trace.draws.get(name) == one for name, one in draws.items()):
+        return trace, dependence, roles, integrals
+    trace = trace_model(model, leaves, skeleton, draws)
+    dependence = Dependence(trace.jaxpr, trace.inputs)
+    return without_missing_cells(trace, dependence), dependence, roles, integrals
+
+
+def _factors(trace: Trace, dependence: Dependence, axes: Axes, likelihood: list[str]) -> dict[str, SiteFactor]:
+    labels = {site.labels: name for name, site in trace.sites.items() if site.labels}
+    given = {one.axis: frozenset(one.given) for one in trace.draws.values()}
+    factors = {}
+    for name in likelihood:
+        in_latents, in_parameters = field_dependences(trace, dependence, name)
+        # An atom is drawn for each state of the discrete latents it is given.
+        in_latents = {
+            field: found.union(*(given.get(latent, frozenset()) for latent in found))
+            for field, found in in_latents.items()
+        }
+        site = trace.sites[name]
+        if site.kind == "discrete":
+            in_latents["value"] = frozenset([name])
+        family = family_of(trace.distributions[name])
+        if name in labels:
+            # Labels only say which states are possible: their distribution belongs to the latent.
+            family = None
+            in_latents, in_parameters = (
+                {field: found[field] for field in ("value", "mask", "label_mask") if field in found}
+                for found in (in_latents, in_parameters)
+            )
+        is_presence = _says_which_steps_exist(trace, name, in_latents, in_parameters)
+        if is_presence:
+            in_latents, in_parameters = (
+                {field: found[field] for field in found if field != "mask"} for found in (in_latents, in_parameters)
+            )
+        factors[name] = SiteFactor(
+            site,
+            axes,
+            family,
+            in_latents,
+            in_parameters,
+            labels.get(name),
+            _categories(trace, name),
+            trace.timed.get(name, frozenset()),
+            is_presence,
+            trace.drawn.get(name),
+        )
+    return factors
+
+
+def _categories(trace: Trace, name: str) -> int:
+    """Length of a site's vector of probabilities, or zero."""
+    for argument in ("probs", "logits"):
+        position = trace.outputs.get((name, "arguments", argument))
+        if position is not None:
+            return (1, *trace.jaxpr.out_avals[position].shape)[-1]
+    return 0
+
+
+def _says_which_steps_exist(trace: Trace, name: str, in_latents, in_parameters) -> bool:
+    """Is a site's mask the mask of a chain's steps: one of data alone, on a latent that later steps see?"""
+    site = trace.sites[name]
+    if site.kind != "discrete" or site.time is None or "mask" not in in_latents:
+        return False
+    depth = max(chain.depths.get(name, 0) for chain in trace.chains)
+    return depth > 0 and not in_latents["mask"] and not in_parameters["mask"]
+
+
+def _table_shapes(program: Program, leaves) -> dict[str, jax.ShapeDtypeStruct]:
+    return jax.eval_shape(
+        lambda params, leaves: program.tables(program.evaluate(params, leaves)),
+        program.trace.parameter_shapes,
+        leaves,
+    )
+
+
+def _parts(program: Program, tables: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[Part, ...]:
+    axes, trace = program.axes, program.trace
+    plates_of_latent = {}
+    for name in axes.latents - axes.draws:
+        site = trace.sites[latent_of(name)]
+        plates_of_latent[name] = axes.plates_of(site, site.batch_shape)
+    named = {}
+    for integral in program.integrals:  # an integral is one factor, in place of those that depend on its latents
+        here = frozenset(integral.given), frozenset(integral.cells) - frozenset(integral.given)
+        named[integral.axis] = Factor(integral.axis, *here)
+    for name, factor in program.factors.items():
+        if name in program.integrated:
+            continue
+        time = factor.site.time
+        is_timed = time is not None and tables[name].shape[axes.names.index(time.name)] > 1
+        plates = axes.plates_of(factor.site, factor.site.batch_shape)
+        named[name] = Factor(name, factor.all_latents, plates, is_timed)
+    presence = frozenset(name for name, factor in program.factors.items() if factor.is_presence)
+    inside = [f for f in named.values() if axes.rows in f.plates]
+    outside = [f for f in named.values() if axes.rows not in f.plates]
+    touched = frozenset().union(*(f.latents for f in inside)) if inside else frozenset()
+    groups = [(inside, True), (outside, False)]
+    if any(axes.rows not in plates_of_latent[latent] for latent in touched):
+        groups = [(list(named.values()), False)]
+    return tuple(
+        Part(
+            tuple(f.name for f in group),
+            plan_elimination(group, plates_of_latent, axes.sizes, axes.names, trace.chains, presence),
+            by_rows,
+        )
+        for group, by_rows in groups
+        if group
+    )
+
+
+def _check_fields(program: Program, tables: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+    """Refuse weights that are not data, and tables that lost the axis of a latent they depend on."""
+    for name, factor in program.factors.items():
+        moving = sorted(factor.all_parameters - set(program.fixed))
+        if factor.site.kind == "observed" and factor.site.distribution == "Delta" and moving:
+            raise ModelError(
+                f"Site {name!r} is an observed Delta whose value depends on {', '.join(map(repr, moving))}, which is "
+                "estimated. It is a hard constraint, which latents can meet and an estimate cannot: put what it "
+                f"restricts into a plate with the data, so that it is a latent, or write EM(model, latents="
+                f"{{{moving[0]!r}: Gaussian()}})."
+            )
+        depends = factor.latents.get("cell_weight", frozenset()) | factor.parameters.get("cell_weight", frozenset())
+        if depends:
+            raise ModelError(
+                f"The weight (handlers.scale) of site {name!r} depends on {sorted(depends)}. Weights count data "
+                "and must be data; put a term that depends on latents or parameters in numpyro.factor."
+            )
+        if ("cell_weight",) in factor.timed and factor.all_latents & _scanned(program):
+            raise ModelError(
+                f"The weight (handlers.scale) of site {name!r} varies over the steps of its scan. A weight counts a "
+                "whole sequence that many times; put one weight per sequence around the scan."
+            )
+        for latent in sorted(factor.all_latents - program.axes.draws):
+            if tables[name].shape[program.axes.names.index(latent)] == 1 and program.axes.sizes[latent] > 1:
+                raise ModelError(
+                    f"Site {name!r} depends on latent {latent!r} through a sum, mean or similar over its array. "
+                    f"That array holds the states of {latent!r}, not its plate cells, so the model would be another "
+                    "one. Use the latent elementwise or as an index."
+                )
+
+
+def _scanned(program: Program) -> frozenset[str]:
+    return frozenset(
+        n for n in program.axes.latents - program.axes.draws if program.trace.sites[latent_of(n)].is_scanned
+    )
+
+
+def _shapes(program: Program, leaves) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Aligned shape of every argument of the sites with a registered family, abstractly."""
+
+    def arguments(params, leaves):
+        arrays = program.evaluate(params, leaves)
+        return {
+            name: factor.arguments(arrays)
+            for name, factor in program.factors.items()
+            if factor.family is not None and factor.site.kind != "factor" and factor.labels_of is None
+        }
+
+    shaped = jax.eval_shape(arguments, program.trace.parameter_shapes, leaves)
+    return {name: {n: a.shape for n, a in found.items()} for name, found in shaped.items()}

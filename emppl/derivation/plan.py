@@ -1,0 +1,330 @@
+"""The plan: what was derived, as frozen data. Printing it is rendering, never a second logic."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from emppl.elimination.chain import choose_kernel
+from emppl.elimination.order import Step
+from emppl.estep import FusedPlan, largest_table, why_not_reweighted
+from emppl.model.integral import Integral
+from emppl.names import latent_of, model_name
+from emppl.program import Program
+from emppl.strategies import Continuous, MonteCarlo, Simulated, StochasticEM
+from emppl.trace import Site
+
+
+@dataclasses.dataclass(frozen=True)
+class SitePlan:
+    """Role of one site."""
+
+    name: str
+    distribution: str
+    role: str
+    reason: str
+    plates: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentPlan:
+    """Strategy of one latent.
+
+    Attributes:
+        name: the latent.
+        strategy: how it is treated.
+        states: values of a discrete latent; zero for a continuous one.
+        cells: cells of its own table: plates x states, or plates x atoms.
+        dimensions: of a continuous latent, how many numbers are integrated together.
+        groups: how many such integrals there are.
+        together: continuous latents that are in them.
+        atoms: points that stand for the conditional distribution of a group.
+        reason: why this strategy.
+        steps: steps of a chain, of which there are ``groups``; zero without one.
+    """
+
+    name: str
+    strategy: str
+    states: int
+    cells: int
+    dimensions: int = 0
+    groups: int = 0
+    together: tuple[str, ...] = ()
+    atoms: int = 0
+    reason: str = ""
+    steps: int = 0
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """For printing."""
+        if self.states:
+            return self.name, self.strategy, f"{self.states} states", f"{self.cells:,} cells"
+        others = [name for name in self.together if name != self.name]
+        size = _counted(self.dimensions, "dimension") + (f" (with {', '.join(others)})" if others else "")
+        if self.steps:
+            what = f"{_counted(self.groups, 'chain')} of {_counted(self.steps, 'step')} of {size}"
+        else:
+            what = f"{_counted(self.groups, 'group')} of {size}"
+        return self.name, self.strategy, what, f"{self.atoms:,} atoms"
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterPlan:
+    """Rule of one parameter, with the reasons why earlier rules did not apply."""
+
+    name: str
+    shape: tuple[int, ...]
+    rule: str
+    update: str
+    prior: str | None
+    rejected: tuple[tuple[str, str], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class FactorPlan:
+    """How a site's log-probabilities are computed in the loop."""
+
+    name: str
+    form: str
+    axes: tuple[tuple[str, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The derived algorithm, for reading.
+
+    Attributes:
+        objective: what is maximised, and whether exactly.
+        sites: role of every site.
+        latents: strategy of every latent.
+        factors: form of every likelihood factor.
+        parameters: M-step rule of every parameter.
+        integrals: continuous latents that are integrated out together, given what, and what draws them if any.
+        elimination: order in which latents are summed out.
+        cost: table cells visited by one E-step.
+        memory: bytes of the largest table that exists at once.
+        chunks: ``(number of chunks, rows per chunk)``.
+        dtype: floating-point type of the fit.
+        compression: what a fit does with the rows of the data, in words; empty where the question does not arise.
+    """
+
+    objective: str
+    sites: tuple[SitePlan, ...]
+    latents: tuple[LatentPlan, ...]
+    factors: tuple[FactorPlan, ...]
+    parameters: tuple[ParameterPlan, ...]
+    integrals: tuple[str, ...]
+    elimination: tuple[str, ...]
+    cost: int
+    memory: int
+    chunks: tuple[int, int]
+    dtype: str
+    compression: str = ""
+
+    def __str__(self) -> str:
+        lines = [f"EM plan: {self.objective}, {self.dtype}", "", "Sites"]
+        lines += _table([(s.name, s.distribution, s.role, _in(s.plates), s.reason) for s in self.sites])
+        lines += ["", "Latents"] + ([] if self.latents else ["  none: Q is the log-likelihood itself"])
+        for kind in (True, False):
+            some = [latent for latent in self.latents if bool(latent.states) == kind]
+            for latent, line in zip(some, _table([latent.row for latent in some]), strict=True):
+                lines += [line, f"      {latent.reason}"] if latent.reason else [line]
+        lines += ["", "E-step"]
+        lines += _table(
+            [(f.name, f.form, " x ".join(f"{n}={s:,}" for n, s in f.axes) or "one cell") for f in self.factors]
+        )
+        lines += [f"  integrates out {names}" for names in self.integrals]
+        if self.elimination:
+            lines.append(f"  sums out {', then '.join(self.elimination)}")
+        number, rows = self.chunks
+        lines.append(
+            f"  {self.cost:,} table cells per iteration; "
+            + (f"{number:,} chunks of {rows:,} rows; " if number > 1 else "")
+            + f"largest table {_bytes(self.memory)}"
+        )
+        lines += [f"  {self.compression}"] if self.compression else []
+        lines += ["", "M-step"]
+        for one in self.parameters:
+            prior = f", prior {one.prior}" if one.prior else ""
+            lines += _table([(one.name, str(one.shape), one.rule, one.update + prior)])
+            lines += [f"      not {rule}: {reason}" for rule, reason in one.rejected]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def build_plan(program: Program, fused: FusedPlan, compression: str = "") -> Plan:
+    """Describe a derived algorithm.
+
+    Args:
+        program: the algorithm.
+        fused: static choices of the fused path.
+        compression: what a fit does with the rows of the data, in words.
+
+    Returns:
+        The plan.
+    """
+    trace, axes = program.trace, program.axes
+    sites = tuple(
+        SitePlan(
+            n,
+            _distribution(s),
+            program.roles[n].role,
+            program.roles[n].reason,
+            tuple(p.name for p in s.plates),
+            s.shape,
+        )
+        for n, s in trace.sites.items()
+        if model_name(n) == n  # the first steps of a scan are no sites of their own
+    )
+    cells_of: dict[str, int] = {}
+    factors = []
+    for name, factor in program.factors.items():
+        plates = axes.plates_of(factor.site, factor.site.batch_shape)
+        present = [(n, axes.sizes[n]) for n in axes.names if n in plates or n in factor.all_latents]
+        form = "statistics x natural parameters" if name in fused.natural else "log-probability table"
+        form += ", step by step" if name in fused.by_step else ""
+        factors.append(FactorPlan(name, form, tuple(present)))
+        if factor.site.kind == "discrete":
+            cells = math.prod(size for _, size in present)
+            cells_of[model_name(name)] = cells_of.get(model_name(name), 0) + cells
+    latents = [
+        LatentPlan(name, program.strategies[name].title, trace.sites[name].states, cells)
+        for name, cells in cells_of.items()
+    ] + _integrated(program)
+    parameters = tuple(
+        ParameterPlan(name, trace.sites[name].shape, rule.kind, rule.detail, rule.prior, rule.rejected[name])
+        for name, rule in program.rules.items()
+    )
+    steps = [step for part in program.parts for step in part.plan.steps if step.latent is not None or step.chain]
+    largest, _ = largest_table(program, fused)
+    dtype = jnp.dtype(jnp.result_type(float))
+    return Plan(
+        _objective(program),
+        sites,
+        tuple(latents),
+        tuple(factors),
+        parameters,
+        tuple(_integration(program, one) for one in program.integrals),
+        tuple(_summed(program, fused, step) for step in steps),
+        program.cost,
+        max([largest, *(program.cells(name) for name in program.integrated)]) * dtype.itemsize,
+        (fused.chunking.count, fused.chunking.size),
+        str(dtype),
+        compression,
+    )
+
+
+def _integrated(program: Program) -> list[LatentPlan]:
+    found = []
+    for one in program.integrals:
+        for name in one.latents:
+            groups, steps = (one.groups, 0) if one.states is None else (one.states.cells, one.states.steps)
+            numbers = one.dimensions, groups, one.latents, one.atoms
+            found.append(LatentPlan(name, one.strategy.title, 0, program.cells(name), *numbers, one.reason, steps))
+    return found
+
+
+def _integration(program: Program, integral: Integral) -> str:
+    """What is integrated out together, and given what; where that takes draws, what makes them."""
+    given = f" given {', '.join(map(repr, integral.given))}" if integral.given else ""
+    apart = ", told apart by an index among the data" if integral.is_indexed else ""
+    strategy = integral.strategy
+    by = f", {strategy.words(integral.dimensions)}" if isinstance(strategy, Simulated) else ""
+    return ", ".join(map(repr, integral.latents)) + given + apart + by + _old_draws(program, strategy)
+
+
+def _old_draws(program: Program, strategy: Continuous) -> str:
+    """Whether old draws are used again."""
+    if not isinstance(strategy, MonteCarlo) or not strategy.reweight:
+        return ""
+    reason = why_not_reweighted(program)
+    if reason is not None:
+        return f"; every iteration draws afresh ({reason}), whatever reweight says"
+    return f"; old draws serve again, re-weighted, while {strategy.reweight:.0%} of them are effective in every group"
+
+
+def _summed(program: Program, fused: FusedPlan, step: Step) -> str:
+    """What one step of the elimination sums out, or does instead."""
+    what = f"{step.latent!r}" if step.chain is None else _chain(program, fused, step)
+    axis = step.latent if step.chain is None else step.chain.current[0]
+    if axis not in program.picked:
+        return what
+    return f"{what} (its {'best value' if program.hard else 'draw'} in place of the sum)"
+
+
+def _chain(program: Program, fused: FusedPlan, step: Step) -> str:
+    """How a chain is summed out: its joint state, its length, and the kernel."""
+    sizes, chain = program.axes.sizes, step.chain
+    assert chain is not None
+    states, length, lanes = step.chain_sizes(sizes)
+    if fused.chunking.count > 1:
+        lanes = lanes * fused.chunking.size // sizes[program.axes.rows]
+    dtype = jnp.dtype(jnp.result_type(float))
+    kernel: str
+    if chain.current[0] in program.picked:
+        kernel = "Viterbi" if program.hard else "forward filtering, backward sampling"
+    else:
+        kernel = str(choose_kernel(length, states, lanes, dtype, jax.default_backend(), step.varies))
+    names = ", ".join(repr(name) for name in dict.fromkeys(latent_of(axis) for axis in chain.current))
+    return f"the chain of {names} ({states} joint states, {length:,} steps: {kernel})"
+
+
+def _objective(program: Program) -> str:
+    subsampled = ", ".join(repr(plate.name) for plate in program.trace.plates.values() if plate.size < plate.full_size)
+    where = f", on one fixed subsample of plate {subsampled}" if subsampled else ""
+    return _criterion(program) + where
+
+
+def _distribution(site: Site) -> str:
+    """Its name, inside the transforms of it that are observed."""
+    name = site.distribution
+    for transform in reversed(site.transforms):
+        name = f"{transform}({name})"
+    return name
+
+
+def _criterion(program: Program) -> str:
+    priors = [n for n in program.free if program.trace.sites[n].kind == "continuous"]
+    how = program.evidence.words if program.strategies else "no latent: direct maximisation"
+    if any(isinstance(strategy, StochasticEM) for strategy in program.strategies.values()):
+        what = "posterior density" if priors and program.use_prior else "likelihood"
+        return f"average of stochastic EM, close to the maximum of the {what} ({program.evidence.words})"
+    if program.hard:
+        names = ", ".join(program.hard)
+        added = ", plus the log prior" if priors and program.use_prior else ""
+        return (
+            f"classification likelihood: the largest over {names} of log p(data, {names}){added} "
+            f"({program.evidence.words}); another objective than the likelihood"
+        )
+    if priors and program.use_prior:
+        return f"maximum a posteriori ({how})"
+    return f"maximum likelihood ({how})" + (", priors dropped" if priors else "")
+
+
+def _in(plates) -> str:
+    return f"in {' x '.join(plates)}" if plates else ""
+
+
+def _table(rows) -> list[str]:
+    widths = [max(len(str(row[column])) for row in rows) for column in range(len(rows[0]))] if rows else []
+    return [
+        "  " + "  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def _bytes(number: int) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}"
+        number = number / 1024  # type: ignore[assignment]
+    return f"{number:.1f} GiB"

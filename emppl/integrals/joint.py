@@ -1,0 +1,243 @@
+"""The log joint density of continuous latents that are integrated together, group by group."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from emppl.jaxpr.layout import group_numbers
+from emppl.jaxpr.numbering import number_cells
+from emppl.model.integral import Integral
+from emppl.names import latent_of
+from emppl.numerics.guarded import safe_divide
+from emppl.parameters.constraints import constrain, constraint_name, log_jacobian
+from emppl.program import Program
+from emppl.trace import SiteArrays
+
+_FEW = 6
+"""Up to so many dimensions, probes are written out one after the other."""
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(SiteArrays))
+
+
+class Joint:
+    """Log joint density of the latents of one integral, at given parameters and data.
+
+    Latents are seen unconstrained, as vectors ``(groups, dimensions)``; the density includes the log-Jacobian.
+
+    Args:
+        program: the derived algorithm.
+        integral: the latents.
+        params: constrained parameter values.
+        leaves: the data.
+    """
+
+    def __init__(self, program: Program, integral: Integral, params, leaves):
+        self.program = program
+        self.integral = integral
+        self.params = params
+        self.leaves = leaves
+        self.axes = program.axes
+        self.rank = program.axes.rank
+        self.atom_axis = program.axes.names.index(integral.axis)
+        sites = program.trace.sites
+        self.constraints = {name: sites[latent_of(name)].constraint for name in program.trace.value_shapes}
+        self.wanted = frozenset((name, field) for name in integral.factors for field in _FIELDS)
+        # Here and not where they are used, which may be inside a loop.
+        self.numbers: dict[str, jax.Array] = {}
+        if integral.is_indexed:
+            layout = integral.layout
+            numbers = {n: group_numbers(shape, layout.grouped.get(n)) for n, shape in layout.shapes.items()}
+            self.numbers = number_cells(self.tables, numbers)
+
+    def at(self, params) -> Joint:
+        """The same at other parameters."""
+        other = copy.copy(self)
+        other.params = params
+        return other
+
+    # --------------------------------------------------------------------------------------- the latents as vectors
+
+    def zeros(self) -> dict[str, jax.Array]:
+        """Zero everywhere, unconstrained."""
+        return self.integral.zeros()
+
+    def pack(self, values: Mapping[str, jax.Array]) -> jax.Array:
+        """Values as vectors ``(groups, dimensions)``."""
+        return self.integral.layout.pack(values)
+
+    def unpack(self, vectors: jax.Array) -> dict[str, jax.Array]:
+        """Inverse of :meth:`pack`."""
+        return self.integral.layout.unpack(vectors)
+
+    def constrained(self, values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Values as the model has them."""
+        return {name: constrain(self.constraints[name], value) for name, value in values.items()}
+
+    # ------------------------------------------------------------------------------------------------- the density
+
+    def tables(self, values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Log-probabilities of all sites that the latents enter, at one unconstrained value of each."""
+        tables = self.tables_at({name: value[None] for name, value in self.constrained(values).items()})
+        return tables | {name: tables[name] + jacobian for name, jacobian in self.log_jacobians(values).items()}
+
+    def tables_at(self, atoms: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """The same at many atoms, as the model has them, without the Jacobian."""
+        arrays = self.program.evaluate(self.params, self.leaves, self.wanted, atoms)
+        return {name: self.program.factors[name].table(arrays) for name in self.integral.factors}
+
+    def by_cell(self, tables: Mapping[str, jax.Array], once: bool = False) -> jax.Array:
+        """Their sum in every cell of the integral: linear in the tables.
+
+        Weights of cells (``handlers.scale``) count relative to the weight of the latents' own cells.
+
+        Args:
+            tables: by site.
+            once: count every cell with a weight once, whatever the weight.
+        """
+        cells = set(self.integral.cells)
+        sizes = self.axes.sizes
+        total = jnp.zeros((1,) * self.rank)
+        arrays = None
+        if any(self.program.factors[name].latents.get("cell_weight") is not None for name in tables):
+            sites = (self.integral.latents[0], *self.integral.factors)
+            fields = frozenset((name, "cell_weight") for name in sites)
+            arrays = self.program.evaluate(self.params, self.leaves, fields)
+        for name, table in tables.items():
+            factor = self.program.factors[name]
+            if arrays is not None:
+                weight = self._relative_weight(arrays, name)
+                table = table * (jnp.sign(weight) if once else weight)
+            plates = self.axes.plates_of(factor.site, factor.site.batch_shape)
+            if self.integral.is_indexed and self._is_numbered(name):
+                table = self._by_index(name, table, plates)
+            else:
+                for axis, other in enumerate(self.axes.names):
+                    if other in cells or other == self.integral.axis:
+                        continue
+                    if table.shape[axis] > 1:
+                        table = jnp.sum(table, axis, keepdims=True)
+                    elif other in plates:
+                        table = table * sizes[other]
+            total = total + table
+        full = tuple(
+            sizes[name] if name in cells else total.shape[axis] if name == self.integral.axis else 1
+            for axis, name in enumerate(self.axes.names)
+        )
+        return jnp.broadcast_to(total, full)
+
+    def by_group(self, vectors: jax.Array) -> jax.Array:
+        """Log joint density of every group, ``(groups,)``."""
+        return self.to_groups(self.by_cell(self.tables(self.unpack(vectors))))
+
+    def to_groups(self, table: jax.Array) -> jax.Array:
+        """A table by cell, without atoms, as one number per group."""
+        names = self._group_axes()
+        order = [self.axes.names.index(name) for name in names]
+        rest = [axis for axis in range(self.rank) if axis not in order]
+        return jnp.reshape(jnp.transpose(table, rest + order), (self.integral.groups,))
+
+    def gradient(self, vectors: jax.Array) -> jax.Array:
+        """Gradient of every group, ``(groups, dimensions)``."""
+        return jax.grad(self._total)(vectors)
+
+    def hessian(self, vectors: jax.Array) -> jax.Array:
+        """Second derivatives of every group, ``(groups, dimensions, dimensions)``."""
+        gradient = jax.grad(lambda values: jnp.sum(self.by_cell(self.tables(values))))
+        return self.integral.layout.hessian(gradient, self.unpack(vectors))
+
+    def gradient_and_hessian(self, vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Both at once: the Hessian's probes share the pass that the gradient takes."""
+        if self.integral.layout.in_common or vectors.shape[-1] > _FEW:
+            return self.gradient(vectors), self.hessian(vectors)
+        gradient, product = jax.linearize(self.gradient, vectors)
+        unit = jnp.eye(vectors.shape[-1], dtype=vectors.dtype)
+        columns = [product(jnp.broadcast_to(vector, vectors.shape)) for vector in unit]
+        return gradient, jnp.stack(columns, -1)
+
+    # ------------------------------------------------------------------------------------------------ common axes
+
+    def to_cells(self, numbers: jax.Array) -> jax.Array:
+        """One number per group, with the common axes; summed over groups that need not be told apart."""
+        names = self._group_axes()
+        by_name = jnp.reshape(numbers, tuple(self.axes.sizes[name] for name in names))
+        order = sorted(range(len(names)), key=lambda n: self.axes.names.index(names[n]))
+        shape = tuple(self.axes.sizes[name] if name in names else 1 for name in self.axes.names)
+        table = jnp.reshape(jnp.transpose(by_name, order), shape)
+        apart = set(self.integral.cells)
+        summed = tuple(a for a, name in enumerate(self.axes.names) if name in names and name not in apart)
+        return jnp.sum(table, summed, keepdims=True) if summed else table
+
+    def over_atoms(self, tables: jax.Array) -> jax.Array:
+        """Tables with the common axes, one per atom in front, as one table."""
+        return jnp.squeeze(jnp.moveaxis(tables, 0, self.atom_axis + 1), self.atom_axis)
+
+    def atoms_to_cells(self, numbers: jax.Array) -> jax.Array:
+        """One number per atom and group, ``(atoms, groups)``, with the common axes."""
+        return self.over_atoms(jax.vmap(self.to_cells)(numbers))
+
+    def along_atoms(self, numbers: jax.Array) -> jax.Array:
+        """One number per atom, with the common axes."""
+        return jnp.reshape(numbers, tuple(-1 if axis == self.atom_axis else 1 for axis in range(self.rank)))
+
+    def _group_axes(self) -> list[str]:
+        """Names of the axes that number the groups, in that order."""
+        states = self.integral.states
+        layout = self.integral.layout if states is None else states.firsts
+        if not layout.groups:
+            return []
+        name = next(iter(layout.grouped))
+        site, shape = self.program.trace.sites[name], layout.shapes[name]
+        rank = len(shape) - len(site.event_shape)
+        by_dim = self.axes.of_site(site)
+        return [by_dim[axis - rank] for axis in layout.grouped[name]]
+
+    # ------------------------------------------------------------------------------------------------------ pieces
+
+    def _total(self, vectors: jax.Array) -> jax.Array:
+        return jnp.sum(self.by_cell(self.tables(self.unpack(vectors))))
+
+    def log_jacobians(self, values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Log-Jacobian from unconstrained values to those of the model, for the tables of the latents that need one."""
+        found = {}
+        for name in self.integral.latents:
+            constraint = self.constraints[name]
+            if constraint_name(constraint).startswith("real"):
+                continue
+            site = self.program.trace.sites[name]
+            every = log_jacobian(constraint, values[name])
+            events = len(site.event_shape)
+            found[name] = self.axes.align(jnp.sum(every, tuple(range(every.ndim - events, every.ndim))), site, 0)
+        return found
+
+    def _relative_weight(self, arrays, name: str) -> jax.Array | float:
+        scale = self.program.factors[name].scale(arrays)
+        own = self.program.factors[self.integral.latents[0]].scale(arrays)
+        if own is None:
+            return 1.0 if scale is None else scale
+        ratio = jnp.ones_like(own) if scale is None else scale
+        return safe_divide(*jnp.broadcast_arrays(ratio, own, jnp.ones_like(own)))
+
+    def _is_numbered(self, name: str) -> bool:
+        factor = self.program.factors[name]
+        plates = self.axes.plates_of(factor.site, factor.site.batch_shape)
+        return not set(self.integral.cells) <= plates
+
+    def _by_index(self, name: str, table: jax.Array, plates) -> jax.Array:
+        """Sum over the cells that an index sends to one group."""
+        moved = jnp.moveaxis(table, self.atom_axis, -1)
+        numbers = jnp.squeeze(self.numbers[name], self.atom_axis)
+        full = jnp.broadcast_shapes(
+            moved.shape[:-1],
+            numbers.shape,
+            tuple(self.axes.sizes[n] if n in plates else 1 for n in self.axes.names if n != self.integral.axis),
+        )
+        flat = jnp.reshape(jnp.broadcast_to(moved, full + moved.shape[-1:]), (math.prod(full), -1))
+        where = jnp.reshape(jnp.broadcast_to(numbers, full), (-1,))
+        sums = jax.ops.segment_sum(flat, where, self.integral.groups)
+        return self.atoms_to_cells(sums.T)

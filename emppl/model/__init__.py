@@ -1,0 +1,1 @@
+"""Static facts of a model: its named axes, sites and their forms, roles, integrals."""

@@ -1,0 +1,165 @@
+"""Monte Carlo EM with as many draws as the ascent needs.
+
+An M-step on draws is accepted if the lower confidence bound of its gain in Q is positive. If not, the draws are
+doubled, and the M-step is done again on all of them. The iterations end when the upper bound of the gain is below the
+tolerance.
+
+The paper takes the step as given. But an M-step maximises on the very draws that judge it, and in p dimensions noise
+alone makes a gain: if the noise of the score is ``S`` and ``S`` is proportional to the curvature of Q, the gain of a
+step of noise is ``sqrt(chi2_p) / 2`` of its own standard errors. With eight parameters that is 1.4 on average, and
+nearly every such step would pass as an ascent. The bound is therefore at least the one that steps of noise pass no
+more often than the paper's allows, ``sqrt(chi2_p quantile) / 2`` standard errors.
+
+With ``reweight`` the draws of an accepted step are tried again at its end (``reuse``), and only if they show no ascent
+there, by twice that bound, fresh ones are made.
+
+Reference:
+    Caffo, Jank and Jones (2005), Ascent-based Monte Carlo expectation-maximization, JRSS B 67:235-251;
+    Wilson and Hilferty (1931), The distribution of chi-square, PNAS 17:684-688 (the quantile).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+
+import numpy as np
+
+from emppl.fit.outcome import StopReason
+from emppl.montecarlo.path import Path, draw, joined
+from emppl.montecarlo.reuse import OldDraws, look_back
+from emppl.montecarlo.reweighting import unweighted, why_not_reweighted
+from emppl.montecarlo.simulator import Improved, Simulator, batch_error
+from emppl.strategies import MonteCarlo
+
+_CONFIDENCE = statistics.NormalDist().inv_cdf(0.75)
+"""Of the lower bound: a step is accepted in error with probability 1/4 at most, as in the paper."""
+
+_POWER = statistics.NormalDist().inv_cdf(0.75)
+"""Draws of the next iteration: enough to see a gain like the last one with this probability."""
+
+_STOP = statistics.NormalDist().inv_cdf(0.95)
+"""Of the upper bound."""
+
+_PATIENCE = 3
+"""So many M-steps in succession whose gain cannot be seen, and whose inner iteration stopped short, are the end."""
+
+_ENDS = {"converged": StopReason.CONVERGED, "too noisy": StopReason.NOISY}
+"""Decisions that end the iterations."""
+
+_UNDECIDED = ("enlarged", "drawn afresh")
+"""Decisions that leave a step to more draws, or to new ones."""
+
+
+def climb(
+    simulator: Simulator,
+    path: Path,
+    leaves,
+    prepared,
+    tolerance: float,
+    max_iterations: int,
+    report: Callable[[Path], None],
+    keep: Callable[[], None] = lambda: None,
+) -> None:
+    """Iterate until the gain cannot be told from less than the tolerance; ``path`` holds everything at every moment.
+
+    Args:
+        simulator: compiled steps.
+        path: the fit, changed in place.
+        leaves: the data.
+        prepared: their statistics.
+        tolerance: in nats, on the gain of one iteration.
+        max_iterations: most M-steps that are accepted.
+        report: called after every M-step.
+        keep: called where the fit may be taken up again.
+    """
+    strategy = simulator.strategy
+    assert isinstance(strategy, MonteCarlo)
+    dimensions = simulator.program.free_dimensions
+    bound, strict = lower_bound(dimensions), lower_bound(dimensions, again=True)
+    again = bool(strategy.reweight) and why_not_reweighted(simulator.program) is None
+
+    def step(drawn, number: int, weights=None, effective=np.nan) -> tuple[str, Improved]:
+        """An M-step, and what is made of it."""
+        # Equal weights in the form of others, so that old and new draws need one program.
+        shares = weights if weights is not None else unweighted(drawn.draws) if again else None
+        improved = simulator.improve(path.params, drawn, shares, leaves, prepared, path.memory)
+        gains = np.asarray(improved.gains).reshape(strategy.num_chains, number, 1)
+        gain, error = float(gains.mean()), float(np.sqrt(batch_error(gains)[0, 0]))
+        unfinished = bool(improved.unfinished)
+        is_finite = np.isfinite(gain) and np.isfinite(improved.log_likelihood)
+        if weights is not None:
+            decision = _decide(strategy, gain, error, strict, tolerance, number)
+            decision = decision if decision == "accepted" and is_finite else "drawn afresh"
+        else:
+            decision = _decide(strategy, gain, error, bound, tolerance, number)
+            decision = "unfinished" if unfinished and decision in _ENDS else decision
+            decision = decision if is_finite else "not finite"
+        path.log_likelihood = float(improved.log_likelihood)
+        path.objective = path.log_likelihood + float(improved.log_prior)
+        draws = number * strategy.num_chains
+        path.record(draws, decision, unfinished, gain, error, weights is not None, effective)
+        report(path)
+        return decision, improved
+
+    for _ in path.iterations(max_iterations, keep):
+        decision, effective = "drawn afresh", np.nan
+        if again:
+            weights, effective = look_back(simulator, path, leaves, strict)
+            if weights is not None:
+                assert path.old is not None
+                decision, improved = step(path.old.at(path.chains), path.old.number, weights, effective)
+        if decision == "drawn afresh":
+            path.old, number = None, path.number
+            drawn = draw(simulator, path, leaves, number)
+            decision, improved = step(drawn, number, effective=effective)
+            while decision == "enlarged":
+                drawn = joined([drawn, draw(simulator, path, leaves, number)])
+                number *= 2
+                decision, improved = step(drawn, number)
+            if again:
+                path.old = OldDraws(path.params, drawn.draws, drawn.evidence)
+        if decision == "not finite":
+            path.status = StopReason.NOT_FINITE
+            break
+        path.params, path.memory = improved.params, improved.memory
+        path.iteration += 1
+        # Gains that die away because an inner iteration cannot make them are no convergence.
+        taken = [row["decision"] for row in path.rows if row["decision"] not in _UNDECIDED][-_PATIENCE:]
+        if decision in _ENDS:
+            path.status = _ENDS[decision]
+        elif taken == ["unfinished"] * _PATIENCE:
+            path.status = StopReason.UNFINISHED
+        elif strategy.ascent:
+            last = path.rows[-1]
+            number = last["draws"] // strategy.num_chains
+            needed = number * (last["gain_error"] * (bound + _POWER) / max(last["gain"], 1e-300)) ** 2
+            while path.number < min(needed, number) and 2 * path.number <= strategy.max_samples:
+                path.number *= 2
+    path.old = None
+
+
+def lower_bound(dimensions: int, again: bool = False) -> float:
+    """Standard errors that a gain must exceed to be believed, of a step in so many dimensions.
+
+    Args:
+        dimensions: of the step.
+        again: have the draws served for other steps before?
+    """
+    quantile = dimensions * chi_square_mean_quantile(max(dimensions, 1), _CONFIDENCE)
+    return max(_CONFIDENCE, math.sqrt(quantile) / (1 if again else 2))
+
+
+def chi_square_mean_quantile(dimensions: float, normal: float) -> float:
+    """Quantile of chi-square divided by its degrees of freedom, at the level of a standard normal quantile."""
+    share = 2 / (9 * dimensions)
+    return (1 - share + normal * math.sqrt(share)) ** 3
+
+
+def _decide(strategy: MonteCarlo, gain: float, error: float, bound: float, tolerance: float, number: int) -> str:
+    if gain + _STOP * error < tolerance:
+        return "converged"
+    if not strategy.ascent or gain - bound * error > 0:
+        return "accepted"
+    return "enlarged" if 2 * number <= strategy.max_samples else "too noisy"

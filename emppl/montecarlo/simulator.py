@@ -1,0 +1,141 @@
+"""The compiled functions of a Monte Carlo fit: draw, improve, wander."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from emppl import estep, mstep
+from emppl.estep.simulated import begin_chains, complete_log_densities, draw_all, simulated, simulated_expectations
+from emppl.fit.loop import smallest_scale
+from emppl.montecarlo.derivatives import Derivatives
+from emppl.montecarlo.reweighting import Reweighted, log_densities, ratio_residuals
+from emppl.program import Program
+from emppl.strategies import Simulated
+
+
+class Improved(NamedTuple):
+    """Outcome of an M-step on draws.
+
+    Attributes:
+        params: the new values.
+        memory: what M-step rules remember.
+        unfinished: did an inner iteration stop short?
+        gains: for every draw, by how much its complete-data log density rose; of draws with weights of their own, the
+            residuals of a ratio around its mean.
+        log_likelihood: at the old parameters, by importance sampling.
+        log_prior: at the old parameters.
+    """
+
+    params: Any
+    memory: Any
+    unfinished: Any
+    gains: Any
+    log_likelihood: Any
+    log_prior: Any
+
+
+class Wandered(NamedTuple):
+    """Outcome of a block of stochastic EM.
+
+    Attributes:
+        memory: what M-step rules remember at its end.
+        chains: where the chains are then.
+        every: of every iteration, the new values, log-likelihood and log prior before, smallest relative scale, and
+            whether an inner iteration stopped short.
+    """
+
+    memory: Any
+    chains: Any
+    every: Any
+
+
+class Simulator:
+    """A program's Monte Carlo steps; each is compiled once per number of draws.
+
+    Args:
+        program: the derived algorithm.
+        fused: static choices of the fused path.
+    """
+
+    def __init__(self, program: Program, fused: estep.FusedPlan):
+        self.program = program
+        self.fused = fused
+        self.integrals = simulated(program)
+        self.draw = jax.jit(functools.partial(draw_all, program), static_argnames="number")
+        self.log_densities = jax.jit(functools.partial(log_densities, program))
+        self.improve = jax.jit(self._improve)
+        self.derivatives = Derivatives(program)
+        self.informed_shares = jax.jit(functools.partial(estep.informed_shares, program))
+        self.wander = jax.jit(self._wander, static_argnames="number")
+
+    @property
+    def strategy(self) -> Simulated:
+        """The options, which all simulated latents share."""
+        return next(one for one in self.program.strategies.values() if isinstance(one, Simulated))
+
+    def begin(self):
+        """Chains before the first draw."""
+        return begin_chains(self.program)
+
+    def _improve(self, params, drawn, shares, leaves, prepared, memory) -> Improved:
+        found = simulated_expectations(self.program, self.fused, params, drawn, shares, leaves, prepared)
+        step = mstep.maximise(self.program, params, found, leaves, prepared, memory)
+        before, after = (
+            complete_log_densities(self.program, found, prepared, at, leaves) for at in (params, step.params)
+        )
+        gains = after - before
+        if isinstance(shares, Reweighted):
+            gains = gains + ratio_residuals(self.program, found, shares, params, step.params, leaves)
+        return Improved(
+            step.params,
+            step.memory,
+            step.unfinished,
+            gains,
+            found.log_likelihood,
+            self.program.log_prior(params, leaves),
+        )
+
+    def _wander(self, params, memory, chains, key, leaves, prepared, number: int) -> Wandered:
+        program = self.program
+
+        def advance(carry, key):
+            params, memory, chains = carry
+            one, other = jax.random.split(key)
+            floor, _ = smallest_scale(program, params, leaves, prepared)
+            if self.integrals:
+                drawn = draw_all(program, params, chains, one, leaves, self.strategy.num_samples)
+                chains = drawn.chains
+                found = simulated_expectations(program, self.fused, params, drawn, None, leaves, prepared, other)
+            else:
+                found = estep.expectations(program, self.fused, params, leaves, prepared, key=other)
+            step = mstep.maximise(program, params, found, leaves, prepared, memory)
+            seen = step.params, found.log_likelihood, program.log_prior(params, leaves), floor, step.unfinished
+            return (step.params, step.memory, chains), seen
+
+        (_, memory, chains), every = jax.lax.scan(advance, (params, memory, chains), jax.random.split(key, number))
+        return Wandered(memory, chains, every)
+
+
+def batch_error(values: np.ndarray) -> np.ndarray:
+    """Covariance of the mean of correlated draws, by batch means.
+
+    Args:
+        values: ``(chains, draws, quantities)``.
+
+    Returns:
+        ``(quantities, quantities)``.
+
+    Reference:
+        Flegal, Haran and Jones (2008), Markov chain Monte Carlo: can we trust the third significant figure?
+        Statistical Science 23:250-260.
+    """
+    chains, number, quantities = values.shape
+    size = max(int(np.sqrt(number)), 1)
+    count = number // size
+    batches = values[:, number - count * size :].reshape(chains, count, size, quantities).mean(2)
+    means = batches.reshape(-1, quantities)
+    return np.atleast_2d(np.cov(means, rowvar=False)).reshape(quantities, quantities) / len(means)

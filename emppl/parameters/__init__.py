@@ -1,0 +1,1 @@
+"""Constrained and unconstrained values, and entries that are held."""

@@ -1,0 +1,135 @@
+"""When few weighted pieces of data do for many, and which: what compression and condensation have in common.
+
+A function that is quadratic in what varies from piece to piece has the same sum over any pieces with the same count,
+mean and covariance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emppl.jaxpr import quadratic
+from emppl.jaxpr.groups import SHARED, Meeting
+from emppl.jaxpr.separation import Separation
+from emppl.numerics.small_matrices import simplex
+from emppl.program import Program
+
+
+def block_of(
+    program: Program, shapes: Sequence[jax.ShapeDtypeStruct], holders: Sequence[int]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What varies from piece to piece: arrays of data, as ``data 0``, and integrated latents."""
+    latents = {n: jax.ShapeDtypeStruct(one, jnp.result_type(float)) for n, one in program.trace.value_shapes.items()}
+    return {f"data {n}": shapes[n] for n in holders} | latents
+
+
+def why_not_separate(
+    program: Program,
+    shapes: Sequence[jax.ShapeDtypeStruct],
+    block: Mapping[str, jax.ShapeDtypeStruct],
+    numbers: Mapping[str, np.ndarray],
+    sites: Sequence[str],
+    axis: int,
+    piece: str,
+) -> str | None:
+    """The reason why the log density of a piece is not one and the same function of each, or None.
+
+    Args:
+        program: the derived algorithm.
+        shapes: shapes of the data.
+        block: from :func:`block_of`.
+        numbers: by array of the block, the piece that every entry belongs to.
+        sites: whose log density it is.
+        axis: the common axis along which the pieces lie.
+        piece: what one is called.
+    """
+    sites = sorted(sites)
+    tables = _tables(program, sites)
+    found = Separation(tables, block, program.trace.parameter_shapes, list(shapes)).groups(numbers)
+    for name, one in zip(sites, found, strict=True):
+        if one is None:
+            continue
+        if isinstance(one, Meeting) or one.varies[axis] or not _in_order(one.numbers, axis):
+            return f"{piece}s of site {name!r} differ by more than their data, or depend on each other"
+    return None
+
+
+def why_not_quadratic(
+    program: Program,
+    shapes: Sequence[jax.ShapeDtypeStruct],
+    block: Mapping[str, jax.ShapeDtypeStruct],
+    sites: Sequence[str],
+    piece: str,
+    gaps: bool = False,
+) -> str | None:
+    """The reason why the log density is not quadratic in a block, at any values of everything else, or None.
+
+    Args:
+        program: the derived algorithm.
+        shapes: shapes of the data.
+        block: arrays of data and latents.
+        sites: whose log density it is.
+        piece: what one piece of the block is called.
+        gaps: ask so for every fixed pattern of NaN among the data.
+    """
+    tables = _tables(program, sorted(sites))
+    others = {n: one for n, one in block_of(program, shapes, ()).items() if n not in block}
+    rest = (others, program.trace.parameter_shapes, list(shapes))
+
+    def total(block):
+        others, params, leaves = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), rest)
+        return sum((jnp.sum(one) for one in tables(block | others, params, leaves).values()), jnp.zeros(()))
+
+    density = quadratic.with_gaps_fixed(total) if gaps else total
+    reason = quadratic.why_not_quadratic(density, block)
+    return None if reason is None else f"the log density is not quadratic in a {piece} and its latents ({reason})"
+
+
+def _tables(program: Program, sites: Sequence[str]):
+    """Log-probability tables of some sites as a function of a block, the parameters and the data."""
+
+    def tables(block, params, leaves) -> dict:
+        data = [block.get(f"data {n}", leaf) for n, leaf in enumerate(leaves)]
+        atoms = {name: block[name][None] for name in program.trace.value_shapes}
+        arrays = program.evaluate(params, data, atoms=atoms)
+        return {name: program.factors[name].table(arrays) for name in sites}
+
+    return tables
+
+
+def _in_order(numbers: np.ndarray, axis: int) -> bool:
+    """Does piece k lie in place k of the axis, for all sites alike?"""
+    if np.all(numbers == SHARED):
+        return True
+    expected = np.arange(numbers.shape[axis]).reshape([-1 if a == axis else 1 for a in range(numbers.ndim)])
+    return numbers.shape == expected.shape and bool(np.all(numbers == expected))
+
+
+def other_reader(program: Program, holders: Sequence[int], readers: Sequence[str]) -> str | None:
+    """A site that reads these arrays of data though it is none of those that may, a prior for instance."""
+    mine = {("data", str(number)) for number in holders}
+    for path, position in program.trace.outputs.items():
+        if path[0] not in readers and mine & program.dependence.of_output(position):
+            return path[0]
+    return None
+
+
+def equivalent_pieces(mean: Any, covariance: Any, xp: Any) -> Any:
+    """One piece more than there are columns, with this mean and covariance: the corners of a simplex.
+
+    Args:
+        mean: ``(..., columns)``.
+        covariance: ``(..., columns, columns)``.
+        xp: numpy or jax.numpy.
+
+    Returns:
+        ``(..., columns + 1, columns)``.
+    """
+    values, vectors = xp.linalg.eigh(covariance)
+    spread = vectors * xp.sqrt(xp.maximum(values, 0))[..., None, :]
+    return mean[..., None, :] + xp.asarray(simplex(mean.shape[-1]), mean.dtype) @ xp.swapaxes(spread, -1, -2)

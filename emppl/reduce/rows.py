@@ -1,0 +1,252 @@
+"""Lossless compression of data: few weighted rows in the place of many, where EM cannot tell them apart.
+
+Rows that are equal are one row that counts several times. Where the log density is quadratic in a row (together with
+the row's own latents, for all parameters and all other latents), more is true: its sum over rows is a function of their
+count, mean and covariance, and one row more than there are columns reproduces these. Both at once: the rows are split
+into classes by the columns that must be equal, a group's number say, and by the pattern of their missing cells; the
+other columns keep their moments class by class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emppl.jaxpr.layout import group_numbers
+from emppl.program import Program
+from emppl.reduce.moments import block_of, equivalent_pieces, other_reader, why_not_quadratic, why_not_separate
+from emppl.strategies import Gaussian, Simulated
+
+_LEAST_SAVING = 3
+_LEAST_ROWS = 1000
+"""With fewer rows, deriving the algorithm a second time takes longer than the fit."""
+_SAMPLE = 4096
+"""So many rows are looked at first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compression:
+    """What may be compressed, whatever the values.
+
+    Attributes:
+        plate: the plate of the rows.
+        keys: positions of the arrays of data in which rows must be equal to become one.
+        moments: positions of those of which only count, mean and covariance matter.
+        rows: how many rows there are.
+        columns: numbers in one row of ``moments``.
+    """
+
+    plate: str
+    keys: tuple[int, ...]
+    moments: tuple[int, ...]
+    rows: int
+    columns: int
+
+    def apply(self, leaves: Sequence) -> Compressed | str:
+        """The data with few rows in the place of many, or the reason why not.
+
+        Args:
+            leaves: all arrays of data.
+        """
+        arrays = [np.asarray(leaf) for leaf in leaves]
+        keys = [_as_integers(arrays[n].reshape(self.rows, -1)) for n in self.keys]
+        parts = [arrays[n].reshape(self.rows, -1).astype(np.float64) for n in self.moments]
+        gaps = [np.isnan(one) for one in parts]
+        keys += [one.astype(np.int64) for one in gaps if np.any(one)]
+        classes = self._classes(np.concatenate(keys, 1)) if keys else (np.zeros(1, int), np.zeros(self.rows, int))
+        first, number = classes
+        counts = np.bincount(number, minlength=len(first))
+        stays = counts <= self.columns + 1
+        few = int(np.sum(np.where(stays, counts, self.columns + 1))) if self.columns else len(first)
+        length = _rounded_up(few) if keys else few
+        if length * _LEAST_SAVING > self.rows:
+            what = f"{few:,} rows are needed" if self.columns else f"{few:,} rows are different"
+            return f"{what} of {self.rows:,}"
+        if not self.columns:
+            return self._padded(arrays, first, counts.astype(float), few, length)
+        kept = np.flatnonzero(stays[number])
+        large = np.flatnonzero(~stays)
+        stands_for = np.repeat(first[large], self.columns + 1)
+        weights = np.repeat(counts[large] / (self.columns + 1), self.columns + 1)
+        order = np.argsort(number, kind="stable")
+        order = order[~stays[number[order]]]
+        values = np.nan_to_num(np.concatenate(parts, 1)[order])
+        pieces = _equivalent_by_class(values, counts[large])
+        pieces[np.concatenate(gaps, 1)[stands_for]] = np.nan
+        picked = np.concatenate([kept, stands_for])
+        found = self._padded(arrays, picked, np.concatenate([np.ones(len(kept)), weights]), few, length)
+        starts = np.cumsum([0, *(part.shape[1] for part in parts)])
+        for n, begin, end in zip(self.moments, starts[:-1], starts[1:], strict=True):
+            rows = found.leaves[n]
+            rows[len(kept) : few] = pieces[:, begin:end].reshape((-1, *rows.shape[1:])).astype(rows.dtype)
+        return dataclasses.replace(found, classes=len(large))
+
+    def _classes(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First row of every class of equal rows, and every row's class."""
+        _, first, number = np.unique(_hashed(keys), return_index=True, return_inverse=True)
+        if not np.array_equal(keys[first[number]], keys):  # two different rows with one hash
+            _, first, number = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+        return first, np.ravel(number)
+
+    def _padded(self, arrays, picked, weights, few: int, length: int) -> Compressed:
+        """Some rows, and a few that count nothing, so that data with about as many rows need no compilation."""
+        picked = np.concatenate([picked, np.zeros(length - few, int)])
+        weights = np.concatenate([weights, np.zeros(length - few)])
+        held = {*self.keys, *self.moments}
+        leaves = [one[picked] if n in held else one for n, one in enumerate(arrays)]
+        return Compressed(leaves, weights, few, 0, self.rows, self.plate)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compressed:
+    """Few weighted rows.
+
+    Attributes:
+        leaves: all arrays of data, those that hold rows shortened.
+        weights: how many rows each of the new ones stands for.
+        rows: how many there are that count.
+        classes: number of classes whose moments are kept.
+        all_rows: how many rows they stand for.
+        plate: the plate of the rows.
+    """
+
+    leaves: list[np.ndarray]
+    weights: np.ndarray
+    rows: int
+    classes: int
+    all_rows: int
+    plate: str
+
+
+def look_different(program: Program, leaves: Sequence) -> bool:
+    """Does a look at some rows settle that few of them are equal, and so that rows with discrete latents stay?"""
+    rows = program.axes.sizes[program.axes.rows]
+    arrays = [np.asarray(leaf) for leaf in leaves if leaf.ndim and leaf.shape[0] == rows]
+    if not program.latents or not arrays:
+        return False
+    number = min(rows, _SAMPLE)
+    picked = np.random.default_rng(0).choice(rows, number, replace=False)
+    keys = np.concatenate([_as_integers(one[picked].reshape(number, -1)) for one in arrays], 1)
+    # If every row were there three times, a pair would be equal with probability 2 / rows, and more often if some were
+    # there more often than others; this is half of what one would find then.
+    return number - len(np.unique(_hashed(keys))) < (_LEAST_SAVING - 1) * number**2 / (4 * rows)
+
+
+def find_compression(program: Program, shapes: Sequence[jax.ShapeDtypeStruct]) -> Compression | str:
+    """What of the data can be compressed, or the reason why nothing can.
+
+    Args:
+        program: the derived algorithm.
+        shapes: shapes of the data.
+
+    Returns:
+        The compression, or a clause for the plan.
+    """
+    trace, axes = program.trace, program.axes
+    plate = axes.rows
+    rows = axes.sizes[plate]
+    if plate not in trace.plates or trace.plates[plate].is_time:
+        return "its rows lie in no plate"
+    drawn = program.drawn or any(isinstance(one.strategy, Simulated) for one in program.integrals)
+    if drawn or any(one.states is not None for one in program.integrals):
+        return "latents are drawn, or form a chain"
+    inside = [n for n, f in program.factors.items() if plate in axes.plates_of(f.site, f.site.batch_shape)]
+    if any(0 < len(set(one.latents) & set(inside)) < len(one.latents) for one in program.integrals):
+        return "latents of its rows are integrated together with others"
+    holders = [n for n, one in enumerate(shapes) if one.shape and one.shape[0] == rows]
+    if not holders:
+        return "no array holds its rows along the first axis"
+    reader = other_reader(program, holders, inside)
+    if reader is not None:
+        return f"site {reader!r}, outside the plate, reads the rows too"
+    block = block_of(program, shapes, holders)
+    numbers = {name: group_numbers(one.shape, _row_axes(program, name, one.shape)) for name, one in block.items()}
+    reason = why_not_separate(program, shapes, block, numbers, inside, axes.rank - 1, "row")
+    if reason is not None:
+        return reason
+    moments = [n for n in holders if jnp.issubdtype(shapes[n].dtype, jnp.floating) and not _weighs(program, n)]
+    columns = sum(math.prod(shapes[n].shape[1:]) for n in moments)
+    reason = _why_no_moments(program, shapes, moments, inside)
+    if reason is None and rows >= _LEAST_SAVING * (columns + 1):
+        return Compression(plate, tuple(n for n in holders if n not in moments), tuple(moments), rows, columns)
+    if rows < _LEAST_ROWS:
+        return reason if reason is not None else f"{rows} rows are not many for {columns} columns"
+    return Compression(plate, tuple(holders), (), rows, 0)
+
+
+def _why_no_moments(program: Program, shapes, moments, inside) -> str | None:
+    """The reason why rows are not determined by their count, mean and covariance, or None."""
+    mine = [n for n in program.latents if n in inside]
+    if mine:
+        return f"every row has a discrete latent ({mine[0]!r})"
+    if not moments:
+        return "its rows hold no real numbers"
+    own = [one for one in program.integrals if set(one.latents) & set(inside)]
+    if not all(isinstance(one.strategy, Gaussian) for one in own):
+        return "its rows have latents that are not normal"
+    if any(one.limits for one in own):
+        return "an observed Delta restricts the latents of its rows"
+    block = block_of(program, shapes, moments)
+    block = {n: one for n, one in block.items() if n.startswith("data ") or _row_axes(program, n, one.shape)}
+    return why_not_quadratic(program, shapes, block, inside, "row", gaps=True)
+
+
+def _row_axes(program: Program, name: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Axes of an array of data or a latent that number the rows, if it has one."""
+    axes = program.axes
+    rows = axes.sizes[axes.rows]
+    site = program.trace.sites.get(name)
+    if site is None:
+        return (0,)
+    batch = len(shape) - len(site.event_shape)
+    own = tuple(axis for axis in range(batch) if axes.of_site(site).get(axis - batch) == axes.rows)
+    return own if own and shape[own[0]] == rows else None
+
+
+def _weighs(program: Program, number: int) -> bool:
+    """Does a weight (``handlers.scale``) read this array?"""
+    found = (program.dependence.of_output(p) for path, p in program.trace.outputs.items() if path[1] == "cell_weight")
+    return any(("data", str(number)) in labels for labels in found)
+
+
+def _as_integers(rows: np.ndarray) -> np.ndarray:
+    """Numbers that are equal where the values are, bit for bit."""
+    if rows.dtype.kind in "biu":
+        return rows.astype(np.int64)
+    if rows.dtype.kind == "f":
+        return rows.astype(np.float64).view(np.int64)
+    return np.ascontiguousarray(rows).view(np.uint8).astype(np.int64)  # bfloat16, complex numbers
+
+
+def _hashed(keys: np.ndarray) -> np.ndarray:
+    """One number per row."""
+    factors = np.random.default_rng(1).integers(2**62, size=keys.shape[1], dtype=np.int64) * 2 + 1
+    return (keys ^ (keys >> 32)) @ factors
+
+
+def _rounded_up(number: int) -> int:
+    """To two binary digits and a half: at most a quarter more."""
+    step = 2 ** max(number.bit_length() - 3, 0)
+    return -(-number // step) * step
+
+
+def _equivalent_by_class(rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """For every class of consecutive rows, few with the same mean and covariance."""
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(int)
+    size = counts[:, None].astype(float)
+    mean = np.add.reduceat(rows, starts) / size
+    centred = rows - np.repeat(mean, counts, 0)
+    columns = rows.shape[1]
+    covariance = np.empty((len(counts), columns, columns))
+    if len(counts) == 1:
+        covariance[0] = centred.T @ centred / len(rows)
+    else:
+        for one in range(columns):
+            found = np.add.reduceat(centred[:, : one + 1] * centred[:, one : one + 1], starts) / size
+            covariance[:, one, : one + 1] = covariance[:, : one + 1, one] = found
+    return equivalent_pieces(mean, covariance, np).reshape(-1, columns)

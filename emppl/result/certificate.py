@@ -1,0 +1,118 @@
+"""How far to trust a fit: monotonicity, the score at the end, agreement of restarts, the boundary."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from emppl.fit.outcome import StopReason
+from emppl.fit.restarts import distinct_optima
+from emppl.result.integration_error import IntegrationError
+from emppl.result.summary import quiet_standard_errors
+
+_UPPER = 1.645
+
+if TYPE_CHECKING:
+    from emppl.result.result import EMResult
+
+
+@dataclasses.dataclass(frozen=True)
+class Certificate:
+    """How far to trust the answer.
+
+    Attributes:
+        objective: what was maximised.
+        converged: did the best restart converge?
+        monotone: did the objective rise at every iteration, up to rounding?
+        largest_decrease: largest fall of the objective between iterations, in nats (0 if none).
+        score_norm: largest standardised score: gradient over root information, in local coordinates; about zero at
+            an interior maximum. NaN, with a note, for a model too large to compute the information unasked.
+        restarts: number of starts.
+        distinct_optima: how many different objectives the converged restarts ended at.
+        restarts_at_best: how many ended at the best one.
+        integration_error: how far integrals by quadrature or Laplace are off; None where they are exact, or where no
+            finer rule tells.
+        boundary: entries on the boundary of the parameter space.
+        r_hat: by simulated latent, the largest split R-hat of its entries in the last E-step; empty for other fits.
+        effective_draws: by simulated latent, the smallest effective sample size of its entries there.
+        divergences: by simulated latent, how many trajectories of the last E-step (in stochastic EM: of all that were
+            averaged) lost their energy: the draws may lack places where the density bends sharply.
+        monte_carlo_error: largest Monte Carlo standard error of an estimate, as a share of its standard error.
+        notes: anything else worth knowing.
+    """
+
+    objective: str
+    converged: bool
+    monotone: bool
+    largest_decrease: float
+    score_norm: float
+    restarts: int
+    distinct_optima: int
+    restarts_at_best: int
+    integration_error: IntegrationError | None
+    boundary: list[str]
+    notes: list[str]
+    r_hat: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    effective_draws: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    divergences: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    monte_carlo_error: float = float("nan")
+
+
+def build_certificate(result: EMResult) -> Certificate:
+    """The certificate of a fit."""
+    fall = _largest_fall(result)
+    ended = result.history["final_objectives"][result.history["final_status"] == StopReason.CONVERGED.name]
+    distinct, at_best = distinct_optima(ended, result.objective)
+    notes, score_norm = list(result.remarks), float("nan")
+    if result.uncertainty_is_cheap:
+        score_norm = result._score_norm()
+    elif result.classification is None:
+        notes.append(
+            "The score is not standardised, which takes the information matrix of all parameters: call "
+            "result.standard_errors() and then look at the certificate."
+        )
+    return Certificate(
+        objective=result.em.plan(*result.args, **result.kwargs).objective,
+        converged=result.converged,
+        monotone=fall <= 1e-9 * (1 + abs(result.log_posterior)),
+        largest_decrease=fall,
+        score_norm=score_norm,
+        restarts=len(result.history["final_objectives"]),
+        distinct_optima=distinct,
+        restarts_at_best=at_best,
+        integration_error=result.integration_error,
+        boundary=result.boundary,
+        notes=notes,
+        **_of_draws(result),
+    )
+
+
+def _largest_fall(result: EMResult) -> float:
+    """Of the objective; where draws make it noisy, of Q in a step that was accepted, its upper confidence bound."""
+    if result.simulation is None:
+        steps = np.diff(result.history["objective"])
+    else:
+        taken = np.isin(result.history["decision"], ("accepted", "unfinished", "converged"))
+        steps = (result.history["gain"] + _UPPER * result.history["gain_error"])[taken]
+    finite = steps[np.isfinite(steps)]
+    return float(max(0.0, -finite.min())) if len(finite) else 0.0
+
+
+def _of_draws(result: EMResult) -> dict[str, Any]:
+    if result.simulation is None:
+        return {}
+    found: dict[str, Any] = {"divergences": result.simulation.divergences.numbers}
+    if result.simulation.errors is not None:
+        errors, shares = quiet_standard_errors(result), [0.0]
+        for name, value in result.simulation.errors.items():
+            if name in errors:
+                shares += [float(np.nanmax(value / np.where(errors[name] > 0, errors[name], np.nan)))]
+        return found | ({"monte_carlo_error": max(shares)} if errors else {})
+    closing = result.simulation.closing
+    if closing is None:
+        return found
+    found |= {"r_hat": closing.mixing.r_hat, "effective_draws": closing.mixing.effective_draws}
+    return found | {"monte_carlo_error": closing.relative_error}

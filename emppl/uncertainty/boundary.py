@@ -1,0 +1,141 @@
+"""Variances that go to zero: a latent that does not vary (a singular fit), or data that a latent explains wholly.
+
+EM approaches such a point ever more slowly and does not reach it. That it lies ahead is read off the Newton step from
+where EM stopped: it goes to zero, and has next to nothing to gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from emppl.names import model_name
+from emppl.parameters.constraints import bounds, constraint_name
+from emppl.program import Program
+from emppl.uncertainty.charts import Chart
+
+if TYPE_CHECKING:
+    from emppl.uncertainty.information import Information
+
+_NEARLY = 0.9
+_LITTLE = 0.05  # nats
+
+
+def scales(program: Program) -> dict[str, list[str]]:
+    """Free parameters bounded by zero in sites that depend on an integrated latent, and these sites."""
+    found: dict[str, list[str]] = {}
+    for name in program.free:
+        lower, _ = bounds(program.trace.sites[name].constraint) or (None, None)
+        sites = [site for site in program.integrated if name in program.factors[site].all_parameters]
+        if sites and lower == 0:
+            found[name] = sorted(sites)
+    return found
+
+
+def vanishing(chart: Chart, newton: np.ndarray, score: np.ndarray, curvature: np.ndarray) -> np.ndarray:
+    """Coordinates that a Newton step takes to zero, with next to nothing to gain.
+
+    Args:
+        chart: chart of a parameter above zero.
+        newton: ``(coordinates,)``, the Newton step; NaN where held.
+        score: ``(coordinates,)``, gradient of the objective.
+        curvature: ``(coordinates,)``, minus its second derivative.
+
+    Returns:
+        Boolean ``(coordinates,)``.
+    """
+    # Near zero the log-likelihood is a parabola around zero in a standard deviation, so that the Newton step of all
+    # parameters together ends there; in a variance it is a falling line.
+    room = np.ravel(chart.frame.base)
+    falls = (newton <= -_NEARLY * room) | (-score > curvature * room)
+    return falls & (np.abs(score) * room < _LITTLE)
+
+
+def newton_step(matrix: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Solve with an information matrix that may be nearly singular."""
+    if not np.all(np.isfinite(matrix)) or not len(matrix):
+        return np.full(score.shape, np.nan)
+    unit = np.sqrt(np.maximum(np.abs(np.diagonal(matrix)), np.finfo(float).tiny))
+    return np.linalg.lstsq(matrix / np.outer(unit, unit), score / unit, rcond=1e-10)[0] / unit
+
+
+def remarks(
+    program: Program, boundary: list[str], local: Mapping[str, Chart], information: Information | None
+) -> list[str]:
+    """What vanishing variances mean, by parameter.
+
+    Args:
+        program: the derived algorithm.
+        boundary: labels of the entries on the boundary.
+        local: charts of every free parameter.
+        information: observed information and score in them, if known.
+    """
+    found = []
+    for name, sites in scales(program).items():
+        here = [label for label in boundary if label.split("[")[0] == name]
+        if not here:
+            continue
+        which = ", ".join(here)
+        own = [model_name(site) for site in sites if _is_latent(program, site)]
+        slowly = "and EM approaches that ever more slowly"
+        prior = f"give {name!r} a prior that is zero at zero, such as dist.Gamma(2.0, rate)"
+        if own:
+            found.append(
+                f"{which} goes to zero: latent {own[0]!r} does not vary there (a singular fit), {slowly}. Leave it "
+                f"out, or {prior}."
+            )
+        else:
+            found.append(
+                f"{which} goes to zero: the latent explains these data of site {model_name(sites[0])!r} wholly (a "
+                f"Heywood case), {slowly}. Use fewer latents, or {prior}."
+            )
+    if information is None:
+        return found
+    position = 0
+    covariances = _covariances(program)
+    for name, one in local.items():
+        mine = slice(position, position + int(one.active.sum()))
+        position = mine.stop
+        if name in covariances and one.active.all() and _singular(one, information, mine):
+            found.append(
+                f"Covariance matrix {name!r} goes to a singular one: a combination of the latents does not vary there "
+                "(a singular fit), and EM approaches that ever more slowly. Use fewer latents, or give the matrix a "
+                "prior."
+            )
+    return found
+
+
+def _singular(chart: Chart, information: Information, here: slice) -> bool:
+    """Would the log-likelihood go on rising, by next to nothing, if the least variance of a covariance matrix fell?"""
+    matrices = np.asarray(chart.frame.base)
+    size = matrices.shape[-1]
+    rows, columns = np.tril_indices(size)
+    for number, matrix in enumerate(matrices.reshape(-1, size, size)):
+        unit = np.sqrt(np.diagonal(matrix))
+        values, vectors = np.linalg.eigh(matrix / np.outer(unit, unit))
+        least = unit * vectors[:, 0] * np.sqrt(values[0])
+        count = len(rows)
+        mine = slice(here.start + number * count, here.start + (number + 1) * count)
+        move = -np.outer(least, least)[rows, columns]
+        slope = float(move @ information.score[mine])
+        if 0 < slope < _LITTLE and slope > move @ information.matrix[mine, mine] @ move:
+            return True
+    return False
+
+
+def _is_latent(program: Program, site: str) -> bool:
+    return program.factors[site].site.kind == "integrated"
+
+
+def _covariances(program: Program) -> list[str]:
+    """Free covariance matrices of integrated latents."""
+    return [
+        name
+        for name in program.free
+        if constraint_name(program.trace.sites[name].constraint) == "positive_definite"
+        and any(
+            name in program.factors[site].all_parameters for site in program.integrated if _is_latent(program, site)
+        )
+    ]

@@ -1,0 +1,117 @@
+"""Parameters in which the log-likelihood has corners or jumps at data values, so that no information matrix exists."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from emppl.families.registry import family_of
+from emppl.names import model_name
+from emppl.parameters.constraints import constraint_name
+from emppl.program import Program
+from emppl.uncertainty.charts import Chart
+
+
+def integrated_corners(program: Program) -> dict[str, str]:
+    """Parameters whose corners are all integrated over, with the site that has them: their likelihood is smooth.
+
+    It has a curvature, but derivatives of the density, one value of the latent at a time, leave out what a corner adds.
+    """
+    found = {}
+    for name in program.rough:
+        sites = [site for site, factor in program.factors.items() if name in factor.rough]
+        if all(site in program.integrated for site in sites):
+            found[name] = sites[0]
+    return found
+
+
+def without_corners(program: Program) -> str:
+    """What to write, where corners are integrated over, so that none is left; empty where none is."""
+    words = []
+    for name, site in integrated_corners(program).items():
+        integral = next(one for one in program.integrals if site in one.factors)
+        latent = model_name(site if site in integral.latents else integral.latents[0])
+        factor = program.factors[site]
+        ends = factor.family is not None and any(name in factor.parameters.get(f, ()) for f in factor.family.edges)
+        whose = f"site {model_name(site)!r}, which latent {latent!r} enters,"
+        if site in integral.latents:
+            whose = f"latent {latent!r}"
+        if ends:
+            rewritten = f"scale and shift a latent with fixed bounds by what depends on {name}"
+        elif site in integral.latents:
+            rewritten = f"give {latent!r} the location 0 and add {name} to it in the sites that it enters"
+        else:
+            rewritten = f"put {name} into the prior of {latent!r}, such as {latent} ~ Normal({name}, tau)"
+        words.append(
+            f"The density of {whose} has {'jumps' if ends else 'corners'} in {name}. The likelihood, its integral, has "
+            f"none, but derivatives of the density miss what they add: {rewritten}, where that is the same model."
+        )
+    return " ".join(words)
+
+
+def no_standard_errors(program: Program) -> str:
+    """What follows from corners, and what to do; empty where there are none."""
+    names = program.rough
+    if not names:
+        return ""
+    fixed = ", ".join(f"{name!r}: result.params[{name!r}]" for name in names)
+    smooth = integrated_corners(program)
+    sharp = [name for name in names if name not in smooth]
+    words = ["No standard errors and no score:"]
+    if sharp:
+        words.append(
+            f"the log density of the data has corners or jumps in {', '.join(sharp)}, and no second derivative there."
+        )
+    if smooth:
+        words.append(f"second derivatives in {', '.join(smooth)} are not known. {without_corners(program)}")
+    words.append(
+        "For errors that include theirs, fit resampled rows (bootstrap); for those of "
+        f"the other parameters given these, fit EM(model, fixed={{{fixed}}})."
+    )
+    return " ".join(words)
+
+
+def at_corners_of_priors(program: Program, params: Mapping[str, Any], leaves) -> dict[str, np.ndarray]:
+    """Entries at a corner of the log density of their prior, such as a coefficient that a Laplace prior makes zero.
+
+    Args:
+        program: the derived algorithm.
+        params: the estimate.
+        leaves: the data.
+
+    Returns:
+        Boolean arrays like the parameters, for those with such a prior.
+    """
+    names = [name for name in program.free if prior_has_corners(program, name)]
+    if not names:
+        return {}
+    arrays = program.evaluate({name: params[name] for name in program.free}, leaves)
+    found = {}
+    for name in names:
+        value, prior = np.asarray(params[name]), arrays[name].distribution
+        near = np.abs(value - np.asarray(prior.loc)) <= _NEAR * np.asarray(prior.scale)
+        found[name] = np.broadcast_to(near, value.shape)
+    return found
+
+
+def hold_corners(program: Program, local: Mapping[str, Chart], params: Mapping[str, Any], leaves) -> dict[str, Chart]:
+    """Charts in which entries at a corner of their prior are on the boundary."""
+    found = dict(local)
+    for name, corner in at_corners_of_priors(program, params, leaves).items():
+        boundary = found[name].boundary | corner
+        active = found[name].active & ~boundary.ravel()
+        found[name] = dataclasses.replace(found[name], boundary=boundary, active=active)
+    return found
+
+
+_NEAR = 1e-6
+
+
+def prior_has_corners(program: Program, name: str) -> bool:
+    """Has the prior of a free parameter corners, as a Laplace has one?"""
+    site = program.trace.sites[name]
+    family = family_of(program.trace.distributions[name]) if site.kind == "continuous" and program.use_prior else None
+    return family is not None and "loc" in family.kinks and constraint_name(site.constraint).startswith("real")

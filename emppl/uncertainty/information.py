@@ -1,0 +1,299 @@
+"""Standard errors from the exact Hessian of the marginal log-likelihood.
+
+The observed information is differentiated out of the log evidence itself (not out of Q, whose weights are
+held fixed), in local coordinates around the estimate; entries on the boundary of the parameter space are held
+there and named.
+
+Reference:
+    Efron and Hinkley (1978), Assessing the accuracy of the maximum likelihood estimator.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emppl import estep
+from emppl.program import Program
+from emppl.uncertainty.boundary import newton_step, scales, vanishing
+from emppl.uncertainty.charts import Chart, Frame, chart, has_bounds, jacobian, pressed, value_at
+from emppl.uncertainty.corners import no_standard_errors
+
+EDGE = 1e-5
+"""How close to its bound a probability counts as being on it."""
+
+_COLUMNS = 32
+
+
+class Covariance(NamedTuple):
+    """Covariance matrix of the estimates.
+
+    Attributes:
+        labels: ``"mu[0, 1]"`` and so on, one per row.
+        matrix: ``(parameters, parameters)``; NaN for entries on the boundary and for logits, of which only
+            differences are identified.
+    """
+
+    labels: list[str]
+    matrix: np.ndarray
+
+
+class Information(NamedTuple):
+    """Observed information in the local coordinates that are not held.
+
+    Attributes:
+        matrix: minus the Hessian of the objective, ``(active coordinates, active coordinates)``.
+        score: its gradient, ``(active coordinates,)``.
+    """
+
+    matrix: np.ndarray
+    score: np.ndarray
+
+
+def charts(program: Program, params: Mapping[str, Any], only_differences: Collection[str] = ()) -> dict[str, Chart]:
+    """Local coordinates of every free parameter around an estimate.
+
+    Args:
+        program: the derived algorithm.
+        params: the estimate.
+        only_differences: logits of which only differences along the last axis matter.
+    """
+    return {
+        name: chart(
+            program.trace.sites[name].constraint,
+            np.asarray(params[name]),
+            EDGE,
+            name in only_differences,
+            program.held.get(name),
+        )
+        for name in program.free
+    }
+
+
+def boundary_labels(local: Mapping[str, Chart]) -> list[str]:
+    """Names of the entries that lie on the boundary of the parameter space."""
+    return [label(name, index) for name, one in local.items() for index in np.argwhere(one.boundary)]
+
+
+def label(name: str, index) -> str:
+    """``mu[0, 1]``, or ``mu`` for a scalar."""
+    return f"{name}[{', '.join(str(int(i)) for i in index)}]" if len(index) else name
+
+
+def hessian_columns(program: Program, frames: Mapping[str, Frame], leaves, which: jax.Array):
+    """Some columns of the Hessian of log-likelihood plus log prior, in local coordinates: pure, to be jitted.
+
+    Args:
+        program: the derived algorithm.
+        frames: moves of every free parameter; their coordinates are stacked in the order of the program.
+        leaves: the data.
+        which: ``(columns,)``, coordinates to differentiate along.
+
+    Returns:
+        ``(columns, gradient)``: ``(columns, coordinates)`` and ``(coordinates,)``.
+    """
+    zero = jnp.zeros(sum(frames[name].size for name in program.free), jnp.result_type(float))
+    objective = jax.grad(functools.partial(_objective, program, frames, leaves), has_aux=True)
+    gradient = lambda step: objective(step)[0]  # noqa: E731
+
+    def column(coordinate):
+        return jax.jvp(gradient, (zero,), (zero.at[coordinate].set(1),))
+
+    # One column at a time: memory stays that of one gradient.
+    gradients, columns = jax.lax.map(column, which)
+    return columns, gradients[0]
+
+
+def score(program: Program, frames: Mapping[str, Frame], leaves, key=None):
+    """Log-likelihood at an estimate, and the gradient of it plus the log prior in local coordinates: pure.
+
+    Args:
+        program: the derived algorithm.
+        frames: the estimate.
+        leaves: the data.
+        key: random numbers of simulated integrals; None for those that are always the same.
+    """
+    zero = jnp.zeros(sum(frames[name].size for name in program.free), jnp.result_type(float))
+    objective = functools.partial(_objective, program, frames, leaves, key=key)
+    (_, value), gradient = jax.value_and_grad(objective, has_aux=True)(zero)
+    return value, gradient
+
+
+def _objective(program: Program, frames: Mapping[str, Frame], leaves, step: jax.Array, key=None):
+    """Log-likelihood plus log prior after a step, and the log-likelihood alone."""
+    parts = jnp.split(step, np.cumsum([frames[name].size for name in program.free])[:-1])
+    params = {
+        name: value_at(program.trace.sites[name].constraint, frames[name], part)
+        for name, part in zip(program.free, parts, strict=True)
+    }
+    value = estep.log_likelihood(program, params, leaves, key)
+    return value + program.log_prior(params, leaves), value
+
+
+def observed_information(local: Mapping[str, Chart], columns: Callable, leaves) -> Information:
+    """Observed information and score at an estimate.
+
+    Args:
+        local: charts of every free parameter.
+        columns: :func:`hessian_columns` of the program, compiled: ``columns(frames, leaves, which)``.
+        leaves: the data.
+
+    Returns:
+        Both, in the coordinates that are not held.
+    """
+    frames = {name: one.frame for name, one in local.items()}
+    active = np.flatnonzero(np.concatenate([one.active for one in local.values()]))
+    if not len(active):
+        return Information(np.zeros((0, 0)), np.zeros(0))
+    # Always the same number of columns, whatever is held: one compilation serves every estimate.
+    width = min(_COLUMNS, sum(one.frame.size for one in local.values()))
+    padded = np.concatenate([active, np.full(-len(active) % width, active[0])])
+    found = [columns(frames, leaves, jnp.asarray(which)) for which in padded.reshape(-1, width)]
+    hessian = np.concatenate([np.asarray(block) for block, _ in found])[: len(active), active]
+    return Information(-(hessian + hessian.T) / 2, np.asarray(found[0][1])[active])
+
+
+def hold_pressed(
+    program: Program, local: Mapping[str, Chart], information: Information
+) -> tuple[dict[str, Chart], Information]:
+    """Hold also the entries that press against a bound which their optimiser, or EM itself, came close to.
+
+    Args:
+        program: the derived algorithm.
+        local: charts by position alone.
+        information: the information in them.
+
+    Returns:
+        Charts and information without these entries.
+    """
+    held: dict[str, Chart] = {}
+    kept, position = [], 0
+    towards_zero = scales(program)
+    newton = newton_step(information.matrix, information.score) if towards_zero else information.score
+    for name, one in local.items():
+        count = int(one.active.sum())
+        here = slice(position, position + count)
+        active = one.active.copy()
+        if name in (*optimised_within_bounds(program), *towards_zero):
+            score, curvature, step = np.full((3, len(active)), np.nan)
+            score[active], curvature[active] = information.score[here], np.diagonal(information.matrix)[here]
+            step[active] = newton[here]
+            active &= ~pressed(program.trace.sites[name].constraint, one, score, curvature)
+            if name in towards_zero:
+                active &= ~vanishing(one, step, score, curvature)
+            pressing = (one.active & ~active).reshape(one.boundary.shape)
+            one = dataclasses.replace(one, boundary=one.boundary | pressing)
+        kept.append(active[local[name].active])
+        held[name] = dataclasses.replace(one, active=active)
+        position += count
+    keep = np.concatenate(kept)
+    return held, Information(information.matrix[np.ix_(keep, keep)], information.score[keep])
+
+
+def optimised_within_bounds(program: Program) -> list[str]:
+    """Parameters with bounds that no closed form reaches exactly."""
+    return [
+        name
+        for name in program.free
+        if not program.rules[name].exact and has_bounds(program.trace.sites[name].constraint)
+    ]
+
+
+def covariance(
+    program: Program, local: Mapping[str, Chart], information: Information, only_differences: Collection[str] = ()
+) -> Covariance:
+    """Covariance of all entries of all free parameters, by the delta method from local coordinates.
+
+    Raises:
+        ValueError: the information matrix is not positive definite, so the estimate is no interior maximum; or there
+            is none, because of corners.
+    """
+    from scipy import sparse
+
+    corners = no_standard_errors(program)
+    if corners:
+        raise ValueError(corners)
+    names = np.array([name for name, one in local.items() for _ in range(int(one.active.sum()))], dtype=object)
+    inverse = _inverse(information.matrix, names)
+    labels, missing, entries, coordinates, values = [], [], [], [], []
+    rows = columns = 0
+    for name, one in local.items():
+        entry, coordinate, value = jacobian(program.trace.sites[name].constraint, one.frame)
+        moving = one.active[coordinate]
+        place = np.cumsum(one.active) - 1
+        entries.append(rows + entry[moving])
+        coordinates.append(columns + place[coordinate[moving]])
+        values.append(value[moving])
+        shape = one.boundary.shape
+        labels += [label(name, index) for index in np.ndindex(shape)]
+        missing.append(np.ones(shape, bool).ravel() if name in only_differences else one.boundary.ravel())
+        rows, columns = rows + one.boundary.size, columns + int(one.active.sum())
+    positions = np.concatenate(entries), np.concatenate(coordinates)
+    derivative = sparse.csr_array((np.concatenate(values), positions), shape=(rows, columns))
+    matrix = derivative @ (derivative @ inverse).T
+    gone = np.concatenate(missing)
+    matrix[gone, :], matrix[:, gone] = np.nan, np.nan
+    return Covariance(labels, matrix)
+
+
+def entry_gradients(program: Program, local: Mapping[str, Chart]) -> np.ndarray:
+    """Derivatives of all entries of all free parameters by the active local coordinates, ``(entries, coordinates)``."""
+    blocks = []
+    for name, one in local.items():
+        entry, coordinate, value = jacobian(program.trace.sites[name].constraint, one.frame)
+        derivative = np.zeros((one.boundary.size, one.frame.size))
+        np.add.at(derivative, (entry, coordinate), value)
+        blocks.append(derivative[:, one.active])
+    whole = np.zeros((sum(block.shape[0] for block in blocks), sum(block.shape[1] for block in blocks)))
+    row = column = 0
+    for block in blocks:
+        whole[row : row + block.shape[0], column : column + block.shape[1]] = block
+        row, column = row + block.shape[0], column + block.shape[1]
+    return whole
+
+
+def spread_over_entries(program: Program, local: Mapping[str, Chart], matrix: np.ndarray) -> dict[str, np.ndarray]:
+    """Standard deviations of all entries of all free parameters, from a covariance in active local coordinates.
+
+    Returns:
+        Arrays like the parameters; zero where an entry is held.
+    """
+    found, start = {}, 0
+    for name, one in local.items():
+        stop = start + int(one.active.sum())
+        entry, coordinate, value = jacobian(program.trace.sites[name].constraint, one.frame)
+        derivative = np.zeros((one.boundary.size, one.frame.size))
+        np.add.at(derivative, (entry, coordinate), value)
+        derivative = derivative[:, one.active]
+        variances = np.einsum("ij,jk,ik->i", derivative, matrix[start:stop, start:stop], derivative)
+        found[name], start = np.sqrt(variances).reshape(one.boundary.shape), stop
+    return found
+
+
+def _inverse(information: np.ndarray, names: np.ndarray) -> np.ndarray:
+    if information.size == 0:
+        return information
+    unit = np.sqrt(np.maximum(np.abs(np.diagonal(information)), np.finfo(information.dtype).tiny))
+    scaled = information / np.outer(unit, unit)
+    if not np.all(np.isfinite(scaled)):
+        bad = sorted(set(names[~np.isfinite(scaled).all(axis=1)]))
+        raise ValueError(
+            f"The observed information is not finite (in {', '.join(bad)}), so there are no standard errors. A "
+            "parameter lies where the log-likelihood has no second derivative: give it a constraint that holds, or fix "
+            "it with EM(model, fixed={name: value})."
+        )
+    values, vectors = np.linalg.eigh(scaled)
+    if values[0] <= 1e-10 * max(values[-1], 1):
+        worst = sorted(set(names[np.argsort(-np.abs(vectors[:, 0]))[:3]]))
+        raise ValueError(
+            "The observed information is not positive definite (smallest relative eigenvalue "
+            f"{values[0]:.2g}, mostly in {', '.join(worst)}): the likelihood is flat or the estimate is not an "
+            "interior maximum, so it has no standard errors. Run to convergence, or fix or constrain these parameters."
+        )
+    return (vectors / values) @ vectors.T / np.outer(unit, unit)
