@@ -45,20 +45,20 @@ class Compiled:
 
     Args:
         model: the NumPyro model.
-        leaves: its array arguments; only shapes and dtypes are used.
+        data: its array arguments; only shapes and dtypes are used.
         skeleton: its static arguments.
         options: the user's options.
         compress: may fits run on few weighted rows of data in the place of many?
     """
 
-    def __init__(self, model, leaves, skeleton, options: Options, compress: bool = True):
+    def __init__(self, model, data, skeleton, options: Options, compress: bool = True):
         _check_updates(options)
         self._source = model, skeleton, options
-        program = derive(model, leaves, skeleton, options)
+        program = derive(model, data, skeleton, options)
         _check_names(options, program)
         self.program = program
         self.compress = compress
-        self._shapes = [jax.ShapeDtypeStruct(one.shape, jax.dtypes.canonicalize_dtype(one.dtype)) for one in leaves]
+        self._shapes = [jax.ShapeDtypeStruct(one.shape, jax.dtypes.canonicalize_dtype(one.dtype)) for one in data]
         self.fused = estep.plan_fused(program)
         self.e_step = self._plain(estep.e_step)
         self.log_likelihood = self._plain(estep.log_likelihood)
@@ -85,7 +85,7 @@ class Compiled:
     def random_log_likelihood(self):
         """The log-likelihood by importance sampling, with random numbers of its own."""
         if not estep.simulated(self.program):
-            return lambda params, leaves, key: self.summed_log_likelihood(params, leaves)
+            return lambda params, data, key: self.summed_log_likelihood(params, data)
         return jax.jit(functools.partial(estep.log_likelihood, self.program))
 
     @functools.cached_property
@@ -93,10 +93,10 @@ class Compiled:
         """The log-likelihood of the data with every latent summed out, in chunks of rows."""
         fused = estep.plan_fused(self.program.softened)
 
-        def value(params, leaves):
+        def value(params, data):
             program = self.program.softened
-            prepared = estep.prepare(program, fused, leaves)
-            return estep.expectations(program, fused, params, leaves, prepared).log_likelihood
+            prepared = estep.prepare(program, fused, data)
+            return estep.expectations(program, fused, params, data, prepared).log_likelihood
 
         return jax.jit(value)
 
@@ -137,33 +137,33 @@ class Compiled:
             return "m_step has a function, which may expect all rows"
         return find_compression(self.program, self._shapes)
 
-    def compress_data(self, leaves: list) -> tuple[Compiled, list, Compressed] | str:
+    def compress_data(self, data: list) -> tuple[Compiled, list, Compressed] | str:
         """The same algorithm for few weighted rows, with these; or the reason why all rows are needed.
 
         Args:
-            leaves: the data.
+            data: arrays of the model's arguments.
         """
-        if self.compress and look_different(self.program, leaves):
+        if self.compress and look_different(self.program, data):
             return "hardly any two of its rows are equal"
         found = self.compression
         if isinstance(found, str):
             return found
-        data = found.apply(leaves)
-        if isinstance(data, str):
-            return data
-        short = [jnp.asarray(one) for one in [data.weights, *data.leaves]]
-        number = len(data.weights)
+        few = found.apply(data)
+        if isinstance(few, str):
+            return few
+        short = [jnp.asarray(one) for one in [few.weights, *few.arrays]]
+        number = len(few.weights)
         if number not in self._compressed:
             self._compressed[number] = self._for_few_rows(short, found)
         compiled = self._compressed[number]
-        return compiled if isinstance(compiled, str) else (compiled, short, data)
+        return compiled if isinstance(compiled, str) else (compiled, short, few)
 
     def _for_few_rows(self, short: list, found: Compression) -> Compiled | str:
         """The algorithm for weights and so many rows, if the model is the same for them."""
         model, skeleton, options = self._source
         number = len(short[0])
         try:
-            fewer = trace_model(model, short[1:], skeleton, self.program.trace.draws)
+            fewer = trace_model(model, short[1:], skeleton, self.program.trace.atom_axes)
             if not is_same_model(self.program.trace, fewer, (found.rows, number)):
                 return "the model depends on how many rows there are"
             one = Compiled(WeightedRows(model, found.plate), short, with_array_in_front(skeleton), options, False)
@@ -173,10 +173,10 @@ class Compiled:
             return "the model does not take its number of rows from the data"
         return one
 
-    def _shortened(self, leaves: tuple[int, ...], length: int) -> list[jax.ShapeDtypeStruct]:
+    def _shortened(self, data: tuple[int, ...], length: int) -> list[jax.ShapeDtypeStruct]:
         """Shapes of the data when some arrays have another length."""
         return [
-            jax.ShapeDtypeStruct((length, *one.shape[1:]), one.dtype) if n in leaves else one
+            jax.ShapeDtypeStruct((length, *one.shape[1:]), one.dtype) if n in data else one
             for n, one in enumerate(self._shapes)
         ]
 
@@ -194,17 +194,17 @@ class Compiled:
         if isinstance(found, str):
             return None
         model, skeleton, options = self._source
-        short = self._shortened(found.leaves, found.order + found.pieces)
+        short = self._shortened(found.arrays, found.order + found.pieces)
         try:
             program = derive(model, short, skeleton, options)
         except EMError:
             return None
         if program.free != self.program.free or len(program.integrals) != 1 or not found.is_whole(program):
             return None
-        lengths = self._shapes[found.leaves[0]].shape[0], found.order + found.pieces
+        lengths = self._shapes[found.arrays[0]].shape[0], found.order + found.pieces
         if not is_same_model(self.program.trace, program.trace, lengths):
             return None
-        return lambda params, leaves: (program, *found.apply(self.program, program, params, leaves))
+        return lambda params, data: (program, *found.apply(self.program, program, params, data))
 
     @functools.cached_property
     def report(self):
@@ -220,9 +220,9 @@ class Compiled:
     def m_step(self):
         """The M-step on a posterior."""
 
-        def m_step(params, posterior, leaves):
-            found, prepared = estep.from_posterior(self.program, params, posterior, leaves)
-            return mstep.m_step(self.program, params, found, leaves, prepared)
+        def m_step(params, posterior, data):
+            found, prepared = estep.from_posterior(self.program, params, posterior, data)
+            return mstep.m_step(self.program, params, found, data, prepared)
 
         return jax.jit(m_step)
 
@@ -247,8 +247,8 @@ class Compiled:
     def prepare(self):
         """Statistics of the data, and what is wrong with them."""
 
-        def prepare(leaves):
-            return estep.prepare(self.program, self.fused, leaves), checks.data_report(self.program, leaves)
+        def prepare(data):
+            return estep.prepare(self.program, self.fused, data), checks.data_report(self.program, data)
 
         return jax.jit(prepare, compiler_options=self._compiler_options)
 
@@ -264,7 +264,7 @@ class Compiled:
     @functools.cached_property
     def start(self):
         """Starting values of a number of restarts."""
-        return jax.jit(lambda key, leaves, number: starting_values(self.program, key, leaves, number), static_argnums=2)
+        return jax.jit(lambda key, data, number: starting_values(self.program, key, data, number), static_argnums=2)
 
     @functools.cached_property
     def evidence_by_row(self):
@@ -290,21 +290,21 @@ class Compiled:
         found = self._blocks[key]
         return found.result() if isinstance(found, concurrent.futures.Future) else found
 
-    def compile_in_background(self, lanes: int, leaves, accelerate: bool = False) -> None:
+    def compile_in_background(self, lanes: int, data, accelerate: bool = False) -> None:
         """Let XLA compile the loop while the statistics and the starting values are compiled and computed.
 
         Tracing happens here, so that thread-local settings of JAX hold; only XLA works in the other thread.
         """
-        elsewhere = any(leaf.devices() != {jax.devices()[0]} for leaf in leaves)
+        elsewhere = any(leaf.devices() != {jax.devices()[0]} for leaf in data)
         if (lanes, False) in self._blocks or elsewhere:
             return  # compiled already, or data on other devices, whose layout only the call itself shows
         sites = self.program.trace.sites
         params = {n: np.zeros((lanes, *sites[n].shape), sites[n].dtype) for n in self.program.free}
         memory = jax.tree.map(lambda one: np.zeros(one.shape, one.dtype), jax.eval_shape(self.begin, params))
         states = loop.initial_states(self.program, params, memory, lanes, jnp.result_type(float), accelerate)
-        prepared, _ = jax.eval_shape(self.prepare, leaves)
+        prepared, _ = jax.eval_shape(self.prepare, data)
         block: Any = loop.make_block(loop.make_iteration(self.program, self.fused, False, self.condense))
-        lowered = block.lower(states, leaves, prepared, *loop.limits(0.0, 0, 0))
+        lowered = block.lower(states, data, prepared, *loop.limits(0.0, 0, 0))
         pool = concurrent.futures.ThreadPoolExecutor(1)
         # On few cells compiling takes longer than the whole fit: let XLA do less of it.
         options = dict(self._compiler_options or {})
@@ -314,9 +314,9 @@ class Compiled:
         pool.shutdown(wait=False)
 
 
-def _draws(program: Program, params, leaves, keys) -> dict[str, jax.Array]:
+def _draws(program: Program, params, data, keys) -> dict[str, jax.Array]:
     """Joint draws of all latents, as many at once as memory allows."""
-    one = functools.partial(estep.sample, program, params, leaves)
+    one = functools.partial(estep.sample, program, params, data)
     at_once = max(_CELLS_OF_DRAWS // estep.largest_table(program, None)[0], 1)
     return jax.vmap(one)(keys) if len(keys) <= at_once else jax.lax.map(one, keys, batch_size=at_once)
 

@@ -148,8 +148,8 @@ class EM:
         Raises:
             ModelError: the model cannot be handled; the message says why and what to write.
         """
-        derived, leaves = self._derive(args, kwargs)
-        return build_plan(derived.program, derived.fused, self._compression(derived, leaves))
+        derived, data = self._derive(args, kwargs)
+        return build_plan(derived.program, derived.fused, self._compression(derived, data))
 
     def e_step(self, params: Mapping[str, Any], *args, **kwargs) -> estep.Posterior:
         """Posterior weights of all latents at given parameters.
@@ -163,8 +163,8 @@ class EM:
             The posterior: ``.log_likelihood`` (natural log) and ``.weights`` by site. Pure; may be jitted,
             differentiated and vmapped.
         """
-        derived, leaves = self._derive(args, kwargs)
-        return derived.e_step(derived.parameters(params), leaves)
+        derived, data = self._derive(args, kwargs)
+        return derived.e_step(derived.parameters(params), data)
 
     def q(self, params: Mapping[str, Any], posterior: estep.Posterior, *args, **kwargs) -> jax.Array:
         """Expected complete-data log-likelihood: ``sum(stop_gradient(weight) * log_prob(params))``.
@@ -178,8 +178,8 @@ class EM:
         Returns:
             A scalar (natural log, without priors).
         """
-        derived, leaves = self._derive(args, kwargs)
-        return derived.q(derived.parameters(params), posterior, leaves)
+        derived, data = self._derive(args, kwargs)
+        return derived.q(derived.parameters(params), posterior, data)
 
     def m_step(self, params: Mapping[str, Any], posterior: estep.Posterior, *args, **kwargs) -> dict[str, jax.Array]:
         """New parameters: every block's rule, on the posterior's weights.
@@ -193,13 +193,13 @@ class EM:
         Returns:
             New constrained values of the free parameters; Q plus the log prior is no lower there.
         """
-        derived, leaves = self._derive(args, kwargs)
-        return derived.m_step(derived.parameters(params), posterior, leaves)
+        derived, data = self._derive(args, kwargs)
+        return derived.m_step(derived.parameters(params), posterior, data)
 
     def log_likelihood(self, params: Mapping[str, Any], *args, **kwargs) -> jax.Array:
         """Log-likelihood of the observed data, latents summed out (natural log, constants included, no prior)."""
-        derived, leaves = self._derive(args, kwargs)
-        return derived.log_likelihood(derived.parameters(params), leaves)
+        derived, data = self._derive(args, kwargs)
+        return derived.log_likelihood(derived.parameters(params), data)
 
     def filter(self, params: Mapping[str, Any], *args, **kwargs) -> estep.Filtered:
         """Filtered states and one-step-ahead predictions of the chains in a model with ``scan``.
@@ -215,18 +215,18 @@ class EM:
         Raises:
             ModelError: the model has no chain that can be filtered.
         """
-        derived, leaves = self._derive(args, kwargs)
-        return derived.filtered(derived.parameters(params), leaves)
+        derived, data = self._derive(args, kwargs)
+        return derived.filtered(derived.parameters(params), data)
 
     def log_prior(self, params: Mapping[str, Any], *args, **kwargs) -> jax.Array:
         """Log prior density of the estimated parameters, in constrained space; zero with ``prior=False``."""
-        derived, leaves = self._derive(args, kwargs)
-        return derived.log_prior(derived.parameters(params), leaves)
+        derived, data = self._derive(args, kwargs)
+        return derived.log_prior(derived.parameters(params), data)
 
     def start(self, rng_key: jax.Array, *args, **kwargs) -> dict[str, jax.Array]:
         """Starting values of one run, as :meth:`run` would choose them."""
-        derived, leaves = self._derive(args, kwargs)
-        stacked = derived.start(rng_key, leaves, 1)
+        derived, data = self._derive(args, kwargs)
+        stacked = derived.start(rng_key, data, 1)
         return {name: value[0] for name, value in stacked.items()}
 
     # --------------------------------------------------------------------------------------------- the fit
@@ -258,7 +258,7 @@ class EM:
             DataError: the data cannot be used, or have probability zero at every start.
             ParameterError: a value or a name in the options cannot be used.
         """
-        derived, leaves = self._derive(args, kwargs)
+        derived, data = self._derive(args, kwargs)
         program = derived.program
         given = self._initial_values(program, init_params)
         if program.hard and self.accelerate is not None:
@@ -266,14 +266,14 @@ class EM:
                 f"accelerate={self.accelerate!r} extrapolates steps that shrink, and under Hard() assignments jump: "
                 "leave it out. Hard EM ends after few iterations anyway."
             )
-        whole = derived, leaves
-        compressed = self._compressed(derived, leaves)
+        whole = derived, data
+        compressed = self._compressed(derived, data)
         if not isinstance(compressed, str):
-            checks.check_report(program, jax.device_get(derived.report(leaves)))
-            derived, leaves, _ = compressed
+            checks.check_report(program, jax.device_get(derived.report(data)))
+            derived, data, _ = compressed
         if derived.simulator is None:
-            derived.compile_in_background(self.restarts, leaves, self.accelerate is not None)
-        prepared, report = derived.prepare(leaves)
+            derived.compile_in_background(self.restarts, data, self.accelerate is not None)
+        prepared, report = derived.prepare(data)
         checks.check_report(derived.program, jax.device_get(report))
         _say_float32()
         if self.restarts == 1 and given.keys() == set(program.free):
@@ -284,7 +284,7 @@ class EM:
                 params[name][0] = program.pin(name, value)
         file = None if checkpoint is None else self._checkpoint(checkpoint, *whole, rng_key, params, args, kwargs)
         if derived.simulator is not None:
-            return self._simulate(derived, rng_key, params, leaves, prepared, args, kwargs, file)
+            return self._simulate(derived, rng_key, params, data, prepared, args, kwargs, file)
         memory = derived.begin(params) if derived.remembers else {}
         states = loop.initial_states(
             derived.program, params, memory, self.restarts, jnp.result_type(float), self.accelerate is not None
@@ -294,7 +294,7 @@ class EM:
         states, history, interrupted, accurate = loop.run_blocks(
             functools.partial(derived.block, self.restarts),
             states,
-            leaves,
+            data,
             prepared,
             tolerance,
             self.max_iterations,
@@ -303,14 +303,14 @@ class EM:
         )
         progress.close()
         states = jax.device_get(states)
-        if not np.any(np.isfinite(states.progress.objective)) and not interrupted:
+        if not np.any(np.isfinite(states.gains.objective)) and not interrupted:
             self._explain_impossible(whole[0], {n: v[0] for n, v in params.items()}, whole[1])
         result = ending.from_states(
             self, args, kwargs, program, states, history, interrupted=interrupted, accurate=accurate
         )
         return ending.classified(result) if program.hard else result
 
-    def _simulate(self, derived: Compiled, rng_key, params, leaves, prepared, args, kwargs, file) -> EMResult:
+    def _simulate(self, derived: Compiled, rng_key, params, data, prepared, args, kwargs, file) -> EMResult:
         """The fit of a model with simulated latents."""
         assert derived.simulator is not None
         if self.accelerate is not None:
@@ -324,7 +324,7 @@ class EM:
             derived.random_log_likelihood,
             jax.random.fold_in(rng_key, 1),
             params,
-            leaves,
+            data,
             prepared,
             stochastic.TOLERANCE if self.tolerance is None else self.tolerance,
             self.max_iterations,
@@ -337,7 +337,7 @@ class EM:
         )
         return ending.with_simulation(result, simulation, rows)
 
-    def _checkpoint(self, path, derived: Compiled, leaves, rng_key, params, args, kwargs) -> Checkpoint:
+    def _checkpoint(self, path, derived: Compiled, data, rng_key, params, args, kwargs) -> Checkpoint:
         """The file of a fit, with what the fit depends on."""
         options = {
             "version": _version(),
@@ -351,34 +351,34 @@ class EM:
         memory = jax.eval_shape(derived.begin, params)
         return Checkpoint(
             path,
-            fit_identity(derived.program.trace, leaves, skeleton, rng_key, params, memory, self.options, options),
+            fit_identity(derived.program.trace, data, skeleton, rng_key, params, memory, self.options, options),
         )
 
-    def _compression(self, derived: Compiled, leaves) -> str:
+    def _compression(self, derived: Compiled, data) -> str:
         """What a fit does with the rows of the data, for the plan."""
-        found = self._compressed(derived, leaves)
+        found = self._compressed(derived, data)
         if isinstance(found, str):
             few = derived.condensation
             if derived.condense is not None and not isinstance(few, str):
                 moments = f"with the moments of all {few.name}: EM is the same"
                 return f"the M-step runs on {few.pieces} weighted {few.name} {moments}"
             return f"data not compressed: {found}" if derived.program.integrals else ""
-        data = found[2]
-        all_rows = f"the {data.all_rows:,} rows in {data.plate!r}"
-        if not data.classes:
-            different = f"the {data.rows:,} different ones among {all_rows}"
+        few = found[2]
+        all_rows = f"the {few.all_rows:,} rows in {few.plate!r}"
+        if not few.classes:
+            different = f"the {few.rows:,} different ones among {all_rows}"
             return f"fits run on {different}, weighted by their number: EM is the same"
-        within = f", in each of {data.classes:,} classes of rows that agree otherwise" if data.classes > 1 else ""
+        within = f", in each of {few.classes:,} classes of rows that agree otherwise" if few.classes > 1 else ""
         return (
-            f"fits run on {data.rows:,} weighted rows with the count, mean and covariance of {all_rows}{within}: "
+            f"fits run on {few.rows:,} weighted rows with the count, mean and covariance of {all_rows}{within}: "
             "EM is the same"
         )
 
-    def _compressed(self, derived: Compiled, leaves):
+    def _compressed(self, derived: Compiled, data):
         """From :meth:`Compiled.compress_data`; data whose values cannot be seen here are left as they are."""
-        if any(isinstance(leaf, jax.core.Tracer) or len(leaf.devices()) > 1 for leaf in leaves):
+        if any(isinstance(leaf, jax.core.Tracer) or len(leaf.devices()) > 1 for leaf in data):
             return "it is traced, or lies on several devices"
-        return derived.compress_data(leaves)
+        return derived.compress_data(data)
 
     def _initial_values(self, program: Program, init_params) -> dict[str, np.ndarray]:
         given = {}
@@ -389,10 +389,10 @@ class EM:
             given[name] = check(name, value, site.shape, site.constraint, "init_params")
         return given
 
-    def _explain_impossible(self, derived: Compiled, params, leaves) -> None:
-        tables = derived.evidence_by_row(params, leaves)
+    def _explain_impossible(self, derived: Compiled, params, data) -> None:
+        tables = derived.evidence_by_row(params, data)
         tables = jax.device_get(tables)
-        holes = checks.arrays_with_holes(leaves)
+        holes = checks.arrays_with_holes(data)
         if holes is not None and any(np.any(np.isnan(table)) for table in tables.values()):
             raise DataError(
                 f"The log-likelihood is NaN at the start, and so are cells of {holes}. A mask leaves out cells "
@@ -410,17 +410,17 @@ class EM:
         )
 
     def _derive(self, args, kwargs) -> tuple[Compiled, list]:
-        leaves, skeleton = split_arguments(args, kwargs)
-        for number, leaf in enumerate(leaves):
+        data, skeleton = split_arguments(args, kwargs)
+        for number, leaf in enumerate(data):
             if leaf.size == 0:
                 raise DataError(f"Array argument number {number + 1} of the model is empty (shape {leaf.shape}).")
-        leaves = [jnp.asarray(leaf) for leaf in leaves]
-        has_missing = any(_has_nan(leaf) for leaf in leaves)
-        key = (skeleton, has_missing, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves), jnp.result_type(float))
+        data = [jnp.asarray(leaf) for leaf in data]
+        has_missing = any(_has_nan(leaf) for leaf in data)
+        key = (skeleton, has_missing, tuple((leaf.shape, str(leaf.dtype)) for leaf in data), jnp.result_type(float))
         if key not in self._derived:
             model = MissingCells(self.model) if has_missing else self.model
-            self._derived[key] = Compiled(model, leaves, skeleton, self.options, self.compress)
-        return self._derived[key], leaves
+            self._derived[key] = Compiled(model, data, skeleton, self.options, self.compress)
+        return self._derived[key], data
 
 
 def _version() -> str:

@@ -1,7 +1,7 @@
 """A derived EM algorithm for one model and one shape of data: everything static, and pure functions of it.
 
-:func:`emppl.derivation.derive.derive` makes a :class:`Program`; its methods are pure functions of ``(params, leaves)``, on which
-``estep`` and ``mstep`` build.
+:func:`emppl.derivation.derive.derive` makes a :class:`Program`; its methods are pure functions of
+``(params, data)``, on which ``estep`` and ``mstep`` build.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from emppl.names import latent_of, model_name
 from emppl.parameters.constraints import constrain, free_dimensions
 from emppl.parameters.held import pin
 from emppl.rules import Rule
-from emppl.strategies import Enumerate, Evidence, Hard, StochasticEM, Strategy
+from emppl.strategies import Enumerate, Hard, ObjectiveKind, StochasticEM, Strategy
 from emppl.trace import Trace, as_numpyro_expects
 
 
@@ -116,18 +116,18 @@ class Program:
         return {name: jnp.ones(sites[name].shape, sites[name].dtype) for name in self.trace.parameters}
 
     def evaluate(
-        self, params, leaves, wanted: frozenset[tuple[str, str]] | None = None, atoms: Mapping[str, Any] | None = None
+        self, params, data, wanted: frozenset[tuple[str, str]] | None = None, atoms: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
         """Arrays of every site at these parameters, or only those of some ``(site, field)`` pairs.
 
         Args:
             params: constrained values.
-            leaves: the data.
+            data: arrays of the model's arguments.
             wanted: which fields; None for all.
             atoms: of the integrated latents; a single atom each where nothing depends on what it is.
         """
         params = self.complete(params)
-        arrays = self.trace.evaluate(params, {**self.trace.atoms, **self.any_atoms, **(atoms or {})}, leaves, wanted)
+        arrays = self.trace.evaluate(params, {**self.trace.atoms, **self.any_atoms, **(atoms or {})}, data, wanted)
         for name, factor in self.regressions.items():
             if wanted is None or (name, "arguments") in wanted:
                 arrays[name].arguments["coefficients"] = factor.predictor.coefficients(params)
@@ -179,16 +179,16 @@ class Program:
         return sum(free_dimensions(sites[n].constraint, sites[n].shape) for n in self.free)
 
     @property
-    def evidence(self) -> Evidence:
+    def objective_kind(self) -> ObjectiveKind:
         """What the objective is: as good as the worst strategy."""
-        found = (strategy.evidence for strategy in self.strategies.values())
-        return max(found, key=lambda kind: kind.value, default=Evidence.EXACT)
+        found = (strategy.objective_kind for strategy in self.strategies.values())
+        return max(found, key=lambda kind: kind.value, default=ObjectiveKind.EXACT)
 
     @property
     def picked(self) -> dict[str, frozenset[str]]:
         """By axis of every discrete latent that is not summed over, the plates that it sits in."""
         found = {}
-        for axis in sorted(self.axes.latents - self.axes.draws):
+        for axis in sorted(self.axes.latents - self.axes.of_atoms):
             if not isinstance(self.strategies[latent_of(axis)], Enumerate):
                 site = self.trace.sites[latent_of(axis)]
                 found[axis] = self.axes.plates_of(site, site.batch_shape)
@@ -289,13 +289,13 @@ class Program:
             found[name] = faults
         return found
 
-    def log_prior(self, params, leaves) -> jax.Array:
+    def log_prior(self, params, data) -> jax.Array:
         """Log prior density of the estimated parameters (natural log); zero without priors."""
         if not self.use_prior:
             return jnp.zeros((), jnp.result_type(float))
         fields = ("distribution", "value", "mask", "cell_weight")
         priors = frozenset((name, field) for name in self.free for field in fields)
-        return self.log_prior_from(self.evaluate(params, leaves, priors))
+        return self.log_prior_from(self.evaluate(params, data, priors))
 
     def log_prior_from(self, arrays) -> jax.Array:
         """The same, from evaluated arrays."""

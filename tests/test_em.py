@@ -14,9 +14,9 @@ from numpyro.distributions import constraints
 import emppl
 from emppl import estep, mstep
 from emppl.derivation.derive import derive
-from emppl.fit.convergence import Progress, convergence_test
+from emppl.fit.convergence import Gains, convergence_test
 from emppl.program import Options
-from emppl.strategies import Evidence
+from emppl.strategies import ObjectiveKind
 from emppl.trace.arguments import split_arguments
 
 KEY = jax.random.key(0)
@@ -479,11 +479,11 @@ def test_accurate_path_equals_fast_path(x):
 
 def test_rounding_that_jitters_is_an_end_and_slow_gains_are_none():
     """Gains of both signs, a hundred units of rounding large, never settle; gains as large but all upwards go on."""
-    test = convergence_test(Evidence.EXACT)
+    test = convergence_test(ObjectiveKind.EXACT)
     jitter = np.random.default_rng(0).uniform(-1e-11, 1e-11, 60)
 
     def end(objectives):
-        progress = Progress.beginning(1, float)
+        progress = Gains.beginning(1, float)
         for iteration, objective in enumerate(objectives):
             found = test(jnp.asarray([objective]), progress, jnp.asarray([iteration]), jnp.zeros(1), 1e-9)
             assert not found.decreased

@@ -125,8 +125,8 @@ def restored(prefix: str, arrays: Mapping[str, np.ndarray], like: Any) -> Any:
     Raises:
         ParameterError: a leaf is missing.
     """
-    leaves, form = jax.tree_util.tree_flatten_with_path(like)
-    names = [f"{prefix}{jax.tree_util.keystr(path)}" for path, _ in leaves]
+    data, form = jax.tree_util.tree_flatten_with_path(like)
+    names = [f"{prefix}{jax.tree_util.keystr(path)}" for path, _ in data]
     missing = [name for name in names if name not in arrays]
     if missing:
         raise ParameterError(

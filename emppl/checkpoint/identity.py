@@ -29,7 +29,7 @@ from emppl.trace import Trace
 
 def fit_identity(
     trace: Trace,
-    leaves: Sequence,
+    data: Sequence,
     skeleton: Any,
     rng_key: jax.Array,
     start: Mapping[str, Any],
@@ -41,7 +41,7 @@ def fit_identity(
 
     Args:
         trace: the traced model.
-        leaves: the data.
+        data: arrays of the model's arguments.
         skeleton: static arguments.
         rng_key: random key.
         start: starting values of all restarts.
@@ -61,7 +61,7 @@ def fit_identity(
     }
     found = {
         "the model": hashed(*_model(trace)),
-        "the data": hashed(*map(_array, leaves)),
+        "the data": hashed(*map(_array, data)),
         "the static arguments of the model": hashed(_without_addresses(repr(skeleton))),
         "rng_key": hashed(_array(key_data(rng_key))),
         "the starting values (init_params)": hashed(*(p for n in sorted(start) for p in (n, _array(start[n])))),

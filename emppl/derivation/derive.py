@@ -35,12 +35,12 @@ from emppl.strategies import Enumerate, Strategy
 from emppl.trace import Trace, trace_model
 
 
-def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Program:
+def derive(model: Callable, data: list, skeleton: Any, options: Options) -> Program:
     """Derive the EM algorithm of a model for data of given shapes.
 
     Args:
         model: the NumPyro model.
-        leaves: array arguments; only shapes and dtypes are used.
+        data: array arguments; only shapes and dtypes are used.
         skeleton: static arguments.
         options: the user's options.
 
@@ -50,13 +50,13 @@ def derive(model: Callable, leaves: list, skeleton: Any, options: Options) -> Pr
     Raises:
         ModelError: the model cannot be handled; the message names the site and the remedy.
     """
-    trace, dependence, roles, integrals = _see(model, leaves, skeleton, options)
+    trace, dependence, roles, integrals = _see(model, data, skeleton, options)
     _check_bounds(trace, roles)
     for name, held in options.held.items():
         if name not in trace.parameters:
             raise unknown_name("fixed", name, trace.parameters)
         check_held(name, held, trace.sites[name].shape, trace.sites[name].constraint)
-    shapes = [jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
+    shapes = [jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in data]
     likelihood = [name for name, site in trace.sites.items() if site.kind in LIKELIHOOD]
     axes = model_axes(
         trace, {name: trace.sites[name].batch_shape for name in likelihood}, {one.axis: 1 for one in integrals}
@@ -107,25 +107,25 @@ def _check_bounds(trace: Trace, roles: Mapping[str, Any]) -> None:
             )
 
 
-def _see(model: Callable, leaves: list, skeleton: Any, options: Options):
+def _see(model: Callable, data: list, skeleton: Any, options: Options):
     """Trace a model and settle the roles of its sites; traced again if some of them are continuous latents."""
-    trace = trace_model(model, leaves, skeleton)
+    trace = trace_model(model, data, skeleton)
     dependence = Dependence(trace.jaxpr, trace.inputs)
     trace = without_missing_cells(trace, dependence)
     roles = assign_roles(trace, dependence, options.estimate, options.latents, options.fixed)
     hidden = [n for n, role in roles.items() if role.role == "latent" and trace.sites[n].kind == "continuous"]
     integrals = find_integrals(trace, dependence, hidden) + find_chains(trace, dependence, hidden)
-    draws = {name: integral.draws for integral in integrals for name in integral.latents}
-    if all(trace.draws.get(name) == one for name, one in draws.items()):
+    atom_axes = {name: integral.atom_axis for integral in integrals for name in integral.latents}
+    if all(trace.atom_axes.get(name) == one for name, one in atom_axes.items()):
         return trace, dependence, roles, integrals
-    trace = trace_model(model, leaves, skeleton, draws)
+    trace = trace_model(model, data, skeleton, atom_axes)
     dependence = Dependence(trace.jaxpr, trace.inputs)
     return without_missing_cells(trace, dependence), dependence, roles, integrals
 
 
 def _factors(trace: Trace, dependence: Dependence, axes: Axes, likelihood: list[str]) -> dict[str, SiteFactor]:
     labels = {site.labels: name for name, site in trace.sites.items() if site.labels}
-    given = {one.axis: frozenset(one.given) for one in trace.draws.values()}
+    given = {one.axis: frozenset(one.given) for one in trace.atom_axes.values()}
     factors = {}
     for name in likelihood:
         in_latents, in_parameters = field_dependences(trace, dependence, name)
@@ -160,7 +160,7 @@ def _factors(trace: Trace, dependence: Dependence, axes: Axes, likelihood: list[
             _categories(trace, name),
             trace.timed.get(name, frozenset()),
             is_presence,
-            trace.drawn.get(name),
+            trace.over_atoms.get(name),
         )
     return factors
 
@@ -183,18 +183,18 @@ def _says_which_steps_exist(trace: Trace, name: str, in_latents, in_parameters) 
     return depth > 0 and not in_latents["mask"] and not in_parameters["mask"]
 
 
-def _table_shapes(program: Program, leaves) -> dict[str, jax.ShapeDtypeStruct]:
+def _table_shapes(program: Program, data) -> dict[str, jax.ShapeDtypeStruct]:
     return jax.eval_shape(
-        lambda params, leaves: program.tables(program.evaluate(params, leaves)),
+        lambda params, data: program.tables(program.evaluate(params, data)),
         program.trace.parameter_shapes,
-        leaves,
+        data,
     )
 
 
 def _parts(program: Program, tables: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[Part, ...]:
     axes, trace = program.axes, program.trace
     plates_of_latent = {}
-    for name in axes.latents - axes.draws:
+    for name in axes.latents - axes.of_atoms:
         site = trace.sites[latent_of(name)]
         plates_of_latent[name] = axes.plates_of(site, site.batch_shape)
     named = {}
@@ -248,7 +248,7 @@ def _check_fields(program: Program, tables: Mapping[str, jax.ShapeDtypeStruct]) 
                 f"The weight (handlers.scale) of site {name!r} varies over the steps of its scan. A weight counts a "
                 "whole sequence that many times; put one weight per sequence around the scan."
             )
-        for latent in sorted(factor.all_latents - program.axes.draws):
+        for latent in sorted(factor.all_latents - program.axes.of_atoms):
             if tables[name].shape[program.axes.names.index(latent)] == 1 and program.axes.sizes[latent] > 1:
                 raise ModelError(
                     f"Site {name!r} depends on latent {latent!r} through a sum, mean or similar over its array. "
@@ -259,20 +259,20 @@ def _check_fields(program: Program, tables: Mapping[str, jax.ShapeDtypeStruct]) 
 
 def _scanned(program: Program) -> frozenset[str]:
     return frozenset(
-        n for n in program.axes.latents - program.axes.draws if program.trace.sites[latent_of(n)].is_scanned
+        n for n in program.axes.latents - program.axes.of_atoms if program.trace.sites[latent_of(n)].is_scanned
     )
 
 
-def _shapes(program: Program, leaves) -> dict[str, dict[str, tuple[int, ...]]]:
+def _shapes(program: Program, data) -> dict[str, dict[str, tuple[int, ...]]]:
     """Aligned shape of every argument of the sites with a registered family, abstractly."""
 
-    def arguments(params, leaves):
-        arrays = program.evaluate(params, leaves)
+    def arguments(params, data):
+        arrays = program.evaluate(params, data)
         return {
             name: factor.arguments(arrays)
             for name, factor in program.factors.items()
             if factor.family is not None and factor.site.kind != "factor" and factor.labels_of is None
         }
 
-    shaped = jax.eval_shape(arguments, program.trace.parameter_shapes, leaves)
+    shaped = jax.eval_shape(arguments, program.trace.parameter_shapes, data)
     return {name: {n: a.shape for n, a in found.items()} for name, found in shaped.items()}

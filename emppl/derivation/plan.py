@@ -290,16 +290,16 @@ def _distribution(site: Site) -> str:
 
 def _criterion(program: Program) -> str:
     priors = [n for n in program.free if program.trace.sites[n].kind == "continuous"]
-    how = program.evidence.words if program.strategies else "no latent: direct maximisation"
+    how = program.objective_kind.words if program.strategies else "no latent: direct maximisation"
     if any(isinstance(strategy, StochasticEM) for strategy in program.strategies.values()):
         what = "posterior density" if priors and program.use_prior else "likelihood"
-        return f"average of stochastic EM, close to the maximum of the {what} ({program.evidence.words})"
+        return f"average of stochastic EM, close to the maximum of the {what} ({program.objective_kind.words})"
     if program.hard:
         names = ", ".join(program.hard)
         added = ", plus the log prior" if priors and program.use_prior else ""
         return (
             f"classification likelihood: the largest over {names} of log p(data, {names}){added} "
-            f"({program.evidence.words}); another objective than the likelihood"
+            f"({program.objective_kind.words}); another objective than the likelihood"
         )
     if priors and program.use_prior:
         return f"maximum a posteriori ({how})"

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from emppl.elimination.chains import ChainAxes
 from emppl.errors import ModelError
 from emppl.names import first, lagged
-from emppl.trace import Chain
+from emppl.trace import Scan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ def plan_elimination(
     latents: Mapping[str, frozenset[str]],
     sizes: Mapping[str, int],
     axes: tuple[str, ...],
-    chains: tuple[Chain, ...] = (),
+    chains: tuple[Scan, ...] = (),
     presence: frozenset[str] = frozenset(),
 ) -> EliminationPlan:
     """Choose the order of elimination.
@@ -212,7 +212,7 @@ class _Waiting:
         return frozenset(self.axes.initial).union(*(factor.latents for factor in self.factors))
 
 
-def _kept_for_chains(chains: tuple[Chain, ...]) -> frozenset[str]:
+def _kept_for_chains(chains: tuple[Scan, ...]) -> frozenset[str]:
     """Axes that only a chain step sums out."""
     kept: set[str] = set()
     for chain in chains:
@@ -223,7 +223,7 @@ def _kept_for_chains(chains: tuple[Chain, ...]) -> frozenset[str]:
     return frozenset(kept)
 
 
-def _components(chain: Chain, factors: list[Factor], plates, latents, presence) -> list[_Waiting]:
+def _components(chain: Scan, factors: list[Factor], plates, latents, presence) -> list[_Waiting]:
     """Independent chains of one scan: latents that no factor connects are summed out apart."""
     names = [name for name, depth in chain.depths.items() if depth]
     names = [name for name in names if latents[name] == plates | {chain.time}]
@@ -256,7 +256,7 @@ def _components(chain: Chain, factors: list[Factor], plates, latents, presence) 
     return found
 
 
-def _of(name: str, chain: Chain) -> frozenset[str]:
+def _of(name: str, chain: Scan) -> frozenset[str]:
     return frozenset(lagged(name, lag) for lag in range(chain.depths[name] + 1))
 
 

@@ -29,23 +29,23 @@ _FREEDOM = 5
 _STEPS = 100
 
 
-def moments(program: Program, params, leaves, drawn: Drawn | None = None) -> dict[str, tuple[jax.Array, jax.Array]]:
+def moments(program: Program, params, data, drawn: Drawn | None = None) -> dict[str, tuple[jax.Array, jax.Array]]:
     """Posterior mean and covariance of every integrated latent, discrete latents summed out.
 
     Args:
         program: the derived algorithm.
         params: constrained parameter values.
-        leaves: the data.
+        data: arrays of the model's arguments.
         drawn: draws of simulated latents at these parameters; default: importance sampling.
 
     Returns:
         By latent ``(mean, covariance)``: ``(*plates, *event)`` and ``(*plates, *event, *event)``.
     """
     if drawn is None:
-        integrated = integrate_all(program, params, leaves)
+        integrated = integrate_all(program, params, data)
     else:
-        integrated = integrated_by_draws(program, params, drawn, None, leaves)
-    arrays = program.evaluate(params, leaves)
+        integrated = integrated_by_draws(program, params, drawn, None, data)
+    arrays = program.evaluate(params, data)
     scales, present = counted(all_scales(program, arrays)), program.present(arrays)
     tables = program.tables(arrays, program.integrated)
 
@@ -140,32 +140,32 @@ def _moments(program: Program, axis: str, name: str, atoms: jax.Array, weight: j
 
 
 def sample_given(
-    program: Program, params, leaves, chosen: Mapping[str, jax.Array], rng_key: jax.Array
+    program: Program, params, data, chosen: Mapping[str, jax.Array], rng_key: jax.Array
 ) -> dict[str, jax.Array]:
     """One joint draw of all integrated latents given the states of the discrete ones.
 
     Args:
         program: the derived algorithm.
         params: constrained parameter values.
-        leaves: the data.
+        data: arrays of the model's arguments.
         chosen: by discrete latent, a table that is largest at the state it has, with the common axes.
         rng_key: random key.
 
     Returns:
         By latent ``(*plates, *event)``.
     """
-    integrated = integrate_all(program, params, leaves)
+    integrated = integrate_all(program, params, data)
     drawn = {}
     for number, integral in enumerate(program.integrals):
         key = jax.random.fold_in(rng_key, number)
-        joint = Joint(program, integral, params, leaves)
+        joint = Joint(program, integral, params, data)
         if integral.states is not None:
             drawn.update(_steps(program, integral, draw_states(joint, key)))
             continue
         found = integrated[integral.axis]
         if integral.limits:
-            free = Joint(program, integral.unlimited, params, leaves)
-            limits = find_limits(program, integral, leaves)
+            free = Joint(program, integral.unlimited, params, data)
+            limits = find_limits(program, integral, data)
             vectors = draw_inside(limits, *conditional(free, found.mean), key)
         else:
             is_density = isinstance(integral.strategy, Quadrature | Simulated)

@@ -30,13 +30,13 @@ class Filtered(NamedTuple):
     log_likelihood: dict[str, jax.Array]
 
 
-def filtered(program: Program, params, leaves) -> Filtered:
+def filtered(program: Program, params, data) -> Filtered:
     """Filter every chain of the model.
 
     Args:
         program: the derived algorithm.
         params: constrained parameter values.
-        leaves: the data.
+        data: arrays of the model's arguments.
 
     Returns:
         The filter.
@@ -44,7 +44,7 @@ def filtered(program: Program, params, leaves) -> Filtered:
     Raises:
         ModelError: the model has no chain, or one that cannot be filtered; the message says why.
     """
-    arrays = program.evaluate(params, leaves)
+    arrays = program.evaluate(params, data)
     tables, scales, present = program.tables(arrays), program.scales(arrays), program.present(arrays)
     outcome = Filtered({}, {}, {})
     for part in program.parts:

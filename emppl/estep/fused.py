@@ -158,21 +158,21 @@ def _cut(rows: int, target: int) -> Chunking:
     return Chunking(count, size, count * size - rows)
 
 
-def prepare(program: Program, fused: FusedPlan, leaves) -> dict[str, Any]:
+def prepare(program: Program, fused: FusedPlan, data) -> dict[str, Any]:
     """Statistics of all sites that have them, computed once per fit.
 
     Returns:
         By site; statistics of sites in the row plate are cut into chunks ``(chunks, ..., features, rows)``. By integral
         whose latents are restricted by data, their limits.
     """
-    arrays = program.evaluate(program.placeholders(), leaves)
-    prepared: dict[str, Any] = {one.axis: find_limits(program, one, leaves) for one in program.integrals if one.limits}
+    arrays = program.evaluate(program.placeholders(), data)
+    prepared: dict[str, Any] = {one.axis: find_limits(program, one, data) for one in program.integrals if one.limits}
     for name, factor in program.factors.items():
-        if not factor.has_statistics or factor.value_is_drawn:
+        if not factor.has_statistics or factor.value_has_atoms:
             continue
         if name in fused.natural and name in program.regressions:
             factor = program.regressions[name]
-            design, known = factor.predictor.design(leaves)
+            design, known = factor.predictor.design(data)
             arrays[name].arguments.update(design=design, known=known)
         one = factor.prepare(arrays)
         if name in fused.by_step:
@@ -218,7 +218,7 @@ def expectations(
     program: Program,
     fused: FusedPlan,
     params,
-    leaves,
+    data,
     prepared: Mapping[str, Prepared],
     guesses=None,
     integrated=None,
@@ -230,7 +230,7 @@ def expectations(
         program: the derived algorithm.
         fused: static choices.
         params: constrained parameter values.
-        leaves: the data.
+        data: arrays of the model's arguments.
         prepared: from :func:`prepare`.
         guesses: by integral, where its atoms were last.
         integrated: integrals that were done elsewhere.
@@ -239,10 +239,10 @@ def expectations(
     Returns:
         The expectations; ``log_likelihood`` includes every constant.
     """
-    arrays = program.evaluate(params, leaves)
+    arrays = program.evaluate(params, data)
     scales, present = all_scales(program, arrays), program.present(arrays)
     if integrated is None:
-        integrated = integrate_all(program, params, leaves, guesses, known=prepared)
+        integrated = integrate_all(program, params, data, guesses, known=prepared)
     natural, tables = {}, {}
     amplification = jnp.zeros((), jnp.result_type(float))
     for name, factor in program.factors.items():
@@ -279,10 +279,10 @@ def expectations(
         sums.update(part_sums)
         weights.update(part_weights)
     of_cells = {name: weights[name] for name in integrated}
-    weights, atoms = spread_over_atoms(program, integrated, weights, params, leaves)
+    weights, atoms = spread_over_atoms(program, integrated, weights, params, data)
     centers = {name: one.mean for name, one in integrated.items()}
-    drawn = [name for name, factor in program.factors.items() if factor.value_is_drawn and factor.has_statistics]
-    at_atoms = program.evaluate(params, leaves, atoms=atoms) if drawn else {}
+    drawn = [name for name, factor in program.factors.items() if factor.value_has_atoms and factor.has_statistics]
+    at_atoms = program.evaluate(params, data, atoms=atoms) if drawn else {}
     of_atoms = {name: program.factors[name].prepare(at_atoms) for name in drawn}
     cancelled = sum((one.cancelled for one in integrated.values()), jnp.zeros(()))
     value = impossible_to_infinite(value)

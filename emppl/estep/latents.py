@@ -31,12 +31,12 @@ class Reduction(NamedTuple):
     chain: Callable[[ChainTables], jax.Array] | None
 
 
-def _gradient_of_probes(program: Program, params, leaves, how: Callable[[int], Reduction]) -> dict[str, jax.Array]:
+def _gradient_of_probes(program: Program, params, data, how: Callable[[int], Reduction]) -> dict[str, jax.Array]:
     """Gradient with respect to a zero table for every latent over all its plates; ``how`` is asked part by part."""
     if not program.latents:
         return {}
-    arrays = program.evaluate(params, leaves)
-    integrated = integrate_all(program, params, leaves)
+    arrays = program.evaluate(params, data)
+    integrated = integrate_all(program, params, data)
     tables = program.tables(arrays, program.integrated) | {name: one.evidence for name, one in integrated.items()}
     inside = {name: integral.axis for integral in program.integrals for name in integral.factors}
     scales = counted(all_scales(program, arrays))
@@ -72,10 +72,10 @@ def _sizes(program: Program):
     return [(name, program.axes.sizes[name]) for name in program.axes.names]
 
 
-def marginals(program: Program, params, leaves) -> dict[str, jax.Array]:
+def marginals(program: Program, params, data) -> dict[str, jax.Array]:
     """Posterior probabilities of every latent's states: plates in model order, then the states."""
     kernels = Reduction(log_sum, lambda tables: log_evidence(*tables.arrays))
-    raw = _gradient_of_probes(program, params, leaves, lambda _: kernels)
+    raw = _gradient_of_probes(program, params, data, lambda _: kernels)
     tidy = {}
     for latent, table in raw.items():
         moved = user_layout(program, latent, table)
@@ -85,26 +85,26 @@ def marginals(program: Program, params, leaves) -> dict[str, jax.Array]:
     return whole_scans(program, tidy)
 
 
-def decode(program: Program, params, leaves, twin: bool = False) -> dict[str, jax.Array]:
+def decode(program: Program, params, data, twin: bool = False) -> dict[str, jax.Array]:
     """Jointly most probable state of every latent (index into its support), by max-product elimination.
 
     Args:
         program: the derived algorithm.
         params: constrained parameter values.
-        leaves: the data.
+        data: arrays of the model's arguments.
         twin: go through chains step by step, differentiated by JAX.
     """
     best = Reduction(_maximum, None if twin else lambda tables: path_evidence(None, *tables.arrays))
-    return _states(program, _gradient_of_probes(program, params, leaves, lambda _: best))
+    return _states(program, _gradient_of_probes(program, params, data, lambda _: best))
 
 
-def sample(program: Program, params, leaves, rng_key: jax.Array, twin: bool = False) -> dict[str, jax.Array]:
+def sample(program: Program, params, data, rng_key: jax.Array, twin: bool = False) -> dict[str, jax.Array]:
     """One joint draw of all latents from their posterior: discrete ones as indices into their support.
 
     Args:
         program: the derived algorithm.
         params: constrained parameter values.
-        leaves: the data.
+        data: arrays of the model's arguments.
         rng_key: random key.
         twin: go through chains step by step, differentiated by JAX.
     """
@@ -123,8 +123,8 @@ def sample(program: Program, params, leaves, rng_key: jax.Array, twin: bool = Fa
 
         return Reduction(draw, None if twin else path)
 
-    raw = _gradient_of_probes(program, params, leaves, drawer)
-    return _states(program, raw) | sample_given(program, params, leaves, raw, of_integrals)
+    raw = _gradient_of_probes(program, params, data, drawer)
+    return _states(program, raw) | sample_given(program, params, data, raw, of_integrals)
 
 
 def _states(program: Program, raw: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

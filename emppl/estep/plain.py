@@ -110,18 +110,18 @@ def absent_cells(program: Program, arrays) -> jax.Array:
     return total
 
 
-def log_likelihood(program: Program, params, leaves, key=None) -> jax.Array:
+def log_likelihood(program: Program, params, data, key=None) -> jax.Array:
     """Log-likelihood of the observed data, by the plain path.
 
     Args:
         program: the derived algorithm.
         params: constrained parameter values.
-        leaves: the data.
+        data: arrays of the model's arguments.
         key: random numbers of simulated integrals; None for those that are always the same.
     """
-    arrays = program.evaluate(params, leaves)
+    arrays = program.evaluate(params, data)
     tables = program.tables(arrays, program.integrated) | {
-        name: one.evidence for name, one in integrate_all(program, params, leaves, key=key).items()
+        name: one.evidence for name, one in integrate_all(program, params, data, key=key).items()
     }
     value = log_evidence(program, tables, all_scales(program, arrays), program.present(arrays))
     return value + program.fault(arrays)
@@ -133,15 +133,15 @@ def all_scales(program: Program, arrays) -> dict[str, Any]:
     return scales | {one.axis: scales[one.latents[0]] for one in program.integrals}
 
 
-def e_step(program: Program, params, leaves) -> Posterior:
+def e_step(program: Program, params, data) -> Posterior:
     """Posterior weights of every cell of every likelihood site, by the plain path.
 
     Under :class:`~emppl.strategies.Hard` they mark the best assignment, and ``log_likelihood`` is that of data and
     assignment together.
     """
-    arrays = program.evaluate(params, leaves)
+    arrays = program.evaluate(params, data)
     scales, present = all_scales(program, arrays), program.present(arrays)
-    integrated = integrate_all(program, params, leaves)
+    integrated = integrate_all(program, params, data)
 
     def evidence(tables):
         return log_evidence(program, tables, scales, present, program.picking)
@@ -149,13 +149,13 @@ def e_step(program: Program, params, leaves) -> Posterior:
     tables = program.tables(arrays, program.integrated)
     tables |= {name: one.evidence for name, one in integrated.items()}
     value, weights = jax.value_and_grad(evidence)(tables)
-    weights, atoms = spread_over_atoms(program, integrated, weights, params, leaves)
+    weights, atoms = spread_over_atoms(program, integrated, weights, params, data)
     centers = {name: one.mean for name, one in integrated.items()}
     value = value + absent_cells(program, arrays)
     return Posterior(value + program.fault(arrays), weights, atoms, centers)
 
 
-def spread_over_atoms(program: Program, integrated, weights: dict[str, jax.Array], params, leaves):
+def spread_over_atoms(program: Program, integrated, weights: dict[str, jax.Array], params, data):
     """Weights of the sites that depend on integrated latents, in place of the weights of their integrals.
 
     Returns:
@@ -165,42 +165,42 @@ def spread_over_atoms(program: Program, integrated, weights: dict[str, jax.Array
     weights = dict(weights)
     for integral in program.integrals:
         found = integrated[integral.axis]
-        weights |= atom_weights(program, integral, found, weights.pop(integral.axis), params, leaves)
+        weights |= atom_weights(program, integral, found, weights.pop(integral.axis), params, data)
         atoms |= found.atoms
     return weights, atoms
 
 
-def q(program: Program, params, posterior: Posterior, leaves) -> jax.Array:
+def q(program: Program, params, posterior: Posterior, data) -> jax.Array:
     """Expected complete-data log-likelihood: ``sum(stop_gradient(weight) * log_prob(params))`` over sites and cells.
 
     Args:
         program: the derived algorithm.
         params: where it is evaluated.
         posterior: outcome of an E-step, at any other parameters.
-        leaves: the data.
+        data: arrays of the model's arguments.
 
     Returns:
         A scalar (natural log), without priors.
     """
     weights, atoms = jax.lax.stop_gradient((posterior.weights, posterior.atoms))
-    tables = program.tables(program.evaluate(params, leaves, atoms=atoms))
+    tables = program.tables(program.evaluate(params, data, atoms=atoms))
     return sum((jnp.sum(weighted(weights[name], tables[name])) for name in tables), jnp.zeros(()))
 
 
-def from_posterior(program: Program, params, posterior: Posterior, leaves, local: bool = False):
+def from_posterior(program: Program, params, posterior: Posterior, data, local: bool = False):
     """What the M-step needs, from posterior weights.
 
     Args:
         program: the derived algorithm.
         params: the parameters at which the E-step was done.
         posterior: its outcome.
-        leaves: the data.
+        data: arrays of the model's arguments.
         local: centre statistics at each component's own location.
 
     Returns:
         ``(expectations, prepared)``.
     """
-    arrays = program.evaluate(params, leaves, atoms=posterior.atoms)
+    arrays = program.evaluate(params, data, atoms=posterior.atoms)
     prepared = {
         name: factor.prepare(arrays, local=local) for name, factor in program.factors.items() if factor.has_statistics
     }

@@ -60,7 +60,7 @@ class Drawn:
     parts: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
-def draw_all(program: Program, params, chains: Mapping[str, Chains], key: jax.Array, leaves, number: int) -> Drawn:
+def draw_all(program: Program, params, chains: Mapping[str, Chains], key: jax.Array, data, number: int) -> Drawn:
     """Draws of all simulated latents at given parameters.
 
     Args:
@@ -68,12 +68,12 @@ def draw_all(program: Program, params, chains: Mapping[str, Chains], key: jax.Ar
         params: constrained parameter values.
         chains: where the chains are.
         key: random key.
-        leaves: the data.
+        data: arrays of the model's arguments.
         number: draws to keep of every chain.
     """
     draws, evidence, after, parts = {}, {}, {}, {}
     for position, one in enumerate(simulated(program)):
-        joint = Joint(program, one, params, leaves)
+        joint = Joint(program, one, params, data)
         first, second = jax.random.split(jax.random.fold_in(key, position))
         found, now = draw(joint, chains[one.axis], first, number)
         # Where discrete latents are given, the evidence of their states decides between them.
@@ -92,7 +92,7 @@ def simulated_expectations(
     params,
     drawn: Drawn,
     shares: jax.Array | Reweighted | None,
-    leaves,
+    data,
     prepared,
     key=None,
 ) -> Expectations:
@@ -104,19 +104,19 @@ def simulated_expectations(
         params: where the expectations are wanted.
         drawn: the draws, made there unless they have weights of their own.
         shares: weight of every draw, chains one after the other, in all groups or group by group; None for equal ones.
-        leaves: the data.
+        data: arrays of the model's arguments.
         prepared: statistics of the data.
         key: random key of discrete latents that are drawn.
 
     Returns:
         The expectations; their ``log_likelihood`` is estimated by importance sampling.
     """
-    integrated = integrated_by_draws(program, params, drawn, shares, leaves)
-    return expectations(program, fused, params, leaves, prepared, None, integrated, key)
+    integrated = integrated_by_draws(program, params, drawn, shares, data)
+    return expectations(program, fused, params, data, prepared, None, integrated, key)
 
 
 def integrated_by_draws(
-    program: Program, params, drawn: Drawn, shares: jax.Array | Reweighted | None, leaves
+    program: Program, params, drawn: Drawn, shares: jax.Array | Reweighted | None, data
 ) -> dict[str, Integrated]:
     """Every integral of the model, those that are drawn by their draws.
 
@@ -125,7 +125,7 @@ def integrated_by_draws(
         params: where the integrals are wanted.
         drawn: the draws.
         shares: weight of every draw, as in :func:`simulated_expectations`.
-        leaves: the data.
+        data: arrays of the model's arguments.
 
     Returns:
         By integral.
@@ -133,9 +133,9 @@ def integrated_by_draws(
     integrated: dict[str, Integrated] = {}
     for one in program.integrals:
         if one.axis not in drawn.draws:
-            integrated[one.axis] = integrate(program, one, params, leaves)
+            integrated[one.axis] = integrate(program, one, params, data)
             continue
-        joint = Joint(program, one, params, leaves)
+        joint = Joint(program, one, params, data)
         points = drawn.draws[one.axis]
         points = jnp.reshape(points, (-1, *points.shape[2:]))
         evidence, chains = drawn.evidence[one.axis], drawn.chains[one.axis]
@@ -149,7 +149,7 @@ def integrated_by_draws(
 
 
 def complete_log_densities(
-    program: Program, found: Expectations, prepared: Mapping[str, Prepared], params, leaves
+    program: Program, found: Expectations, prepared: Mapping[str, Prepared], params, data
 ) -> jax.Array:
     """Log density of data, latents and estimated parameters for every draw: its mean is Q plus the log prior.
 
@@ -160,13 +160,13 @@ def complete_log_densities(
         found: from draws; their weights, unless equal, are part of what is summed.
         prepared: statistics of the data.
         params: where it is evaluated.
-        leaves: the data.
+        data: arrays of the model's arguments.
 
     Returns:
         ``(draws,)`` (natural log).
     """
     axis_of = {name: one.axis for one in simulated(program) for name in one.factors}
-    arrays = program.evaluate(params, leaves, atoms=found.atoms)
+    arrays = program.evaluate(params, data, atoms=found.atoms)
     total: Any = program.log_prior_from(arrays)
     for name, factor in program.factors.items():
         if not factor.all_parameters:

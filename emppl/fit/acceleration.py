@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emppl.fit.convergence import Judgement, Progress, needs_rise
+from emppl.fit.convergence import Gains, Judgement, needs_rise
 from emppl.parameters.constraints import constrain, unconstrain
 from emppl.program import Program
 
@@ -62,9 +62,7 @@ class Leap(NamedTuple):
     judgement: Judgement
 
 
-def leap(
-    program: Program, leaping: Leaping, params, after, objective, progress: Progress, amplification, tolerance
-) -> Leap:
+def leap(program: Program, leaping: Leaping, params, after, objective, gains: Gains, amplification, tolerance) -> Leap:
     """Carry the cycle on.
 
     Args:
@@ -73,7 +71,7 @@ def leap(
         params: parameters that were evaluated.
         after: what the M-step made of them.
         objective: log-likelihood plus log prior at ``params``, in nats.
-        progress: what the test before this one left.
+        gains: what the test before this one left.
         amplification: how much larger than the log-probabilities the terms are that were added up.
         tolerance: in nats, on the gain that is left.
 
@@ -84,10 +82,10 @@ def leap(
     size = 1 + jnp.abs(objective)
     noise = 256 * eps * size + eps * amplification
     is_leap = leaping.phase == LEAP
-    gain, slack = objective - progress.objective, jnp.zeros_like(objective)
-    if needs_rise(program.evidence):
+    gain, slack = objective - gains.objective, jnp.zeros_like(objective)
+    if needs_rise(program.objective_kind):
         # An approximate objective is no judge of small steps: the rise of Q is.
-        gain, slack = progress.rise, _SLACK * size
+        gain, slack = gains.rise, _SLACK * size
     failed = is_leap & ~(objective >= leaping.floor - slack)
     # A fall by less than what the user calls converged is no more than that.
     decreased = ~is_leap & jnp.isfinite(objective) & (gain < -(noise + tolerance))
@@ -99,10 +97,10 @@ def leap(
     # Steps that shrink by the factor ``shrink`` have gains that shrink by its square.
     ratio = shrink**2
     remaining = jnp.where(ratio < 1, gain * ratio / jnp.where(ratio < 1, 1 - ratio, 1), jnp.inf)
-    near = jnp.where(at_second, (remaining <= tolerance) & (gain >= -(noise + tolerance)), progress.near)
+    near = jnp.where(at_second, (remaining <= tolerance) & (gain >= -(noise + tolerance)), gains.near)
     still = (jnp.abs(gain) <= 8 * eps * size) | ((gain <= 0) & ~decreased)
-    stalls = jnp.where(at_second, jnp.where(still, progress.stalls + 1, 0), progress.stalls)
-    converged = at_second & jnp.isfinite(objective) & ((near & progress.near) | (stalls >= 2))
+    stalls = jnp.where(at_second, jnp.where(still, gains.stalls + 1, 0), gains.stalls)
+    converged = at_second & jnp.isfinite(objective) & ((near & gains.near) | (stalls >= 2))
 
     def choose(first, second, leapt):
         return jax.tree.map(lambda a, b, c: jnp.where(at_second, b, jnp.where(is_leap, c, a)), first, second, leapt)
@@ -115,9 +113,9 @@ def leap(
         jax.tree.map(lambda plain, before: jnp.where(at_second, plain, before), after, leaping.fallback),
         jnp.where(at_second, objective, leaping.floor),
     )
-    kept = jnp.where(failed, progress.objective, objective)
-    stalls = stalls.astype(progress.stalls.dtype)
-    now = progress._replace(objective=kept, gain=gain, ratio=ratio, near=near, stalls=stalls)
+    kept = jnp.where(failed, gains.objective, objective)
+    stalls = stalls.astype(gains.stalls.dtype)
+    now = gains._replace(objective=kept, gain=gain, ratio=ratio, near=near, stalls=stalls)
     judgement = Judgement(converged, decreased, now)
     return Leap(choose(after, jump, landed), following, failed, judgement)
 

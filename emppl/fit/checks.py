@@ -17,7 +17,7 @@ from emppl.program import Program
 from emppl.trace import as_numpyro_expects
 
 
-def data_report(program: Program, leaves) -> dict[str, dict[str, jax.Array]]:
+def data_report(program: Program, data) -> dict[str, dict[str, jax.Array]]:
     """What is wrong with the observed values, as arrays: pure, to be jitted.
 
     Returns:
@@ -25,7 +25,7 @@ def data_report(program: Program, leaves) -> dict[str, dict[str, jax.Array]]:
         for every latent ``"weight"``, the number of cells it has (equal rows counted).
     """
     params = program.placeholders()
-    arrays = program.evaluate(params, leaves)
+    arrays = program.evaluate(params, data)
     report: dict[str, dict[str, jax.Array]] = {}
     for name, factor in program.factors.items():
         mine = factor.at_one_atom(arrays[name])
@@ -184,17 +184,17 @@ def _where(program: Program, name: str, flat: int) -> str:
     return f"first at flat index {flat}"
 
 
-def row_tables(program: Program, params, leaves) -> dict[str, jax.Array]:
+def row_tables(program: Program, params, data) -> dict[str, jax.Array]:
     """Total log-probability of every row under every state, for :func:`impossible_rows`."""
-    arrays = program.evaluate(params, leaves)
+    arrays = program.evaluate(params, data)
     tables = program.tables(arrays, program.integrated)
-    tables |= {name: one.evidence for name, one in integrate_all(program, params, leaves).items()}
+    tables |= {name: one.evidence for name, one in integrate_all(program, params, data).items()}
     return {"all sites together": _sum_over_inner_plates(program, tables)}
 
 
-def arrays_with_holes(leaves) -> str | None:
+def arrays_with_holes(data) -> str | None:
     """Name the first array among the model's arguments that holds NaN, and where, or None."""
-    for number, leaf in enumerate(leaves, 1):
+    for number, leaf in enumerate(data, 1):
         if np.issubdtype(leaf.dtype, np.floating) and np.any(np.isnan(leaf)):
             index = ", ".join(str(int(i)) for i in np.argwhere(np.isnan(leaf))[0])
             return f"array {number} among the model's arguments (shape {tuple(leaf.shape)}, first at [{index}])"

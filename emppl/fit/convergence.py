@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emppl.strategies import Evidence
+from emppl.strategies import ObjectiveKind
 
 
-class Progress(NamedTuple):
+class Gains(NamedTuple):
     """What one test leaves for the next.
 
     Attributes:
@@ -38,7 +38,7 @@ class Progress(NamedTuple):
     rise: Any
 
     @classmethod
-    def beginning(cls, lanes: int, dtype) -> Progress:
+    def beginning(cls, lanes: int, dtype) -> Gains:
         """Before the first E-step of every restart, on the host."""
         zero = np.zeros(lanes, dtype)
         no = np.zeros(lanes, bool)
@@ -52,15 +52,15 @@ class Judgement(NamedTuple):
     Attributes:
         converged: nothing worth having is left to gain.
         decreased: the objective fell by more than rounding.
-        progress: what the next test needs to know.
+        gains: what the next test needs to know.
     """
 
     converged: jax.Array
     decreased: jax.Array
-    progress: Progress
+    gains: Gains
 
 
-def convergence_test(evidence: Evidence) -> Callable[..., Judgement]:
+def convergence_test(evidence: ObjectiveKind) -> Callable[..., Judgement]:
     """The test for a kind of evidence.
 
     Args:
@@ -72,17 +72,17 @@ def convergence_test(evidence: Evidence) -> Callable[..., Judgement]:
     return _TESTS[evidence]
 
 
-def needs_rise(evidence: Evidence) -> bool:
+def needs_rise(evidence: ObjectiveKind) -> bool:
     """Does the test ask by how much the M-step before raised Q?"""
-    return evidence not in (Evidence.EXACT, Evidence.CLASSIFICATION)
+    return evidence not in (ObjectiveKind.EXACT, ObjectiveKind.CLASSIFICATION)
 
 
-def _exact(objective, progress: Progress, iteration, amplification, tolerance) -> Judgement:
+def _exact(objective, gains: Gains, iteration, amplification, tolerance) -> Judgement:
     """EM cannot lower the objective, and its gains tell what is left to come.
 
     Args:
         objective: log-likelihood plus log prior, in nats.
-        progress: what the test before this one left.
+        gains: what the test before this one left.
         iteration: number of M-steps made.
         amplification: how much larger than the log-probabilities the terms are that were added up.
         tolerance: in nats, on the gain that is left.
@@ -90,25 +90,25 @@ def _exact(objective, progress: Progress, iteration, amplification, tolerance) -
     Returns:
         The judgement.
     """
-    gain = objective - progress.objective
+    gain = objective - gains.objective
     rounding = _rounding(objective, amplification)
     decreased = jnp.isfinite(objective) & (gain < -rounding)
     # Sums in another order jitter by more than single gains at the end: what counts is the rise of many together.
-    rose = objective > progress.level + _rounding(objective, 0.0)
-    idle = jnp.where(rose, 0, progress.idle + 1).astype(progress.idle.dtype)
-    converged, after = _settled(objective, gain, progress, iteration, tolerance, jnp.abs(gain), idle >= _IDLE)
-    after = after._replace(level=jnp.where(rose, objective, progress.level), idle=idle)
+    rose = objective > gains.level + _rounding(objective, 0.0)
+    idle = jnp.where(rose, 0, gains.idle + 1).astype(gains.idle.dtype)
+    converged, after = _settled(objective, gain, gains, iteration, tolerance, jnp.abs(gain), idle >= _IDLE)
+    after = after._replace(level=jnp.where(rose, objective, gains.level), idle=idle)
     return Judgement(converged, decreased, after)
 
 
-def _classified(objective, progress: Progress, iteration, amplification, tolerance) -> Judgement:
+def _classified(objective, gains: Gains, iteration, amplification, tolerance) -> Judgement:
     """Assignments are finitely many, and each has one best objective: where it stands still, they do.
 
     An M-step of closed forms makes the same of the same assignments, to the last bit. Where it only raises Q, the gains
     die away as those of any EM while assignments stay as they are.
     """
-    found = _exact(objective, progress, iteration, amplification, tolerance)
-    still = jnp.isfinite(objective) & (objective == progress.objective)
+    found = _exact(objective, gains, iteration, amplification, tolerance)
+    still = jnp.isfinite(objective) & (objective == gains.objective)
     return found._replace(converged=found.converged | still)
 
 
@@ -127,12 +127,12 @@ def _approximate(drift: float) -> Callable[..., Judgement]:
         drift: how far the objective may fall below its highest value, relative to its size.
     """
 
-    def test(objective, progress: Progress, iteration, amplification, tolerance) -> Judgement:
-        size, rise = 1 + jnp.abs(objective), progress.rise
-        highest = jnp.maximum(progress.highest, jnp.where(jnp.isfinite(objective), objective, -jnp.inf))
+    def test(objective, gains: Gains, iteration, amplification, tolerance) -> Judgement:
+        size, rise = 1 + jnp.abs(objective), gains.rise
+        highest = jnp.maximum(gains.highest, jnp.where(jnp.isfinite(objective), objective, -jnp.inf))
         lowered = (rise < -_rounding(objective, amplification)) | (highest - objective > drift * size)
         decreased = jnp.isfinite(objective) & lowered
-        converged, after = _settled(objective, rise, progress, iteration, tolerance, jnp.abs(rise))
+        converged, after = _settled(objective, rise, gains, iteration, tolerance, jnp.abs(rise))
         return Judgement(converged, decreased, after._replace(highest=highest))
 
     return test
@@ -143,26 +143,22 @@ def _rounding(objective, amplification):
     return 256 * eps * (1 + jnp.abs(objective)) + eps * amplification
 
 
-def _settled(
-    objective, gain, progress: Progress, iteration, tolerance, change, idle=False
-) -> tuple[jax.Array, Progress]:
+def _settled(objective, gain, gains: Gains, iteration, tolerance, change, idle=False) -> tuple[jax.Array, Gains]:
     """Aitken: gains that shrink by the factor ``ratio`` leave ``gain * ratio / (1 - ratio)`` to come.
 
     That holds once the ratio has settled. Before, while a first fast change dies away, it says nothing about slower
     changes that have not shown yet (leaving a nearly symmetric start), so it must hold twice, with nearly one ratio.
     """
     eps = jnp.finfo(objective.dtype).eps
-    stalls = jnp.where(
-        change <= 8 * eps * (1 + jnp.abs(objective)), progress.stalls + 1, jnp.zeros_like(progress.stalls)
-    )
-    stalls = jnp.where(idle, STALLS, stalls).astype(progress.stalls.dtype)
-    ratio = gain / progress.gain
+    stalls = jnp.where(change <= 8 * eps * (1 + jnp.abs(objective)), gains.stalls + 1, jnp.zeros_like(gains.stalls))
+    stalls = jnp.where(idle, STALLS, stalls).astype(gains.stalls.dtype)
+    ratio = gain / gains.gain
     shrinking = (ratio > 0) & (ratio < 1) & (iteration >= 2)
     remaining = jnp.where(shrinking, gain * ratio / jnp.where(shrinking, 1 - ratio, 1), jnp.inf)
     near = remaining <= tolerance
-    settled = near & progress.near & (jnp.abs(ratio - progress.ratio) <= _SAME_RATIO)
+    settled = near & gains.near & (jnp.abs(ratio - gains.ratio) <= _SAME_RATIO)
     converged = jnp.isfinite(objective) & (settled | (stalls >= STALLS))
-    return converged, progress._replace(objective=objective, gain=gain, ratio=ratio, near=near, stalls=stalls)
+    return converged, gains._replace(objective=objective, gain=gain, ratio=ratio, near=near, stalls=stalls)
 
 
 STALLS = 3
@@ -175,8 +171,8 @@ _SAME_RATIO = 0.1
 """Largest difference of two successive ratios of gains that counts as one ratio."""
 
 _TESTS = {
-    Evidence.EXACT: _exact,
-    Evidence.CLASSIFICATION: _classified,
-    Evidence.QUADRATURE: _approximate(1e-3),
-    Evidence.APPROXIMATE: _approximate(1e-2),
+    ObjectiveKind.EXACT: _exact,
+    ObjectiveKind.CLASSIFICATION: _classified,
+    ObjectiveKind.QUADRATURE: _approximate(1e-3),
+    ObjectiveKind.APPROXIMATE: _approximate(1e-2),
 }

@@ -13,7 +13,7 @@ import numpy as np
 from emppl import estep, mstep
 from emppl.checkpoint.file import Checkpoint, flattened, restored
 from emppl.fit.acceleration import Leaping, leap
-from emppl.fit.convergence import STALLS, Progress, convergence_test, needs_rise
+from emppl.fit.convergence import STALLS, Gains, convergence_test, needs_rise
 from emppl.fit.outcome import StopReason
 from emppl.fit.restarts import watched_sites
 from emppl.program import Program
@@ -33,7 +33,7 @@ class LaneState(NamedTuple):
 
     params: Any
     good_params: Any
-    progress: Progress
+    gains: Gains
     log_likelihood: Any
     iteration: Any
     status: Any
@@ -60,7 +60,7 @@ def initial_states(
     nothing = np.full(lanes, -np.inf, dtype)
     zero = np.zeros(lanes, dtype)
     no = np.zeros(lanes, bool)
-    beginning = Progress.beginning(lanes, dtype)
+    beginning = Gains.beginning(lanes, dtype)
     centers = {one.axis: np.zeros((lanes, one.groups, one.dimensions), dtype) for one in program.integrals}
     leaping = Leaping.beginning(params, lanes, dtype) if accelerate else None
     return LaneState(params, params, beginning, nothing, number, number, number - 1, zero, no, memory, centers, leaping)
@@ -84,33 +84,33 @@ def make_iteration(
         program: the derived algorithm.
         fused: static choices of the fused path.
         accurate: take the plain path, with statistics centred at each component.
-        condense: ``(params, leaves) -> (program, expectations, prepared, leaves)``, an E-step whose M-step comes to the
+        condense: ``(params, data) -> (program, expectations, prepared, data)``, an E-step whose M-step comes to the
             same on fewer data; None for the whole.
 
     Returns:
-        ``iterate(state, leaves, prepared, tolerance, max_iterations) -> state``.
+        ``iterate(state, data, prepared, tolerance, max_iterations) -> state``.
     """
-    judge = convergence_test(program.evidence)
+    judge = convergence_test(program.objective_kind)
 
-    def expectations(params, leaves, prepared, guesses):
+    def expectations(params, data, prepared, guesses):
         if condense is not None:
-            return condense(params, leaves)
+            return condense(params, data)
         if accurate:
-            posterior = estep.e_step(program, params, leaves)
-            return program, *estep.from_posterior(program, params, posterior, leaves, local=True), leaves
-        return program, estep.expectations(program, fused, params, leaves, prepared, guesses), prepared, leaves
+            posterior = estep.e_step(program, params, data)
+            return program, *estep.from_posterior(program, params, posterior, data, local=True), data
+        return program, estep.expectations(program, fused, params, data, prepared, guesses), prepared, data
 
-    def iterate(state: LaneState, leaves, prepared, tolerance, max_iterations) -> LaneState:
-        floor, where = smallest_scale(program, state.params, leaves, prepared, accurate)
-        mine, found, prepared, data = expectations(state.params, leaves, prepared, state.centers)
-        objective = found.log_likelihood + program.log_prior(state.params, leaves)
+    def iterate(state: LaneState, data, prepared, tolerance, max_iterations) -> LaneState:
+        floor, where = smallest_scale(program, state.params, data, prepared, accurate)
+        mine, found, prepared, few = expectations(state.params, data, prepared, state.centers)
+        objective = found.log_likelihood + program.log_prior(state.params, data)
         collapsed = ~(floor >= 1) & (state.iteration > 0)
         finite = jnp.isfinite(objective)
-        step = mstep.maximise(mine, state.params, found, data, prepared, state.memory)
-        rise = step.rise(state.params) if needs_rise(program.evidence) else state.progress.rise
+        step = mstep.maximise(mine, state.params, found, few, prepared, state.memory)
+        rise = step.rise(state.params) if needs_rise(program.objective_kind) else state.gains.rise
         after_step, leaping, failed = step.params, None, jnp.asarray(False)
         if state.leaping is None:
-            said = judge(objective, state.progress, state.iteration, found.rounding, tolerance)
+            said = judge(objective, state.gains, state.iteration, found.rounding, tolerance)
         else:
             after_step, leaping, failed, said = leap(
                 program,
@@ -118,7 +118,7 @@ def make_iteration(
                 state.params,
                 step.params,
                 objective,
-                state.progress,
+                state.gains,
                 found.rounding,
                 tolerance,
             )
@@ -127,7 +127,7 @@ def make_iteration(
         good = finite & ~said.decreased & ~collapsed & ~failed
         # Gains that die away because an inner iteration cannot make them are no convergence.
         converged = said.converged & ~state.unfinished
-        unfinished = said.converged & state.unfinished & (said.progress.stalls >= STALLS)
+        unfinished = said.converged & state.unfinished & (said.gains.stalls >= STALLS)
         status = jnp.select(
             [collapsed, ~finite, said.decreased, converged, unfinished, state.iteration >= max_iterations],
             [
@@ -149,7 +149,7 @@ def make_iteration(
         after = LaneState(
             jax.tree.map(lambda after, now: jnp.where(running, after, now), after_step, state.params),
             kept,
-            said.progress._replace(objective=jnp.where(good, objective, state.progress.objective), rise=rise),
+            said.gains._replace(objective=jnp.where(good, objective, state.gains.objective), rise=rise),
             jnp.where(good, found.log_likelihood, state.log_likelihood),
             state.iteration + running.astype(state.iteration.dtype),
             status.astype(state.status.dtype),
@@ -176,37 +176,37 @@ def make_block(iterate: Callable) -> Callable:
     """A jitted block: up to ``limit`` iterations of all restarts; finished ones are frozen.
 
     Returns:
-        ``block(states, leaves, prepared, tolerance, max_iterations, limit) -> (states, objectives, log_likelihoods)``,
+        ``block(states, data, prepared, tolerance, max_iterations, limit) -> (states, objectives, log_likelihoods)``,
         where the buffers hold NaN for iterations that a restart did not make.
     """
 
-    def block(states, leaves, prepared, tolerance, max_iterations, limit):
+    def block(states, data, prepared, tolerance, max_iterations, limit):
         lanes = states.status.shape[0]
 
         def advance(state):
-            after = iterate(state, leaves, prepared, tolerance, max_iterations)
+            after = iterate(state, data, prepared, tolerance, max_iterations)
             frozen = state.status != StopReason.RUNNING.value
             return jax.tree.map(lambda old, new: jnp.where(frozen, old, new), state, after)
 
         # One lane without the batch axis: a batched matrix product would miss the fast kernel.
         step = jax.vmap(advance) if lanes > 1 else _single(advance)
-        empty = jnp.full((_BUFFER, lanes), jnp.nan, states.progress.objective.dtype)
+        empty = jnp.full((_BUFFER, lanes), jnp.nan, states.gains.objective.dtype)
 
         def keep_going(carry):
             states, _, _, number = carry
             running = states.status == StopReason.RUNNING.value
-            unsafe = running & (states.rounding > rounding_limit(states.progress.objective.dtype))
+            unsafe = running & (states.rounding > rounding_limit(states.gains.objective.dtype))
             return (number < limit) & jnp.any(running) & ~jnp.any(unsafe)
 
         def body(carry):
             states, objectives, log_likelihoods, number = carry
             running = states.status == StopReason.RUNNING.value
             states = step(states)
-            live = running & ~(states.rounding > rounding_limit(states.progress.objective.dtype))
+            live = running & ~(states.rounding > rounding_limit(states.gains.objective.dtype))
             row = lambda value: jnp.where(live, value, jnp.nan)  # noqa: E731
             return (
                 states,
-                objectives.at[number].set(row(states.progress.objective)),
+                objectives.at[number].set(row(states.gains.objective)),
                 log_likelihoods.at[number].set(row(states.log_likelihood)),
                 number + 1,
             )
@@ -227,7 +227,7 @@ def _single(advance):
     return step
 
 
-def smallest_scale(program: Program, params, leaves, prepared, accurate: bool = False):
+def smallest_scale(program: Program, params, data, prepared, accurate: bool = False):
     """Smallest spread of any component, and its flat position over all watched sites.
 
     In units of the narrowest spread that it may have: a component has collapsed below 1. Sums of statistics tell
@@ -237,14 +237,14 @@ def smallest_scale(program: Program, params, leaves, prepared, accurate: bool = 
     Args:
         program: the derived algorithm.
         params: constrained parameter values.
-        leaves: the data.
+        data: arrays of the model's arguments.
         prepared: statistics by site.
         accurate: are the statistics centred at each component?
     """
     watched = watched_sites(program)
     fields = {True: ("arguments",), False: ("arguments", "value", "mask", "distribution")}
     wanted = frozenset((name, field) for name, factor in watched for field in fields[factor.is_exponential])
-    arrays = program.evaluate(params, leaves, wanted)
+    arrays = program.evaluate(params, data, wanted)
     floors = []
     for _, factor in watched:
         found = factor.scale_floor(arrays, prepared).ravel()
@@ -260,13 +260,13 @@ def smallest_scale(program: Program, params, leaves, prepared, accurate: bool = 
 def too_much_rounding(states: LaneState) -> bool:
     """Has the fast path stopped because it would lose too many digits?"""
     live = np.asarray(states.status) == StopReason.RUNNING.value
-    return bool(np.any(live & (np.asarray(states.rounding) > rounding_limit(states.progress.objective.dtype))))
+    return bool(np.any(live & (np.asarray(states.rounding) > rounding_limit(states.gains.objective.dtype))))
 
 
 def run_blocks(
     blocks: Callable[[bool], Callable],
     states: LaneState,
-    leaves,
+    data,
     prepared,
     tolerance: float,
     max_iterations: int,
@@ -278,7 +278,7 @@ def run_blocks(
     Args:
         blocks: gives the compiled block, for the fast path (``False``) or the accurate one (``True``).
         states: all restarts.
-        leaves: the data.
+        data: arrays of the model's arguments.
         prepared: their statistics.
         tolerance: in nats, on the estimated remaining gain.
         max_iterations: most M-steps.
@@ -305,7 +305,7 @@ def run_blocks(
         while np.any(np.asarray(states.status) == StopReason.RUNNING.value):
             began = time.perf_counter()
             after, objective, log_likelihood = blocks(accurate)(
-                states, leaves, prepared, *limits(tolerance, max_iterations, limit)
+                states, data, prepared, *limits(tolerance, max_iterations, limit)
             )
             if too_much_rounding(after):
                 accurate = True

@@ -35,7 +35,7 @@ class Progress:
                 return
         done = int(np.max(states.iteration))
         running = int(np.sum(np.asarray(states.status) == StopReason.RUNNING.value))
-        best = float(np.max(states.progress.objective))
+        best = float(np.max(states.gains.objective))
         self.bar.set_postfix_str(f"objective {best:.6f}, {running} running", refresh=False)
         self.bar.update(done - self.bar.n)
 

@@ -26,7 +26,7 @@ _SEED_ROWS = 20_000
 _JITTER = 0.5
 
 
-def starting_values(program: Program, rng_key: jax.Array, leaves, number: int) -> dict[str, jax.Array]:
+def starting_values(program: Program, rng_key: jax.Array, data, number: int) -> dict[str, jax.Array]:
     """Starting parameters of every restart.
 
     The first restart starts each ``numpyro.param`` at its declared value and each sampled parameter at seeds
@@ -36,27 +36,27 @@ def starting_values(program: Program, rng_key: jax.Array, leaves, number: int) -
     Args:
         program: the derived algorithm.
         rng_key: random key.
-        leaves: the data.
+        data: arrays of the model's arguments.
         number: how many restarts.
 
     Returns:
         Parameter values by name, with a leading axis of restarts.
     """
     if number == 1 and all(program.trace.sites[name].kind == "param" for name in program.free):
-        declared = program.trace.initial(rng_key, leaves)
+        declared = program.trace.initial(rng_key, data)
         return {name: program.pin(name, declared[name])[None] for name in program.free}
     keys = jax.random.split(rng_key, number)
     first = jnp.arange(number) == 0
-    return jax.vmap(lambda key, is_first: _one_start(program, key, leaves, is_first))(keys, first)
+    return jax.vmap(lambda key, is_first: _one_start(program, key, data, is_first))(keys, first)
 
 
-def _one_start(program: Program, rng_key, leaves, is_first) -> dict[str, jax.Array]:
+def _one_start(program: Program, rng_key, data, is_first) -> dict[str, jax.Array]:
     draw_key, seed_key, jitter_key = jax.random.split(rng_key, 3)
-    drawn = program.trace.initial(draw_key, leaves)
+    drawn = program.trace.initial(draw_key, data)
     params = {name: drawn[name] for name in program.free}
     seeded = {
         name: _inside(program.trace.sites[name], seed, params[name])
-        for name, seed in _seeds(program, seed_key, params, leaves).items()
+        for name, seed in _seeds(program, seed_key, params, data).items()
     }
     for position, name in enumerate(program.free):
         site = program.trace.sites[name]
@@ -85,9 +85,9 @@ def _jittered(site, key, value):
     return jnp.where(jnp.all(jnp.isfinite(jittered)), jittered, value)
 
 
-def _seeds(program: Program, key, params, leaves) -> dict[str, jax.Array]:
+def _seeds(program: Program, key, params, data) -> dict[str, jax.Array]:
     """Data-driven values of the parameters for which a family offers them."""
-    arrays = program.evaluate(params, leaves)
+    arrays = program.evaluate(params, data)
     groups: dict[tuple[str, ...], list[SiteFactor]] = {}
     wanted = {}
     for name in program.rules:
@@ -109,7 +109,7 @@ def _seeds(program: Program, key, params, leaves) -> dict[str, jax.Array]:
         rows = _seed_rows(program, jax.random.fold_in(key, number), latents, factors, arrays)
         for name, (factor, argument) in wanted.items():
             if factor in factors:
-                value = _seeded_argument(program, factor, argument, latents, rows, arrays, params, name, leaves)
+                value = _seeded_argument(program, factor, argument, latents, rows, arrays, params, name, data)
                 if value is not None:
                     found[name] = _map(program.rules[name]).inverse(value)
     return found
@@ -184,7 +184,7 @@ def _seed_rows(program: Program, key, latents, factors, arrays) -> jax.Array:
     return subset[chosen]
 
 
-def _seeded_argument(program, factor, argument, latents, rows, arrays, params, name, leaves):
+def _seeded_argument(program, factor, argument, latents, rows, arrays, params, name, data):
     """Start of one parameter: the family's suggestion in every cell, averaged over the cells that share an entry."""
     value, mean, spread = _summary(factor, arrays)
     axes = program.axes
@@ -208,7 +208,7 @@ def _seeded_argument(program, factor, argument, latents, rows, arrays, params, n
         return None  # the argument varies along other axes than the seeds do: keep the declared start
 
     def selected(value):
-        return factor.argument(program.evaluate({**params, name: value}, leaves), argument)
+        return factor.argument(program.evaluate({**params, name: value}, data), argument)
 
     _, pull_back = jax.vjp(selected, params[name])
     total, count = pull_back(suggestion)[0], pull_back(jnp.ones_like(suggestion))[0]

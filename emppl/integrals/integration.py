@@ -33,15 +33,13 @@ _NEWTON_STEPS = 50
 _HALVINGS = 60
 
 
-def integrate_all(
-    program: Program, params, leaves, guesses: Mapping[str, jax.Array] | None = None, key=None, known=None
-):
+def integrate_all(program: Program, params, data, guesses: Mapping[str, jax.Array] | None = None, key=None, known=None):
     """Every integral of the model.
 
     Args:
         program: the derived algorithm.
         params: constrained parameter values.
-        leaves: the data.
+        data: arrays of the model's arguments.
         guesses: by integral, where to look for the modes first; default: zero.
         key: random numbers of simulated integrals; default: always the same.
         known: by integral, the limits of its latents, where they were found before.
@@ -50,16 +48,14 @@ def integrate_all(
         :class:`Integrated` by integral.
     """
     return {
-        one.axis: integrate(
-            program, one, params, leaves, (guesses or {}).get(one.axis), key, (known or {}).get(one.axis)
-        )
+        one.axis: integrate(program, one, params, data, (guesses or {}).get(one.axis), key, (known or {}).get(one.axis))
         for one in program.integrals
     }
 
 
-def integrate(program: Program, integral: Integral, params, leaves, guess=None, key=None, limits=None) -> Integrated:
+def integrate(program: Program, integral: Integral, params, data, guess=None, key=None, limits=None) -> Integrated:
     """One integral, by its strategy."""
-    joint = Joint(program, integral, params, leaves)
+    joint = Joint(program, integral, params, data)
     if integral.states is not None:
         found, atoms = integrate_states(joint)
         shares = jnp.full((1,) * joint.rank, 1 / integral.atoms)
@@ -68,8 +64,8 @@ def integrate(program: Program, integral: Integral, params, leaves, guess=None, 
     start = joint.pack(joint.zeros()) if guess is None else guess
     strategy = integral.strategy
     if integral.limits:
-        joint = Joint(program, integral.unlimited, params, leaves)
-        limits = find_limits(program, integral, leaves) if limits is None else limits
+        joint = Joint(program, integral.unlimited, params, data)
+        limits = find_limits(program, integral, data) if limits is None else limits
         return truncate(joint, limits, *conditional(joint, start))
     if isinstance(strategy, Gaussian):
         mean, root = conditional(joint, start)
@@ -282,7 +278,7 @@ def _rotation(dimensions: int) -> np.ndarray:
     return np.linalg.qr(normal)[0]
 
 
-def atom_weights(program: Program, integral: Integral, found: Integrated, weight: jax.Array, params, leaves) -> Any:
+def atom_weights(program: Program, integral: Integral, found: Integrated, weight: jax.Array, params, data) -> Any:
     """Posterior weights of the cells of every site that depends on an integrated latent.
 
     Args:
@@ -291,12 +287,12 @@ def atom_weights(program: Program, integral: Integral, found: Integrated, weight
         found: their atoms.
         weight: posterior weight of the evidence of every cell.
         params: constrained parameter values.
-        leaves: the data.
+        data: arrays of the model's arguments.
 
     Returns:
         By site, the weights of the cells of its table, in the table's shape.
     """
-    joint = Joint(program, integral, params, leaves)
+    joint = Joint(program, integral, params, data)
     shapes = jax.eval_shape(joint.tables_at, found.atoms)
     cells = jax.eval_shape(joint.by_cell, shapes)
     back = jax.linear_transpose(joint.by_cell, shapes)

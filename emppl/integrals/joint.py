@@ -34,14 +34,14 @@ class Joint:
         program: the derived algorithm.
         integral: the latents.
         params: constrained parameter values.
-        leaves: the data.
+        data: arrays of the model's arguments.
     """
 
-    def __init__(self, program: Program, integral: Integral, params, leaves):
+    def __init__(self, program: Program, integral: Integral, params, data):
         self.program = program
         self.integral = integral
         self.params = params
-        self.leaves = leaves
+        self.data = data
         self.axes = program.axes
         self.rank = program.axes.rank
         self.atom_axis = program.axes.names.index(integral.axis)
@@ -88,7 +88,7 @@ class Joint:
 
     def tables_at(self, atoms: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """The same at many atoms, as the model has them, without the Jacobian."""
-        arrays = self.program.evaluate(self.params, self.leaves, self.wanted, atoms)
+        arrays = self.program.evaluate(self.params, self.data, self.wanted, atoms)
         return {name: self.program.factors[name].table(arrays) for name in self.integral.factors}
 
     def by_cell(self, tables: Mapping[str, jax.Array], once: bool = False) -> jax.Array:
@@ -107,7 +107,7 @@ class Joint:
         if any(self.program.factors[name].latents.get("cell_weight") is not None for name in tables):
             sites = (self.integral.latents[0], *self.integral.factors)
             fields = frozenset((name, "cell_weight") for name in sites)
-            arrays = self.program.evaluate(self.params, self.leaves, fields)
+            arrays = self.program.evaluate(self.params, self.data, fields)
         for name, table in tables.items():
             factor = self.program.factors[name]
             if arrays is not None:

@@ -48,7 +48,7 @@ def limiting_sites(program: Program, integral: Integral) -> tuple[str, ...]:
     found = []
     for name in integral.factors:
         factor = program.factors[name]
-        if factor.site.kind == "observed" and factor.site.distribution == "Delta" and not factor.value_is_drawn:
+        if factor.site.kind == "observed" and factor.site.distribution == "Delta" and not factor.value_has_atoms:
             found.append(name)
     return tuple(found)
 
@@ -76,15 +76,15 @@ def why_not_limits(program: Program, integral: Integral) -> str | None:
     return None
 
 
-def find_limits(program: Program, integral: Integral, leaves) -> Limits:
+def find_limits(program: Program, integral: Integral, data) -> Limits:
     """Intervals and points of every group, from the data alone.
 
     Args:
         program: the derived algorithm.
         integral: one latent per group, with ``limits``.
-        leaves: the data.
+        data: arrays of the model's arguments.
     """
-    joint = Joint(program, integral.limiting, program.placeholders(), leaves)
+    joint = Joint(program, integral.limiting, program.placeholders(), data)
     largest = jnp.finfo(jnp.result_type(float)).max
     edge = jnp.full((integral.groups, 1), largest)
     bottom, top = (_values(joint, values) for values in (-edge, edge))
@@ -157,7 +157,7 @@ def _inside(lower, upper) -> jax.Array:
 def _arrays(joint: Joint, vectors: jax.Array) -> dict[str, SiteArrays]:
     """Arrays of the Delta sites at one value of the latent of every group."""
     atoms = {name: value[None] for name, value in joint.unpack(vectors).items()}
-    arrays = joint.program.evaluate(joint.params, joint.leaves, joint.wanted, atoms)
+    arrays = joint.program.evaluate(joint.params, joint.data, joint.wanted, atoms)
     return {name: joint.program.factors[name].at_one_atom(arrays[name]) for name in joint.integral.factors}
 
 
@@ -212,7 +212,7 @@ def _count(joint: Joint, readings: dict[str, jax.Array], whole: bool = False) ->
     arrays = _arrays(joint, jnp.zeros((joint.integral.groups, 1)))
     tables = {}
     for name, mine in arrays.items():
-        factor = dataclasses.replace(joint.program.factors[name], drawn=None)
+        factor = dataclasses.replace(joint.program.factors[name], over_atoms=None)
         rank = 0 if whole else len(mine.distribution.event_shape)
         reading = jnp.asarray(readings[name]) * jnp.ones(())
         total = jnp.sum(reading, tuple(range(reading.ndim - rank, reading.ndim)))

@@ -51,8 +51,8 @@ def settle_integrals(program: Program, shapes, wishes: Mapping[str, Any]) -> Pro
     integrals = []
     for integral in program.integrals:
 
-        def tables(values, params, leaves, integral=integral):
-            return Joint(program, integral, params, leaves).tables(values)
+        def tables(values, params, data, integral=integral):
+            return Joint(program, integral, params, data).tables(values)
 
         params = program.trace.parameter_shapes
         place = arrange if integral.states is None else arrange_chain
@@ -88,7 +88,7 @@ def finer_program(program: Program) -> Program | None:
     integrals = []
     for integral in program.integrals:
         strategy: Continuous | None = integral.strategy
-        if integral.strategy.evidence.is_approximate:
+        if integral.strategy.objective_kind.is_approximate:
             strategy = integral.strategy.finer(integral.dimensions)
         if strategy is None:
             return None
@@ -116,8 +116,8 @@ def _why_not_quadratic(program: Program, integral: Integral, params, shapes) -> 
 
     def total(values):
         # Zeros stand for parameters and data: no arithmetic is ever done with them.
-        nothing, leaves = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), (params, shapes))
-        joint = Joint(program, integral, nothing, leaves)
+        nothing, data = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), (params, shapes))
+        joint = Joint(program, integral, nothing, data)
         return sum((jnp.sum(table) for table in joint.tables(values).values()), jnp.zeros(()))
 
     block = {name: jax.ShapeDtypeStruct(one.shape, one.dtype) for name, one in integral.zeros().items()}

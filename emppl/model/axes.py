@@ -30,7 +30,7 @@ class Axes:
         sizes: number of atoms or plate cells.
         latents: names that are latents; the rest are plates.
         times: plates that are the time axis of a scan.
-        draws: latents' axes that hold the atoms of integrated latents.
+        of_atoms: latents' axes that hold the atoms of integrated latents.
     """
 
     names: tuple[str, ...]
@@ -38,7 +38,7 @@ class Axes:
     sizes: dict[str, int]
     latents: frozenset[str]
     times: frozenset[str] = frozenset()
-    draws: frozenset[str] = frozenset()
+    of_atoms: frozenset[str] = frozenset()
 
     @property
     def rows(self) -> str:

@@ -103,8 +103,8 @@ def _components(program: Program) -> list[tuple[set[str], str]]:
     given = {one.axis: set(one.given) for one in program.integrals}
     inside = {name: one.axis for one in program.integrals for name in one.factors}
     for name, factor in program.factors.items():
-        axes = given[inside[name]] if name in inside else set(factor.all_latents - program.axes.draws)
-        axes -= program.axes.draws
+        axes = given[inside[name]] if name in inside else set(factor.all_latents - program.axes.of_atoms)
+        axes -= program.axes.of_atoms
         if axes:
             touching.append(({model_name(latent_of(axis)) for axis in axes}, name))
     found: list[tuple[set[str], str]] = []

@@ -24,7 +24,7 @@ from emppl.model.axes import Axes
 from emppl.model.site import field_dependences
 from emppl.parameters.constraints import bounds, constraint_name
 from emppl.strategies import Continuous, Gaussian
-from emppl.trace import Chain, Draws, Trace
+from emppl.trace import AtomAxis, Scan, Trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class StateSpace:
         windows: the latents of a window, the oldest step first, by step and cell.
     """
 
-    chain: Chain
+    chain: Scan
     firsts: Layout
     windows: Layout
 
@@ -131,9 +131,9 @@ class Integral:
         return {name: jnp.zeros(shape) for layout in layouts for name, shape in layout.shapes.items()}
 
     @property
-    def draws(self) -> Draws:
+    def atom_axis(self) -> AtomAxis:
         """What the trace needs to know."""
-        return Draws(self.axis, self.given)
+        return AtomAxis(self.axis, self.given)
 
 
 def find_integrals(trace: Trace, dependence: Dependence, latents: Sequence[str]) -> list[Integral]:

@@ -84,7 +84,7 @@ class SiteFactor(SiteTable):
         if self.family is None or self.family.scale_floor is None:
             return False
         if self.is_exponential:
-            return self.has_statistics and not self.value_is_drawn
+            return self.has_statistics and not self.value_has_atoms
         return self.site.kind == "observed" and not any(
             of.get(field) for of in (self.latents, self.parameters) for field in ("value", "mask")
         )

@@ -38,7 +38,7 @@ class LinearPredictor:
     Attributes:
         layout: the block's entries, by group.
         numbers: the group on which every cell depends, with the common axes.
-        location: ``(block, leaves) -> loc``, affine in the block, with the common axes.
+        location: ``(block, data) -> loc``, affine in the block, with the common axes.
     """
 
     layout: Layout
@@ -56,12 +56,12 @@ class LinearPredictor:
         common = jnp.broadcast_to(common, self.numbers.shape + common.shape)
         return jnp.concatenate([rows[self.numbers], common], -1) if self.layout.groups else common
 
-    def design(self, leaves) -> tuple[jax.Array, jax.Array]:
+    def design(self, data) -> tuple[jax.Array, jax.Array]:
         """What the data say: the design ``(rows, columns)`` and the known part of the location ``(rows,)``."""
         layout = self.layout
         dtype = jnp.result_type(float)
         zero = {name: jnp.zeros(shape, dtype) for name, shape in layout.shapes.items()}
-        known, derivative = jax.linearize(lambda block: self.location(block, leaves), zero)
+        known, derivative = jax.linearize(lambda block: self.location(block, data), zero)
 
         def column(unit):
             rows = jnp.broadcast_to(unit[None, : layout.per_group], (layout.groups, layout.per_group))

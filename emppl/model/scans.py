@@ -46,7 +46,7 @@ def find_chains(trace: Trace, dependence: Dependence, others: Sequence[str]) -> 
                 f"The scan with the continuous latent {names[0]!r} carries no latent from step to step. Its steps are "
                 "independent: put them in a plate, `with numpyro.plate('steps', T):`, instead of a scan."
             )
-        axis = trace.draws[names[0]].axis
+        axis = trace.atom_axes[names[0]].axis
         factors, given = [], set()
         for name in trace.sites:
             in_latents, in_parameters = field_dependences(trace, dependence, name)

@@ -34,7 +34,7 @@ class SiteTable:
         labels_of: the latent whose labels this site carries, or None.
         categories: number of categories of a distribution over a finite set.
         timed: paths of the fields that vary along the time axis of a scan.
-        drawn: axis of the atoms of an integrated latent, and the paths of the fields that vary along it; or None.
+        over_atoms: axis of the atoms of an integrated latent, and the paths of the fields that vary along it; or None.
         is_presence: its mask says which steps of a chain exist, and is no part of its table.
     """
 
@@ -47,7 +47,7 @@ class SiteTable:
     categories: int = 0
     timed: frozenset[tuple[str, ...]] = frozenset()
     is_presence: bool = False
-    drawn: tuple[str, frozenset[tuple[str, ...]]] | None = None
+    over_atoms: tuple[str, frozenset[tuple[str, ...]]] | None = None
 
     @property
     def name(self) -> str:
@@ -71,9 +71,9 @@ class SiteTable:
         return frozenset().union(*self.parameters.values())
 
     @property
-    def value_is_drawn(self) -> bool:
+    def value_has_atoms(self) -> bool:
         """Does its value hold atoms of an integrated latent, which move in every iteration?"""
-        return bool(self.latents.get("value", frozenset()) & self.axes.draws)
+        return bool(self.latents.get("value", frozenset()) & self.axes.of_atoms)
 
     # ------------------------------------------------------------------------------------------ the table
 
@@ -110,7 +110,7 @@ class SiteTable:
                     batch = jnp.broadcast_shapes(value.shape[: value.ndim - rank], mine.distribution.batch_shape)
                     value = jnp.broadcast_to(value, batch + value.shape[value.ndim - rank :])
                 table = log_density(mine.distribution, value)
-                if self.site.kind == "observed" and not self.value_is_drawn:
+                if self.site.kind == "observed" and not self.value_has_atoms:
                     # Outside its support a density is zero, which NumPyro's log_prob leaves to the caller.
                     table = _zero_outside(mine.distribution, value, table)
                 if mine.log_measure is not None:
@@ -174,9 +174,9 @@ class SiteTable:
         """
         nothing: dict[str, Any] = {f.name: None for f in dataclasses.fields(mine) if f.name not in fields}
         read = dataclasses.replace(mine, **nothing)
-        if self.drawn is None:
+        if self.over_atoms is None:
             return self._over_steps(read, function)
-        axis, paths = self.drawn
+        axis, paths = self.over_atoms
         return _mapped(read, lambda one: self._over_steps(one, function), paths, self.axes.names.index(axis))
 
     def _over_steps(self, mine: SiteArrays, function: Callable) -> jax.Array:
@@ -198,11 +198,11 @@ class SiteTable:
 
     def at_one_atom(self, mine: SiteArrays) -> SiteArrays:
         """Arrays of a site without the axis of atoms, at the first of them."""
-        if self.drawn is None:
+        if self.over_atoms is None:
             return mine
         flat, treedef = jax.tree_util.tree_flatten_with_path(mine)
         return jax.tree.unflatten(
-            treedef, [leaf[0] if path_names(path) in self.drawn[1] else leaf for path, leaf in flat]
+            treedef, [leaf[0] if path_names(path) in self.over_atoms[1] else leaf for path, leaf in flat]
         )
 
     def _constant(self, array: jax.Array, depends: frozenset[str], trailing: int) -> jax.Array:
@@ -295,8 +295,8 @@ def _mapped(mine: SiteArrays, function: Callable, paths, position: int | None) -
 
     def one(varying):
         varying = iter(varying)
-        leaves = [next(varying) if moves else leaf for moves, (_, leaf) in zip(moving, flat, strict=True)]
-        return function(jax.tree.unflatten(treedef, leaves))
+        data = [next(varying) if moves else leaf for moves, (_, leaf) in zip(moving, flat, strict=True)]
+        return function(jax.tree.unflatten(treedef, data))
 
     varying = [leaf for moves, (_, leaf) in zip(moving, flat, strict=True) if moves]
     if position is None:

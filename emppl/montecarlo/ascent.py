@@ -55,7 +55,7 @@ _UNDECIDED = ("enlarged", "drawn afresh")
 def climb(
     simulator: Simulator,
     path: Path,
-    leaves,
+    data,
     prepared,
     tolerance: float,
     max_iterations: int,
@@ -67,7 +67,7 @@ def climb(
     Args:
         simulator: compiled steps.
         path: the fit, changed in place.
-        leaves: the data.
+        data: arrays of the model's arguments.
         prepared: their statistics.
         tolerance: in nats, on the gain of one iteration.
         max_iterations: most M-steps that are accepted.
@@ -84,7 +84,7 @@ def climb(
         """An M-step, and what is made of it."""
         # Equal weights in the form of others, so that old and new draws need one program.
         shares = weights if weights is not None else unweighted(drawn.draws) if again else None
-        improved = simulator.improve(path.params, drawn, shares, leaves, prepared, path.memory)
+        improved = simulator.improve(path.params, drawn, shares, data, prepared, path.memory)
         gains = np.asarray(improved.gains).reshape(strategy.num_chains, number, 1)
         gain, error = float(gains.mean()), float(np.sqrt(batch_error(gains)[0, 0]))
         unfinished = bool(improved.unfinished)
@@ -106,16 +106,16 @@ def climb(
     for _ in path.iterations(max_iterations, keep):
         decision, effective = "drawn afresh", np.nan
         if again:
-            weights, effective = look_back(simulator, path, leaves, strict)
+            weights, effective = look_back(simulator, path, data, strict)
             if weights is not None:
                 assert path.old is not None
                 decision, improved = step(path.old.at(path.chains), path.old.number, weights, effective)
         if decision == "drawn afresh":
             path.old, number = None, path.number
-            drawn = draw(simulator, path, leaves, number)
+            drawn = draw(simulator, path, data, number)
             decision, improved = step(drawn, number, effective=effective)
             while decision == "enlarged":
-                drawn = joined([drawn, draw(simulator, path, leaves, number)])
+                drawn = joined([drawn, draw(simulator, path, data, number)])
                 number *= 2
                 decision, improved = step(drawn, number)
             if again:

@@ -30,7 +30,7 @@ from emppl.strategies import SAEM
 def average(
     simulator: Simulator,
     path: Path,
-    leaves,
+    data,
     prepared,
     max_iterations: int,
     closes: bool,
@@ -42,7 +42,7 @@ def average(
     Args:
         simulator: compiled steps.
         path: the fit, changed in place.
-        leaves: the data.
+        data: arrays of the model's arguments.
         prepared: their statistics.
         max_iterations: most M-steps.
         closes: does a closing phase follow? It wants to begin near the maximum; else nothing may drift.
@@ -53,7 +53,7 @@ def average(
     assert isinstance(strategy, SAEM)
     try:
         for _ in path.iterations(max_iterations, keep):
-            drawn = draw(simulator, path, leaves, strategy.num_samples)
+            drawn = draw(simulator, path, data, strategy.num_samples)
             step = 1.0 if path.phase == "burn-in" else (len(path.trail.values) + 1) ** -strategy.decay
             new = {axis: np.asarray(one).reshape(-1, *one.shape[2:]) for axis, one in drawn.draws.items()}
             if path.window is None:
@@ -61,7 +61,7 @@ def average(
             path.window = path.window.after(new, step, strategy.window)
             draws, shares = path.window.padded()
             remembered = Drawn(draws, drawn.evidence, drawn.chains)  # type: ignore[arg-type]
-            improved = simulator.improve(path.params, remembered, jnp.asarray(shares), leaves, prepared, path.memory)
+            improved = simulator.improve(path.params, remembered, jnp.asarray(shares), data, prepared, path.memory)
             path.log_likelihood = float(improved.log_likelihood)
             path.objective = path.log_likelihood + float(improved.log_prior)
             path.record(strategy.num_samples * strategy.num_chains, path.phase, bool(improved.unfinished))

@@ -113,7 +113,7 @@ class Closing:
 def close(
     simulator: Simulator,
     path: Path,
-    leaves,
+    data,
     tolerance: float,
     report: Callable[[Path], None],
     keep: Callable[[], None] = lambda: None,
@@ -123,7 +123,7 @@ def close(
     Args:
         simulator: compiled steps.
         path: the fit, changed in place; what was seen so far is in its ``looks``.
-        leaves: the data.
+        data: arrays of the model's arguments.
         tolerance: in nats, on the gain that is left, noise included.
         report: called after every step.
         keep: called where the fit may be taken up again.
@@ -142,9 +142,9 @@ def close(
     held = tuple(program.rough)
     while True:
         keep()
-        drawn = draw(simulator, path, leaves, looks.number, block)
-        local = _charts(program, jax.device_get(path.params), leaves)
-        looks.add(*_look(simulator, path, local, drawn, leaves, first))
+        drawn = draw(simulator, path, data, looks.number, block)
+        local = _charts(program, jax.device_get(path.params), data)
+        looks.add(*_look(simulator, path, local, drawn, data, first))
         can_double = 2 * looks.number <= strategy.max_samples
         note = looks.note
         if note is not None and can_double:
@@ -177,7 +177,7 @@ def close(
             path.status = StopReason.CONVERGED if settled else StopReason.NOISY
             covariance = inverse @ looks.errors @ inverse / max(averaged, 1)
             found = Information(looks.matrix, looks.score)
-            deviations = _deviations(simulator, path, local, drawn, leaves, inverse, covariance, len(looks.seen))
+            deviations = _deviations(simulator, path, local, drawn, data, inverse, covariance, len(looks.seen))
             mixed = mixing(program, drawn.draws)
             return Closing(local, found, covariance, left, noise, averaged, mixed, deviations, held=held)
         if (noise > _NOISY * tolerance or looks.uncertainty > 3 * _KNOWN) and can_double:
@@ -193,21 +193,21 @@ def close(
         path.iteration += 1
 
 
-def _charts(program, params, leaves) -> dict[str, Chart]:
+def _charts(program, params, data) -> dict[str, Chart]:
     """Local coordinates; at corners, where no parabola says where the maximum is, nothing moves."""
-    found = hold_corners(program, charts(program, params), params, leaves)
+    found = hold_corners(program, charts(program, params), params, data)
     for name in program.rough:
         found[name] = dataclasses.replace(found[name], active=np.zeros_like(found[name].active))
     return found
 
 
-def _look(simulator: Simulator, path: Path, local, drawn, leaves, block: int):
+def _look(simulator: Simulator, path: Path, local, drawn, data, block: int):
     """Score, information, information chain by chain, covariance of the score's noise.
 
     All in the coordinates that are not held.
     """
     frames = {name: one.frame for name, one in local.items()}
-    measured = simulator.derivatives.measure(path.params, frames, drawn, leaves, block)
+    measured = simulator.derivatives.measure(path.params, frames, drawn, data, block)
     active = np.concatenate([one.active for one in local.values()])
     scores = measured.scores[active]
     errors = batch_error(np.moveaxis(scores, 0, -1)) + measured.weighing[np.ix_(active, active)]
@@ -215,7 +215,7 @@ def _look(simulator: Simulator, path: Path, local, drawn, leaves, block: int):
     return scores.mean((1, 2)), information, by_chain, errors
 
 
-def _deviations(simulator, path, local, drawn, leaves, inverse, covariance, looks: int) -> np.ndarray:
+def _deviations(simulator, path, local, drawn, data, inverse, covariance, looks: int) -> np.ndarray:
     """Monte Carlo errors of standard errors, by the delta method.
 
     With ``a`` the inverse information times the gradient of an entry, its variance changes with the information as
@@ -227,7 +227,7 @@ def _deviations(simulator, path, local, drawn, leaves, inverse, covariance, look
     along = np.zeros((len(gradients), len(active)))
     along[:, active] = gradients @ inverse
     frames = {name: one.frame for name, one in local.items()}
-    found = simulator.derivatives.curvatures(path.params, frames, drawn, leaves, jnp.asarray(along))
+    found = simulator.derivatives.curvatures(path.params, frames, drawn, data, jnp.asarray(along))
     each = np.asarray(found.second).reshape(len(along), simulator.strategy.num_chains, -1)
     change = np.asarray(found.change)[:, active]
     noise = np.diagonal(batch_error(np.moveaxis(each, 0, -1))) / looks

@@ -94,14 +94,14 @@ class Derivatives:
         self.measure_across = jax.jit(self._measure_across)
         self.curvatures = jax.jit(self._curvatures)
 
-    def measure(self, params, frames, drawn: Drawn, leaves, block: int) -> Measured:
+    def measure(self, params, frames, drawn: Drawn, data, block: int) -> Measured:
         """Derivatives at the parameters of the draws.
 
         Args:
             params: where the draws were made.
             frames: by free parameter, coordinates around it.
             drawn: draws and evidence.
-            leaves: the data.
+            data: arrays of the model's arguments.
             block: draws of a chain that are looked at together, a part of their number.
 
         Returns:
@@ -112,29 +112,29 @@ class Derivatives:
         pieces = []
         for start in range(0, number, block):
             some = {axis: jnp.asarray(one[:, start : start + block]) for axis, one in drawn.draws.items()}
-            pieces.append(jax.device_get(self.measure_block(params, frames, some, drawn.evidence, leaves)))
+            pieces.append(jax.device_get(self.measure_block(params, frames, some, drawn.evidence, data)))
         scores = np.concatenate([piece.scores for piece in pieces], -1)
         within, squares = (sum(getattr(one, name) for one in pieces) / len(pieces) for name in ("within", "squares"))
         slopes = {axis: sum(piece.slopes[axis] for piece in pieces) / len(pieces) for axis in drawn.draws}
-        across = jax.device_get(self.measure_across(params, frames, slopes, drawn, leaves))
+        across = jax.device_get(self.measure_across(params, frames, slopes, drawn, data))
         by_chain = within - (squares - across.by_chain)
         information = within.mean(0) - (squares.mean(0) - across.whole)
         return Measured(scores, across.weighing, information, by_chain)
 
-    def _measure_block(self, params, frames, draws, evidence, leaves) -> _Block:
+    def _measure_block(self, params, frames, draws, evidence, data) -> _Block:
         """What the draws of one block say, chain by chain."""
         zero, unit = self._steps(frames)
-        weights = jax.grad(lambda rises: risen_log_likelihood(self.program, params, rises, evidence, leaves))
+        weights = jax.grad(lambda rises: risen_log_likelihood(self.program, params, rises, evidence, data))
         shares = weights(self._no_rise(draws))
-        rest = jax.grad(lambda step: self._risen(params, frames, step, self._no_rise(draws), evidence, leaves))(zero)
+        rest = jax.grad(lambda step: self._risen(params, frames, step, self._no_rise(draws), evidence, data))(zero)
 
         def one_chain(draws):
-            near, equal = self._nearby(params, frames, draws, evidence, leaves)
+            near, equal = self._nearby(params, frames, draws, evidence, data)
             slope = jax.grad(lambda step: near(step, equal))
             hessian = jax.lax.map(lambda along: jax.jvp(slope, (zero,), (along,))[1], unit)
 
             def densities(step):
-                return log_densities(self.program, {**params, **self._moved(frames, step)}, draws, leaves)
+                return log_densities(self.program, {**params, **self._moved(frames, step)}, draws, data)
 
             def slope_of_draws(along):
                 each = jax.jvp(densities, (zero,), (along,))[1]
@@ -148,19 +148,19 @@ class Derivatives:
         scores, within, slopes, squares = jax.lax.map(one_chain, draws)
         return _Block(jnp.moveaxis(scores, 0, 1), within, slopes, squares)
 
-    def _measure_across(self, params, frames, slopes, drawn, leaves) -> _Across:
+    def _measure_across(self, params, frames, slopes, drawn, data) -> _Across:
         """What takes the means of all blocks."""
         zero, unit = self._steps(frames)
         whole = {axis: jnp.mean(one, 0) for axis, one in slopes.items()}
 
         def square(slopes):
-            risen = lambda rises: risen_log_likelihood(self.program, params, rises, drawn.evidence, leaves)  # noqa: E731
+            risen = lambda rises: risen_log_likelihood(self.program, params, rises, drawn.evidence, data)  # noqa: E731
             return self._square(jax.grad(risen), slopes)
 
         def score(known, along):
             def value(step):
                 rises = {axis: step @ one for axis, one in whole.items()}
-                return self._risen(params, frames, step, rises, {**drawn.evidence, **known}, leaves)
+                return self._risen(params, frames, step, rises, {**drawn.evidence, **known}, data)
 
             return jax.jvp(value, (zero,), (along,))[1]
 
@@ -202,13 +202,13 @@ class Derivatives:
         zero = jnp.zeros(sum(frames[name].size for name in self.program.free))
         return zero, jnp.eye(len(zero))
 
-    def _risen(self, params, frames, step, rises, evidence, leaves):
+    def _risen(self, params, frames, step, rises, evidence, data):
         """Log-likelihood plus log prior after a step in local coordinates, for given rises of the log evidence."""
         at = {**params, **self._moved(frames, step)}
-        return risen_log_likelihood(self.program, at, rises, evidence, leaves) + self.program.log_prior(at, leaves)
+        return risen_log_likelihood(self.program, at, rises, evidence, data) + self.program.log_prior(at, data)
 
-    def _curvatures(self, params, frames, drawn, leaves, directions) -> Curvatures:
-        near, equal = self._nearby(params, frames, _stacked(drawn.draws), drawn.evidence, leaves)
+    def _curvatures(self, params, frames, drawn, data, directions) -> Curvatures:
+        near, equal = self._nearby(params, frames, _stacked(drawn.draws), drawn.evidence, data)
         zero = jnp.zeros(directions.shape[-1])
 
         def second(function, step, direction):
@@ -238,13 +238,13 @@ class Derivatives:
             for name, part in zip(program.free, parts, strict=True)
         }
 
-    def _nearby(self, params, frames, draws, evidence, leaves):
+    def _nearby(self, params, frames, draws, evidence, data):
         """Log-likelihood plus log prior after a step in local coordinates, given shares of the draws; equal shares."""
-        near = nearby_log_likelihood(self.program, params, draws, evidence, leaves)
+        near = nearby_log_likelihood(self.program, params, draws, evidence, data)
 
         def value(step, shares):
             moved = self._moved(frames, step)
-            return near({**params, **moved}, shares) + self.program.log_prior({**params, **moved}, leaves)
+            return near({**params, **moved}, shares) + self.program.log_prior({**params, **moved}, data)
 
         number = len(next(iter(draws.values())))
         return value, jnp.full(number, 1 / number)

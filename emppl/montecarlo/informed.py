@@ -21,7 +21,7 @@ from emppl.names import model_name
 from emppl.program import Program
 
 
-def informed_shares(program: Program, params, leaves) -> dict[str, jax.Array]:
+def informed_shares(program: Program, params, data) -> dict[str, jax.Array]:
     """By drawn latent whose prior has free parameters, the share of its information that is not its prior's.
 
     That of the best informed cell, in the worst entry of an event: a pure function, to be jitted.
@@ -29,11 +29,11 @@ def informed_shares(program: Program, params, leaves) -> dict[str, jax.Array]:
     Args:
         program: the derived algorithm.
         params: constrained parameter values.
-        leaves: the data.
+        data: arrays of the model's arguments.
     """
     found = {}
     for integral in simulated(program):
-        joint = Joint(program, integral, params, leaves)
+        joint = Joint(program, integral, params, data)
         mode = find_modes(joint, joint.pack(joint.zeros()))
         whole = _diagonals(joint, mode, integral.factors)
         for latent in dict.fromkeys(map(model_name, integral.latents)):

@@ -26,7 +26,7 @@ from emppl.program import Program
 
 
 def nearby_log_likelihood(
-    program: Program, params, draws: Mapping[str, jax.Array], evidence: Mapping[str, jax.Array], leaves
+    program: Program, params, draws: Mapping[str, jax.Array], evidence: Mapping[str, jax.Array], data
 ) -> Callable[..., jax.Array]:
     """The log-likelihood as a function of the parameters, and of the shares of the draws.
 
@@ -35,27 +35,27 @@ def nearby_log_likelihood(
         params: where the draws were made.
         draws: by integral, unconstrained, ``(draws, groups, dimensions)``.
         evidence: of these integrals, at ``params``.
-        leaves: the data.
+        data: arrays of the model's arguments.
 
     Returns:
         ``(params, shares) -> log-likelihood`` (natural log); ``shares`` are those of the draws, ``(draws,)``, in all
         groups alike.
     """
-    before = log_densities(program, params, draws, leaves)
+    before = log_densities(program, params, draws, data)
 
     def log_likelihood(at, shares):
-        after = log_densities(program, at, draws, leaves)
+        after = log_densities(program, at, draws, data)
         rises = {
             axis: jax.nn.logsumexp(after[axis] - before[axis], 0, b=shares[:, None]) - jnp.log(jnp.sum(shares))
             for axis in draws
         }
-        return risen_log_likelihood(program, at, rises, evidence, leaves)
+        return risen_log_likelihood(program, at, rises, evidence, data)
 
     return log_likelihood
 
 
 def risen_log_likelihood(
-    program: Program, params, rises: Mapping[str, jax.Array], evidence: Mapping[str, jax.Array], leaves
+    program: Program, params, rises: Mapping[str, jax.Array], evidence: Mapping[str, jax.Array], data
 ) -> jax.Array:
     """The log-likelihood where the log evidence of some integrals is known, and by how much it rose since.
 
@@ -64,17 +64,17 @@ def risen_log_likelihood(
         params: parameters of everything else.
         rises: by integral, ``(groups,)``.
         evidence: of these integrals, before.
-        leaves: the data.
+        data: arrays of the model's arguments.
 
     Returns:
         A scalar (natural log).
     """
-    arrays = program.evaluate(params, leaves)
+    arrays = program.evaluate(params, data)
     tables = program.tables(arrays, program.integrated)
     for one in program.integrals:
         if one.axis in rises:
-            rise = Joint(program, one, params, leaves).to_cells(rises[one.axis])
+            rise = Joint(program, one, params, data).to_cells(rises[one.axis])
             tables[one.axis] = evidence[one.axis] + rise
         else:
-            tables[one.axis] = integrate(program, one, params, leaves).evidence
+            tables[one.axis] = integrate(program, one, params, data).evidence
     return log_evidence(program, tables, all_scales(program, arrays), program.present(arrays))

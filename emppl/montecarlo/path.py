@@ -180,27 +180,27 @@ class Path:
         return StopReason.UNFINISHED if 2 * sum(short) > len(short) else StopReason.CONVERGED
 
 
-def draw(simulator: Simulator, path: Path, leaves, number: int, block: int | None = None) -> Drawn:
+def draw(simulator: Simulator, path: Path, data, number: int, block: int | None = None) -> Drawn:
     """Move the chains of a fit, in blocks of one size, so that more draws need no other program."""
     block = simulator.strategy.num_samples if block is None else block
     found: list[Drawn] = []
     path.count_divergences_afresh()
     while len(found) * block < number:
         if path.total_draws == 0:  # chains that start anywhere
-            path.chains = simulator.draw(path.params, path.chains, path.split(), leaves, number=block).chains
+            path.chains = simulator.draw(path.params, path.chains, path.split(), data, number=block).chains
             path.count_divergences_afresh()
-        found.append(simulator.draw(path.params, path.chains, path.split(), leaves, number=block))
+        found.append(simulator.draw(path.params, path.chains, path.split(), data, number=block))
         path.chains = found[-1].chains
         path.total_draws += block
     return joined(found)
 
 
-def posterior_draws(simulator: Simulator, params, leaves) -> Drawn:
+def posterior_draws(simulator: Simulator, params, data) -> Drawn:
     """Draws at an estimate, by chains of their own, always with the same random numbers."""
     chains = simulator.begin()
     number = int(np.clip(_NUMBERS // sum(one.position.size for one in chains.values()), 1, _DRAWS))
     block = min(simulator.strategy.block, number)
-    return draw(simulator, Path(params, chains, None, jax.random.key(0), block), leaves, number, block)
+    return draw(simulator, Path(params, chains, None, jax.random.key(0), block), data, number, block)
 
 
 def joined(found: list[Drawn]) -> Drawn:

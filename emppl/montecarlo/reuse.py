@@ -64,33 +64,33 @@ class OldDraws:
         nothing = dict.fromkeys(axes, 0)
         return {"params": dict.fromkeys(params, 0), "draws": nothing, "evidence": nothing}
 
-    def weigh(self, simulator: Simulator, params, leaves) -> tuple[Reweighted, float]:
+    def weigh(self, simulator: Simulator, params, data) -> tuple[Reweighted, float]:
         """Weights at other parameters, and the share of effective draws in the worst group."""
         if self.heights is None:
-            self.heights = self._log_densities(simulator, self.params, leaves)
-        return reweighted(self._log_densities(simulator, params, leaves), self.heights)
+            self.heights = self._log_densities(simulator, self.params, data)
+        return reweighted(self._log_densities(simulator, params, data), self.heights)
 
     def at(self, chains) -> Drawn:
         """As the outcome of moving chains, which have not moved since."""
         return Drawn(self.draws, self.evidence, chains)
 
-    def _log_densities(self, simulator: Simulator, params, leaves) -> dict[str, np.ndarray]:
+    def _log_densities(self, simulator: Simulator, params, data) -> dict[str, np.ndarray]:
         """In blocks of one size, so that more draws need no other program."""
         size = simulator.strategy.num_samples
         blocks = []
         for first in range(0, self.number, size):
             some = {axis: jnp.asarray(one[:, first : first + size]) for axis, one in self.draws.items()}
-            blocks.append(jax.device_get(simulator.log_densities(params, some, leaves)))
+            blocks.append(jax.device_get(simulator.log_densities(params, some, data)))
         return {axis: np.concatenate([one[axis] for one in blocks], 1) for axis in self.draws}
 
 
-def look_back(simulator: Simulator, path: Path, leaves, bound: float) -> tuple[Reweighted | None, float]:
+def look_back(simulator: Simulator, path: Path, data, bound: float) -> tuple[Reweighted | None, float]:
     """Weights of the old draws of a fit at its newest parameters, if they may show an ascent.
 
     Args:
         simulator: compiled steps.
         path: the fit.
-        leaves: the data.
+        data: arrays of the model's arguments.
         bound: standard errors that a gain on old draws must exceed.
 
     Returns:
@@ -105,5 +105,5 @@ def look_back(simulator: Simulator, path: Path, leaves, bound: float) -> tuple[R
     # Gains become smaller; one that could not be seen any more is not worth an M-step.
     if last["gain"] <= bound * last["gain_error"]:
         return None, np.nan
-    weights, effective = old.weigh(simulator, path.params, leaves)
+    weights, effective = old.weigh(simulator, path.params, data)
     return (weights if effective >= strategy.reweight else None), effective

@@ -63,14 +63,14 @@ def why_not_reweighted(program: Program) -> str | None:
     return None
 
 
-def log_densities(program: Program, params, draws: Mapping[str, jax.Array], leaves) -> dict[str, jax.Array]:
+def log_densities(program: Program, params, draws: Mapping[str, jax.Array], data) -> dict[str, jax.Array]:
     """Log joint density of every group at every draw.
 
     Args:
         program: the derived algorithm.
         params: constrained parameter values.
         draws: by integral, ``(..., groups, dimensions)``.
-        leaves: the data.
+        data: arrays of the model's arguments.
 
     Returns:
         By integral, ``(..., groups)``.
@@ -79,7 +79,7 @@ def log_densities(program: Program, params, draws: Mapping[str, jax.Array], leav
     for one in program.integrals:
         if one.axis in draws:
             points = draws[one.axis]
-            flat = jax.vmap(Joint(program, one, params, leaves).by_group)(jnp.reshape(points, (-1, *points.shape[-2:])))
+            flat = jax.vmap(Joint(program, one, params, data).by_group)(jnp.reshape(points, (-1, *points.shape[-2:])))
             found[one.axis] = jnp.reshape(flat, points.shape[:-1])
     return found
 
@@ -122,7 +122,7 @@ def unweighted(draws: Mapping[str, Any]) -> Reweighted:
     )
 
 
-def ratio_residuals(program: Program, found: Expectations, weights: Reweighted, before, after, leaves) -> jax.Array:
+def ratio_residuals(program: Program, found: Expectations, weights: Reweighted, before, after, data) -> jax.Array:
     """What has to be added to the weighted gain of every draw for their spread to be that of ratios.
 
     A weighted gain ``draws * share * gain`` has the right mean, but varies with its weight even where all gains are
@@ -134,7 +134,7 @@ def ratio_residuals(program: Program, found: Expectations, weights: Reweighted, 
         weights: of the draws.
         before: parameters.
         after: those whose gain is asked for.
-        leaves: the data.
+        data: arrays of the model's arguments.
 
     Returns:
         ``(draws,)``; zero where the weights are equal, and zero in the mean.
@@ -143,7 +143,7 @@ def ratio_residuals(program: Program, found: Expectations, weights: Reweighted, 
     for one in program.integrals:
         if one.axis not in weights.shares:
             continue
-        joint = Joint(program, one, before, leaves)
+        joint = Joint(program, one, before, data)
         old, new = (joint.at(params).tables_at(found.atoms) for params in (before, after))
         gains = joint.by_cell({name: new[name] - old[name] for name in old})
         shares = joint.atoms_to_cells(weights.shares[one.axis])

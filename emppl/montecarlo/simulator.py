@@ -81,39 +81,39 @@ class Simulator:
         """Chains before the first draw."""
         return begin_chains(self.program)
 
-    def _improve(self, params, drawn, shares, leaves, prepared, memory) -> Improved:
-        found = simulated_expectations(self.program, self.fused, params, drawn, shares, leaves, prepared)
-        step = mstep.maximise(self.program, params, found, leaves, prepared, memory)
+    def _improve(self, params, drawn, shares, data, prepared, memory) -> Improved:
+        found = simulated_expectations(self.program, self.fused, params, drawn, shares, data, prepared)
+        step = mstep.maximise(self.program, params, found, data, prepared, memory)
         before, after = (
-            complete_log_densities(self.program, found, prepared, at, leaves) for at in (params, step.params)
+            complete_log_densities(self.program, found, prepared, at, data) for at in (params, step.params)
         )
         gains = after - before
         if isinstance(shares, Reweighted):
-            gains = gains + ratio_residuals(self.program, found, shares, params, step.params, leaves)
+            gains = gains + ratio_residuals(self.program, found, shares, params, step.params, data)
         return Improved(
             step.params,
             step.memory,
             step.unfinished,
             gains,
             found.log_likelihood,
-            self.program.log_prior(params, leaves),
+            self.program.log_prior(params, data),
         )
 
-    def _wander(self, params, memory, chains, key, leaves, prepared, number: int) -> Wandered:
+    def _wander(self, params, memory, chains, key, data, prepared, number: int) -> Wandered:
         program = self.program
 
         def advance(carry, key):
             params, memory, chains = carry
             one, other = jax.random.split(key)
-            floor, _ = smallest_scale(program, params, leaves, prepared)
+            floor, _ = smallest_scale(program, params, data, prepared)
             if self.integrals:
-                drawn = draw_all(program, params, chains, one, leaves, self.strategy.num_samples)
+                drawn = draw_all(program, params, chains, one, data, self.strategy.num_samples)
                 chains = drawn.chains
-                found = simulated_expectations(program, self.fused, params, drawn, None, leaves, prepared, other)
+                found = simulated_expectations(program, self.fused, params, drawn, None, data, prepared, other)
             else:
-                found = estep.expectations(program, self.fused, params, leaves, prepared, key=other)
-            step = mstep.maximise(program, params, found, leaves, prepared, memory)
-            seen = step.params, found.log_likelihood, program.log_prior(params, leaves), floor, step.unfinished
+                found = estep.expectations(program, self.fused, params, data, prepared, key=other)
+            step = mstep.maximise(program, params, found, data, prepared, memory)
+            seen = step.params, found.log_likelihood, program.log_prior(params, data), floor, step.unfinished
             return (step.params, step.memory, chains), seen
 
         (_, memory, chains), every = jax.lax.scan(advance, (params, memory, chains), jax.random.split(key, number))

@@ -11,7 +11,7 @@ import numpy as np
 
 from emppl import mstep
 from emppl.checkpoint.file import Checkpoint
-from emppl.fit.convergence import Progress
+from emppl.fit.convergence import Gains
 from emppl.fit.loop import History, LaneState
 from emppl.fit.outcome import StopReason
 from emppl.fit.restarts import best_restart
@@ -75,7 +75,7 @@ def run(
     evidence,
     key,
     params,
-    leaves,
+    data,
     prepared,
     tolerance,
     max_iterations,
@@ -86,10 +86,10 @@ def run(
 
     Args:
         simulator: compiled steps.
-        evidence: ``(params, leaves, key) -> log-likelihood`` by importance sampling, compiled.
+        evidence: ``(params, data, key) -> log-likelihood`` by importance sampling, compiled.
         key: random key.
         params: starting values, a leading axis of restarts.
-        leaves: the data.
+        data: arrays of the model's arguments.
         prepared: their statistics.
         tolerance: in nats.
         max_iterations: most M-steps of every restart.
@@ -136,16 +136,16 @@ def run(
         if chosen is None:
             for path in paths:
                 if isinstance(simulator.strategy, StochasticEM):
-                    wander(simulator, path, leaves, prepared, tolerance, max_iterations, show, keep)
+                    wander(simulator, path, data, prepared, tolerance, max_iterations, show, keep)
                 elif isinstance(simulator.strategy, SAEM):
-                    average(simulator, path, leaves, prepared, max_iterations, closes, show, keep)
+                    average(simulator, path, data, prepared, max_iterations, closes, show, keep)
                 else:
-                    climb(simulator, path, leaves, prepared, rough, max_iterations, show, keep)
+                    climb(simulator, path, data, prepared, rough, max_iterations, show, keep)
                 if checkpoint is not None:
                     checkpoint.save(state())
             if lanes > 1:  # the last E-step's estimate is too noisy to compare restarts by
                 for path in paths:
-                    value, error = _log_likelihood(evidence, path, leaves)
+                    value, error = _log_likelihood(evidence, path, data)
                     path.objective, path.log_likelihood = path.objective + value - path.log_likelihood, value
             chosen = _best(paths)
         best = paths[chosen]
@@ -153,9 +153,9 @@ def run(
             notes.append(_words(best))
             if best.status is StopReason.CONVERGED:
                 # Iterations forget where they were as fast as EM moves: too slowly for an average of so many.
-                frozen = _frozen(simulator, best, leaves, 1 / len(best.trail.values))
+                frozen = _frozen(simulator, best, data, 1 / len(best.trail.values))
         elif closes:
-            closing = _finish(simulator, best, leaves, prepared, tolerance, rough, max_iterations, show, keep)
+            closing = _finish(simulator, best, data, prepared, tolerance, rough, max_iterations, show, keep)
         elif best.status in _ENDED:
             notes.append(
                 f"The model has more than {MOST_DIMENSIONS} free dimensions: no closing phase, and no Monte Carlo "
@@ -164,10 +164,10 @@ def run(
         if closing is not None and closing.note is not None:
             notes.append(closing.note)
             if best.status is StopReason.CONVERGED:
-                frozen = _frozen(simulator, best, leaves, _HARDLY)
+                frozen = _frozen(simulator, best, data, _HARDLY)
         if closing is not None and closing.mixing.is_poor:
             best.status = StopReason.UNMIXED
-        value, error = _log_likelihood(evidence, best, leaves)
+        value, error = _log_likelihood(evidence, best, data)
         best.objective += value - best.log_likelihood
         best.log_likelihood = value
     except KeyboardInterrupt:
@@ -183,9 +183,9 @@ def run(
     return _states(paths), _history(paths), best.rows, simulation, interrupted, chosen
 
 
-def _frozen(simulator: Simulator, path: Path, leaves, least: float) -> dict[str, float]:
+def _frozen(simulator: Simulator, path: Path, data, least: float) -> dict[str, float]:
     """Latents that are informed by less than a share, where the path ends as not mixed: it could not move."""
-    shares = jax.device_get(simulator.informed_shares(path.params, leaves))
+    shares = jax.device_get(simulator.informed_shares(path.params, data))
     found = {name: float(one) for name, one in shares.items() if one < least}
     if found:
         path.status = StopReason.UNMIXED
@@ -195,7 +195,7 @@ def _frozen(simulator: Simulator, path: Path, leaves, least: float) -> dict[str,
 
 
 def _finish(
-    simulator: Simulator, path: Path, leaves, prepared, tolerance, rough, max_iterations, show, keep
+    simulator: Simulator, path: Path, data, prepared, tolerance, rough, max_iterations, show, keep
 ) -> Closing | None:
     """The closing phase; where it finds nothing, the ascent does what it should have done, and it tries again.
 
@@ -205,12 +205,12 @@ def _finish(
     if not path.unaided:
         if path.status not in _ENDED:
             return None
-        closing = close(simulator, path, leaves, tolerance, show, keep)
+        closing = close(simulator, path, data, tolerance, show, keep)
         if closing.note is None or not isinstance(simulator.strategy, MonteCarlo) or rough <= tolerance:
             return closing
         path.status, path.looks, path.unaided = StopReason.RUNNING, None, True
-    climb(simulator, path, leaves, prepared, tolerance, max_iterations, show, keep)
-    return close(simulator, path, leaves, tolerance, show, keep) if path.status in _ENDED else None
+    climb(simulator, path, data, prepared, tolerance, max_iterations, show, keep)
+    return close(simulator, path, data, tolerance, show, keep) if path.status in _ENDED else None
 
 
 def _words(path: Path) -> str:
@@ -229,9 +229,9 @@ def _best(paths: list[Path]) -> int:
     return best_restart(np.array([path.objective for path in paths]), np.array([path.status for path in paths]))
 
 
-def _log_likelihood(evidence, path: Path, leaves) -> tuple[float, float]:
+def _log_likelihood(evidence, path: Path, data) -> tuple[float, float]:
     """Mean of independent estimates, corrected for the bias of the logarithm, and its standard error."""
-    found = np.array([float(evidence(path.params, leaves, path.split())) for _ in range(_REPLICATES)])
+    found = np.array([float(evidence(path.params, data, path.split())) for _ in range(_REPLICATES)])
     spread = found.var(ddof=1)
     return float(found.mean() + spread / 2), float(np.sqrt(spread / _REPLICATES))
 
@@ -240,7 +240,7 @@ def _states(paths: list[Path]) -> LaneState:
     """The restarts in the form that results are made of."""
     lanes = len(paths)
     params = {name: np.stack([np.asarray(path.params[name]) for path in paths]) for name in paths[0].params}
-    progress = Progress.beginning(lanes, float)._replace(objective=np.array([path.objective for path in paths]))
+    progress = Gains.beginning(lanes, float)._replace(objective=np.array([path.objective for path in paths]))
     none = np.zeros(lanes, bool)
     return LaneState(
         params,

@@ -29,7 +29,7 @@ _SPREAD = 0.5
 def wander(
     simulator: Simulator,
     path: Path,
-    leaves,
+    data,
     prepared,
     tolerance: float,
     max_iterations: int,
@@ -41,7 +41,7 @@ def wander(
     Args:
         simulator: compiled steps.
         path: the fit, changed in place.
-        leaves: the data.
+        data: arrays of the model's arguments.
         prepared: their statistics.
         tolerance: in nats, on what the noise of the average costs.
         max_iterations: most M-steps.
@@ -52,7 +52,7 @@ def wander(
     known = float(np.sqrt(2 * tolerance / _SPREAD))
     try:
         for _ in path.iterations(max_iterations, keep):
-            _block(simulator, path, leaves, prepared, min(CHECK, max_iterations - path.iteration))
+            _block(simulator, path, data, prepared, min(CHECK, max_iterations - path.iteration))
             report(path)
             if path.status is not StopReason.RUNNING or not path.trail.is_long:
                 continue
@@ -67,10 +67,10 @@ def wander(
             path.params = inside(simulator.program, path.trail.mean(path.params), path.params)
 
 
-def _block(simulator: Simulator, path: Path, leaves, prepared, number: int) -> None:
+def _block(simulator: Simulator, path: Path, data, prepared, number: int) -> None:
     """A block of iterations, of which the first few are used."""
     strategy = simulator.strategy
-    wandered = simulator.wander(path.params, path.memory, path.chains, path.split(), leaves, prepared, number=CHECK)
+    wandered = simulator.wander(path.params, path.memory, path.chains, path.split(), data, prepared, number=CHECK)
     every, log_likelihoods, log_priors, floors, unfinished = jax.device_get(wandered.every)
     # The M-step of an iteration may fail after its E-step was sound.
     sound = np.isfinite(log_likelihoods)

@@ -62,11 +62,11 @@ class Analysis:
         return [name for name, factor in self.program.factors.items() if factor.all_parameters & set(names)]
 
     def cells(self, names: tuple[str, ...], by_element: bool = False) -> Callable:
-        """``(block, params, leaves) -> (tables, prior log-densities)`` of everything that the block enters."""
+        """``(block, params, data) -> (tables, prior log-densities)`` of everything that the block enters."""
         touched = self.touched(names)
 
-        def cells(block, params, leaves):
-            arrays = self.program.evaluate({**params, **block}, leaves)
+        def cells(block, params, data):
+            arrays = self.program.evaluate({**params, **block}, data)
             tables = {name: self.program.factors[name].table(arrays, by_element) for name in touched}
             return tables, [prior_cells(arrays[name]) for name in self.priors]
 
@@ -80,9 +80,9 @@ class Analysis:
         constraints = {name: sites[name].constraint for name in names}
         cells = self.cells(names, by_element)
 
-        def free(block, params, leaves):
+        def free(block, params, data):
             return cells(
-                {name: from_coordinates(constraints[name], value) for name, value in block.items()}, params, leaves
+                {name: from_coordinates(constraints[name], value) for name, value in block.items()}, params, data
             )
 
         shapes = {
@@ -125,8 +125,8 @@ class Analysis:
 
         def objective(block):
             # Zeros stand for the other parameters, the data and the weights: no arithmetic is ever done with them.
-            params, leaves = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), (self.params, self.shapes))
-            tables, priors = cells(block, params, leaves)
+            params, data = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), (self.params, self.shapes))
+            tables, priors = cells(block, params, data)
             total = sum((jnp.sum(one) for one in priors), jnp.zeros((), jnp.result_type(float)))
             for table in tables.values():
                 total = total + jnp.sum(weighted(jax.lax.stop_gradient(jnp.ones_like(table)), table))

@@ -41,7 +41,7 @@ def diagonal_update(context: RuleContext, factor, field: str, name: str, map: El
         return "it is multiplied by an array"
     if any(kind not in ("parameter", "latent") for kind, _ in context.dependence.of_output(position)):
         return "it is multiplied by data"
-    if factor.latents.get(field, frozenset()) & context.analysis.program.axes.draws:
+    if factor.latents.get(field, frozenset()) & context.analysis.program.axes.of_atoms:
         return "it is multiplied by a continuous latent"
     reason = _why_not_diagonal(context, factor, field, name, map)
     return update if reason is None else reason
@@ -51,7 +51,7 @@ def _why_not_diagonal(context: RuleContext, factor, field: str, name: str, map: 
     program, sites = context.analysis.program, context.trace.sites
     wanted = frozenset([(factor.name, "arguments")])
     with jax.ensure_compile_time_eval():
-        leaves = [jnp.zeros(one.shape, one.dtype) for one in context.analysis.shapes]
+        data = [jnp.zeros(one.shape, one.dtype) for one in context.analysis.shapes]
         for seed in range(2):
             rng = np.random.default_rng(seed)
             params = {}
@@ -59,7 +59,7 @@ def _why_not_diagonal(context: RuleContext, factor, field: str, name: str, map: 
                 params[other] = random_inside(sites[other].constraint, sites[other].shape, rng)
 
             def argument(value, params=params):
-                arrays = program.evaluate({**params, name: map.inverse(value)}, leaves, wanted)
+                arrays = program.evaluate({**params, name: map.inverse(value)}, data, wanted)
                 return factor.argument(arrays, field)
 
             value = map.forward(params[name])

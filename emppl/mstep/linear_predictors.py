@@ -54,9 +54,9 @@ def _predictor(program: Program, name: str, shapes) -> LinearPredictor | None:
     ):
         return None
 
-    def location(block, leaves):
+    def location(block, data):
         wanted = frozenset([(name, "arguments")])
-        return factor.argument(program.evaluate({**program.placeholders(), **block}, leaves, wanted), "loc")
+        return factor.argument(program.evaluate({**program.placeholders(), **block}, data, wanted), "loc")
 
     block = {n: program.trace.sites[n].shape for n in coefficients}
     layout = find_layout(location, block, shapes)

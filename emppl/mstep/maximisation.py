@@ -23,7 +23,7 @@ class Maximisation:
         program: the derived algorithm.
         params: current constrained values; replaced block by block.
         expectations: outcome of the E-step.
-        leaves: the data.
+        data: arrays of the model's arguments.
         prepared: statistics and their references, by site.
         memory: what rules kept from the M-step before, by rule.
     """
@@ -33,14 +33,14 @@ class Maximisation:
         program: Program,
         params,
         expectations: Expectations,
-        leaves,
+        data,
         prepared: Mapping[str, Prepared],
         memory: Mapping[str, Any],
     ):
         self.program = program
         self.params: dict[str, jax.Array] = dict(params)
         self.expectations = expectations
-        self.leaves = leaves
+        self.data = data
         self.prepared = {**prepared, **expectations.prepared}
         self.memory = dict(memory)
         self.unfinished = jnp.asarray(False)
@@ -48,7 +48,7 @@ class Maximisation:
 
     def evaluate(self, params, wanted=None):
         """Arrays of the sites at the atoms of the E-step; see :meth:`Program.evaluate`."""
-        return self.program.evaluate(params, self.leaves, wanted, self.expectations.atoms)
+        return self.program.evaluate(params, self.data, wanted, self.expectations.atoms)
 
     def moments(self, site: str) -> Mapping[str, jax.Array]:
         """Named expected statistics of a site with a registered family."""

@@ -95,7 +95,7 @@ def _choose(context: RuleContext, name: str) -> Rule:
 
 
 def maximise(
-    program: Program, params, expectations: Expectations, leaves, prepared: Mapping[str, Prepared], memory=None
+    program: Program, params, expectations: Expectations, data, prepared: Mapping[str, Prepared], memory=None
 ) -> Maximisation:
     """Carry out every rule, blocks in turn.
 
@@ -103,7 +103,7 @@ def maximise(
         program: the derived algorithm.
         params: current constrained values (blocks that are updated later see the new ones).
         expectations: from the E-step.
-        leaves: the data.
+        data: arrays of the model's arguments.
         prepared: statistics and their references, by site.
         memory: what rules kept from the M-step before; None for the first.
 
@@ -111,15 +111,15 @@ def maximise(
         The finished M-step: ``.params`` are the new constrained values, ``.memory`` is for the next one,
         ``.unfinished`` tells whether an inner iteration stopped short.
     """
-    step = Maximisation(program, params, expectations, leaves, prepared, memory or {})
+    step = Maximisation(program, params, expectations, data, prepared, memory or {})
     for rule in sorted(program.blocks, key=lambda rule: rule.order):
         step.params.update({name: program.pin(name, value) for name, value in rule.update(step).items()})
     return step
 
 
-def m_step(program: Program, params, expectations: Expectations, leaves, prepared: Mapping[str, Prepared]) -> dict:
+def m_step(program: Program, params, expectations: Expectations, data, prepared: Mapping[str, Prepared]) -> dict:
     """New constrained values of the free parameters from expectations; see :func:`maximise`."""
-    return maximise(program, params, expectations, leaves, prepared).params
+    return maximise(program, params, expectations, data, prepared).params
 
 
 def begin(program: Program, params) -> dict[str, Any]:

@@ -82,8 +82,8 @@ def why_not_quadratic(
     rest = (others, program.trace.parameter_shapes, list(shapes))
 
     def total(block):
-        others, params, leaves = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), rest)
-        return sum((jnp.sum(one) for one in tables(block | others, params, leaves).values()), jnp.zeros(()))
+        others, params, data = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), rest)
+        return sum((jnp.sum(one) for one in tables(block | others, params, data).values()), jnp.zeros(()))
 
     density = quadratic.with_gaps_fixed(total) if gaps else total
     reason = quadratic.why_not_quadratic(density, block)
@@ -93,10 +93,10 @@ def why_not_quadratic(
 def _tables(program: Program, sites: Sequence[str]):
     """Log-probability tables of some sites as a function of a block, the parameters and the data."""
 
-    def tables(block, params, leaves) -> dict:
-        data = [block.get(f"data {n}", leaf) for n, leaf in enumerate(leaves)]
+    def tables(block, params, data) -> dict:
+        filled = [block.get(f"data {n}", leaf) for n, leaf in enumerate(data)]
         atoms = {name: block[name][None] for name in program.trace.value_shapes}
-        arrays = program.evaluate(params, data, atoms=atoms)
+        arrays = program.evaluate(params, filled, atoms=atoms)
         return {name: program.factors[name].table(arrays) for name in sites}
 
     return tables

@@ -47,13 +47,13 @@ class Compression:
     rows: int
     columns: int
 
-    def apply(self, leaves: Sequence) -> Compressed | str:
+    def apply(self, data: Sequence) -> Compressed | str:
         """The data with few rows in the place of many, or the reason why not.
 
         Args:
-            leaves: all arrays of data.
+            data: all arrays of data.
         """
-        arrays = [np.asarray(leaf) for leaf in leaves]
+        arrays = [np.asarray(leaf) for leaf in data]
         keys = [_as_integers(arrays[n].reshape(self.rows, -1)) for n in self.keys]
         parts = [arrays[n].reshape(self.rows, -1).astype(np.float64) for n in self.moments]
         gaps = [np.isnan(one) for one in parts]
@@ -82,7 +82,7 @@ class Compression:
         found = self._padded(arrays, picked, np.concatenate([np.ones(len(kept)), weights]), few, length)
         starts = np.cumsum([0, *(part.shape[1] for part in parts)])
         for n, begin, end in zip(self.moments, starts[:-1], starts[1:], strict=True):
-            rows = found.leaves[n]
+            rows = found.arrays[n]
             rows[len(kept) : few] = pieces[:, begin:end].reshape((-1, *rows.shape[1:])).astype(rows.dtype)
         return dataclasses.replace(found, classes=len(large))
 
@@ -98,8 +98,8 @@ class Compression:
         picked = np.concatenate([picked, np.zeros(length - few, int)])
         weights = np.concatenate([weights, np.zeros(length - few)])
         held = {*self.keys, *self.moments}
-        leaves = [one[picked] if n in held else one for n, one in enumerate(arrays)]
-        return Compressed(leaves, weights, few, 0, self.rows, self.plate)
+        data = [one[picked] if n in held else one for n, one in enumerate(arrays)]
+        return Compressed(data, weights, few, 0, self.rows, self.plate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Compressed:
     """Few weighted rows.
 
     Attributes:
-        leaves: all arrays of data, those that hold rows shortened.
+        arrays: all arrays of data, those that hold rows shortened.
         weights: how many rows each of the new ones stands for.
         rows: how many there are that count.
         classes: number of classes whose moments are kept.
@@ -115,7 +115,7 @@ class Compressed:
         plate: the plate of the rows.
     """
 
-    leaves: list[np.ndarray]
+    arrays: list[np.ndarray]
     weights: np.ndarray
     rows: int
     classes: int
@@ -123,10 +123,10 @@ class Compressed:
     plate: str
 
 
-def look_different(program: Program, leaves: Sequence) -> bool:
+def look_different(program: Program, data: Sequence) -> bool:
     """Does a look at some rows settle that few of them are equal, and so that rows with discrete latents stay?"""
     rows = program.axes.sizes[program.axes.rows]
-    arrays = [np.asarray(leaf) for leaf in leaves if leaf.ndim and leaf.shape[0] == rows]
+    arrays = [np.asarray(leaf) for leaf in data if leaf.ndim and leaf.shape[0] == rows]
     if not program.latents or not arrays:
         return False
     number = min(rows, _SAMPLE)

@@ -59,12 +59,12 @@ class Condensation(abc.ABC):
     """What is condensed.
 
     Attributes:
-        leaves: positions of the arrays of data that hold pieces.
+        arrays: positions of the arrays of data that hold pieces.
         columns: numbers in one piece: its data, and its latents.
         order: how many steps come before the first piece.
     """
 
-    leaves: tuple[int, ...]
+    arrays: tuple[int, ...]
     columns: int
     order: int
 
@@ -92,23 +92,23 @@ class Condensation(abc.ABC):
     def is_whole(self, short: Program) -> bool:
         """Does the program for few pieces have as many as it should?"""
 
-    def apply(self, program: Program, short: Program, params, leaves):
+    def apply(self, program: Program, short: Program, params, data):
         """E-step, and few pieces in the place of all for the M-step.
 
         Args:
             program: of all pieces.
             short: the program for few.
             params: constrained parameter values.
-            leaves: the data.
+            data: arrays of the model's arguments.
 
         Returns:
-            ``(expectations, prepared, leaves)`` for the M-step of ``short``.
+            ``(expectations, prepared, data)`` for the M-step of ``short``.
         """
         (whole,), (part,) = program.integrals, short.integrals
-        data = [one[: self.order + self.pieces] if n in self.leaves else one for n, one in enumerate(leaves)]
-        found = self.moments(Joint(program, whole, params, leaves), Joint(short, part, params, data))
+        few = [one[: self.order + self.pieces] if n in self.arrays else one for n, one in enumerate(data)]
+        found = self.moments(Joint(program, whole, params, data), Joint(short, part, params, few))
         number, size = found.mean.shape
-        columns = [jnp.reshape(leaves[n][self.order :], (number, -1)).astype(found.mean.dtype) for n in self.leaves]
+        columns = [jnp.reshape(data[n][self.order :], (number, -1)).astype(found.mean.dtype) for n in self.arrays]
         every = jnp.concatenate([found.mean, *columns], 1)
         mean = jnp.mean(every, 0)
         centred = every - mean[None]
@@ -118,19 +118,19 @@ class Condensation(abc.ABC):
         atoms = {name: jnp.broadcast_to(one[None], (part.atoms, *one.shape)) for name, one in latents.items()}
         atoms |= found.atoms
         starts = size + np.cumsum([0, *(one.shape[1] for one in columns)])
-        for n, begin, end in zip(self.leaves, starts[:-1], starts[1:], strict=True):
-            new = jnp.reshape(pieces[:, begin:end], (self.pieces, *leaves[n].shape[1:]))
-            data[n] = jnp.concatenate([leaves[n][: self.order], new.astype(leaves[n].dtype)])
-        tables = jax.eval_shape(lambda: short.tables(short.evaluate(params, data, atoms=atoms)))
+        for n, begin, end in zip(self.arrays, starts[:-1], starts[1:], strict=True):
+            new = jnp.reshape(pieces[:, begin:end], (self.pieces, *data[n].shape[1:]))
+            few[n] = jnp.concatenate([data[n][: self.order], new.astype(data[n].dtype)])
+        tables = jax.eval_shape(lambda: short.tables(short.evaluate(params, few, atoms=atoms)))
         first = {name for name in tables if self.order and short.factors[name].site.time is None}
         weights = {
             name: jnp.full(one.shape, (1 if name in first else number / self.pieces) / part.atoms, one.dtype)
             for name, one in tables.items()
         }
         posterior = Posterior(found.log_likelihood, weights, atoms)
-        expectations, prepared = estep.from_posterior(short, params, posterior, data)
+        expectations, prepared = estep.from_posterior(short, params, posterior, few)
         centers = {whole.axis: found.centers}
-        return dataclasses.replace(expectations, centers=centers, cancelled=found.cancelled), prepared, data
+        return dataclasses.replace(expectations, centers=centers, cancelled=found.cancelled), prepared, few
 
 
 class CondensedSteps(Condensation):
@@ -143,7 +143,7 @@ class CondensedSteps(Condensation):
         states = few.integral.states
         assert states is not None
         first, every = state_precisions(few)
-        number = len(joint.leaves[self.leaves[0]]) - self.order
+        number = len(joint.data[self.arrays[0]]) - self.order
         found = smooth_states(joint, (first, jnp.broadcast_to(every[:1], (number, *every.shape[1:]))))
         points = sigma_points(found.first_mean, found.first_covariance, few.integral.atoms)
         mean = jnp.mean(found.window_covariance, 0)

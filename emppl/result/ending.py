@@ -37,7 +37,7 @@ def from_states(
     status = np.array([StopReason(int(code)) for code in np.asarray(states.status)], dtype=object)
     if interrupted:
         status[status == StopReason.RUNNING] = StopReason.INTERRUPTED
-    objective = np.asarray(states.progress.objective, dtype=float)
+    objective = np.asarray(states.gains.objective, dtype=float)
     best = best_restart(objective, status) if best is None else best
     good = {name: np.asarray(value)[best] for name, value in states.good_params.items()}
     params = {n: np.asarray(program.fixed[n], float) if n in program.fixed else good[n] for n in program.rules}
@@ -134,7 +134,7 @@ def frozen_words(frozen: Mapping[str, float]) -> str:
 
 def classified(result: EMResult) -> EMResult:
     """The result of hard EM: what was maximised is not the log-likelihood, which is computed here."""
-    value = float(result._derived.summed_log_likelihood(result._free, result._leaves))
+    value = float(result._derived.summed_log_likelihood(result._free, result._data))
     history = {**result.history, "classification": result.history["log_likelihood"]}
     del history["log_likelihood"]
     names = ", ".join(result._program.hard)

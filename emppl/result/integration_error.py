@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from emppl.strategies import Evidence, ImportanceSampling
+from emppl.strategies import ImportanceSampling, ObjectiveKind
 
 if TYPE_CHECKING:
     from emppl.result.result import EMResult
@@ -72,7 +72,7 @@ def integration_error(result: EMResult) -> IntegrationError | None:
     frames = {name: one.frame for name, one in result._charts_by_position.items()}
     drawn = [one.strategy for one in program.integrals if isinstance(one.strategy, ImportanceSampling)]
     keys = jax.random.split(jax.random.key(0), drawn[0].replicates if drawn else 1)
-    values, scores = map(np.asarray, derived.finer_score(frames, result._leaves, keys))
+    values, scores = map(np.asarray, derived.finer_score(frames, result._data, keys))
     rule = {name: _title(program.strategies[name]) for one in program.integrals for name in one.latents}
     shifts = _shifts(result, scores)
     largest = int(np.argmax(np.abs(shifts.mean(0))))
@@ -120,7 +120,8 @@ def _shifts(result: EMResult, scores: np.ndarray) -> np.ndarray:
 def integration_notes(result: EMResult) -> list[str]:
     """What integrals that are not exact mean for this fit."""
     if not any(
-        one.strategy.evidence in (Evidence.QUADRATURE, Evidence.APPROXIMATE) for one in result._program.integrals
+        one.strategy.objective_kind in (ObjectiveKind.QUADRATURE, ObjectiveKind.APPROXIMATE)
+        for one in result._program.integrals
     ):
         return []
     if result.classification is not None:
@@ -138,7 +139,7 @@ def integration_notes(result: EMResult) -> list[str]:
     unknown = [
         name
         for one in result._program.integrals
-        if one.strategy.evidence.is_approximate and one.strategy.finer(one.dimensions) is None
+        if one.strategy.objective_kind.is_approximate and one.strategy.finer(one.dimensions) is None
         for name in one.latents
     ]
     why = "too many numbers are integrated together for quadrature" if unknown else "a finer rule needs too much memory"

@@ -188,21 +188,21 @@ class EMResult:
         if site in self._program.continuous_latents:
             mean, spread = self._moments[site]
             return np.asarray(mean), np.asarray(spread)
-        return np.asarray(self._derived.marginals(self._free, self._leaves)[self._latent(site)])
+        return np.asarray(self._derived.marginals(self._free, self._data)[self._latent(site)])
 
     @functools.cached_property
     def _moments(self) -> dict[str, tuple[jax.Array, jax.Array]]:
         drawn = None
         if estep.simulated(self._program):
-            drawn = posterior_draws(self._derived.simulator, self._free, self._leaves)
-        return self._derived.moments(self._free, self._leaves, drawn)
+            drawn = posterior_draws(self._derived.simulator, self._free, self._data)
+        return self._derived.moments(self._free, self._data, drawn)
 
     def decode(self) -> dict[str, np.ndarray]:
         """Jointly most probable values of all discrete latents, by site, shaped like their plates.
 
         Continuous latents are integrated out; without discrete ones there is nothing to decode.
         """
-        found = self._derived.decode(self._free, self._leaves)
+        found = self._derived.decode(self._free, self._data)
         return {_public(self._program, name): self._values(name, index) for name, index in found.items()}
 
     def sample_posterior(self, rng_key: jax.Array, num_samples: int) -> dict[str, np.ndarray]:
@@ -219,7 +219,7 @@ class EMResult:
         Returns:
             Arrays ``(num_samples, *plates, *event)`` by site.
         """
-        found = self._derived.sample(self._free, self._leaves, jax.random.split(rng_key, num_samples))
+        found = self._derived.sample(self._free, self._data, jax.random.split(rng_key, num_samples))
         return {_public(self._program, name): self._values(name, drawn) for name, drawn in found.items()}
 
     def _values(self, name: str, drawn) -> np.ndarray:
@@ -255,7 +255,7 @@ class EMResult:
         derived = self._derived
         if not shift_candidates(self._program):
             return []
-        effects = derived.shift_effects(self._free, self._leaves)
+        effects = derived.shift_effects(self._free, self._data)
         rounding = float(jnp.finfo(jnp.result_type(float)).eps) ** 0.4
         return [name for name, effect in effects.items() if effect < rounding]
 
@@ -271,7 +271,7 @@ class EMResult:
 
     @functools.cached_property
     def _cell_weights(self) -> dict[str, np.ndarray]:
-        return jax.device_get(self._derived.cell_weights(self._leaves))
+        return jax.device_get(self._derived.cell_weights(self._data))
 
     @property
     def aic(self) -> float:
@@ -296,7 +296,7 @@ class EMResult:
         weights, names = self._cell_weights, self._program.model_latents
         if not names:
             return self.bic
-        found = self._derived.marginals(self._free, self._leaves)
+        found = self._derived.marginals(self._free, self._data)
         return self.bic + 2 * sum(entropy(np.asarray(found[name]), weights[name]) for name in names)
 
     # ------------------------------------------------------------------------------------------- uncertainty
@@ -360,7 +360,7 @@ class EMResult:
         if closing is not None and closing.note is None:
             return hold_pressed(self._program, dict(closing.charts), closing.information)
         local = self._charts_by_position
-        information = observed_information(local, self._derived.hessian_columns, self._leaves)
+        information = observed_information(local, self._derived.hessian_columns, self._data)
         return hold_pressed(self._program, local, information)
 
     @property
@@ -372,7 +372,7 @@ class EMResult:
     @functools.cached_property
     def _charts_by_position(self) -> dict[str, Chart]:
         found = charts(self._program, self.params, self._held_differences)
-        return hold_corners(self._program, found, self.params, self._leaves)
+        return hold_corners(self._program, found, self.params, self._data)
 
     @property
     def _held_differences(self) -> list[str]:
@@ -443,7 +443,7 @@ class EMResult:
         return self.em._derive(self.args, self.kwargs)[0]
 
     @property
-    def _leaves(self) -> list:
+    def _data(self) -> list:
         return self.em._derive(self.args, self.kwargs)[1]
 
     @property

@@ -1,6 +1,6 @@
 """How the E-step treats a latent, and what kind of evidence that leaves the loop with."""
 
-from emppl.strategies.base import Continuous, Evidence, Strategy
+from emppl.strategies.base import Continuous, ObjectiveKind, Strategy
 from emppl.strategies.discrete import Enumerate, Hard
 from emppl.strategies.integrated import (
     DEFAULT_NODES,
@@ -19,7 +19,7 @@ __all__ = [
     "SAEM",
     "Continuous",
     "Enumerate",
-    "Evidence",
+    "ObjectiveKind",
     "Gaussian",
     "Hard",
     "ImportanceSampling",

@@ -6,7 +6,7 @@ import abc
 import enum
 
 
-class Evidence(enum.Enum):
+class ObjectiveKind(enum.Enum):
     """What the objective of an iteration is; the value orders them from the best to the worst."""
 
     EXACT = 0
@@ -27,17 +27,17 @@ class Evidence(enum.Enum):
     @property
     def is_approximate(self) -> bool:
         """Is the objective something else than the log-likelihood?"""
-        return self is not Evidence.EXACT
+        return self is not ObjectiveKind.EXACT
 
     @property
     def words(self) -> str:
         """For the plan."""
         return {
-            Evidence.EXACT: "exact E-step",
-            Evidence.CLASSIFICATION: "exact maximum over assignments",
-            Evidence.QUADRATURE: "E-step by quadrature, approximate to the order of its nodes",
-            Evidence.MONTE_CARLO: "E-step by Monte Carlo, with a stated error",
-            Evidence.APPROXIMATE: "approximate E-step",
+            ObjectiveKind.EXACT: "exact E-step",
+            ObjectiveKind.CLASSIFICATION: "exact maximum over assignments",
+            ObjectiveKind.QUADRATURE: "E-step by quadrature, approximate to the order of its nodes",
+            ObjectiveKind.MONTE_CARLO: "E-step by Monte Carlo, with a stated error",
+            ObjectiveKind.APPROXIMATE: "approximate E-step",
         }[self]
 
 
@@ -51,7 +51,7 @@ class Strategy(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def evidence(self) -> Evidence:
+    def objective_kind(self) -> ObjectiveKind:
         """What kind of log-likelihood it gives."""
 
     @abc.abstractmethod

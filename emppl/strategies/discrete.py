@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from emppl.strategies.base import Evidence, Strategy
+from emppl.strategies.base import ObjectiveKind, Strategy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Enumerate(Strategy):
     """
 
     title: ClassVar[str] = "Enumerate (exact)"
-    evidence: ClassVar[Evidence] = Evidence.EXACT
+    objective_kind: ClassVar[ObjectiveKind] = ObjectiveKind.EXACT
 
     def why_not(self, name: str, kind: str) -> str | None:
         """It needs a discrete latent."""
@@ -49,7 +49,7 @@ class Hard(Strategy):
     """
 
     title: ClassVar[str] = "Hard (best assignment: another objective)"
-    evidence: ClassVar[Evidence] = Evidence.CLASSIFICATION
+    objective_kind: ClassVar[ObjectiveKind] = ObjectiveKind.CLASSIFICATION
 
     def why_not(self, name: str, kind: str) -> str | None:
         """It needs a discrete latent."""

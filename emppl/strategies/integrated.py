@@ -6,7 +6,7 @@ import dataclasses
 from typing import ClassVar
 
 from emppl.errors import ParameterError, check_whole
-from emppl.strategies.base import Continuous, Evidence
+from emppl.strategies.base import Continuous, ObjectiveKind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Gaussian(Continuous):
     """
 
     title: ClassVar[str] = "Gaussian (exact)"
-    evidence: ClassVar[Evidence] = Evidence.EXACT
+    objective_kind: ClassVar[ObjectiveKind] = ObjectiveKind.EXACT
 
     def atoms(self, dimensions: int) -> int:
         """One more than there are dimensions."""
@@ -57,7 +57,7 @@ class Laplace(Continuous):
     """
 
     title: ClassVar[str] = "Laplace (approximate)"
-    evidence: ClassVar[Evidence] = Evidence.APPROXIMATE
+    objective_kind: ClassVar[ObjectiveKind] = ObjectiveKind.APPROXIMATE
 
     def atoms(self, dimensions: int) -> int:
         """Two for every dimension."""
@@ -100,13 +100,17 @@ class Quadrature(Continuous):
         """With the number of nodes."""
         if self.num_points == 1:
             return "Quadrature with one node: Laplace (approximate)"
-        order = "approximate" if self.evidence is Evidence.APPROXIMATE else "approximate to the order of its nodes"
+        order = (
+            "approximate"
+            if self.objective_kind is ObjectiveKind.APPROXIMATE
+            else "approximate to the order of its nodes"
+        )
         return f"Quadrature, {self.num_points} nodes per dimension ({order})"
 
     @property
-    def evidence(self) -> Evidence:
+    def objective_kind(self) -> ObjectiveKind:
         """With few nodes there is no telling how close the log-likelihood is."""
-        return Evidence.QUADRATURE if self.num_points >= _FEW_NODES else Evidence.APPROXIMATE
+        return ObjectiveKind.QUADRATURE if self.num_points >= _FEW_NODES else ObjectiveKind.APPROXIMATE
 
     @property
     def is_laplace(self) -> bool:
@@ -135,7 +139,7 @@ class ImportanceSampling(Continuous):
     replicates: int = 10
 
     title: ClassVar[str] = "importance sampling"
-    evidence: ClassVar[Evidence] = Evidence.MONTE_CARLO
+    objective_kind: ClassVar[ObjectiveKind] = ObjectiveKind.MONTE_CARLO
 
     def atoms(self, dimensions: int) -> int:
         """Those of all estimates, however many dimensions there are."""

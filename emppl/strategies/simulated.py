@@ -7,7 +7,7 @@ import enum
 from typing import ClassVar
 
 from emppl.errors import ParameterError, check_number, check_whole
-from emppl.strategies.base import Continuous, Evidence
+from emppl.strategies.base import Continuous, ObjectiveKind
 
 SMALL = 4
 """Most numbers per group for which independence proposals serve."""
@@ -67,7 +67,7 @@ class Simulated(Continuous):
     max_samples: int = 12_800
     kernel: str | None = dataclasses.field(default=None, kw_only=True)
 
-    evidence: ClassVar[Evidence] = Evidence.MONTE_CARLO
+    objective_kind: ClassVar[ObjectiveKind] = ObjectiveKind.MONTE_CARLO
     fewest_chains: ClassVar[int] = 2
 
     def __post_init__(self) -> None:

@@ -10,11 +10,11 @@ from emppl.trace.arguments import with_array_in_front
 from emppl.trace.discover import trace_model
 from emppl.trace.distributions import as_numpyro_expects, log_density
 from emppl.trace.missing import MissingCells, Unseen
-from emppl.trace.record import Chain, Draws, Plate, Site, SiteArrays, Trace
+from emppl.trace.record import AtomAxis, Plate, Scan, Site, SiteArrays, Trace
 
 __all__ = [
-    "Chain",
-    "Draws",
+    "Scan",
+    "AtomAxis",
     "MissingCells",
     "Plate",
     "Site",

@@ -21,7 +21,7 @@ def split_arguments(args: tuple, kwargs: dict) -> tuple[list, Any]:
         kwargs: keyword model arguments.
 
     Returns:
-        ``(leaves, skeleton)``: the array leaves and a hashable description that rebuilds the arguments.
+        ``(data, skeleton)``: the array leaves and a hashable description that rebuilds the arguments.
 
     Raises:
         DataError: a static argument is not hashable (a data frame, say), or an array holds no numbers.

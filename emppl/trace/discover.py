@@ -21,8 +21,8 @@ from emppl.jaxpr.prune import path_names, prune
 from emppl.names import first, lagged, latent_of
 from emppl.trace.distributions import is_discrete, kind_of, support_values, unwrap
 from emppl.trace.handlers import run_model
-from emppl.trace.record import Draws, Plate, Site, Trace
-from emppl.trace.scan import Scan, discover_scan
+from emppl.trace.record import AtomAxis, Plate, Site, Trace
+from emppl.trace.scan import ScanCarry, discover_scan
 from emppl.trace.scan_first import evaluate_scan
 from emppl.trace.site_messages import site_arrays, static_site
 
@@ -43,14 +43,14 @@ def _start_value(msg):
     return fn.sample(key)
 
 
-def trace_model(model: Callable, leaves: list, skeleton: Any, draws: Mapping[str, Draws] | None = None) -> Trace:
+def trace_model(model: Callable, data: list, skeleton: Any, atom_axes: Mapping[str, AtomAxis] | None = None) -> Trace:
     """Trace a model for data of given shapes.
 
     Args:
         model: a NumPyro model.
-        leaves: its array arguments (only shapes and dtypes matter).
+        data: its array arguments (only shapes and dtypes matter).
         skeleton: its static arguments, from :func:`split_arguments`.
-        draws: continuous sites that are latents; without them all are parameters.
+        atom_axes: continuous sites that are latents; without them all are parameters.
 
     Returns:
         The :class:`Trace`.
@@ -58,12 +58,12 @@ def trace_model(model: Callable, leaves: list, skeleton: Any, draws: Mapping[str
     Raises:
         ModelError: a site that cannot be handled, with its name and the remedy.
     """
-    shapes = [jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
-    draws = dict(draws or {})
+    shapes = [jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in data]
+    atom_axes = dict(atom_axes or {})
     discovered: dict[str, Any] = {}
 
-    def discover(leaves):
-        recorder = run_model(model, _start_value, leaves, skeleton, jax.random.key(0), discover_scan)
+    def discover(data):
+        recorder = run_model(model, _start_value, data, skeleton, jax.random.key(0), discover_scan)
         discovered.update(messages=recorder.messages, latents=list(recorder.latents), plate_sizes=recorder.plate_sizes)
         discovered.update(scans=recorder.scans)
         names = [n for n, m in recorder.messages.items() if m["type"] == "param" or not m.get("is_observed")]
@@ -80,7 +80,7 @@ def trace_model(model: Callable, leaves: list, skeleton: Any, draws: Mapping[str
         for name, plate in _plates(messages).items()
     }
     nesting = _nesting(messages)
-    scans: list[Scan] = discovered["scans"]
+    scans: list[ScanCarry] = discovered["scans"]
     depths = {name: depth for one in scans for name, depth in one.chain.depths.items()}
     enumerated = [lagged(name, lag) for name in latents for lag in range(depths.get(name, 0) + 1)]
     latent_dims = {name: -(nesting + 1 + position) for position, name in enumerate(enumerated)}
@@ -96,16 +96,16 @@ def trace_model(model: Callable, leaves: list, skeleton: Any, draws: Mapping[str
     chains = [one.chain for one in scans]
     for chain in chains:  # a continuous site inside a scan is a latent, whatever else it is
         for name in chain.hidden:
-            mine = draws.setdefault(name, Draws(f"{next(iter(chain.hidden))}@atoms"))
-            draws.update({first(name, step): mine for step in range(chain.order)})
+            mine = atom_axes.setdefault(name, AtomAxis(f"{next(iter(chain.hidden))}@atoms"))
+            atom_axes.update({first(name, step): mine for step in range(chain.order)})
     parameter_shapes = {
         name: value_shapes[name]
         for name, msg in messages.items()
-        if name not in latents and name not in draws and (msg["type"] == "param" or not msg.get("is_observed"))
+        if name not in latents and name not in atom_axes and (msg["type"] == "param" or not msg.get("is_observed"))
     }
     one_atom = {
         name: _with_states(value_shapes[name], len(messages[name]["fn"].event_shape), one.given, latent_dims, atoms)
-        for name, one in draws.items()
+        for name, one in atom_axes.items()
     }
     for chain in chains:
         for name, depth in chain.hidden.items():
@@ -116,14 +116,14 @@ def trace_model(model: Callable, leaves: list, skeleton: Any, draws: Mapping[str
 
     timed: dict[str, frozenset[tuple[str, ...]]] = {}
 
-    def evaluate(params, atoms, poison, leaves):
+    def evaluate(params, atoms, poison, data):
         remaining = iter(zip(scans, times, strict=True))
 
         def answer_scan(recorder, msg):
             evaluate_scan(recorder, msg, *next(remaining), value_shapes, atoms, poison)
 
         answer = functools.partial(_answer, params, atoms)
-        recorder = run_model(model, answer, leaves, skeleton, jax.random.key(0), answer_scan)
+        recorder = run_model(model, answer, data, skeleton, jax.random.key(0), answer_scan)
         timed.update(recorder.timed)
         arrays = {}
         for name, msg in recorder.messages.items():
@@ -133,7 +133,7 @@ def trace_model(model: Callable, leaves: list, skeleton: Any, draws: Mapping[str
                 shape = value_shapes[name].shape if name in value_shapes else None
                 states = len(discovered["atoms"].get(name, ()))
                 sites[name] = static_site(name, msg, recorder, states, shape)
-                if name in draws and msg["type"] == "sample":
+                if name in atom_axes and msg["type"] == "sample":
                     sites[name] = dataclasses.replace(sites[name], kind="integrated")
                 if msg["type"] == "sample":
                     arrays[name] = site_arrays(name, msg, recorder)
@@ -145,7 +145,7 @@ def trace_model(model: Callable, leaves: list, skeleton: Any, draws: Mapping[str
         name: jax.ShapeDtypeStruct(a.shape, jax.dtypes.canonicalize_dtype(a.dtype)) for name, a in atoms.items()
     }
     atom_shapes |= one_atom
-    axis_of = {name: draws[latent_of(name)].axis if latent_of(name) in draws else name for name in atom_shapes}
+    axis_of = {name: atom_axes[latent_of(name)].axis if latent_of(name) in atom_axes else name for name in atom_shapes}
     inputs = (
         tuple(("parameter", name) for name in sorted(parameter_shapes))
         + tuple(("latent", axis_of[name]) for name in sorted(atom_shapes))
@@ -163,7 +163,7 @@ def trace_model(model: Callable, leaves: list, skeleton: Any, draws: Mapping[str
     output_paths = [path_names(path) for path, _ in jax.tree_util.tree_flatten_with_path(out_shape)[0]]
     out_tree = jax.tree.structure(out_shape)
 
-    moving = _axis_of_outputs(jaxpr, inputs, {one.axis for one in draws.values()}, output_paths)
+    moving = _axis_of_outputs(jaxpr, inputs, {one.axis for one in atom_axes.values()}, output_paths)
 
     @functools.cache
     def restricted(wanted):
@@ -172,19 +172,19 @@ def trace_model(model: Callable, leaves: list, skeleton: Any, draws: Mapping[str
         groups = {axis: [n for n in positions if moving[n] == axis] for axis in dict.fromkeys(moving)}
         return [(axis, group, jaxpr_as_fun(prune(jaxpr, group))) for axis, group in groups.items() if group]
 
-    def pure(params, atoms, leaves, wanted=None):
-        flat_draws = [latent_of(name) in draws for name in sorted(atom_shapes)]
+    def pure(params, atoms, data, wanted=None):
+        flat_over_atoms = [latent_of(name) in atom_axes for name in sorted(atom_shapes)]
         given = {name: atoms[name] for name in atom_shapes}
-        flat = jax.tree.leaves(({n: params[n] for n in parameter_shapes}, given, 0.0, list(leaves)))
+        flat = jax.tree.leaves(({n: params[n] for n in parameter_shapes}, given, 0.0, list(data)))
         flat = [jnp.asarray(value, dtype=aval.dtype) for value, aval in zip(flat, jaxpr.in_avals, strict=True)]
         start = len(parameter_shapes)
         outputs: list[Any] = [None] * len(output_paths)
         for axis, positions, function in restricted(wanted):
-            mine = [drawn and label[1] == axis for drawn, label in zip(flat_draws, inputs[start:], strict=False)]
+            mine = [drawn and label[1] == axis for drawn, label in zip(flat_over_atoms, inputs[start:], strict=False)]
             over = [0 if 0 <= n - start < len(mine) and mine[n - start] else None for n in range(len(flat))]
             # The atoms of other latents do not matter here: any one of them will do.
             here = [
-                value[0] if 0 <= n - start < len(mine) and flat_draws[n - start] and not mine[n - start] else value
+                value[0] if 0 <= n - start < len(mine) and flat_over_atoms[n - start] and not mine[n - start] else value
                 for n, value in enumerate(flat)
             ]
             run = jax.vmap(function, in_axes=over) if axis is not None else function
@@ -192,8 +192,8 @@ def trace_model(model: Callable, leaves: list, skeleton: Any, draws: Mapping[str
                 outputs[position] = jnp.asarray(value)
         return jax.tree.unflatten(out_tree, outputs)
 
-    def initial(rng_key, leaves):
-        recorder = run_model(model, _start_value, leaves, skeleton, rng_key, discover_scan)
+    def initial(rng_key, data):
+        recorder = run_model(model, _start_value, data, skeleton, rng_key, discover_scan)
         return {
             name: jnp.asarray(recorder.messages[name]["value"], dtype=shape.dtype)
             for name, shape in parameter_shapes.items()
@@ -212,8 +212,8 @@ def trace_model(model: Callable, leaves: list, skeleton: Any, draws: Mapping[str
         initial=initial,
         chains=tuple(one.chain for one in scans),
         timed=timed,
-        draws=draws,
-        drawn=_drawn_fields(moving, output_paths),
+        atom_axes=atom_axes,
+        over_atoms=_fields_over_atoms(moving, output_paths),
         value_shapes={name: tuple(one.shape) for name, one in one_atom.items()},
     )
     _check_outputs(trace)
@@ -243,7 +243,7 @@ def _axis_of_outputs(jaxpr, inputs, axes: set[str], paths) -> list[str | None]:
     return found
 
 
-def _drawn_fields(moving, paths) -> dict[str, tuple[str, frozenset[tuple[str, ...]]]]:
+def _fields_over_atoms(moving, paths) -> dict[str, tuple[str, frozenset[tuple[str, ...]]]]:
     """By site, the axis of atoms along which its fields vary, and the paths of these fields."""
     fields: dict[str, tuple[str, set]] = {}
     for axis, path in zip(moving, paths, strict=True):

@@ -113,7 +113,7 @@ class Recorder(Messenger):
 def run_model(
     model: Callable,
     answer: Callable[[dict], Any],
-    leaves: list,
+    data: list,
     skeleton: Any,
     rng_key,
     answer_scan: Callable[[Recorder, dict], None] | None = None,
@@ -123,7 +123,7 @@ def run_model(
     Args:
         model: a NumPyro model.
         answer: gives every unobserved site its value.
-        leaves: the model's array arguments.
+        data: the model's array arguments.
         skeleton: its static arguments, from :func:`~emppl.trace.arguments.split_arguments`.
         rng_key: random key, for models that draw.
         answer_scan: gives a ``scan`` its value.
@@ -134,7 +134,7 @@ def run_model(
     Raises:
         ModelError: the model cannot be run; the message says where it stopped and why.
     """
-    args, kwargs = join_arguments(leaves, skeleton)
+    args, kwargs = join_arguments(data, skeleton)
     recorder = Recorder(model, answer, answer_scan)
     try:
         with as_numpyro_expects(), numpyro.handlers.seed(rng_seed=rng_key), recorder:
@@ -148,13 +148,13 @@ def run_model(
             + str(error).split("\n")[0]
         ) from error
     except Exception as error:
-        raise ModelError(_failure(recorder, leaves, error)) from error
+        raise ModelError(_failure(recorder, data, error)) from error
     return recorder
 
 
-def _failure(recorder: Recorder, leaves, error: Exception) -> str:
+def _failure(recorder: Recorder, data, error: Exception) -> str:
     """What the model was doing when its own code failed."""
-    shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves) or "none"
+    shapes = ", ".join(str(tuple(leaf.shape)) for leaf in data) or "none"
     reached = f"after site {list(recorder.messages)[-1]!r}" if recorder.messages else "before its first site"
     latents = "".join(
         f"\nLatent {name!r} was enumerated with shape {jnp.shape(recorder.messages[name]['value'])} "

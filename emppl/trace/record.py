@@ -31,7 +31,7 @@ class Plate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Chain:
+class Scan:
     """Latents of one ``scan`` that later steps refer to.
 
     The first ``order`` steps are run one by one; their latents have names of their own (:mod:`emppl.names`).
@@ -59,7 +59,7 @@ class Chain:
 
 
 @dataclasses.dataclass(frozen=True)
-class Draws:
+class AtomAxis:
     """A continuous latent that is integrated out: it takes several values at once.
 
     Attributes:
@@ -126,15 +126,15 @@ class Trace:
         plates: every plate by name.
         distributions: class of every sample site's innermost distribution.
         jaxpr: the traced computation; its inputs and outputs are named by ``inputs`` and ``outputs``.
-        evaluate: ``evaluate(params, atoms, leaves, wanted=None) -> {site: SiteArrays}``, pure; ``wanted`` restricts it
+        evaluate: ``evaluate(params, atoms, data, wanted=None) -> {site: SiteArrays}``, pure; ``wanted`` restricts it
             to some ``(site, field)`` pairs, the other fields are None. ``atoms`` holds those of discrete latents, and
             of integrated ones with a leading axis.
-        initial: ``initial(rng_key, leaves) -> params``: declared values of params, prior draws of sampled parameters.
+        initial: ``initial(rng_key, data) -> params``: declared values of params, prior draws of sampled parameters.
         chains: one per ``scan`` with latents that later steps refer to.
         timed: for sites inside a ``scan``, the paths of the fields that vary over time; these have a leading time axis.
-        draws: latents that are integrated out.
-        drawn: for sites that depend on one, the axis of its atoms and the paths of the fields that vary along it; these
-            have it as their leading axis, before time.
+        atom_axes: latents that are integrated out.
+        over_atoms: for sites that depend on one, the axis of its atoms and the paths of the fields that vary along it;
+            these have it as their leading axis, before time.
         value_shapes: shape of one atom of every integrated latent: states of discrete latents, plates, event.
     """
 
@@ -148,22 +148,22 @@ class Trace:
     distributions: dict[str, type]
     evaluate: Callable[..., dict[str, Any]]
     initial: Callable[[jax.Array, list], dict[str, jax.Array]]
-    chains: tuple[Chain, ...] = ()
+    chains: tuple[Scan, ...] = ()
     timed: Mapping[str, frozenset[tuple[str, ...]]] = dataclasses.field(default_factory=dict)
-    draws: Mapping[str, Draws] = dataclasses.field(default_factory=dict)
-    drawn: Mapping[str, tuple[str, frozenset[tuple[str, ...]]]] = dataclasses.field(default_factory=dict)
+    atom_axes: Mapping[str, AtomAxis] = dataclasses.field(default_factory=dict)
+    over_atoms: Mapping[str, tuple[str, frozenset[tuple[str, ...]]]] = dataclasses.field(default_factory=dict)
     value_shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     def without(self, names: Sequence[str]) -> Trace:
         """The same model when some continuous sites, on which nothing depends, are left out."""
         nothing = {name: np.zeros(self.sites[name].shape, self.sites[name].dtype) for name in names}
 
-        def evaluate(params, atoms, leaves, wanted=None):
-            arrays = self.evaluate({**params, **nothing}, atoms, leaves, wanted)
+        def evaluate(params, atoms, data, wanted=None):
+            arrays = self.evaluate({**params, **nothing}, atoms, data, wanted)
             return {name: array for name, array in arrays.items() if name not in nothing}
 
-        def initial(rng_key, leaves):
-            drawn = self.initial(rng_key, leaves)
+        def initial(rng_key, data):
+            drawn = self.initial(rng_key, data)
             return {name: value for name, value in drawn.items() if name not in nothing}
 
         sites = {name: site for name, site in self.sites.items() if name not in nothing}

@@ -17,12 +17,12 @@ import numpyro
 from emppl.errors import ModelError
 from emppl.jaxpr.depends import Dependence
 from emppl.names import first, time_axis
-from emppl.trace.record import Chain
+from emppl.trace.record import Scan
 from emppl.trace.site_messages import site_arrays
 
 
 @dataclasses.dataclass(frozen=True)
-class Scan:
+class ScanCarry:
     """What discovery finds out about one ``scan``.
 
     Attributes:
@@ -32,7 +32,7 @@ class Scan:
         settled: conditions of a ``where`` that have one value in all later steps (``t == 0``), by number.
     """
 
-    chain: Chain
+    chain: Scan
     free: tuple[bool, ...]
     parents: tuple[frozenset[int], ...]
     settled: Mapping[int, bool] = dataclasses.field(default_factory=dict)
@@ -82,7 +82,7 @@ def discover_scan(recorder, msg) -> None:
     time = time_axis(next(iter(frame.messages), "scan"))
     discrete = {name: depth for name, depth in depths.items() if name in frame.latents}
     continuous = {name: depths[name] for name in hidden}
-    recorder.scans.append(Scan(Chain(time, length - order, order, discrete, continuous), free, parents))
+    recorder.scans.append(ScanCarry(Scan(time, length - order, order, discrete, continuous), free, parents))
     for name, one in frame.messages.items():
         if one["type"] == "param":
             recorder.add(name, one)

@@ -17,12 +17,14 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from emppl.jaxpr.prune import prune
 from emppl.names import first, lagged, latent_of
 from emppl.trace.record import Plate
-from emppl.trace.scan import Scan, reply, run_step, samples_of, scan_arguments, slice_at
+from emppl.trace.scan import ScanCarry, reply, run_step, samples_of, scan_arguments, slice_at
 from emppl.trace.scan_later import over_time
 from emppl.trace.site_messages import site_arrays, static_site
 
 
-def evaluate_scan(recorder, msg, scan: Scan, plate: Plate, shapes: Mapping[str, Any], atoms: Mapping[str, Any], poison):
+def evaluate_scan(
+    recorder, msg, scan: ScanCarry, plate: Plate, shapes: Mapping[str, Any], atoms: Mapping[str, Any], poison
+):
     """Run the first steps one by one and all later steps at once; record their sites.
 
     Args:
@@ -118,7 +120,7 @@ def _record(recorder, frame, chain, rename, shapes, plates, arrays=None, timed=N
             recorder.timed[site.name] = timed[name]
 
 
-def _free_carry(run, scan: Scan, leaves, xs, length, answer) -> list:
+def _free_carry(run, scan: ScanCarry, leaves, xs, length, answer) -> list:
     """The latent-free leaves of the carry before every step, and after the last: ``(length + 1, ...)``, others None."""
     numbers = [number for number, free in enumerate(scan.free) if free]
     if not numbers:

@@ -11,10 +11,10 @@ from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
 from emppl.jaxpr.depends import Dependence
 from emppl.jaxpr.prune import path_names, prune
-from emppl.trace.scan import Scan
+from emppl.trace.scan import ScanCarry
 
 
-def over_time(recorder, scan: Scan, later, window, moving, used, init):
+def over_time(recorder, scan: ScanCarry, later, window, moving, used, init):
     """``vmap`` of ``later`` over time; outputs that do not vary over time keep no time axis."""
     one = jax.tree.map(lambda leaf: leaf[0], (window, moving))
     closed, shape = jax.make_jaxpr(later, return_shape=True)(*one, used, init)

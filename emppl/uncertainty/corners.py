@@ -74,13 +74,13 @@ def no_standard_errors(program: Program) -> str:
     return " ".join(words)
 
 
-def at_corners_of_priors(program: Program, params: Mapping[str, Any], leaves) -> dict[str, np.ndarray]:
+def at_corners_of_priors(program: Program, params: Mapping[str, Any], data) -> dict[str, np.ndarray]:
     """Entries at a corner of the log density of their prior, such as a coefficient that a Laplace prior makes zero.
 
     Args:
         program: the derived algorithm.
         params: the estimate.
-        leaves: the data.
+        data: arrays of the model's arguments.
 
     Returns:
         Boolean arrays like the parameters, for those with such a prior.
@@ -88,7 +88,7 @@ def at_corners_of_priors(program: Program, params: Mapping[str, Any], leaves) ->
     names = [name for name in program.free if prior_has_corners(program, name)]
     if not names:
         return {}
-    arrays = program.evaluate({name: params[name] for name in program.free}, leaves)
+    arrays = program.evaluate({name: params[name] for name in program.free}, data)
     found = {}
     for name in names:
         value, prior = np.asarray(params[name]), arrays[name].distribution
@@ -97,10 +97,10 @@ def at_corners_of_priors(program: Program, params: Mapping[str, Any], leaves) ->
     return found
 
 
-def hold_corners(program: Program, local: Mapping[str, Chart], params: Mapping[str, Any], leaves) -> dict[str, Chart]:
+def hold_corners(program: Program, local: Mapping[str, Chart], params: Mapping[str, Any], data) -> dict[str, Chart]:
     """Charts in which entries at a corner of their prior are on the boundary."""
     found = dict(local)
-    for name, corner in at_corners_of_priors(program, params, leaves).items():
+    for name, corner in at_corners_of_priors(program, params, data).items():
         boundary = found[name].boundary | corner
         active = found[name].active & ~boundary.ravel()
         found[name] = dataclasses.replace(found[name], boundary=boundary, active=active)

@@ -13,7 +13,7 @@ from emppl.names import model_name
 from emppl.program import Program
 
 
-def cell_weights(program: Program, leaves) -> dict[str, jax.Array]:
+def cell_weights(program: Program, data) -> dict[str, jax.Array]:
     """How many times every cell counts: ``handlers.scale``, and zero where masked. Pure, to be jitted.
 
     Returns:
@@ -22,7 +22,7 @@ def cell_weights(program: Program, leaves) -> dict[str, jax.Array]:
     params = program.placeholders()
     counted = [*program.latents, *_without_states(program)]
     wanted = frozenset((name, field) for name in counted for field in ("cell_weight", "mask"))
-    arrays = program.evaluate(params, leaves, wanted)
+    arrays = program.evaluate(params, data, wanted)
     found = {name: _weight(program, name, arrays) for name in counted}
     discrete = {name: user_layout(program, name, found.pop(name))[..., 0] for name in program.latents}
     return whole_scans(program, discrete) | found

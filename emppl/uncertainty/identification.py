@@ -45,13 +45,13 @@ def _may_shift(program: Program, dependence, name: str) -> bool:
     return enters
 
 
-def shift_effects(program: Program, params: Mapping[str, jax.Array], leaves) -> dict[str, jax.Array]:
+def shift_effects(program: Program, params: Mapping[str, jax.Array], data) -> dict[str, jax.Array]:
     """How much a shift along the last axis changes the log-probabilities, relative to any other change: to be jitted.
 
     Args:
         program: the derived algorithm.
         params: a point; each candidate is moved away from it, so that nothing hinges on special values.
-        leaves: the data.
+        data: arrays of the model's arguments.
 
     Returns:
         By candidate, a number that is zero up to rounding if only differences are identified.
@@ -62,7 +62,7 @@ def shift_effects(program: Program, params: Mapping[str, jax.Array], leaves) -> 
         point = point + params[name]
 
         def tables(value, name=name):
-            return program.tables(program.evaluate({**params, name: value}, leaves))
+            return program.tables(program.evaluate({**params, name: value}, data))
 
         def largest(direction, tables=tables, point=point):
             values, tangents = jax.jvp(tables, (point,), (direction,))

@@ -86,20 +86,20 @@ def label(name: str, index) -> str:
     return f"{name}[{', '.join(str(int(i)) for i in index)}]" if len(index) else name
 
 
-def hessian_columns(program: Program, frames: Mapping[str, Frame], leaves, which: jax.Array):
+def hessian_columns(program: Program, frames: Mapping[str, Frame], data, which: jax.Array):
     """Some columns of the Hessian of log-likelihood plus log prior, in local coordinates: pure, to be jitted.
 
     Args:
         program: the derived algorithm.
         frames: moves of every free parameter; their coordinates are stacked in the order of the program.
-        leaves: the data.
+        data: arrays of the model's arguments.
         which: ``(columns,)``, coordinates to differentiate along.
 
     Returns:
         ``(columns, gradient)``: ``(columns, coordinates)`` and ``(coordinates,)``.
     """
     zero = jnp.zeros(sum(frames[name].size for name in program.free), jnp.result_type(float))
-    objective = jax.grad(functools.partial(_objective, program, frames, leaves), has_aux=True)
+    objective = jax.grad(functools.partial(_objective, program, frames, data), has_aux=True)
     gradient = lambda step: objective(step)[0]  # noqa: E731
 
     def column(coordinate):
@@ -110,39 +110,39 @@ def hessian_columns(program: Program, frames: Mapping[str, Frame], leaves, which
     return columns, gradients[0]
 
 
-def score(program: Program, frames: Mapping[str, Frame], leaves, key=None):
+def score(program: Program, frames: Mapping[str, Frame], data, key=None):
     """Log-likelihood at an estimate, and the gradient of it plus the log prior in local coordinates: pure.
 
     Args:
         program: the derived algorithm.
         frames: the estimate.
-        leaves: the data.
+        data: arrays of the model's arguments.
         key: random numbers of simulated integrals; None for those that are always the same.
     """
     zero = jnp.zeros(sum(frames[name].size for name in program.free), jnp.result_type(float))
-    objective = functools.partial(_objective, program, frames, leaves, key=key)
+    objective = functools.partial(_objective, program, frames, data, key=key)
     (_, value), gradient = jax.value_and_grad(objective, has_aux=True)(zero)
     return value, gradient
 
 
-def _objective(program: Program, frames: Mapping[str, Frame], leaves, step: jax.Array, key=None):
+def _objective(program: Program, frames: Mapping[str, Frame], data, step: jax.Array, key=None):
     """Log-likelihood plus log prior after a step, and the log-likelihood alone."""
     parts = jnp.split(step, np.cumsum([frames[name].size for name in program.free])[:-1])
     params = {
         name: value_at(program.trace.sites[name].constraint, frames[name], part)
         for name, part in zip(program.free, parts, strict=True)
     }
-    value = estep.log_likelihood(program, params, leaves, key)
-    return value + program.log_prior(params, leaves), value
+    value = estep.log_likelihood(program, params, data, key)
+    return value + program.log_prior(params, data), value
 
 
-def observed_information(local: Mapping[str, Chart], columns: Callable, leaves) -> Information:
+def observed_information(local: Mapping[str, Chart], columns: Callable, data) -> Information:
     """Observed information and score at an estimate.
 
     Args:
         local: charts of every free parameter.
-        columns: :func:`hessian_columns` of the program, compiled: ``columns(frames, leaves, which)``.
-        leaves: the data.
+        columns: :func:`hessian_columns` of the program, compiled: ``columns(frames, data, which)``.
+        data: arrays of the model's arguments.
 
     Returns:
         Both, in the coordinates that are not held.
@@ -154,7 +154,7 @@ def observed_information(local: Mapping[str, Chart], columns: Callable, leaves) 
     # Always the same number of columns, whatever is held: one compilation serves every estimate.
     width = min(_COLUMNS, sum(one.frame.size for one in local.values()))
     padded = np.concatenate([active, np.full(-len(active) % width, active[0])])
-    found = [columns(frames, leaves, jnp.asarray(which)) for which in padded.reshape(-1, width)]
+    found = [columns(frames, data, jnp.asarray(which)) for which in padded.reshape(-1, width)]
     hessian = np.concatenate([np.asarray(block) for block, _ in found])[: len(active), active]
     return Information(-(hessian + hessian.T) / 2, np.asarray(found[0][1])[active])
 

@@ -1,7 +1,7 @@
 """The tile recursions with logarithmic depth, for accelerators: products of K x K matrices in a tree.
 
-Same inputs and outputs as :func:`emppl.elimination.chain.recursion.filter_tile` and ``smooth_tile``. Forwards the matrices are
-transition times emission, scaled in every product; backwards they are the smoothing kernels
+Same inputs and outputs as :func:`emppl.elimination.chain.recursion.filter_tile` and ``smooth_tile``. Forwards the
+matrices are transition times emission, scaled in every product; backwards they are the smoothing kernels
 ``p(z_{s-1} | z_s, x_{<s})``, whose columns sum to 1, so that nothing can overflow. Costs K^3 a step where the scan
 costs K^2.
 

@@ -40,8 +40,8 @@ def forward(layout: Layout, chain: Chain) -> tuple[jax.Array, jax.Array, Residua
         chain: the arrays.
 
     Returns:
-        (N,) log evidence, (N,) the smallest scale met (what that is for: :mod:`emppl.elimination.chain.evidence`), and what the
-        backward pass needs.
+        (N,) log evidence, (N,) the smallest scale met (what that is for: :mod:`emppl.elimination.chain.evidence`),
+        and what the backward pass needs.
     """
     tiles = Tiles(layout, chain)
     start, evidence = initial_joint(layout, chain)
