@@ -489,7 +489,7 @@ def test_rounding_that_jitters_is_an_end_and_slow_gains_are_none():
             assert not found.decreased
             if found.converged:
                 return iteration
-            progress = found.progress
+            progress = found.gains
         return None
 
     assert end(-472.0 + jitter) in range(30, 45)
