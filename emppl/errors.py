@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import numbers
 from types import ModuleType
@@ -22,6 +23,13 @@ class DataError(EMError, ValueError):
 
 class ParameterError(EMError, ValueError):
     """A parameter value, or a name given to ``EM``, cannot be used."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """Why something does not apply, in words that a message or the plan can print; an answer, not an exception."""
+
+    reason: str
 
 
 def unknown_name(option: str, name: str, known: list[str]) -> ParameterError:
