@@ -16,10 +16,11 @@ from emppl.derivation.derive import derive
 from emppl.errors import EMError, ModelError, ParameterError, unknown_name
 from emppl.fit import checks, loop
 from emppl.fit.start import starting_values
-from emppl.integrals.settle import finer_program
+from emppl.integrals.settle import finer_model
+from emppl.model.model import Model
+from emppl.model.options import Options
 from emppl.montecarlo.simulator import Simulator
 from emppl.parameters.constraints import check
-from emppl.program import Options, Program
 from emppl.reduce.rows import Compressed, Compression, find_compression, look_different
 from emppl.reduce.same_model import is_same_model
 from emppl.reduce.steps import Condensation, find_condensation
@@ -55,48 +56,46 @@ class Compiled:
         _check_updates(options)
         self._source = model, skeleton, options
         program = derive(model, data, skeleton, options)
-        _check_names(options, program)
+        _check_names(options, program.model)
         self.program = program
         self.compress = compress
-        self._shapes = [jax.ShapeDtypeStruct(one.shape, jax.dtypes.canonicalize_dtype(one.dtype)) for one in data]
-        self.fused = estep.plan_fused(program)
+        self.model = program.model
         self.e_step = self._plain(estep.e_step)
         self.log_likelihood = self._plain(estep.log_likelihood)
-        self.log_prior = jax.jit(program.log_prior)
+        self.log_prior = jax.jit(self.model.log_prior)
         self.marginals = self._plain(estep.marginals)
         self.moments = self._plain(estep.moments)
         self.filtered = self._plain(estep.filtered)
         self.decode = self._plain(estep.decode)
         self.sample = self._plain(_draws)
         # Estimates are arguments of these, so that no result compiles them anew.
-        self.hessian_columns = jax.jit(functools.partial(hessian_columns, program))
-        self.shift_effects = jax.jit(functools.partial(shift_effects, program))
-        self.cell_weights = jax.jit(functools.partial(cell_weights, program))
+        self.hessian_columns = jax.jit(functools.partial(hessian_columns, self.model))
+        self.shift_effects = jax.jit(functools.partial(shift_effects, self.model))
+        self.cell_weights = jax.jit(functools.partial(cell_weights, self.model))
         self._blocks: dict[tuple[int, bool], Any] = {}
         self._compressed: dict[int, Compiled | str] = {}
 
     @functools.cached_property
     def simulator(self) -> Simulator | None:
         """The steps of a Monte Carlo fit; None where no latent is simulated."""
-        is_random = estep.simulated(self.program) or self.program.drawn
-        return Simulator(self.program, self.fused) if is_random else None
+        is_random = estep.simulated(self.model) or self.model.drawn
+        return Simulator(self.program) if is_random else None
 
     @functools.cached_property
     def random_log_likelihood(self):
         """The log-likelihood by importance sampling, with random numbers of its own."""
-        if not estep.simulated(self.program):
+        if not estep.simulated(self.model):
             return lambda params, data, key: self.summed_log_likelihood(params, data)
-        return jax.jit(functools.partial(estep.log_likelihood, self.program))
+        return jax.jit(functools.partial(estep.log_likelihood, self.model))
 
     @functools.cached_property
     def summed_log_likelihood(self):
         """The log-likelihood of the data with every latent summed out, in chunks of rows."""
-        fused = estep.plan_fused(self.program.softened)
+        model = self.model.softened
+        fused = estep.plan_fused(model)
 
         def value(params, data):
-            program = self.program.softened
-            prepared = estep.prepare(program, fused, data)
-            return estep.expectations(program, fused, params, data, prepared).log_likelihood
+            return estep.expectations(model, fused, params, data, estep.prepare(model, fused, data)).log_likelihood
 
         return jax.jit(value)
 
@@ -107,24 +106,24 @@ class Compiled:
 
     def _plain(self, function: Callable) -> Callable:
         """Compile a function of the plain path, which holds tables of all rows: refused where they would not fit."""
-        compiled = jax.jit(functools.partial(function, self.program))
+        compiled = jax.jit(functools.partial(function, self.model))
 
         def checked(*args):
-            estep.check_memory(self.program, None)
+            estep.check_memory(self.model, None)
             return compiled(*args)
 
         return checked
 
     def parameters(self, params: Mapping[str, Any]) -> dict[str, jax.Array]:
         """The free parameters of a user's dictionary."""
-        missing = [name for name in self.program.free if name not in params]
+        missing = [name for name in self.model.free if name not in params]
         if missing:
-            raise ParameterError(f"params lacks {missing}; the model needs {self.program.free}.")
-        found = {name: jnp.asarray(params[name], jnp.result_type(float)) for name in self.program.free}
+            raise ParameterError(f"params lacks {missing}; the model needs {self.model.free}.")
+        found = {name: jnp.asarray(params[name], jnp.result_type(float)) for name in self.model.free}
         for name, value in found.items():
-            if value.shape != self.program.trace.sites[name].shape:
+            if value.shape != self.model.trace.sites[name].shape:
                 raise ParameterError(
-                    f"params[{name!r}] has shape {value.shape}; the model needs {self.program.trace.sites[name].shape}."
+                    f"params[{name!r}] has shape {value.shape}; the model needs {self.model.trace.sites[name].shape}."
                 )
         return found
 
@@ -135,7 +134,7 @@ class Compiled:
             return "compress=False"
         if self._has_functions:
             return "m_step has a function, which may expect all rows"
-        return find_compression(self.program, self._shapes)
+        return find_compression(self.model)
 
     def compress_data(self, data: list) -> tuple[Compiled, list, Compressed] | str:
         """The same algorithm for few weighted rows, with these; or the reason why all rows are needed.
@@ -143,7 +142,7 @@ class Compiled:
         Args:
             data: arrays of the model's arguments.
         """
-        if self.compress and look_different(self.program, data):
+        if self.compress and look_different(self.model, data):
             return "hardly any two of its rows are equal"
         found = self.compression
         if isinstance(found, str):
@@ -163,13 +162,13 @@ class Compiled:
         model, skeleton, options = self._source
         number = len(short[0])
         try:
-            fewer = trace_model(model, short[1:], skeleton, self.program.trace.atom_axes)
-            if not is_same_model(self.program.trace, fewer, (found.rows, number)):
+            fewer = trace_model(model, short[1:], skeleton, self.model.trace.atom_axes)
+            if not is_same_model(self.model.trace, fewer, (found.rows, number)):
                 return "the model depends on how many rows there are"
             one = Compiled(WeightedRows(model, found.plate), short, with_array_in_front(skeleton), options, False)
         except EMError:
             return "the model does not take its number of rows from the data"
-        if one.program.axes.sizes.get(found.plate) != number or one.program.free != self.program.free:
+        if one.model.axes.sizes.get(found.plate) != number or one.model.free != self.model.free:
             return "the model does not take its number of rows from the data"
         return one
 
@@ -177,7 +176,7 @@ class Compiled:
         """Shapes of the data when some arrays have another length."""
         return [
             jax.ShapeDtypeStruct((length, *one.shape[1:]), one.dtype) if n in data else one
-            for n, one in enumerate(self._shapes)
+            for n, one in enumerate(self.model.shapes)
         ]
 
     @functools.cached_property
@@ -185,7 +184,7 @@ class Compiled:
         """On how few pieces the M-step may run, or the reason why on all."""
         if self._has_functions:
             return "m_step has a function, which may expect all of them"
-        return find_condensation(self.program, self._shapes)
+        return find_condensation(self.model)
 
     @functools.cached_property
     def condense(self) -> Callable | None:
@@ -199,43 +198,47 @@ class Compiled:
             program = derive(model, short, skeleton, options)
         except EMError:
             return None
-        if program.free != self.program.free or len(program.integrals) != 1 or not found.is_whole(program):
+        if (
+            program.model.free != self.model.free
+            or len(program.model.integrals) != 1
+            or not found.is_whole(program.model)
+        ):
             return None
-        lengths = self._shapes[found.arrays[0]].shape[0], found.order + found.pieces
-        if not is_same_model(self.program.trace, program.trace, lengths):
+        lengths = self.model.shapes[found.arrays[0]].shape[0], found.order + found.pieces
+        if not is_same_model(self.model.trace, program.model.trace, lengths):
             return None
-        return lambda params, data: (program, *found.apply(self.program, program, params, data))
+        return lambda params, data: (program, *found.apply(self.model, program.model, params, data))
 
     @functools.cached_property
     def report(self):
         """What is wrong with the data."""
-        return jax.jit(functools.partial(checks.data_report, self.program))
+        return jax.jit(functools.partial(checks.data_report, self.model))
 
     @functools.cached_property
     def q(self):
         """Expected complete-data log-likelihood."""
-        return jax.jit(functools.partial(estep.q, self.program))
+        return jax.jit(functools.partial(estep.q, self.model))
 
     @functools.cached_property
     def m_step(self):
         """The M-step on a posterior."""
 
         def m_step(params, posterior, data):
-            found, prepared = estep.from_posterior(self.program, params, posterior, data)
-            return mstep.m_step(self.program, params, found, data, prepared)
+            found, prepared = estep.from_posterior(self.model, params, posterior, data)
+            return self.program.m_step(params, found, data, prepared)
 
         return jax.jit(m_step)
 
     @functools.cached_property
-    def finer(self) -> Program | None:
-        """The program with a more accurate rule for every approximate integral, if there is one that fits."""
-        program = finer_program(self.program)
+    def finer(self) -> Model | None:
+        """The model with a more accurate rule for every approximate integral, if there is one that fits."""
+        model = finer_model(self.model)
         try:
-            if program is not None:
-                estep.check_memory(program, None)
+            if model is not None:
+                estep.check_memory(model, None)
         except ModelError:
             return None
-        return program
+        return model
 
     @functools.cached_property
     def finer_score(self):
@@ -248,7 +251,7 @@ class Compiled:
         """Statistics of the data, and what is wrong with them."""
 
         def prepare(data):
-            return estep.prepare(self.program, self.fused, data), checks.data_report(self.program, data)
+            return estep.prepare(self.model, self.program.fused, data), checks.data_report(self.model, data)
 
         return jax.jit(prepare, compiler_options=self._compiler_options)
 
@@ -257,8 +260,8 @@ class Compiled:
         """How XLA is to compile what takes a fit's time; only for functions that no other jit calls."""
         if jax.default_backend() != "cpu":
             return None
-        steps = [step for part in self.program.parts for step in part.plan.steps if step.chain is not None]
-        lanes = [step.chain_sizes(self.program.axes.sizes)[2] for step in steps]
+        steps = [step for part in self.model.parts for step in part.plan.steps if step.chain is not None]
+        lanes = [step.chain_sizes(self.model.axes.sizes)[2] for step in steps]
         return _WITHOUT_EMITTERS if lanes and max(lanes) < 8 and _knows(tuple(_WITHOUT_EMITTERS)) else None
 
     @functools.cached_property
@@ -269,12 +272,12 @@ class Compiled:
     @functools.cached_property
     def evidence_by_row(self):
         """Log-probability of every row under every state."""
-        return jax.jit(functools.partial(checks.row_tables, self.program))
+        return jax.jit(functools.partial(checks.row_tables, self.model))
 
     @functools.cached_property
     def begin(self):
         """What M-step rules remember before the first M-step of every restart."""
-        return jax.jit(jax.vmap(functools.partial(mstep.begin, self.program)))
+        return jax.jit(jax.vmap(self.program.begin))
 
     @functools.cached_property
     def remembers(self) -> bool:
@@ -286,7 +289,7 @@ class Compiled:
         key = (lanes, accurate)
         if key not in self._blocks:
             condense = None if accurate else self.condense
-            self._blocks[key] = loop.make_block(loop.make_iteration(self.program, self.fused, accurate, condense))
+            self._blocks[key] = loop.make_block(loop.make_iteration(self.program, accurate, condense))
         found = self._blocks[key]
         return found.result() if isinstance(found, concurrent.futures.Future) else found
 
@@ -298,26 +301,26 @@ class Compiled:
         elsewhere = any(leaf.devices() != {jax.devices()[0]} for leaf in data)
         if (lanes, False) in self._blocks or elsewhere:
             return  # compiled already, or data on other devices, whose layout only the call itself shows
-        sites = self.program.trace.sites
-        params = {n: np.zeros((lanes, *sites[n].shape), sites[n].dtype) for n in self.program.free}
+        sites = self.model.trace.sites
+        params = {n: np.zeros((lanes, *sites[n].shape), sites[n].dtype) for n in self.model.free}
         memory = jax.tree.map(lambda one: np.zeros(one.shape, one.dtype), jax.eval_shape(self.begin, params))
-        states = loop.initial_states(self.program, params, memory, lanes, jnp.result_type(float), accelerate)
+        states = loop.initial_states(self.model, params, memory, lanes, jnp.result_type(float), accelerate)
         prepared, _ = jax.eval_shape(self.prepare, data)
-        block: Any = loop.make_block(loop.make_iteration(self.program, self.fused, False, self.condense))
+        block: Any = loop.make_block(loop.make_iteration(self.program, False, self.condense))
         lowered = block.lower(states, data, prepared, *loop.limits(0.0, 0, 0))
         pool = concurrent.futures.ThreadPoolExecutor(1)
         # On few cells compiling takes longer than the whole fit: let XLA do less of it.
         options = dict(self._compiler_options or {})
-        if lanes * self.program.cost < _FEW_CELLS and jax.default_backend() == "cpu":
+        if lanes * self.model.cost < _FEW_CELLS and jax.default_backend() == "cpu":
             options |= {"xla_backend_optimization_level": 0}
         self._blocks[lanes, False] = pool.submit(lowered.compile, options)
         pool.shutdown(wait=False)
 
 
-def _draws(program: Program, params, data, keys) -> dict[str, jax.Array]:
+def _draws(model: Model, params, data, keys) -> dict[str, jax.Array]:
     """Joint draws of all latents, as many at once as memory allows."""
-    one = functools.partial(estep.sample, program, params, data)
-    at_once = max(_CELLS_OF_DRAWS // estep.largest_table(program, None)[0], 1)
+    one = functools.partial(estep.sample, model, params, data)
+    at_once = max(_CELLS_OF_DRAWS // estep.largest_table(model, None)[0], 1)
     return jax.vmap(one)(keys) if len(keys) <= at_once else jax.lax.map(one, keys, batch_size=at_once)
 
 
@@ -344,10 +347,10 @@ def _check_updates(options: Options) -> None:
         )
 
 
-def _check_names(options: Options, program: Program) -> None:
+def _check_names(options: Options, model: Model) -> None:
     for name in options.m_step:
-        if name not in program.trace.parameters:
-            raise unknown_name("m_step", name, program.trace.parameters)
+        if name not in model.trace.parameters:
+            raise unknown_name("m_step", name, model.trace.parameters)
     for name, value in options.fixed.items():
-        site = program.trace.sites[name]
+        site = model.trace.sites[name]
         check(name, value, site.shape, site.constraint, "fixed")

@@ -21,10 +21,11 @@ from emppl.derivation.plan import Plan, build_plan
 from emppl.errors import DataError, ParameterError, check_number, check_whole, unknown_name
 from emppl.fit import checks, loop
 from emppl.fit.progress import Progress
+from emppl.model.model import Model
+from emppl.model.options import Options
 from emppl.montecarlo import stochastic
 from emppl.parameters.constraints import check
 from emppl.parameters.held import split_fixed
-from emppl.program import Options, Program
 from emppl.result import ending
 from emppl.result.result import EMResult
 from emppl.trace import MissingCells
@@ -149,7 +150,7 @@ class EM:
             ModelError: the model cannot be handled; the message says why and what to write.
         """
         derived, data = self._derive(args, kwargs)
-        return build_plan(derived.program, derived.fused, self._compression(derived, data))
+        return build_plan(derived.program, self._compression(derived, data))
 
     def e_step(self, params: Mapping[str, Any], *args, **kwargs) -> estep.Posterior:
         """Posterior weights of all latents at given parameters.
@@ -260,8 +261,8 @@ class EM:
         """
         derived, data = self._derive(args, kwargs)
         program = derived.program
-        given = self._initial_values(program, init_params)
-        if program.hard and self.accelerate is not None:
+        given = self._initial_values(derived.model, init_params)
+        if derived.model.hard and self.accelerate is not None:
             raise ParameterError(
                 f"accelerate={self.accelerate!r} extrapolates steps that shrink, and under Hard() assignments jump: "
                 "leave it out. Hard EM ends after few iterations anyway."
@@ -276,18 +277,18 @@ class EM:
         prepared, report = derived.prepare(data)
         checks.check_report(derived.program, jax.device_get(report))
         _say_float32()
-        if self.restarts == 1 and given.keys() == set(program.free):
-            params = {name: program.pin(name, value)[None] for name, value in given.items()}
+        if self.restarts == 1 and given.keys() == set(derived.model.free):
+            params = {name: derived.model.pin(name, value)[None] for name, value in given.items()}
         else:
             params = {name: np.array(value) for name, value in whole[0].start(rng_key, whole[1], self.restarts).items()}
             for name, value in given.items():
-                params[name][0] = program.pin(name, value)
+                params[name][0] = derived.model.pin(name, value)
         file = None if checkpoint is None else self._checkpoint(checkpoint, *whole, rng_key, params, args, kwargs)
         if derived.simulator is not None:
             return self._simulate(derived, rng_key, params, data, prepared, args, kwargs, file)
         memory = derived.begin(params) if derived.remembers else {}
         states = loop.initial_states(
-            derived.program, params, memory, self.restarts, jnp.result_type(float), self.accelerate is not None
+            derived.model, params, memory, self.restarts, jnp.result_type(float), self.accelerate is not None
         )
         tolerance = _TOLERANCE if self.tolerance is None else self.tolerance
         progress = Progress(self.progress_bar, self.max_iterations)
@@ -308,7 +309,7 @@ class EM:
         result = ending.from_states(
             self, args, kwargs, program, states, history, interrupted=interrupted, accurate=accurate
         )
-        return ending.classified(result) if program.hard else result
+        return ending.classified(result) if derived.model.hard else result
 
     def _simulate(self, derived: Compiled, rng_key, params, data, prepared, args, kwargs, file) -> EMResult:
         """The fit of a model with simulated latents."""
@@ -351,7 +352,7 @@ class EM:
         memory = jax.eval_shape(derived.begin, params)
         return Checkpoint(
             path,
-            fit_identity(derived.program.trace, data, skeleton, rng_key, params, memory, self.options, options),
+            fit_identity(derived.model.trace, data, skeleton, rng_key, params, memory, self.options, options),
         )
 
     def _compression(self, derived: Compiled, data) -> str:
@@ -362,7 +363,7 @@ class EM:
             if derived.condense is not None and not isinstance(few, str):
                 moments = f"with the moments of all {few.name}: EM is the same"
                 return f"the M-step runs on {few.pieces} weighted {few.name} {moments}"
-            return f"data not compressed: {found}" if derived.program.integrals else ""
+            return f"data not compressed: {found}" if derived.model.integrals else ""
         few = found[2]
         all_rows = f"the {few.all_rows:,} rows in {few.plate!r}"
         if not few.classes:
@@ -380,12 +381,12 @@ class EM:
             return "it is traced, or lies on several devices"
         return derived.compress_data(data)
 
-    def _initial_values(self, program: Program, init_params) -> dict[str, np.ndarray]:
+    def _initial_values(self, model: Model, init_params) -> dict[str, np.ndarray]:
         given = {}
         for name, value in (init_params or {}).items():
-            if name not in program.free:
-                raise unknown_name("init_params", name, program.free)
-            site = program.trace.sites[name]
+            if name not in model.free:
+                raise unknown_name("init_params", name, model.free)
+            site = model.trace.sites[name]
             given[name] = check(name, value, site.shape, site.constraint, "init_params")
         return given
 
@@ -398,7 +399,7 @@ class EM:
                 f"The log-likelihood is NaN at the start, and so are cells of {holes}. A mask leaves out cells "
                 "that are observed; those of a covariate have to be dropped or filled in before the fit."
             )
-        row = checks.impossible_rows(derived.program, tables)
+        row = checks.impossible_rows(derived.model, tables)
         if row is None:
             raise DataError(
                 "The log-likelihood is not finite at any start. Check for extreme values, or give init_params."

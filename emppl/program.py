@@ -1,69 +1,20 @@
-"""A derived EM algorithm for one model and one shape of data: everything static, and pure functions of it.
-
-:func:`emppl.derivation.derive.derive` makes a :class:`Program`; its methods are pure functions of
-``(params, data)``, on which ``estep`` and ``mstep`` build.
-"""
+"""A derived EM algorithm: the model, and the M-step rule of every parameter."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from emppl.elimination.order import EliminationPlan
-from emppl.elimination.reductions import Picking
-from emppl.elimination.run import probe_name
-from emppl.jaxpr.depends import Dependence
-from emppl.model.axes import Axes
-from emppl.model.integral import Integral
-from emppl.model.natural import SiteFactor
-from emppl.model.regression import RegressionFactor
-from emppl.model.roles import Role
-from emppl.names import latent_of, model_name
-from emppl.parameters.constraints import constrain, free_dimensions
-from emppl.parameters.held import pin
-from emppl.rules import Rule
-from emppl.strategies import Enumerate, Hard, ObjectiveKind, StochasticEM, Strategy
-from emppl.trace import Trace, as_numpyro_expects
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """The options of ``EM`` that shape the derivation."""
-
-    estimate: tuple[str, ...] = ()
-    latents: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    m_step: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    optimizer: Any = None
-    prior: bool = True
-    held: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """Factors that are eliminated together.
-
-    Attributes:
-        factors: their names.
-        plan: the order of elimination.
-        by_rows: every latent lies inside the row plate, so rows can be cut into chunks.
-    """
-
-    factors: tuple[str, ...]
-    plan: EliminationPlan
-    by_rows: bool
-
-    @property
-    def probes(self) -> tuple[str, ...]:
-        """Names under which zero tables of scanned latents may be added to the factors."""
-        chains = [step.chain for step in self.plan.steps if step.chain is not None]
-        return tuple(probe_name(name) for chain in chains for name in chain.current)
+from emppl.estep import Expectations, FusedPlan, plan_fused
+from emppl.model.model import Model
+from emppl.model.natural import Prepared
+from emppl.mstep import Maximisation
+from emppl.mstep.rule import Rule
+from emppl.types import Data, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,252 +22,62 @@ class Program:
     """The derived algorithm.
 
     Attributes:
-        trace: the traced model.
-        dependence: what every traced quantity depends on.
-        axes: the common axes.
-        factors: likelihood sites.
-        parts: independent groups of factors; at most one is by rows.
-        roles: role of every site.
-        strategies: how the E-step treats every latent.
+        model: the static facts of the model.
         rules: M-step rule of every parameter; parameters that are updated together share one.
-        fixed: frozen values.
-        use_prior: are priors part of the objective?
-        argument_shapes: by site with a registered family, the aligned shape of every argument.
-        held: parameters of which some entries are fixed, NaN where they are free.
-        regressions: normal sites whose location is a linear predictor, in that form.
-        integrals: continuous latents, those that are integrated out together in one entry.
     """
 
-    trace: Trace
-    dependence: Dependence
-    axes: Axes
-    factors: Mapping[str, SiteFactor]
-    parts: tuple[Part, ...]
-    roles: Mapping[str, Role]
-    strategies: Mapping[str, Strategy]
+    model: Model
     rules: Mapping[str, Rule]
-    fixed: Mapping[str, Any]
-    use_prior: bool
-    argument_shapes: Mapping[str, Mapping[str, tuple[int, ...]]] = dataclasses.field(default_factory=dict)
-    held: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    regressions: Mapping[str, RegressionFactor] = dataclasses.field(default_factory=dict)
-    integrals: tuple[Integral, ...] = ()
-
-    def complete(self, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Add the frozen parameters."""
-        return {**params, **{name: jnp.asarray(value) for name, value in self.fixed.items()}}
-
-    def pin(self, name: str, value: Any) -> Any:
-        """A value with the fixed entries in their places."""
-        return pin(self.trace.sites[name].constraint, self.held[name], value) if name in self.held else value
-
-    def placeholders(self) -> dict[str, jax.Array]:
-        """Some value for every parameter, for quantities that depend on none."""
-        sites = self.trace.sites
-        return {name: jnp.ones(sites[name].shape, sites[name].dtype) for name in self.trace.parameters}
-
-    def evaluate(
-        self, params, data, wanted: frozenset[tuple[str, str]] | None = None, atoms: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """Arrays of every site at these parameters, or only those of some ``(site, field)`` pairs.
-
-        Args:
-            params: constrained values.
-            data: arrays of the model's arguments.
-            wanted: which fields; None for all.
-            atoms: of the integrated latents; a single atom each where nothing depends on what it is.
-        """
-        params = self.complete(params)
-        arrays = self.trace.evaluate(params, {**self.trace.atoms, **self.any_atoms, **(atoms or {})}, data, wanted)
-        for name, factor in self.regressions.items():
-            if wanted is None or (name, "arguments") in wanted:
-                arrays[name].arguments["coefficients"] = factor.predictor.coefficients(params)
-        return arrays
-
-    @property
-    def any_atoms(self) -> dict[str, jax.Array]:
-        """One atom of every integrated latent, inside its support."""
-        sites, shapes = self.trace.sites, self.trace.value_shapes
-        return {
-            name: constrain(sites[latent_of(name)].constraint, jnp.zeros(shape))[None] for name, shape in shapes.items()
-        }
-
-    @property
-    def integrated(self) -> frozenset[str]:
-        """Sites that depend on an integrated latent."""
-        return frozenset().union(*(integral.factors for integral in self.integrals))
-
-    def cells(self, name: str) -> int:
-        """Cells of a site's table."""
-        factor = self.factors[name]
-        plates = self.axes.plates_of(factor.site, factor.site.batch_shape)
-        return math.prod(self.axes.sizes[n] for n in self.axes.names if n in plates or n in factor.all_latents)
-
-    @property
-    def cost(self) -> int:
-        """Table cells visited by one E-step: those of the elimination, and those at the atoms of integrals."""
-        return sum(part.plan.cost for part in self.parts) + sum(self.cells(name) for name in self.integrated)
-
-    def natural_factor(self, name: str) -> SiteFactor:
-        """The factor whose natural form a site has: its regression form if there is one."""
-        return self.regressions.get(name, self.factors[name])
-
-    @property
-    def free(self) -> list[str]:
-        """Parameters that are estimated, in model order."""
-        return [name for name, rule in self.rules.items() if rule.free]
-
-    @property
-    def rough(self) -> list[str]:
-        """Free parameters in which the density of some site has corners or jumps."""
-        found = frozenset().union(*(factor.rough for factor in self.factors.values()))
-        return [name for name in self.free if name in found]
-
-    @property
-    def free_dimensions(self) -> int:
-        """How many numbers these are, unconstrained."""
-        sites = self.trace.sites
-        return sum(free_dimensions(sites[n].constraint, sites[n].shape) for n in self.free)
-
-    @property
-    def objective_kind(self) -> ObjectiveKind:
-        """What the objective is: as good as the worst strategy."""
-        found = (strategy.objective_kind for strategy in self.strategies.values())
-        return max(found, key=lambda kind: kind.value, default=ObjectiveKind.EXACT)
-
-    @property
-    def picked(self) -> dict[str, frozenset[str]]:
-        """By axis of every discrete latent that is not summed over, the plates that it sits in."""
-        found = {}
-        for axis in sorted(self.axes.latents - self.axes.of_atoms):
-            if not isinstance(self.strategies[latent_of(axis)], Enumerate):
-                site = self.trace.sites[latent_of(axis)]
-                found[axis] = self.axes.plates_of(site, site.batch_shape)
-        return found
-
-    @property
-    def hard(self) -> list[str]:
-        """Latents that get their best values, by the model's own names."""
-        return [name for name in self.model_latents if isinstance(self.strategies[name], Hard)]
-
-    @property
-    def drawn(self) -> list[str]:
-        """Discrete latents that are drawn, by the model's own names."""
-        return [name for name in self.model_latents if isinstance(self.strategies[name], StochasticEM)]
-
-    @property
-    def picking(self) -> Picking | None:
-        """What an E-step without random numbers does with latents that are not summed over."""
-        return Picking(self.picked) if self.hard else None
-
-    @property
-    def softened(self) -> Program:
-        """The same model with every discrete latent summed over."""
-        summed = {name: Enumerate() for name in self.latents}
-        return dataclasses.replace(self, strategies={**self.strategies, **summed})
 
     @property
     def blocks(self) -> list[Rule]:
         """Every rule once, in model order."""
         return list({id(rule): rule for rule in self.rules.values()}.values())
 
-    @property
-    def latents(self) -> list[str]:
-        """Discrete latent sites, in model order."""
-        return [name for name, site in self.trace.sites.items() if site.kind == "discrete"]
+    @functools.cached_property
+    def fused(self) -> FusedPlan:
+        """Static choices of the fused E-step: sites whose weights a rule reads are none of its natural forms."""
+        everywhere = any(rule.reads_every_site for rule in self.blocks)
+        weighted = frozenset(
+            name
+            for name, factor in self.model.factors.items()
+            if everywhere or any(self.rules[parameter].reads_weights for parameter in factor.all_parameters)
+        )
+        return plan_fused(self.model, weighted)
 
-    @property
-    def model_latents(self) -> list[str]:
-        """Latents by the model's own names, all steps of a scan counting as one."""
-        return list(dict.fromkeys(map(model_name, self.latents)))
+    def begin(self, params: Params) -> dict[str, Any]:
+        """What every rule remembers before the first M-step."""
+        memories = {rule.name: rule.begin(self.model, params) for rule in self.blocks}
+        return {name: memory for name, memory in memories.items() if memory is not None}
 
-    @property
-    def continuous_latents(self) -> list[str]:
-        """Integrated latents by the model's own names, in model order."""
-        found = (model_name(name) for name, site in self.trace.sites.items() if site.kind == "integrated")
-        return list(dict.fromkeys(found))
+    def maximise(
+        self,
+        params: Params,
+        expectations: Expectations,
+        data: Data,
+        prepared: Mapping[str, Prepared],
+        memory: Mapping[str, Any] | None = None,
+    ) -> Maximisation:
+        """Carry out every rule, blocks in turn.
 
-    def tables(self, arrays, without: frozenset[str] = frozenset()) -> dict[str, jax.Array]:
-        """Log-probability tables of all likelihood sites, or of all but some, by the plain path."""
-        return {name: factor.table(arrays) for name, factor in self.factors.items() if name not in without}
-
-    def scales(self, arrays) -> dict[str, jax.Array | None]:
-        """Weights of every factor's cells."""
-        return {name: factor.scale(arrays) for name, factor in self.factors.items()}
-
-    def present(self, arrays) -> dict[str, jax.Array]:
-        """For scanned latents with a mask, which steps exist."""
-        return {name: factor.presence(arrays) for name, factor in self.factors.items() if factor.is_presence}
-
-    def fault(self, arrays) -> jax.Array:
-        """NaN if the masks inside a scan describe no chain, else zero (see :meth:`step_faults`)."""
-        found = jnp.zeros((), bool)
-        for faults in self.step_faults(arrays).values():
-            for one in faults.values():
-                found = found | one
-        return jnp.where(found, jnp.nan, 0.0)
-
-    def step_faults(self, arrays) -> dict[str, dict[str, jax.Array]]:
-        """What is wrong with the masks that say which steps of a chain exist.
+        Args:
+            params: current constrained values (blocks that are updated later see the new ones).
+            expectations: from the E-step.
+            data: arrays of the model's arguments.
+            prepared: statistics and their references, by site.
+            memory: what rules kept from the M-step before; None for the first.
 
         Returns:
-            By scanned latent: ``"gap"``, a step exists after one that does not; ``"observed"``, a step that does not
-            exist has data; ``"unlike"``, latents of one chain disagree.
+            The finished M-step: ``.params`` are the new constrained values, ``.memory`` is for the next one,
+            ``.unfinished`` tells whether an inner iteration stopped short.
         """
-        found: dict[str, dict[str, jax.Array]] = {}
-        for name, present in self.present(arrays).items():
-            site = self.factors[name].site
-            assert site.time is not None
-            axis = self.axes.names.index(site.time.name)
-            before, after = (
-                jax.lax.slice_in_dim(present, start, present.shape[axis] + start - 1, axis=axis) for start in (0, 1)
-            )
-            faults = {"gap": jnp.any(after & ~before), "observed": jnp.zeros((), bool), "unlike": jnp.zeros((), bool)}
-            chain = next(chain for chain in self.trace.chains if name in chain.depths)
-            for other, factor in self.factors.items():
-                if factor.site.time != site.time:
-                    continue
-                if factor.site.kind in ("observed", "factor") and name in factor.all_latents:
-                    mask = factor.mask(arrays)
-                    if mask is None:
-                        seen = jnp.ones((), bool)
-                    else:
-                        seen = jnp.any(mask, tuple(range(self.axes.rank, mask.ndim)))
-                    faults["observed"] = faults["observed"] | jnp.any(seen & ~present)
-                if factor.site.kind == "discrete" and chain.depths.get(other, 0):
-                    same = jnp.all(factor.presence(arrays) == present) if factor.is_presence else jnp.zeros((), bool)
-                    faults["unlike"] = faults["unlike"] | ~same
-            found[name] = faults
-        return found
+        step = Maximisation(self.model, params, expectations, data, prepared, memory or {})
+        for rule in sorted(self.blocks, key=lambda rule: rule.order):
+            step.params.update({name: self.model.pin(name, value) for name, value in rule.update(step).items()})
+        return step
 
-    def log_prior(self, params, data) -> jax.Array:
-        """Log prior density of the estimated parameters (natural log); zero without priors."""
-        if not self.use_prior:
-            return jnp.zeros((), jnp.result_type(float))
-        fields = ("distribution", "value", "mask", "cell_weight")
-        priors = frozenset((name, field) for name in self.free for field in fields)
-        return self.log_prior_from(self.evaluate(params, data, priors))
-
-    def log_prior_from(self, arrays) -> jax.Array:
-        """The same, from evaluated arrays."""
-        total = jnp.zeros((), jnp.result_type(float))
-        if not self.use_prior:
-            return total
-        for name in self.free:
-            if self.trace.sites[name].kind == "continuous":
-                total = total + jnp.sum(prior_cells(arrays[name]))
-        return total
-
-
-def prior_cells(mine) -> jax.Array:
-    """Log density of one prior at the parameter's value, cell by cell."""
-    with as_numpyro_expects():
-        log_prob = mine.distribution.log_prob(mine.value)
-    if mine.mask is not None:
-        mask = jnp.reshape(mine.mask, (1,) * (log_prob.ndim - mine.mask.ndim) + mine.mask.shape)
-        log_prob = jnp.where(mask, log_prob, 0)
-    if mine.cell_weight is not None:
-        log_prob = log_prob * jnp.reshape(
-            mine.cell_weight, (1,) * (log_prob.ndim - mine.cell_weight.ndim) + mine.cell_weight.shape
-        )
-    return log_prob
+    def m_step(
+        self, params: Params, expectations: Expectations, data: Data, prepared: Mapping[str, Prepared]
+    ) -> dict[str, jax.Array]:
+        """New constrained values of the free parameters from expectations; see :meth:`maximise`."""
+        return self.maximise(params, expectations, data, prepared).params

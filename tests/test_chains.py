@@ -338,7 +338,7 @@ def test_decoding_equals_its_twin(name):
     em = emppl.EM(model)
     params = em.start(jax.random.key(0), *data)
     derived, leaves = em._derive(data, {})
-    twin = jax.jit(lambda params, leaves: estep.decode(derived.program, params, leaves, twin=True))(params, leaves)
+    twin = jax.jit(lambda params, leaves: estep.decode(derived.program.model, params, leaves, twin=True))(params, leaves)
     for latent, path in derived.decode(params, leaves).items():
         np.testing.assert_array_equal(path, twin[latent])
 
@@ -623,9 +623,9 @@ def check_structure(how, steps, seed, decode=False):
     if decode:
         np.testing.assert_allclose(truth.score(derived.decode(params, leaves)), truth.log_joint().max(), rtol=1e-10)
     # The loop runs the kernels; its gradient is checked through the statistics that it leaves to the M-step.
-    fused = estep.plan_fused(derived.program)
-    prepared = jax.jit(lambda leaves: estep.prepare(derived.program, fused, leaves))(leaves)
-    fast = jax.jit(lambda p: estep.expectations(derived.program, fused, p, leaves, prepared))(params)
+    fused = derived.program.fused
+    prepared = jax.jit(lambda leaves: estep.prepare(derived.program.model, fused, leaves))(leaves)
+    fast = jax.jit(lambda p: estep.expectations(derived.program.model, fused, p, leaves, prepared))(params)
     np.testing.assert_allclose(fast.log_likelihood, truth.log_likelihood(), rtol=1e-10)
     plain = derived.e_step(params, leaves)
     for name, weight in fast.weights.items():

@@ -20,10 +20,10 @@ from brute_force import unconstrained_gradient
 from numpyro.distributions import constraints
 
 import emppl  # noqa: F401  registers the families
-from emppl import estep, mstep
+from emppl import estep
 from emppl.derivation.derive import derive
 from emppl.families import registered_families
-from emppl.program import Options
+from emppl.model.options import Options
 from emppl.trace.arguments import split_arguments
 
 ROWS, K = 60, 2
@@ -302,9 +302,9 @@ def update(x, weight, name, variant, params, fixed=None, components=K, held=None
     program = derive(model, leaves, skeleton, Options(fixed=dict(fixed or {}), held=dict(held or {})))
 
     def step(params, leaves):
-        posterior = estep.e_step(program, params, leaves)
-        found, statistics = estep.from_posterior(program, params, posterior, leaves)
-        return mstep.m_step(program, params, found, leaves, statistics), posterior.log_likelihood
+        posterior = estep.e_step(program.model, params, leaves)
+        found, statistics = estep.from_posterior(program.model, params, posterior, leaves)
+        return program.m_step(params, found, leaves, statistics), posterior.log_likelihood
 
     new, log_likelihood = jax.jit(step)(params, leaves)
     return new, log_likelihood, program.rules

@@ -71,7 +71,7 @@ def test_information_and_noise_of_the_score(name):
     compiled, leaves = emppl.EM(model, latents={"b": MonteCarlo(), **others})._derive(args, {})
     simulator = compiled.simulator
     path = Path(jax.tree.map(jnp.asarray, exact.params), simulator.begin(), {}, jax.random.key(3), 100)
-    local = charts(simulator.program, exact.params)
+    local = charts(simulator.program.model, exact.params)
     looks = [
         closing._look(simulator, path, local, draw(simulator, path, leaves, 200, 100), leaves, 100) for _ in range(40)
     ]
@@ -96,15 +96,15 @@ def test_blocks_of_draws_say_together_what_all_draws_say(name):
     simulator, program = compiled.simulator, compiled.program
     params = em.start(jax.random.key(1), *args)
     path = Path(params, simulator.begin(), {}, jax.random.key(3), 100)
-    local = charts(program, jax.device_get(params))
+    local = charts(program.model, jax.device_get(params))
     drawn = draw(simulator, path, leaves, 300, 100)
     score, information, by_chain, errors = closing._look(simulator, path, local, drawn, leaves, 100)
 
     def nearby(draws, step):
-        near = nearby_log_likelihood(program, params, draws, drawn.evidence, leaves)
+        near = nearby_log_likelihood(program.model, params, draws, drawn.evidence, leaves)
         number = len(next(iter(draws.values())))
         moved = simulator.derivatives._moved({n: one.frame for n, one in local.items()}, step)
-        return near({**params, **moved}, jnp.full(number, 1 / number)) + program.log_prior({**params, **moved}, leaves)
+        return near({**params, **moved}, jnp.full(number, 1 / number)) + program.model.log_prior({**params, **moved}, leaves)
 
     zero = jnp.zeros(len(score))
     chains = [{axis: one[chain] for axis, one in drawn.draws.items()} for chain in range(4)]

@@ -11,7 +11,7 @@ from numpyro.distributions import constraints
 import emppl
 from emppl.derivation.derive import derive
 from emppl.jaxpr.depends import Dependence
-from emppl.program import Options
+from emppl.model.options import Options
 from emppl.result.components import component_axes
 from emppl.trace.arguments import split_arguments
 
@@ -63,10 +63,10 @@ def test_indexed_axes_are_found_through_maps(case):
             numpyro.sample("x", dist.Normal(location(p, z), 1.0), obs=x)
 
     program = derived(model, X)
-    dependence = Dependence(program.trace.jaxpr, program.trace.inputs)
+    dependence = Dependence(program.model.trace.jaxpr, program.model.trace.inputs)
     assert dependence.indexed("p") == tuple(frozenset(latents) for latents in expected)
     axes = tuple(number for number, latents in enumerate(expected) if latents)
-    assert component_axes(program) == {"z": {"p": axes} if axes else {}}
+    assert component_axes(program.model) == {"z": {"p": axes} if axes else {}}
 
 
 def test_a_sum_of_parameters_is_followed_for_each():
@@ -80,10 +80,10 @@ def test_a_sum_of_parameters_is_followed_for_each():
             numpyro.sample("x", dist.Normal((a + b)[y, z], 1.0), obs=x)
 
     program = derived(model, X)
-    dependence = Dependence(program.trace.jaxpr, program.trace.inputs)
+    dependence = Dependence(program.model.trace.jaxpr, program.model.trace.inputs)
     assert dependence.indexed("a") == (frozenset("z"),)
     assert dependence.indexed("b") == (frozenset("y"), frozenset("z"))
-    loc = program.trace.outputs["x", "arguments", "loc"]
+    loc = program.model.trace.outputs["x", "arguments", "loc"]
     assert "add" in dependence.selection("a", loc)
 
 

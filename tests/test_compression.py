@@ -19,7 +19,7 @@ from numpyro.distributions import constraints
 
 import emppl
 from emppl.compiled import Compiled
-from emppl.program import Options
+from emppl.model.options import Options
 from emppl.reduce import rows as compression
 from emppl.trace.arguments import split_arguments
 

@@ -12,10 +12,10 @@ import scipy.optimize
 from numpyro.distributions import constraints
 
 import emppl
-from emppl import estep, mstep
+from emppl import estep
 from emppl.derivation.derive import derive
 from emppl.fit.convergence import Gains, convergence_test
-from emppl.program import Options
+from emppl.model.options import Options
 from emppl.strategies import ObjectiveKind
 from emppl.trace.arguments import split_arguments
 
@@ -162,12 +162,12 @@ def test_chunked_expectations_equal_unchunked(x, rows, size):
     leaves, skeleton = split_arguments((jnp.asarray(x),), {})
     program = derive(mixture, leaves, skeleton, Options())
     params = {"weights": jnp.array([0.3, 0.7]), "mu": jnp.array([-1.0, 2.0]), "sigma": jnp.array([0.5, 1.5])}
-    natural = estep.plan_fused(program).natural
+    natural = program.fused.natural
     count = -(-rows // size)
     whole = estep.FusedPlan(natural, estep.Chunking(1, rows, 0))
     cut = estep.FusedPlan(natural, estep.Chunking(count, size, count * size - rows))
     found = [
-        estep.expectations(program, plan, params, leaves, estep.prepare(program, plan, leaves)) for plan in (whole, cut)
+        estep.expectations(program.model, plan, params, leaves, estep.prepare(program.model, plan, leaves)) for plan in (whole, cut)
     ]
     assert float(found[0].log_likelihood) == pytest.approx(float(found[1].log_likelihood), abs=1e-9)
     for name in found[0].sums:
@@ -193,10 +193,10 @@ def test_chunks_with_weights_and_tables(x):
     whole = estep.FusedPlan(natural, estep.Chunking(1, 300, 0))
     cut = estep.FusedPlan(natural, estep.Chunking(5, 64, 20))
     found = [
-        estep.expectations(program, plan, params, leaves, estep.prepare(program, plan, leaves)) for plan in (whole, cut)
+        estep.expectations(program.model, plan, params, leaves, estep.prepare(program.model, plan, leaves)) for plan in (whole, cut)
     ]
     assert float(found[0].log_likelihood) == pytest.approx(float(found[1].log_likelihood), abs=1e-9)
-    plain = estep.e_step(program, params, leaves)
+    plain = estep.e_step(program.model, params, leaves)
     assert float(plain.log_likelihood) == pytest.approx(float(found[1].log_likelihood), abs=1e-9)
     np.testing.assert_allclose(found[1].weights["y"], plain.weights["y"], atol=1e-11)
 
@@ -468,11 +468,11 @@ def test_accurate_path_equals_fast_path(x):
     leaves, skeleton = split_arguments((jnp.asarray(x),), {})
     program = derive(mixture, leaves, skeleton, Options())
     params = {"weights": jnp.array([0.3, 0.7]), "mu": jnp.array([-1.0, 2.0]), "sigma": jnp.array([0.5, 1.5])}
-    fused = estep.plan_fused(program)
-    prepared = estep.prepare(program, fused, leaves)
-    fast = mstep.m_step(program, params, estep.expectations(program, fused, params, leaves, prepared), leaves, prepared)
-    found, local = estep.from_posterior(program, params, estep.e_step(program, params, leaves), leaves, local=True)
-    plain = mstep.m_step(program, params, found, leaves, local)
+    fused = program.fused
+    prepared = estep.prepare(program.model, fused, leaves)
+    fast = program.m_step(params, estep.expectations(program.model, fused, params, leaves, prepared), leaves, prepared)
+    found, local = estep.from_posterior(program.model, params, estep.e_step(program.model, params, leaves), leaves, local=True)
+    plain = program.m_step(params, found, leaves, local)
     for name in params:
         np.testing.assert_allclose(fast[name], plain[name], rtol=1e-10)
 

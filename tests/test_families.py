@@ -21,11 +21,11 @@ import test_closed_forms
 from brute_force import unconstrained_gradient
 from numpyro.distributions import biject_to, constraints
 
-from emppl import estep, mstep
+from emppl import estep
 from emppl.derivation.derive import derive
 from emppl.families import registered_families
 from emppl.families.check import check_family
-from emppl.program import Options
+from emppl.model.options import Options
 from emppl.trace.arguments import split_arguments
 
 ROWS, K = 80, 2
@@ -335,15 +335,15 @@ def compiled(name, fixed=(), tied=(), priors=(), dtype="float64", held=None):
     first = {} if held is None else {held: first_cell_only(start_of(case)[held])}
     program = derive(model, leaves, skeleton, Options(fixed={n: start_of(case)[n] for n in fixed}, held=first))
 
-    by_sums = program.factors["x"].is_exponential and not tied
+    by_sums = program.model.factors["x"].is_exponential and not tied
 
     def step(params, leaves):
-        fused = estep.plan_fused(program)
-        prepared = estep.prepare(program, fused, leaves)
-        found = estep.expectations(program, fused, params, leaves, prepared)
+        fused = program.fused
+        prepared = estep.prepare(program.model, fused, leaves)
+        found = estep.expectations(program.model, fused, params, leaves, prepared)
         # From rows, an M-step stops when little is left to gain; at the same weights it goes on where it stopped. A
         # tied location and the scales of the components are maximised in turn.
-        again = lambda _, params: {**params, **mstep.m_step(program, params, found, leaves, prepared)}  # noqa: E731
+        again = lambda _, params: {**params, **program.m_step(params, found, leaves, prepared)}  # noqa: E731
         return jax.lax.fori_loop(0, 1 if by_sums else 100 if tied else 4, again, params)
 
     run = jax.jit(step)
@@ -576,8 +576,8 @@ def test_location_with_corners_is_the_best_data_value(build):
     assert program.rules["loc"].kind == "weighted median"
 
     def step(params, leaves):
-        found, prepared = estep.from_posterior(program, params, estep.e_step(program, params, leaves), leaves)
-        return mstep.m_step(program, params, found, leaves, prepared)
+        found, prepared = estep.from_posterior(program.model, params, estep.e_step(program.model, params, leaves), leaves)
+        return program.m_step(params, found, leaves, prepared)
 
     new = jax.jit(step)({"loc": start["loc"]}, leaves)["loc"]
     with jax.numpy_rank_promotion("allow"):
@@ -606,8 +606,8 @@ def test_scale_of_a_laplace_is_the_mean_deviation():
     leaves, skeleton = split_arguments((np.where(seen, x, np.nan), seen), {})
     program = derive(deviations, leaves, skeleton, Options())
     assert program.rules["scale"].kind == "closed form"
-    found, prepared = estep.from_posterior(program, START, estep.e_step(program, START, leaves), leaves)
-    new = mstep.m_step(program, START, found, leaves, prepared)["scale"]
+    found, prepared = estep.from_posterior(program.model, START, estep.e_step(program.model, START, leaves), leaves)
+    new = program.m_step(START, found, leaves, prepared)["scale"]
     loc, scale = np.array([-2.0, 3.0])[:, None, None], np.asarray(START["scale"])[:, None, None]
     joint = np.log(WEIGHTS)[:, None] + np.sum(np.where(seen, stats.laplace.logpdf(x, loc, scale), 0), -1)
     responsibility = np.where(seen, scipy.special.softmax(joint, 0)[..., None], 0)

@@ -19,7 +19,7 @@ from test_random_models import em_step, many
 import emppl
 from emppl import Enumerate, Gaussian, Hard, MonteCarlo, estep
 from emppl.derivation.derive import derive
-from emppl.program import Options
+from emppl.model.options import Options
 from emppl.trace.arguments import split_arguments
 
 simplex, positive = dist.constraints.simplex, dist.constraints.positive
@@ -170,18 +170,18 @@ def check_structure(spec):
         if names is None:
             names = oracle.latents
             program = derive(random_model, leaves, skeleton, Options(latents=dict.fromkeys(names, Hard())))
-            fused = estep.plan_fused(program)
+            fused = program.fused
 
             @jax.jit
             def several(params, leaves, program=program, fused=fused):
-                prepared = estep.prepare(program, fused, leaves)
+                prepared = estep.prepare(program.model, fused, leaves)
 
                 def advance(params, _):
                     after, *values = em_step(program, fused, params, leaves, prepared)
                     return after, values
 
                 _, values = jax.lax.scan(advance, params, None, length=6)
-                return values, estep.e_step(program, params, leaves)
+                return values, estep.e_step(program.model, params, leaves)
 
         (objectives, log_likelihoods), posterior = jax.device_get(several(params, leaves))
         best = oracle.log_joint().max()

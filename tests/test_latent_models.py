@@ -138,7 +138,7 @@ def test_draws_of_volatility_have_no_score_at_the_maximum():
     for key in jax.random.split(jax.random.key(3), 3):
         drawn = simulator.draw(params, chains, key, leaves, number=800)
         chains = drawn.chains
-    frames = {name: one.frame for name, one in charts(compiled.program, jax.device_get(params)).items()}
+    frames = {name: one.frame for name, one in charts(compiled.program.model, jax.device_get(params)).items()}
     scores = simulator.derivatives.measure(params, frames, drawn, leaves, 400).scores
     noise = np.sqrt(np.diagonal(batch_error(np.moveaxis(scores, 0, -1))))
     assert np.all(np.abs(scores.mean((1, 2))) < 3 * noise)

@@ -12,7 +12,7 @@ import scipy.stats
 from numpyro.distributions import constraints
 
 import emppl
-from emppl import estep, mstep
+from emppl import estep
 from emppl.jaxpr.layout import find_layout
 
 KEY = jax.random.key(0)
@@ -200,8 +200,8 @@ def pieces(em, *args, **params):
     start = {name: jnp.asarray(value) for name, value in params.items()}
     prepared, _ = derived.prepare(leaves)
     program = derived.program
-    found = jax.jit(lambda p: estep.expectations(program, derived.fused, p, leaves, prepared))(start)
-    fused = jax.jit(lambda p, f: mstep.m_step(program, p, f, leaves, prepared))(start, found)
+    found = jax.jit(lambda p: estep.expectations(program.model, derived.program.fused, p, leaves, prepared))(start)
+    fused = jax.jit(lambda p, f: program.m_step(p, f, leaves, prepared))(start, found)
     posterior = em.e_step(start, *args)
     assert float(found.log_likelihood) == pytest.approx(float(posterior.log_likelihood), rel=1e-11)
     return fused, em.m_step(start, posterior, *args), posterior
@@ -243,7 +243,7 @@ def test_common_slope_offsets_weights_masks_and_a_prior():
     args = (X, y, offset, counts, present)
     em = emppl.EM(model, progress_bar=False)
     derived, _ = em._derive(args, {})
-    assert set(derived.program.regressions) == {"y"}
+    assert set(derived.program.model.regressions) == {"y"}
     fused, plain, posterior = pieces(em, *args, slope=np.array([0.5, 0.5]), alpha=np.array([1.0, -1.0]))
     weight = np.where(present, np.broadcast_to(posterior.weights["y"], (2, 80)), 0.0)
     normal, right = np.diag([0.25, 0.25, 0.0, 0.0]), np.zeros(4)
@@ -322,7 +322,7 @@ def test_a_design_that_differs_between_states_is_no_common_predictor(table):
 
     em = emppl.EM(model, progress_bar=False)
     derived, _ = em._derive((X, y), {})
-    assert rules(em, X, y) == {"beta": "quadratic"} and not derived.program.regressions
+    assert rules(em, X, y) == {"beta": "quadratic"} and not derived.program.model.regressions
     params = {"beta": jnp.array([[1.0, 0.0], [-1.0, 0.0]])}
     posterior = em.e_step(params, X, y)
     new = em.m_step(params, posterior, X, y)

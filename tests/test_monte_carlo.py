@@ -300,7 +300,7 @@ def test_larger_groups_are_drawn_by_hamiltonian_steps():
     time = rng.uniform(0.5, 5, 6)
     failures = rng.poisson(3 * time, (3, 6)).astype(float)
     compiled, leaves = derived(many_pumps, {}, time, failures)
-    (integral,) = compiled.program.integrals
+    (integral,) = compiled.program.model.integrals
     assert isinstance(integral.strategy, MonteCarlo)  # six numbers are too many for quadrature
     assert (integral.groups, integral.dimensions) == (3, 6)
     params = {"beta": jnp.asarray(1.3)}

@@ -451,11 +451,11 @@ def test_an_m_step_that_lowers_q_is_named():
 def mode_finder(model, latent, data):
     """Modes as a function of parameters and start, compiled once."""
     derived, leaves = EM(model, latents={latent: Quadrature(5)})._derive(data, {})
-    (integral,) = derived.program.integrals
+    (integral,) = derived.program.model.integrals
 
     @jax.jit
     def find(params, start):
-        joint = Joint(derived.program, integral, params, leaves)
+        joint = Joint(derived.program.model, integral, params, leaves)
         return find_modes(joint, jnp.full((integral.groups, 1), start))[:, 0]
 
     return lambda params, start: np.asarray(find(params, start))
@@ -581,7 +581,7 @@ def test_corners_that_are_integrated_over(own):
             numpyro.sample("y", dist.Normal(b, 1.0) if own else dist.Laplace(mu + b, 1.0), obs=y)
 
     program = EM(model)._derive((np.zeros(5),), {})[0].program
-    told = no_standard_errors(program)
+    told = no_standard_errors(program.model)
     assert "The likelihood, its integral, has none" in told
     assert "the log density of the data" not in told
     expected = "latent 'b' has corners in mu" if own else r"put mu into the prior of 'b', such as b ~ Normal(mu, tau)"

@@ -18,9 +18,9 @@ from numpyro.distributions import biject_to
 from random_models import model, random_data, random_params, specs
 
 import emppl  # noqa: F401  registers the families
-from emppl import estep, mstep
+from emppl import estep
 from emppl.derivation.derive import derive
-from emppl.program import Options
+from emppl.model.options import Options
 from emppl.trace.arguments import split_arguments
 
 DRAWS = 5
@@ -47,29 +47,29 @@ def derived(spec, priors, data):
 
 def em_step(program, fused, params, leaves, prepared):
     """One fused EM iteration: objective at ``params``, expectations, new parameters."""
-    found = estep.expectations(program, fused, params, leaves, prepared)
-    objective = found.log_likelihood + program.log_prior(params, leaves)
-    return mstep.m_step(program, params, found, leaves, prepared), objective, found.log_likelihood
+    found = estep.expectations(program.model, fused, params, leaves, prepared)
+    objective = found.log_likelihood + program.model.log_prior(params, leaves)
+    return program.m_step(params, found, leaves, prepared), objective, found.log_likelihood
 
 
 def everything(program, fused, params, leaves):
     """All that is compared, in one compiled function."""
-    prepared = estep.prepare(program, fused, leaves)
+    prepared = estep.prepare(program.model, fused, leaves)
 
     def step(params, _):
         new, objective, log_likelihood = em_step(program, fused, params, leaves, prepared)
         return new, (new, objective, log_likelihood)
 
     _, (path, objectives, log_likelihoods) = jax.lax.scan(step, params, None, length=EM_STEPS)
-    posterior = estep.e_step(program, params, leaves)
-    found, statistics = estep.from_posterior(program, params, posterior, leaves)
+    posterior = estep.e_step(program.model, params, leaves)
+    found, statistics = estep.from_posterior(program.model, params, posterior, leaves)
     return {
         "log_likelihood": posterior.log_likelihood,
-        "marginals": estep.marginals(program, params, leaves),
-        "decoded": estep.decode(program, params, leaves),
+        "marginals": estep.marginals(program.model, params, leaves),
+        "decoded": estep.decode(program.model, params, leaves),
         "fused_log_likelihood": log_likelihoods[0],
         "fused_params": jax.tree.map(lambda leaf: leaf[0], path),
-        "plain_params": mstep.m_step(program, params, found, leaves, statistics),
+        "plain_params": program.m_step(params, found, leaves, statistics),
         "objectives": objectives,
     }
 
@@ -84,7 +84,7 @@ def check(spec, priors):
         if compiled is None:
             program, leaves = derived(spec, priors, data)
             assert {rule.kind for rule in program.rules.values()} == {"closed form"}
-            function = functools.partial(everything, program, estep.plan_fused(program))
+            function = functools.partial(everything, program, program.fused)
             compiled = jax.jit(function)
         leaves, _ = split_arguments((data, spec, priors), {})
         got = jax.device_get(compiled(params, leaves))
@@ -144,9 +144,9 @@ def m_step_is_stationary(spec, priors):
     program, leaves = derived(spec, priors, data)
 
     def solve(params, leaves):
-        posterior = estep.e_step(program, params, leaves)
-        found, statistics = estep.from_posterior(program, params, posterior, leaves)
-        step = lambda _, new: mstep.m_step(program, new, found, leaves, statistics)  # noqa: E731
+        posterior = estep.e_step(program.model, params, leaves)
+        found, statistics = estep.from_posterior(program.model, params, posterior, leaves)
+        step = lambda _, new: program.m_step(new, found, leaves, statistics)  # noqa: E731
         return jax.lax.fori_loop(0, 60, step, {name: jnp.asarray(value) for name, value in params.items()})
 
     solution = jax.jit(solve)(params, leaves)
@@ -184,10 +184,10 @@ def fixed_point_is_stationary(spec):
     params, data = random_params(spec, rng), random_data(spec, rng)
     oracle = BruteForce(model, params, data, spec, True)
     program, leaves = derived(spec, True, data)
-    fused = estep.plan_fused(program)
+    fused = program.fused
 
     def run(params, leaves):
-        prepared = estep.prepare(program, fused, leaves)
+        prepared = estep.prepare(program.model, fused, leaves)
 
         def body(carry):
             params, _, number = carry

@@ -67,13 +67,13 @@ def exact_gain(old, new):
 def gain_function():
     """Gains of all draws, from ``at`` to ``after``, compiled."""
     compiled, leaves, prepared = counted()
-    program, fused = compiled.program, compiled.fused
+    program, fused = compiled.program, compiled.program.fused
 
     @jax.jit
     def gains(at, after, drawn, weights):
-        found = simulated_expectations(program, fused, at, drawn, weights, leaves, prepared)
-        one, other = (complete_log_densities(program, found, prepared, where, leaves) for where in (after, at))
-        return one - other, ratio_residuals(program, found, weights, at, after, leaves)
+        found = simulated_expectations(program.model, fused, at, drawn, weights, leaves, prepared)
+        one, other = (complete_log_densities(program.model, found, prepared, where, leaves) for where in (after, at))
+        return one - other, ratio_residuals(program.model, found, weights, at, after, leaves)
 
     return gains
 
@@ -156,7 +156,7 @@ def test_weights_belong_to_groups():
         (pumps, (time, failures), "rate", pump_rates, {"alpha": 0.8, "beta": 1.3}, {"alpha": 1.0, "beta": 1.2}),
     ):
         compiled, leaves = emppl.EM(model, latents={latent: MonteCarlo(10)})._derive(data, {})
-        (integral,) = compiled.program.integrals
+        (integral,) = compiled.program.model.integrals
         draws = rng.normal(0, 0.7, (4, 20, integral.groups, 1))
         both = [jax.tree.map(jnp.asarray, params) for params in (old, new)]
         drawn = OldDraws(both[0], {integral.axis: draws}, {})

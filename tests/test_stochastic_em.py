@@ -13,7 +13,7 @@ from test_hard import hidden_markov
 import emppl
 from emppl import StochasticEM, StopReason, estep
 from emppl.derivation.derive import derive
-from emppl.program import Options
+from emppl.model.options import Options
 from emppl.trace.arguments import split_arguments
 
 simplex, positive = dist.constraints.simplex, dist.constraints.positive
@@ -38,12 +38,12 @@ def test_every_row_has_a_draw_of_its_own(rows):
     x = np.full(rows, 0.8)
     leaves, skeleton = split_arguments((x,), {})
     program = derive(through_another, leaves, skeleton, Options(latents={"z": StochasticEM(), "w": StochasticEM()}))
-    fused = estep.plan_fused(program)
+    fused = program.fused
     params = {"mu": jnp.array([0.0, 1.0])}
-    prepared = estep.prepare(program, fused, leaves)
+    prepared = estep.prepare(program.model, fused, leaves)
 
     def count(key):
-        found = estep.expectations(program, fused, params, leaves, prepared, key=key)
+        found = estep.expectations(program.model, fused, params, leaves, prepared, key=key)
         return found.log_likelihood, found.sums["w"]
 
     number = 400

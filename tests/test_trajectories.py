@@ -95,7 +95,7 @@ def test_draws_of_trajectories():
     np.testing.assert_array_less(np.abs(draws.mean((0, 1)) - mean), 5 * np.sqrt(variance / number))
     np.testing.assert_allclose(draws.var((0, 1)), variance, rtol=0.1)
     assert abs(float(compiled.log_likelihood(params, leaves)) - value) < 0.02
-    looked = mixing(compiled.program, joined(found[1:]).draws)
+    looked = mixing(compiled.program.model, joined(found[1:]).draws)
     assert set(looked.r_hat) == {"level"} and looked.r_hat["level"] < 1.02
     assert looked.worst in {f"level[{step}]" for step in range(len(COUNTS))}
 

@@ -22,8 +22,8 @@ import numpy as np
 
 from emppl.checkpoint.file import key_data
 from emppl.jaxpr.selection import INLINE
+from emppl.model.options import Options
 from emppl.parameters.constraints import constraint_name
-from emppl.program import Options
 from emppl.trace import Trace
 
 

@@ -11,35 +11,36 @@ from typing import Any
 
 import jax
 
-from emppl.elimination.order import Factor, plan_elimination
 from emppl.errors import ModelError, unknown_name
-from emppl.estep import check_memory, plan_fused
+from emppl.estep import check_memory
 from emppl.families import family_of
 from emppl.integrals.settle import settle_integrals
 from emppl.jaxpr.depends import Dependence
 from emppl.model.axes import Axes, model_axes
 from emppl.model.compatible import check_components, check_simulated, discrete_strategies
 from emppl.model.integral import find_integrals
+from emppl.model.model import Model
 from emppl.model.natural import SiteFactor
+from emppl.model.options import Options
 from emppl.model.roles import assign_roles, without_missing_cells
 from emppl.model.scans import find_chains
 from emppl.model.site import field_dependences
 from emppl.mstep import choose_rules
 from emppl.mstep.analysis import Analysis
 from emppl.mstep.linear_predictors import find_regressions
+from emppl.mstep.rule import RuleContext
 from emppl.names import latent_of
 from emppl.parameters.held import check_held
-from emppl.program import Options, Part, Program
-from emppl.rules import RuleContext
+from emppl.program import Program
 from emppl.strategies import Enumerate, Strategy
 from emppl.trace import Trace, trace_model
 
 
-def derive(model: Callable, data: list, skeleton: Any, options: Options) -> Program:
+def derive(function: Callable, data: list, skeleton: Any, options: Options) -> Program:
     """Derive the EM algorithm of a model for data of given shapes.
 
     Args:
-        model: the NumPyro model.
+        function: the NumPyro model.
         data: array arguments; only shapes and dtypes are used.
         skeleton: static arguments.
         options: the user's options.
@@ -50,12 +51,12 @@ def derive(model: Callable, data: list, skeleton: Any, options: Options) -> Prog
     Raises:
         ModelError: the model cannot be handled; the message names the site and the remedy.
     """
-    trace, dependence, roles, integrals = _see(model, data, skeleton, options)
+    trace, dependence, roles, integrals = _see(function, data, skeleton, options)
     _check_bounds(trace, roles)
-    for name, held in options.held.items():
+    for name, value in options.held.items():
         if name not in trace.parameters:
             raise unknown_name("fixed", name, trace.parameters)
-        check_held(name, held, trace.sites[name].shape, trace.sites[name].constraint)
+        check_held(name, value, trace.sites[name].shape, trace.sites[name].constraint)
     shapes = [jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in data]
     likelihood = [name for name, site in trace.sites.items() if site.kind in LIKELIHOOD]
     axes = model_axes(
@@ -64,29 +65,17 @@ def derive(model: Callable, data: list, skeleton: Any, options: Options) -> Prog
     factors = _factors(trace, dependence, axes, likelihood)
     strategies: dict[str, Strategy] = {n: Enumerate() for n, role in roles.items() if role.role == "latent"}
     strategies |= discrete_strategies(trace, options.latents)
-    program = Program(trace, dependence, axes, factors, (), roles, strategies, {}, dict(options.fixed), options.prior)
-    program = dataclasses.replace(program, integrals=tuple(integrals), held=dict(options.held))
-    program = settle_integrals(program, shapes, options.latents)
-    check_components(program)
-    check_simulated(program, options.latents)
-    tables = _table_shapes(program, shapes)
-    _check_fields(program, tables)
-    program = dataclasses.replace(program, parts=_parts(program, tables), argument_shapes=_shapes(program, shapes))
-    context = RuleContext(
-        trace,
-        dependence,
-        program.factors,
-        options.prior,
-        options.fixed,
-        options.held,
-        options.m_step,
-        options.optimizer,
-        Analysis(program, shapes),
+    fixed, held = dict(options.fixed), dict(options.held)
+    model = Model(
+        trace, dependence, axes, factors, roles, strategies, tuple(integrals), shapes, fixed, held, options.prior
     )
-    rules = choose_rules(context)
-    program = dataclasses.replace(program, rules=rules)
-    program = dataclasses.replace(program, regressions=find_regressions(program, shapes))
-    check_memory(program, plan_fused(program))
+    model = settle_integrals(model, options.latents)
+    check_components(model)
+    check_simulated(model, options.latents)
+    _check_fields(model)
+    rules = choose_rules(RuleContext(model, options, Analysis(model)))
+    program = Program(dataclasses.replace(model, regressions=find_regressions(model, rules)), rules)
+    check_memory(program.model, program.fused)
     return program
 
 
@@ -107,9 +96,9 @@ def _check_bounds(trace: Trace, roles: Mapping[str, Any]) -> None:
             )
 
 
-def _see(model: Callable, data: list, skeleton: Any, options: Options):
+def _see(function: Callable, data: list, skeleton: Any, options: Options):
     """Trace a model and settle the roles of its sites; traced again if some of them are continuous latents."""
-    trace = trace_model(model, data, skeleton)
+    trace = trace_model(function, data, skeleton)
     dependence = Dependence(trace.jaxpr, trace.inputs)
     trace = without_missing_cells(trace, dependence)
     roles = assign_roles(trace, dependence, options.estimate, options.latents, options.fixed)
@@ -118,7 +107,7 @@ def _see(model: Callable, data: list, skeleton: Any, options: Options):
     atom_axes = {name: integral.atom_axis for integral in integrals for name in integral.latents}
     if all(trace.atom_axes.get(name) == one for name, one in atom_axes.items()):
         return trace, dependence, roles, integrals
-    trace = trace_model(model, data, skeleton, atom_axes)
+    trace = trace_model(function, data, skeleton, atom_axes)
     dependence = Dependence(trace.jaxpr, trace.inputs)
     return without_missing_cells(trace, dependence), dependence, roles, integrals
 
@@ -183,53 +172,10 @@ def _says_which_steps_exist(trace: Trace, name: str, in_latents, in_parameters) 
     return depth > 0 and not in_latents["mask"] and not in_parameters["mask"]
 
 
-def _table_shapes(program: Program, data) -> dict[str, jax.ShapeDtypeStruct]:
-    return jax.eval_shape(
-        lambda params, data: program.tables(program.evaluate(params, data)),
-        program.trace.parameter_shapes,
-        data,
-    )
-
-
-def _parts(program: Program, tables: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[Part, ...]:
-    axes, trace = program.axes, program.trace
-    plates_of_latent = {}
-    for name in axes.latents - axes.of_atoms:
-        site = trace.sites[latent_of(name)]
-        plates_of_latent[name] = axes.plates_of(site, site.batch_shape)
-    named = {}
-    for integral in program.integrals:  # an integral is one factor, in place of those that depend on its latents
-        here = frozenset(integral.given), frozenset(integral.cells) - frozenset(integral.given)
-        named[integral.axis] = Factor(integral.axis, *here)
-    for name, factor in program.factors.items():
-        if name in program.integrated:
-            continue
-        time = factor.site.time
-        is_timed = time is not None and tables[name].shape[axes.names.index(time.name)] > 1
-        plates = axes.plates_of(factor.site, factor.site.batch_shape)
-        named[name] = Factor(name, factor.all_latents, plates, is_timed)
-    presence = frozenset(name for name, factor in program.factors.items() if factor.is_presence)
-    inside = [f for f in named.values() if axes.rows in f.plates]
-    outside = [f for f in named.values() if axes.rows not in f.plates]
-    touched = frozenset().union(*(f.latents for f in inside)) if inside else frozenset()
-    groups = [(inside, True), (outside, False)]
-    if any(axes.rows not in plates_of_latent[latent] for latent in touched):
-        groups = [(list(named.values()), False)]
-    return tuple(
-        Part(
-            tuple(f.name for f in group),
-            plan_elimination(group, plates_of_latent, axes.sizes, axes.names, trace.chains, presence),
-            by_rows,
-        )
-        for group, by_rows in groups
-        if group
-    )
-
-
-def _check_fields(program: Program, tables: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+def _check_fields(model: Model) -> None:
     """Refuse weights that are not data, and tables that lost the axis of a latent they depend on."""
-    for name, factor in program.factors.items():
-        moving = sorted(factor.all_parameters - set(program.fixed))
+    for name, factor in model.factors.items():
+        moving = sorted(factor.all_parameters - set(model.fixed))
         if factor.site.kind == "observed" and factor.site.distribution == "Delta" and moving:
             raise ModelError(
                 f"Site {name!r} is an observed Delta whose value depends on {', '.join(map(repr, moving))}, which is "
@@ -243,13 +189,13 @@ def _check_fields(program: Program, tables: Mapping[str, jax.ShapeDtypeStruct]) 
                 f"The weight (handlers.scale) of site {name!r} depends on {sorted(depends)}. Weights count data "
                 "and must be data; put a term that depends on latents or parameters in numpyro.factor."
             )
-        if ("cell_weight",) in factor.timed and factor.all_latents & _scanned(program):
+        if ("cell_weight",) in factor.timed and factor.all_latents & _scanned(model):
             raise ModelError(
                 f"The weight (handlers.scale) of site {name!r} varies over the steps of its scan. A weight counts a "
                 "whole sequence that many times; put one weight per sequence around the scan."
             )
-        for latent in sorted(factor.all_latents - program.axes.of_atoms):
-            if tables[name].shape[program.axes.names.index(latent)] == 1 and program.axes.sizes[latent] > 1:
+        for latent in sorted(factor.all_latents - model.axes.of_atoms):
+            if model.table_shapes[name].shape[model.axes.names.index(latent)] == 1 and model.axes.sizes[latent] > 1:
                 raise ModelError(
                     f"Site {name!r} depends on latent {latent!r} through a sum, mean or similar over its array. "
                     f"That array holds the states of {latent!r}, not its plate cells, so the model would be another "
@@ -257,22 +203,5 @@ def _check_fields(program: Program, tables: Mapping[str, jax.ShapeDtypeStruct]) 
                 )
 
 
-def _scanned(program: Program) -> frozenset[str]:
-    return frozenset(
-        n for n in program.axes.latents - program.axes.of_atoms if program.trace.sites[latent_of(n)].is_scanned
-    )
-
-
-def _shapes(program: Program, data) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Aligned shape of every argument of the sites with a registered family, abstractly."""
-
-    def arguments(params, data):
-        arrays = program.evaluate(params, data)
-        return {
-            name: factor.arguments(arrays)
-            for name, factor in program.factors.items()
-            if factor.family is not None and factor.site.kind != "factor" and factor.labels_of is None
-        }
-
-    shaped = jax.eval_shape(arguments, program.trace.parameter_shapes, data)
-    return {name: {n: a.shape for n, a in found.items()} for name, found in shaped.items()}
+def _scanned(model: Model) -> frozenset[str]:
+    return frozenset(n for n in model.axes.latents - model.axes.of_atoms if model.trace.sites[latent_of(n)].is_scanned)

@@ -12,6 +12,7 @@ from emppl.elimination.chain import choose_kernel
 from emppl.elimination.order import Step
 from emppl.estep import FusedPlan, largest_table, why_not_reweighted
 from emppl.model.integral import Integral
+from emppl.model.model import Model
 from emppl.names import latent_of, model_name
 from emppl.program import Program
 from emppl.strategies import Continuous, MonteCarlo, Simulated, StochasticEM
@@ -157,24 +158,25 @@ class Plan:
     __repr__ = __str__
 
 
-def build_plan(program: Program, fused: FusedPlan, compression: str = "") -> Plan:
+def build_plan(program: Program, compression: str = "") -> Plan:
     """Describe a derived algorithm.
 
     Args:
-        program: the algorithm.
+        program: the derived algorithm.
         fused: static choices of the fused path.
         compression: what a fit does with the rows of the data, in words.
 
     Returns:
         The plan.
     """
-    trace, axes = program.trace, program.axes
+    model, fused = program.model, program.fused
+    trace, axes = model.trace, model.axes
     sites = tuple(
         SitePlan(
             n,
             _distribution(s),
-            program.roles[n].role,
-            program.roles[n].reason,
+            model.roles[n].role,
+            model.roles[n].reason,
             tuple(p.name for p in s.plates),
             s.shape,
         )
@@ -183,7 +185,7 @@ def build_plan(program: Program, fused: FusedPlan, compression: str = "") -> Pla
     )
     cells_of: dict[str, int] = {}
     factors = []
-    for name, factor in program.factors.items():
+    for name, factor in model.factors.items():
         plates = axes.plates_of(factor.site, factor.site.batch_shape)
         present = [(n, axes.sizes[n]) for n in axes.names if n in plates or n in factor.all_latents]
         form = "statistics x natural parameters" if name in fused.natural else "log-probability table"
@@ -193,91 +195,91 @@ def build_plan(program: Program, fused: FusedPlan, compression: str = "") -> Pla
             cells = math.prod(size for _, size in present)
             cells_of[model_name(name)] = cells_of.get(model_name(name), 0) + cells
     latents = [
-        LatentPlan(name, program.strategies[name].title, trace.sites[name].states, cells)
+        LatentPlan(name, model.strategies[name].title, trace.sites[name].states, cells)
         for name, cells in cells_of.items()
-    ] + _integrated(program)
+    ] + _integrated(model)
     parameters = tuple(
         ParameterPlan(name, trace.sites[name].shape, rule.kind, rule.detail, rule.prior, rule.rejected[name])
         for name, rule in program.rules.items()
     )
-    steps = [step for part in program.parts for step in part.plan.steps if step.latent is not None or step.chain]
-    largest, _ = largest_table(program, fused)
+    steps = [step for part in model.parts for step in part.plan.steps if step.latent is not None or step.chain]
+    largest, _ = largest_table(model, fused)
     dtype = jnp.dtype(jnp.result_type(float))
     return Plan(
-        _objective(program),
+        _objective(model),
         sites,
         tuple(latents),
         tuple(factors),
         parameters,
-        tuple(_integration(program, one) for one in program.integrals),
-        tuple(_summed(program, fused, step) for step in steps),
-        program.cost,
-        max([largest, *(program.cells(name) for name in program.integrated)]) * dtype.itemsize,
+        tuple(_integration(model, one) for one in model.integrals),
+        tuple(_summed(model, fused, step) for step in steps),
+        model.cost,
+        max([largest, *(model.cells(name) for name in model.integrated)]) * dtype.itemsize,
         (fused.chunking.count, fused.chunking.size),
         str(dtype),
         compression,
     )
 
 
-def _integrated(program: Program) -> list[LatentPlan]:
+def _integrated(model: Model) -> list[LatentPlan]:
     found = []
-    for one in program.integrals:
+    for one in model.integrals:
         for name in one.latents:
             groups, steps = (one.groups, 0) if one.states is None else (one.states.cells, one.states.steps)
             numbers = one.dimensions, groups, one.latents, one.atoms
-            found.append(LatentPlan(name, one.strategy.title, 0, program.cells(name), *numbers, one.reason, steps))
+            found.append(LatentPlan(name, one.strategy.title, 0, model.cells(name), *numbers, one.reason, steps))
     return found
 
 
-def _integration(program: Program, integral: Integral) -> str:
+def _integration(model: Model, integral: Integral) -> str:
     """What is integrated out together, and given what; where that takes draws, what makes them."""
     given = f" given {', '.join(map(repr, integral.given))}" if integral.given else ""
     apart = ", told apart by an index among the data" if integral.is_indexed else ""
     strategy = integral.strategy
     by = f", {strategy.words(integral.dimensions)}" if isinstance(strategy, Simulated) else ""
-    return ", ".join(map(repr, integral.latents)) + given + apart + by + _old_draws(program, strategy)
+    return ", ".join(map(repr, integral.latents)) + given + apart + by + _old_draws(model, strategy)
 
 
-def _old_draws(program: Program, strategy: Continuous) -> str:
+def _old_draws(model: Model, strategy: Continuous) -> str:
     """Whether old draws are used again."""
     if not isinstance(strategy, MonteCarlo) or not strategy.reweight:
         return ""
-    reason = why_not_reweighted(program)
+    reason = why_not_reweighted(model)
     if reason is not None:
         return f"; every iteration draws afresh ({reason}), whatever reweight says"
     return f"; old draws serve again, re-weighted, while {strategy.reweight:.0%} of them are effective in every group"
 
 
-def _summed(program: Program, fused: FusedPlan, step: Step) -> str:
+def _summed(model: Model, fused: FusedPlan, step: Step) -> str:
     """What one step of the elimination sums out, or does instead."""
-    what = f"{step.latent!r}" if step.chain is None else _chain(program, fused, step)
+    what = f"{step.latent!r}" if step.chain is None else _chain(model, fused, step)
     axis = step.latent if step.chain is None else step.chain.current[0]
-    if axis not in program.picked:
+    if axis not in model.picked:
         return what
-    return f"{what} (its {'best value' if program.hard else 'draw'} in place of the sum)"
+    return f"{what} (its {'best value' if model.hard else 'draw'} in place of the sum)"
 
 
-def _chain(program: Program, fused: FusedPlan, step: Step) -> str:
+def _chain(model: Model, fused: FusedPlan, step: Step) -> str:
     """How a chain is summed out: its joint state, its length, and the kernel."""
-    sizes, chain = program.axes.sizes, step.chain
+    sizes, chain = model.axes.sizes, step.chain
     assert chain is not None
     states, length, lanes = step.chain_sizes(sizes)
     if fused.chunking.count > 1:
-        lanes = lanes * fused.chunking.size // sizes[program.axes.rows]
+        lanes = lanes * fused.chunking.size // sizes[model.axes.rows]
     dtype = jnp.dtype(jnp.result_type(float))
     kernel: str
-    if chain.current[0] in program.picked:
-        kernel = "Viterbi" if program.hard else "forward filtering, backward sampling"
+    if chain.current[0] in model.picked:
+        kernel = "Viterbi" if model.hard else "forward filtering, backward sampling"
     else:
         kernel = str(choose_kernel(length, states, lanes, dtype, jax.default_backend(), step.varies))
     names = ", ".join(repr(name) for name in dict.fromkeys(latent_of(axis) for axis in chain.current))
     return f"the chain of {names} ({states} joint states, {length:,} steps: {kernel})"
 
 
-def _objective(program: Program) -> str:
-    subsampled = ", ".join(repr(plate.name) for plate in program.trace.plates.values() if plate.size < plate.full_size)
+def _objective(model: Model) -> str:
+    subsampled = ", ".join(repr(plate.name) for plate in model.trace.plates.values() if plate.size < plate.full_size)
     where = f", on one fixed subsample of plate {subsampled}" if subsampled else ""
-    return _criterion(program) + where
+    return _criterion(model) + where
 
 
 def _distribution(site: Site) -> str:
@@ -288,20 +290,20 @@ def _distribution(site: Site) -> str:
     return name
 
 
-def _criterion(program: Program) -> str:
-    priors = [n for n in program.free if program.trace.sites[n].kind == "continuous"]
-    how = program.objective_kind.words if program.strategies else "no latent: direct maximisation"
-    if any(isinstance(strategy, StochasticEM) for strategy in program.strategies.values()):
-        what = "posterior density" if priors and program.use_prior else "likelihood"
-        return f"average of stochastic EM, close to the maximum of the {what} ({program.objective_kind.words})"
-    if program.hard:
-        names = ", ".join(program.hard)
-        added = ", plus the log prior" if priors and program.use_prior else ""
+def _criterion(model: Model) -> str:
+    priors = [n for n in model.free if model.trace.sites[n].kind == "continuous"]
+    how = model.objective_kind.words if model.strategies else "no latent: direct maximisation"
+    if any(isinstance(strategy, StochasticEM) for strategy in model.strategies.values()):
+        what = "posterior density" if priors and model.use_prior else "likelihood"
+        return f"average of stochastic EM, close to the maximum of the {what} ({model.objective_kind.words})"
+    if model.hard:
+        names = ", ".join(model.hard)
+        added = ", plus the log prior" if priors and model.use_prior else ""
         return (
             f"classification likelihood: the largest over {names} of log p(data, {names}){added} "
-            f"({program.objective_kind.words}); another objective than the likelihood"
+            f"({model.objective_kind.words}); another objective than the likelihood"
         )
-    if priors and program.use_prior:
+    if priors and model.use_prior:
         return f"maximum a posteriori ({how})"
     return f"maximum likelihood ({how})" + (", priors dropped" if priors else "")
 

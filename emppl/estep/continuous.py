@@ -19,21 +19,21 @@ from emppl.integrals.outcome import Integrated
 from emppl.integrals.smoother import draw_states
 from emppl.integrals.truncated import draw_inside
 from emppl.model.integral import Integral
+from emppl.model.model import Model
 from emppl.names import first, model_name
 from emppl.numerics.guarded import safe_divide
 from emppl.numerics.small_matrices import lower_inverse
-from emppl.program import Program
 from emppl.strategies import Kernel, Quadrature, Simulated
 
 _FREEDOM = 5
 _STEPS = 100
 
 
-def moments(program: Program, params, data, drawn: Drawn | None = None) -> dict[str, tuple[jax.Array, jax.Array]]:
+def moments(model: Model, params, data, drawn: Drawn | None = None) -> dict[str, tuple[jax.Array, jax.Array]]:
     """Posterior mean and covariance of every integrated latent, discrete latents summed out.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         params: constrained parameter values.
         data: arrays of the model's arguments.
         drawn: draws of simulated latents at these parameters; default: importance sampling.
@@ -42,41 +42,41 @@ def moments(program: Program, params, data, drawn: Drawn | None = None) -> dict[
         By latent ``(mean, covariance)``: ``(*plates, *event)`` and ``(*plates, *event, *event)``.
     """
     if drawn is None:
-        integrated = integrate_all(program, params, data)
+        integrated = integrate_all(model, params, data)
     else:
-        integrated = integrated_by_draws(program, params, drawn, None, data)
-    arrays = program.evaluate(params, data)
-    scales, present = counted(all_scales(program, arrays)), program.present(arrays)
-    tables = program.tables(arrays, program.integrated)
+        integrated = integrated_by_draws(model, params, drawn, None, data)
+    arrays = model.evaluate(params, data)
+    scales, present = counted(all_scales(model, arrays)), model.present(arrays)
+    tables = model.tables(arrays, model.integrated)
 
     def evidence(integrals):
-        return log_evidence(program, {**tables, **integrals}, scales, present)
+        return log_evidence(model, {**tables, **integrals}, scales, present)
 
     weights = jax.grad(evidence)({name: one.evidence for name, one in integrated.items()})
     found = {}
-    for integral in program.integrals:
+    for integral in model.integrals:
         if integral.chain is not None:
-            found.update(_of_chain(program, integral, integrated[integral.axis]))
+            found.update(_of_chain(model, integral, integrated[integral.axis]))
             continue
-        over = tuple(program.axes.names.index(name) for name in integral.given)
+        over = tuple(model.axes.names.index(name) for name in integral.given)
         weight = weights[integral.axis]
         total = jnp.sum(weight, over, keepdims=True)
         weight = safe_divide(*jnp.broadcast_arrays(weight, total, jnp.ones_like(weight)))
         weight = weight * integrated[integral.axis].shares
         for name in integral.latents:
             atoms = integrated[integral.axis].atoms[name]
-            found[name] = _moments(program, integral.axis, name, atoms, weight)
+            found[name] = _moments(model, integral.axis, name, atoms, weight)
     return found
 
 
-def _of_chain(program: Program, integral: Integral, found: Integrated):
+def _of_chain(model: Model, integral: Integral, found: Integrated):
     """Moments of every step of a chain, time first."""
     means, spreads = {}, {}
-    for name in _sites_of_chain(program, integral):
-        site, atoms = program.trace.sites[name], found.atoms[name]
+    for name in _sites_of_chain(model, integral):
+        site, atoms = model.trace.sites[name], found.atoms[name]
         event = len(site.event_shape)
         batch = atoms.ndim - 1 - event - (site.time is not None)
-        share = _beside_values(program, name, found.shares, batch, integral.axis)
+        share = _beside_values(model, name, found.shares, batch, integral.axis)
         if site.time is not None:
             share = share[:, None]
         share = jnp.reshape(share, share.shape + (1,) * event)
@@ -84,22 +84,22 @@ def _of_chain(program: Program, integral: Integral, found: Integrated):
         entries, others = string.ascii_lowercase[:event], string.ascii_uppercase[:event]
         deviation = atoms - mean[None]
         spread = jnp.einsum(f"z...{entries},z...{others}->...{entries}{others}", share * deviation, deviation)
-        means[name] = _tidy_step(program, name, mean, event)
-        spreads[name] = _tidy_step(program, name, spread, 2 * event)
-    means, spreads = whole_chains(program, integral, means), whole_chains(program, integral, spreads)
+        means[name] = _tidy_step(model, name, mean, event)
+        spreads[name] = _tidy_step(model, name, spread, 2 * event)
+    means, spreads = whole_chains(model, integral, means), whole_chains(model, integral, spreads)
     return {name: (means[name], spreads[name]) for name in means}
 
 
-def _sites_of_chain(program: Program, integral: Integral) -> list[str]:
+def _sites_of_chain(model: Model, integral: Integral) -> list[str]:
     """Latents of the first steps, and of the later ones."""
     mine = set(integral.latents)
-    sites = program.trace.sites.items()
+    sites = model.trace.sites.items()
     return [name for name, site in sites if site.kind == "integrated" and model_name(name) in mine]
 
 
-def _tidy_step(program: Program, name: str, array: jax.Array, trailing: int) -> jax.Array:
+def _tidy_step(model: Model, name: str, array: jax.Array, trailing: int) -> jax.Array:
     """Drop batch axes of size one that are no plates; a time axis in front stays."""
-    site = program.trace.sites[name]
+    site = model.trace.sites[name]
     plates = {plate.dim for plate in site.plates if not plate.is_time}
     lead = 0 if site.time is None else 1
     rank = array.ndim - trailing
@@ -107,7 +107,7 @@ def _tidy_step(program: Program, name: str, array: jax.Array, trailing: int) -> 
     return jnp.squeeze(array, gone)
 
 
-def whole_chains(program: Program, integral: Integral, found: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def whole_chains(model: Model, integral: Integral, found: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Join the first steps of the latents of a chain with the later ones, time first."""
     assert integral.chain is not None
     firsts = range(integral.chain.chain.order)
@@ -122,12 +122,12 @@ def counted(scales: Mapping[str, jax.Array | None]) -> dict[str, jax.Array | Non
     return {name: None if one is None else jnp.where(one == 0, 1e-30, one) for name, one in scales.items()}
 
 
-def _moments(program: Program, axis: str, name: str, atoms: jax.Array, weight: jax.Array):
+def _moments(model: Model, axis: str, name: str, atoms: jax.Array, weight: jax.Array):
     """Mean and covariance over atoms and states."""
-    event = len(program.trace.sites[name].event_shape)
-    weight = _beside_values(program, name, weight, atoms.ndim - 1 - event, axis)
+    event = len(model.trace.sites[name].event_shape)
+    weight = _beside_values(model, name, weight, atoms.ndim - 1 - event, axis)
     weight = jnp.reshape(weight, weight.shape + (1,) * event)
-    over = (0, *(1 + axis for axis in _axes_without_plate(program, name)))
+    over = (0, *(1 + axis for axis in _axes_without_plate(model, name)))
     mean = jnp.sum(weight * atoms, over, keepdims=True)
     deviation = atoms - mean
     letters = string.ascii_lowercase
@@ -140,12 +140,12 @@ def _moments(program: Program, axis: str, name: str, atoms: jax.Array, weight: j
 
 
 def sample_given(
-    program: Program, params, data, chosen: Mapping[str, jax.Array], rng_key: jax.Array
+    model: Model, params, data, chosen: Mapping[str, jax.Array], rng_key: jax.Array
 ) -> dict[str, jax.Array]:
     """One joint draw of all integrated latents given the states of the discrete ones.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         params: constrained parameter values.
         data: arrays of the model's arguments.
         chosen: by discrete latent, a table that is largest at the state it has, with the common axes.
@@ -154,45 +154,45 @@ def sample_given(
     Returns:
         By latent ``(*plates, *event)``.
     """
-    integrated = integrate_all(program, params, data)
+    integrated = integrate_all(model, params, data)
     drawn = {}
-    for number, integral in enumerate(program.integrals):
+    for number, integral in enumerate(model.integrals):
         key = jax.random.fold_in(rng_key, number)
-        joint = Joint(program, integral, params, data)
+        joint = Joint(model, integral, params, data)
         if integral.states is not None:
-            drawn.update(_steps(program, integral, draw_states(joint, key)))
+            drawn.update(_steps(model, integral, draw_states(joint, key)))
             continue
         found = integrated[integral.axis]
         if integral.limits:
-            free = Joint(program, integral.unlimited, params, data)
-            limits = find_limits(program, integral, data)
+            free = Joint(model, integral.unlimited, params, data)
+            limits = find_limits(model, integral, data)
             vectors = draw_inside(limits, *conditional(free, found.mean), key)
         else:
             is_density = isinstance(integral.strategy, Quadrature | Simulated)
             vectors = (_posterior_draw if is_density else _normal_draw)(joint, found.mean, found.root, key)
         values = joint.constrained(joint.unpack(vectors))
         if integral.chain is not None:
-            drawn.update(_steps(program, integral, values))
+            drawn.update(_steps(model, integral, values))
             continue
         for name, value in values.items():
-            event = len(program.trace.sites[name].event_shape)
+            event = len(model.trace.sites[name].event_shape)
             for latent in integral.given:
-                axis = program.axes.names.index(latent)
+                axis = model.axes.names.index(latent)
                 best = jnp.argmax(chosen[latent], axis)
-                picked = jax.nn.one_hot(best, program.axes.sizes[latent], axis=axis, dtype=value.dtype)
-                picked = _beside_values(program, name, picked, value.ndim - event)[0]
+                picked = jax.nn.one_hot(best, model.axes.sizes[latent], axis=axis, dtype=value.dtype)
+                picked = _beside_values(model, name, picked, value.ndim - event)[0]
                 value = value * jnp.reshape(picked, picked.shape + (1,) * event)
-            drawn[name] = jnp.sum(value, _axes_without_plate(program, name))
+            drawn[name] = jnp.sum(value, _axes_without_plate(model, name))
     return drawn
 
 
-def _steps(program: Program, integral: Integral, values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def _steps(model: Model, integral: Integral, values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """One draw of a chain, time first, from values of its first steps and windows."""
     steps = {
-        name: _tidy_step(program, name, values[name], len(program.trace.sites[name].event_shape))
-        for name in _sites_of_chain(program, integral)
+        name: _tidy_step(model, name, values[name], len(model.trace.sites[name].event_shape))
+        for name in _sites_of_chain(model, integral)
     }
-    return whole_chains(program, integral, steps)
+    return whole_chains(model, integral, steps)
 
 
 def _normal_draw(joint: Joint, mean: jax.Array, root: jax.Array, rng_key: jax.Array) -> jax.Array:
@@ -235,21 +235,21 @@ def _posterior_draw(joint: Joint, mean: jax.Array, root: jax.Array, rng_key: jax
 # ------------------------------------------------------------------------------------------------------- layouts
 
 
-def _beside_values(program: Program, name: str, table: jax.Array, rank: int, atoms: str | None = None) -> jax.Array:
+def _beside_values(model: Model, name: str, table: jax.Array, rank: int, atoms: str | None = None) -> jax.Array:
     """From the common axes to the batch axes of a latent's values, the atoms in front of them."""
-    by_dim = program.axes.of_site(program.trace.sites[name])
+    by_dim = model.axes.of_site(model.trace.sites[name])
     wanted = [atoms, *(by_dim.get(dim) for dim in range(-rank, 0))]
-    kept = [program.axes.names.index(one) for one in wanted if one is not None]
-    rest = [axis for axis in range(program.axes.rank) if axis not in kept]
+    kept = [model.axes.names.index(one) for one in wanted if one is not None]
+    rest = [axis for axis in range(model.axes.rank) if axis not in kept]
     moved = jnp.squeeze(jnp.transpose(table, rest + kept), tuple(range(len(rest))))
     sizes = iter(moved.shape)
     return jnp.reshape(moved, tuple(1 if one is None else next(sizes) for one in wanted))
 
 
-def _axes_without_plate(program: Program, name: str) -> tuple[int, ...]:
+def _axes_without_plate(model: Model, name: str) -> tuple[int, ...]:
     """Batch axes of one value of a latent that run over the states of discrete latents, or over nothing."""
-    site, shape = program.trace.sites[name], program.trace.value_shapes[name]
+    site, shape = model.trace.sites[name], model.trace.value_shapes[name]
     rank = len(shape) - len(site.event_shape)
-    by_dim = program.axes.of_site(site)
-    plates = program.axes.plates_of(site, site.shape[: len(site.shape) - len(site.event_shape)])
+    by_dim = model.axes.of_site(site)
+    plates = model.axes.plates_of(site, site.shape[: len(site.shape) - len(site.event_shape)])
     return tuple(axis for axis in range(rank) if by_dim.get(axis - rank) not in plates)

@@ -11,7 +11,7 @@ from emppl.elimination.chains import ChainAxes, ChainTables, filter_steps
 from emppl.elimination.run import log_normalizer
 from emppl.errors import ModelError
 from emppl.estep.plain import owners_of
-from emppl.program import Part, Program
+from emppl.model.model import Model, Part
 
 
 class Filtered(NamedTuple):
@@ -30,11 +30,11 @@ class Filtered(NamedTuple):
     log_likelihood: dict[str, jax.Array]
 
 
-def filtered(program: Program, params, data) -> Filtered:
+def filtered(model: Model, params, data) -> Filtered:
     """Filter every chain of the model.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         params: constrained parameter values.
         data: arrays of the model's arguments.
 
@@ -44,27 +44,27 @@ def filtered(program: Program, params, data) -> Filtered:
     Raises:
         ModelError: the model has no chain, or one that cannot be filtered; the message says why.
     """
-    arrays = program.evaluate(params, data)
-    tables, scales, present = program.tables(arrays), program.scales(arrays), program.present(arrays)
+    arrays = model.evaluate(params, data)
+    tables, scales, present = model.tables(arrays), model.scales(arrays), model.present(arrays)
     outcome = Filtered({}, {}, {})
-    for part in program.parts:
+    for part in model.parts:
 
         def watch(chain: ChainAxes, tables: ChainTables, part: Part = part) -> None:
-            _one_chain(program, part, chain, tables, outcome)
+            _one_chain(model, part, chain, tables, outcome)
 
         chosen = {name: tables[name] for name in part.factors}
-        log_normalizer(part.plan, chosen, scales, owners_of(program, scales), present=present, watch=watch)
+        log_normalizer(part.plan, chosen, scales, owners_of(model, scales), present=present, watch=watch)
     if not outcome.states:
         raise ModelError("The model has no chain of latents (a scan whose carry holds one), so nothing to filter.")
-    fault = program.fault(arrays)
+    fault = model.fault(arrays)
     return jax.tree.map(lambda array: array + fault, outcome)
 
 
-def _one_chain(program: Program, part: Part, chain: ChainAxes, tables: ChainTables, outcome: Filtered) -> None:
+def _one_chain(model: Model, part: Part, chain: ChainAxes, tables: ChainTables, outcome: Filtered) -> None:
     names = part.plan.axes
     special = {chain.time, *chain.initial, *chain.current, *chain.previous}
-    outer = [n for n, size in zip(names, tables.shape, strict=True) if size > 1 and n in program.axes.latents - special]
-    record = next(one for one in program.trace.chains if one.time == chain.time)
+    outer = [n for n, size in zip(names, tables.shape, strict=True) if size > 1 and n in model.axes.latents - special]
+    record = next(one for one in model.trace.chains if one.time == chain.time)
     latent = chain.current[0]
     if outer or record.order > 1:
         why = f"latents {outer} outside the scan are summed over" if outer else f"it is of order {record.order}"
@@ -75,11 +75,11 @@ def _one_chain(program: Program, part: Part, chain: ChainAxes, tables: ChainTabl
     states, predicted, evidence = filter_steps(tables)
     batch = [n for n in names if n not in special]
     width = tuple(tables.shape[names.index(n)] for n in batch)
-    sizes = tuple(program.axes.sizes[n] for n in chain.current)
+    sizes = tuple(model.axes.sizes[n] for n in chain.current)
     for position, name in enumerate(chain.current):
-        site = program.trace.sites[name]
-        plates = program.axes.plates_of(site, site.batch_shape) - {chain.time}
-        order = [batch.index(n) for n in sorted(plates, key=lambda n: program.axes.dims[n])]
+        site = model.trace.sites[name]
+        plates = model.axes.plates_of(site, site.batch_shape) - {chain.time}
+        order = [batch.index(n) for n in sorted(plates, key=lambda n: model.axes.dims[n])]
         rest = [number for number in range(len(batch)) if number not in order]
 
         def tidy(array: Any, kept: tuple[int, ...], order=order, rest=rest, position=position) -> jax.Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -17,9 +17,9 @@ from emppl.elimination.run import log_normalizer
 from emppl.estep.plain import Expectations, absent_cells, all_scales, owners_of, spread_over_atoms
 from emppl.integrals.integration import integrate_all
 from emppl.integrals.limits import find_limits
+from emppl.model.model import Model
 from emppl.model.natural import Prepared
 from emppl.numerics.guarded import impossible_to_infinite
-from emppl.program import Program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,46 +46,39 @@ class FusedPlan:
     by_step: frozenset[str] = frozenset()
 
 
-def plan_fused(program: Program, accurate: bool = False) -> FusedPlan:
+def plan_fused(model: Model, weighted: Collection[str] = ()) -> FusedPlan:
     """Choose natural forms and the size of chunks.
 
     Chunks keep the features and the tables of a chunk inside a core's second-level cache.
 
     Args:
-        program: the derived algorithm.
-        accurate: use the plain path for every site (components far narrower than the data).
+        model: the model.
+        weighted: sites of which the M-step needs the weight of every cell.
 
     Returns:
         The static choices.
     """
-    everywhere = any(rule.reads_every_site for rule in program.blocks)
-    need_weights = {
-        name
-        for name, factor in program.factors.items()
-        if everywhere or any(program.rules[parameter].reads_weights for parameter in factor.all_parameters)
-    }
     natural = frozenset(
         name
-        for name, factor in program.factors.items()
-        if not accurate
-        and name not in need_weights
-        and name not in program.integrated
-        and (name in program.regressions or _has_small_arguments(program, name, factor))
+        for name, factor in model.factors.items()
+        if name not in weighted
+        and name not in model.integrated
+        and (name in model.regressions or _has_small_arguments(model, name, factor))
     )
-    rows = program.axes.sizes[program.axes.rows]
-    chunked = any(part.by_rows for part in program.parts) and not accurate
+    rows = model.axes.sizes[model.axes.rows]
+    chunked = any(part.by_rows for part in model.parts)
     if not chunked or rows <= 2 * _CHUNK_ROWS[0]:
-        return FusedPlan(natural, Chunking(1, rows, 0), _by_step(program, natural))
-    return FusedPlan(natural, _cut(rows, _target_rows(program)), _by_step(program, natural))
+        return FusedPlan(natural, Chunking(1, rows, 0), _by_step(model, natural))
+    return FusedPlan(natural, _cut(rows, _target_rows(model)), _by_step(model, natural))
 
 
-def _by_step(program: Program, natural: frozenset[str]) -> frozenset[str]:
+def _by_step(model: Model, natural: frozenset[str]) -> frozenset[str]:
     """Emissions in natural form that enter a chain directly, or after a sum over plates inside the step."""
     found: set[str] = set()
-    for part in program.parts:
+    for part in model.parts:
         source = {step.output: step for step in part.plan.steps}
         for step in part.plan.steps:
-            if step.chain is None or step.chain.current[0] in program.picked:
+            if step.chain is None or step.chain.current[0] in model.picked:
                 continue
             emissions = set()
             for name in step.later:
@@ -93,20 +86,18 @@ def _by_step(program: Program, natural: frozenset[str]) -> frozenset[str]:
                 if before is not None and before.latent is None and before.chain is None and len(before.inputs) == 1:
                     (name,) = before.inputs
                 emissions.add(name)
-            moves = {
-                n for n in emissions if n in program.factors and program.factors[n].all_latents & step.chain.before
-            }
+            moves = {n for n in emissions if n in model.factors and model.factors[n].all_latents & step.chain.before}
             emissions -= moves
-            if all(name in natural and _varies_by_step(program, name) for name in emissions):
+            if all(name in natural and _varies_by_step(model, name) for name in emissions):
                 found |= emissions
     return frozenset(found)
 
 
-def _varies_by_step(program: Program, name: str) -> bool:
-    factor = program.factors[name]
+def _varies_by_step(model: Model, name: str) -> bool:
+    factor = model.factors[name]
     # Arguments that vary over time (a regression on the step before) make natural parameters that do: a table anyway.
     # In a regression's own form they are in the statistics.
-    moving = name not in program.regressions and any(path[0] == "arguments" for path in factor.timed)
+    moving = name not in model.regressions and any(path[0] == "arguments" for path in factor.timed)
     return ("value",) in factor.timed and not moving and "cell_weight" not in factor.latents
 
 
@@ -115,37 +106,37 @@ _CHUNK_CELLS = 16384
 _CHAIN_CELLS = 2**23
 
 
-def _has_small_arguments(program: Program, name: str, factor) -> bool:
+def _has_small_arguments(model: Model, name: str, factor) -> bool:
     site = factor.site
     if not factor.has_statistics:
         return False
     if site.kind == "discrete":
-        return "mask" not in factor.latents and not _rows_in_arguments(program, factor)
-    return factor.has_natural_form and not _rows_in_arguments(program, factor)
+        return "mask" not in factor.latents and not _rows_in_arguments(model, factor)
+    return factor.has_natural_form and not _rows_in_arguments(model, factor)
 
 
-def _rows_in_arguments(program: Program, factor) -> bool:
+def _rows_in_arguments(model: Model, factor) -> bool:
     """Do the distribution's arguments vary along the row axis?"""
-    shapes = program.argument_shapes[factor.name]
-    return any(shape[program.axes.rank - 1] > 1 for name, shape in shapes.items() if name not in factor.family.fixed)
+    shapes = model.argument_shapes[factor.name]
+    return any(shape[model.axes.rank - 1] > 1 for name, shape in shapes.items() if name not in factor.family.fixed)
 
 
-def _target_rows(program: Program) -> int:
+def _target_rows(model: Model) -> int:
     """Rows per chunk: tables small enough for the cache, and for XLA to keep each loop on one thread.
 
     Measured on a 2-core x86 machine: a table of more than about 16,000 cells is split over threads, whose
     synchronisation costs more than it saves (1.5 times slower at 20,000 cells).
     """
-    sizes = program.axes.sizes
+    sizes = model.axes.sizes
 
     def per_row(step: Step) -> int:
-        cells = step.cells // sizes[program.axes.rows]
+        cells = step.cells // sizes[model.axes.rows]
         if step.chain is None:
             return cells
         # The kernels of chains go step by step: their tables are those of one step, and what they keep of all steps.
         return max(cells // (sizes[step.chain.time] + 1), cells // (_CHAIN_CELLS // _CHUNK_CELLS))
 
-    cells = max(per_row(step) for part in program.parts if part.by_rows for step in part.plan.steps)
+    cells = max(per_row(step) for part in model.parts if part.by_rows for step in part.plan.steps)
     return min(max(_CHUNK_CELLS // max(cells, 1), _CHUNK_ROWS[0]), _CHUNK_ROWS[1])
 
 
@@ -158,42 +149,42 @@ def _cut(rows: int, target: int) -> Chunking:
     return Chunking(count, size, count * size - rows)
 
 
-def prepare(program: Program, fused: FusedPlan, data) -> dict[str, Any]:
+def prepare(model: Model, fused: FusedPlan, data) -> dict[str, Any]:
     """Statistics of all sites that have them, computed once per fit.
 
     Returns:
         By site; statistics of sites in the row plate are cut into chunks ``(chunks, ..., features, rows)``. By integral
         whose latents are restricted by data, their limits.
     """
-    arrays = program.evaluate(program.placeholders(), data)
-    prepared: dict[str, Any] = {one.axis: find_limits(program, one, data) for one in program.integrals if one.limits}
-    for name, factor in program.factors.items():
+    arrays = model.evaluate(model.placeholders(), data)
+    prepared: dict[str, Any] = {one.axis: find_limits(model, one, data) for one in model.integrals if one.limits}
+    for name, factor in model.factors.items():
         if not factor.has_statistics or factor.value_has_atoms:
             continue
-        if name in fused.natural and name in program.regressions:
-            factor = program.regressions[name]
+        if name in fused.natural and name in model.regressions:
+            factor = model.regressions[name]
             design, known = factor.predictor.design(data)
             arrays[name].arguments.update(design=design, known=known)
         one = factor.prepare(arrays)
         if name in fused.by_step:
-            one = dataclasses.replace(one, statistics=_with_first_step(program, factor, one.statistics))
-        if name in fused.natural and _in_chunks(program, name):
+            one = dataclasses.replace(one, statistics=_with_first_step(model, factor, one.statistics))
+        if name in fused.natural and _in_chunks(model, name):
             one = dataclasses.replace(one, statistics=_chunks(one.statistics, fused.chunking))
         prepared[name] = one
     return prepared
 
 
-def _with_first_step(program: Program, factor, statistics: jax.Array) -> jax.Array:
+def _with_first_step(model: Model, factor, statistics: jax.Array) -> jax.Array:
     """A row in front for the first step, which a chain starts from: it adds nothing to its log-probability."""
-    axis = program.axes.names.index(factor.site.time.name)
+    axis = model.axes.names.index(factor.site.time.name)
     nothing = -1 if jnp.issubdtype(statistics.dtype, jnp.integer) else 0
     return jnp.concatenate(
         [jnp.full_like(jax.lax.slice_in_dim(statistics, 0, 1, axis=axis), nothing), statistics], axis
     )
 
 
-def _in_chunks(program: Program, name: str) -> bool:
-    return any(part.by_rows and name in part.factors for part in program.parts)
+def _in_chunks(model: Model, name: str) -> bool:
+    return any(part.by_rows and name in part.factors for part in model.parts)
 
 
 def _chunks(array: jax.Array, chunking: Chunking) -> jax.Array:
@@ -215,7 +206,7 @@ def _uncut(array: jax.Array, chunking: Chunking) -> jax.Array:
 
 
 def expectations(
-    program: Program,
+    model: Model,
     fused: FusedPlan,
     params,
     data,
@@ -227,7 +218,7 @@ def expectations(
     """Expected statistics and weights at given parameters, rows in chunks.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         fused: static choices.
         params: constrained parameter values.
         data: arrays of the model's arguments.
@@ -239,51 +230,51 @@ def expectations(
     Returns:
         The expectations; ``log_likelihood`` includes every constant.
     """
-    arrays = program.evaluate(params, data)
-    scales, present = all_scales(program, arrays), program.present(arrays)
+    arrays = model.evaluate(params, data)
+    scales, present = all_scales(model, arrays), model.present(arrays)
     if integrated is None:
-        integrated = integrate_all(program, params, data, guesses, known=prepared)
+        integrated = integrate_all(model, params, data, guesses, known=prepared)
     natural, tables = {}, {}
     amplification = jnp.zeros((), jnp.result_type(float))
-    for name, factor in program.factors.items():
+    for name, factor in model.factors.items():
         if name in fused.natural:
-            natural_factor = program.natural_factor(name)
+            natural_factor = model.natural_factor(name)
             natural[name] = natural_factor.natural(natural_factor.arguments(arrays), prepared[name].reference)
             if factor.family is not None and factor.family.local_reference is not None:
                 amplification = jnp.maximum(amplification, _largest_sum(natural[name], prepared[name].bound))
         else:
-            if name not in program.integrated:
+            if name not in model.integrated:
                 tables[name] = factor.table(arrays)
     tables |= {name: one.evidence for name, one in integrated.items()}
-    value = sum((prepared[name].base_measure for name in natural), program.fault(arrays))
-    value = value + absent_cells(program, arrays)
-    picking = program.picking if key is None else Picking(program.picked, key)
+    value = sum((prepared[name].base_measure for name in natural), model.fault(arrays))
+    value = value + absent_cells(model, arrays)
+    picking = model.picking if key is None else Picking(model.picked, key)
     sums: dict[str, jax.Array] = {}
     weights: dict[str, jax.Array] = {}
-    for number, part in enumerate(program.parts):
+    for number, part in enumerate(model.parts):
         how = None if picking is None else picking.part(number)
         inside = {name: natural[name] for name in part.factors if name in natural}
         given = {name: tables[name] for name in part.factors if name in tables}
         statistics = {name: prepared[name].statistics for name in inside}
         if part.by_rows and fused.chunking.count > 1:
             one, part_sums, part_weights = _by_chunks(
-                program, part, fused, inside, given, statistics, scales, present, how
+                model, part, fused, inside, given, statistics, scales, present, how
             )
         else:
             if part.by_rows:
                 statistics = {name: value_[0] for name, value_ in statistics.items()}
             one, (part_sums, part_weights) = _value_and_gradient(
-                program, part, part.plan, fused, inside, given, statistics, scales, present, how
+                model, part, part.plan, fused, inside, given, statistics, scales, present, how
             )
         value = value + one
         sums.update(part_sums)
         weights.update(part_weights)
     of_cells = {name: weights[name] for name in integrated}
-    weights, atoms = spread_over_atoms(program, integrated, weights, params, data)
+    weights, atoms = spread_over_atoms(model, integrated, weights, params, data)
     centers = {name: one.mean for name, one in integrated.items()}
-    drawn = [name for name, factor in program.factors.items() if factor.value_has_atoms and factor.has_statistics]
-    at_atoms = program.evaluate(params, data, atoms=atoms) if drawn else {}
-    of_atoms = {name: program.factors[name].prepare(at_atoms) for name in drawn}
+    drawn = [name for name, factor in model.factors.items() if factor.value_has_atoms and factor.has_statistics]
+    at_atoms = model.evaluate(params, data, atoms=atoms) if drawn else {}
+    of_atoms = {name: model.factors[name].prepare(at_atoms) for name in drawn}
     cancelled = sum((one.cancelled for one in integrated.values()), jnp.zeros(()))
     value = impossible_to_infinite(value)
     return Expectations(value, sums, weights, amplification, atoms, centers, of_atoms, cancelled, of_cells)
@@ -295,14 +286,14 @@ def _largest_sum(natural, bound) -> jax.Array:
     return jnp.max(jnp.sum(jnp.abs(natural[..., :-1]) * bound[..., :-1], -1))
 
 
-def _value_and_gradient(program, part, plan, fused, natural, tables, statistics, scales, present, picking=None):
-    owners = owners_of(program, scales)
+def _value_and_gradient(model, part, plan, fused, natural, tables, statistics, scales, present, picking=None):
+    owners = owners_of(model, scales)
 
     def evidence(natural, tables):
         from_statistics = {
-            n: _emission(program, program.factors[n], natural[n], statistics[n])
+            n: _emission(model, model.factors[n], natural[n], statistics[n])
             if n in fused.by_step
-            else program.factors[n].contract(natural[n], statistics[n])
+            else model.factors[n].contract(natural[n], statistics[n])
             for n in natural
         }
         everything = {**tables, **from_statistics}
@@ -312,8 +303,8 @@ def _value_and_gradient(program, part, plan, fused, natural, tables, statistics,
     return jax.value_and_grad(evidence, argnums=(0, 1))(natural, tables)
 
 
-def _emission(program, factor, natural, statistics) -> Emission:
-    axis = program.axes.names.index(factor.site.time.name)
+def _emission(model, factor, natural, statistics) -> Emission:
+    axis = model.axes.names.index(factor.site.time.name)
 
     def one_step(natural, statistics):
         return factor.contract(natural, jnp.expand_dims(statistics, axis))
@@ -322,12 +313,12 @@ def _emission(program, factor, natural, statistics) -> Emission:
     return Emission(one_step, natural, jnp.moveaxis(statistics, axis, 0), gathers)
 
 
-def _by_chunks(program, part, fused, natural, tables, statistics, scales, present, picking=None):
+def _by_chunks(model, part, fused, natural, tables, statistics, scales, present, picking=None):
     chunking = fused.chunking
-    rows = program.axes.rows
+    rows = model.axes.rows
     constant = [name for name in natural if statistics[name].shape[-1] == 1]
     small, pull_back = jax.vjp(
-        lambda natural: {n: program.factors[n].contract(natural[n], statistics[n][0]) for n in constant},
+        lambda natural: {n: model.factors[n].contract(natural[n], statistics[n][0]) for n in constant},
         {name: natural[name] for name in constant},
     )
     natural = {name: eta for name, eta in natural.items() if name not in constant}
@@ -337,7 +328,7 @@ def _by_chunks(program, part, fused, natural, tables, statistics, scales, presen
     wide = {name: _chunks(table, chunking) for name, table in tables.items() if table.shape[-1] > 1}
     scales = {name: scales[name] for name in part.factors}
     if chunking.padding:
-        scales = _without_padding(program, chunking, scales)
+        scales = _without_padding(model, chunking, scales)
     fixed_scales = {name: scale for name, scale in scales.items() if scale is None or scale.shape[-1] == 1}
     row_scales = {name: _chunks(scale, chunking) for name, scale in scales.items() if name not in fixed_scales}
 
@@ -350,7 +341,7 @@ def _by_chunks(program, part, fused, natural, tables, statistics, scales, presen
         exists = {**fixed_present, **row_present}
         how = None if picking is None else picking.part(number)
         value, (sums, weights) = _value_and_gradient(
-            program, part, plan, fused, natural, {**small, **wide}, statistics, here, exists, how
+            model, part, plan, fused, natural, {**small, **wide}, statistics, here, exists, how
         )
         carry = jax.tree.map(jnp.add, carry, (sums, {name: weights[name] for name in small}))
         # Values are summed after the loop, pairwise: a running total would lose digits in float32.
@@ -366,9 +357,9 @@ def _by_chunks(program, part, fused, natural, tables, statistics, scales, presen
     return jnp.sum(values), sums, weights
 
 
-def _without_padding(program, chunking, scales):
+def _without_padding(model, chunking, scales):
     """Weights of zero for the rows that only fill the last chunk (the pad is added when rows are cut)."""
-    rank = program.axes.rank
+    rank = model.axes.rank
     rows = chunking.count * chunking.size - chunking.padding
     shape = (1,) * (rank - 1) + (rows,)
     return {

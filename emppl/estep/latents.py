@@ -19,9 +19,9 @@ from emppl.elimination.run import log_normalizer, log_sum, probe_name
 from emppl.estep.continuous import counted, sample_given
 from emppl.estep.plain import all_scales, owners_of
 from emppl.integrals.integration import integrate_all
+from emppl.model.model import Model
 from emppl.names import first
 from emppl.numerics.guarded import maximum_out, safe_divide, sample_out
-from emppl.program import Program
 
 
 class Reduction(NamedTuple):
@@ -31,23 +31,23 @@ class Reduction(NamedTuple):
     chain: Callable[[ChainTables], jax.Array] | None
 
 
-def _gradient_of_probes(program: Program, params, data, how: Callable[[int], Reduction]) -> dict[str, jax.Array]:
+def _gradient_of_probes(model: Model, params, data, how: Callable[[int], Reduction]) -> dict[str, jax.Array]:
     """Gradient with respect to a zero table for every latent over all its plates; ``how`` is asked part by part."""
-    if not program.latents:
+    if not model.latents:
         return {}
-    arrays = program.evaluate(params, data)
-    integrated = integrate_all(program, params, data)
-    tables = program.tables(arrays, program.integrated) | {name: one.evidence for name, one in integrated.items()}
-    inside = {name: integral.axis for integral in program.integrals for name in integral.factors}
-    scales = counted(all_scales(program, arrays))
-    owners = owners_of(program, scales)
-    present = program.present(arrays)
-    in_chains = {probe for part in program.parts for probe in part.probes}
+    arrays = model.evaluate(params, data)
+    integrated = integrate_all(model, params, data)
+    tables = model.tables(arrays, model.integrated) | {name: one.evidence for name, one in integrated.items()}
+    inside = {name: integral.axis for integral in model.integrals for name in integral.factors}
+    scales = counted(all_scales(model, arrays))
+    owners = owners_of(model, scales)
+    present = model.present(arrays)
+    in_chains = {probe for part in model.parts for probe in part.probes}
     probes = {}
-    for latent in program.latents:
-        factor = program.factors[latent]
-        plates = program.axes.plates_of(factor.site, factor.site.batch_shape)
-        shape = tuple(s if n == latent or n in plates else 1 for n, s in _sizes(program))
+    for latent in model.latents:
+        factor = model.factors[latent]
+        plates = model.axes.plates_of(factor.site, factor.site.batch_shape)
+        shape = tuple(s if n == latent or n in plates else 1 for n, s in _sizes(model))
         probes[latent] = jnp.zeros(shape, jnp.result_type(float))
 
     def evidence(probes):
@@ -59,7 +59,7 @@ def _gradient_of_probes(program: Program, params, data, how: Callable[[int], Red
                 name = inside.get(name, name)
                 raised[name] = raised[name] + probe
         total = jnp.zeros((), jnp.result_type(float))
-        for number, part in enumerate(program.parts):
+        for number, part in enumerate(model.parts):
             mine = {name: raised[name] for name in (*part.factors, *part.probes) if name in raised}
             over, chain = how(number)
             total = total + log_normalizer(part.plan, mine, scales, owners, over, present, sum_chain=chain)
@@ -68,47 +68,47 @@ def _gradient_of_probes(program: Program, params, data, how: Callable[[int], Red
     return jax.grad(evidence)(probes)
 
 
-def _sizes(program: Program):
-    return [(name, program.axes.sizes[name]) for name in program.axes.names]
+def _sizes(model: Model):
+    return [(name, model.axes.sizes[name]) for name in model.axes.names]
 
 
-def marginals(program: Program, params, data) -> dict[str, jax.Array]:
+def marginals(model: Model, params, data) -> dict[str, jax.Array]:
     """Posterior probabilities of every latent's states: plates in model order, then the states."""
     kernels = Reduction(log_sum, lambda tables: log_evidence(*tables.arrays))
-    raw = _gradient_of_probes(program, params, data, lambda _: kernels)
+    raw = _gradient_of_probes(model, params, data, lambda _: kernels)
     tidy = {}
     for latent, table in raw.items():
-        moved = user_layout(program, latent, table)
+        moved = user_layout(model, latent, table)
         total = jnp.sum(moved, -1, keepdims=True)
         # A step that does not exist says nothing about its state.
         tidy[latent] = safe_divide(moved, total, jnp.full_like(moved, 1 / moved.shape[-1]))
-    return whole_scans(program, tidy)
+    return whole_scans(model, tidy)
 
 
-def decode(program: Program, params, data, twin: bool = False) -> dict[str, jax.Array]:
+def decode(model: Model, params, data, twin: bool = False) -> dict[str, jax.Array]:
     """Jointly most probable state of every latent (index into its support), by max-product elimination.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         params: constrained parameter values.
         data: arrays of the model's arguments.
         twin: go through chains step by step, differentiated by JAX.
     """
     best = Reduction(_maximum, None if twin else lambda tables: path_evidence(None, *tables.arrays))
-    return _states(program, _gradient_of_probes(program, params, data, lambda _: best))
+    return _states(model, _gradient_of_probes(model, params, data, lambda _: best))
 
 
-def sample(program: Program, params, data, rng_key: jax.Array, twin: bool = False) -> dict[str, jax.Array]:
+def sample(model: Model, params, data, rng_key: jax.Array, twin: bool = False) -> dict[str, jax.Array]:
     """One joint draw of all latents from their posterior: discrete ones as indices into their support.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         params: constrained parameter values.
         data: arrays of the model's arguments.
         rng_key: random key.
         twin: go through chains step by step, differentiated by JAX.
     """
-    of_integrals, *keys = jax.random.split(rng_key, 1 + len(program.parts))
+    of_integrals, *keys = jax.random.split(rng_key, 1 + len(model.parts))
 
     def drawer(number):
         calls = iter(range(10**6))
@@ -123,18 +123,18 @@ def sample(program: Program, params, data, rng_key: jax.Array, twin: bool = Fals
 
         return Reduction(draw, None if twin else path)
 
-    raw = _gradient_of_probes(program, params, data, drawer)
-    return _states(program, raw) | sample_given(program, params, data, raw, of_integrals)
+    raw = _gradient_of_probes(model, params, data, drawer)
+    return _states(model, raw) | sample_given(model, params, data, raw, of_integrals)
 
 
-def _states(program: Program, raw: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    chosen = {latent: jnp.argmax(user_layout(program, latent, table), -1) for latent, table in raw.items()}
-    return whole_scans(program, chosen)
+def _states(model: Model, raw: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    chosen = {latent: jnp.argmax(user_layout(model, latent, table), -1) for latent, table in raw.items()}
+    return whole_scans(model, chosen)
 
 
-def whole_scans(program: Program, found: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def whole_scans(model: Model, found: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Join the first steps of every scanned latent with the later ones, time first."""
-    chains = {name: chain for chain in program.trace.chains for name in chain.depths}
+    chains = {name: chain for chain in model.trace.chains for name in chain.depths}
     early = {first(name, step): name for name, chain in chains.items() for step in range(chain.order)}
     joined = {}
     for name, array in found.items():
@@ -152,10 +152,10 @@ def _maximum(table: jax.Array, axis: int, time=None) -> jax.Array:
     return maximum_out(table, axis)
 
 
-def user_layout(program: Program, latent: str, table: jax.Array) -> jax.Array:
+def user_layout(model: Model, latent: str, table: jax.Array) -> jax.Array:
     """From the common axes to ``(*plates, states)``, plates outermost first as NumPyro lays them out."""
-    axes = program.axes
-    site = program.trace.sites[latent]
+    axes = model.axes
+    site = model.trace.sites[latent]
     plates = axes.plates_of(site, site.batch_shape)
     order = sorted(plates, key=lambda name: axes.dims[name])
     kept = [axes.names.index(name) for name in [*order, latent]]

@@ -9,26 +9,26 @@ import jax.numpy as jnp
 from emppl.elimination.order import Step
 from emppl.errors import ModelError
 from emppl.estep.fused import FusedPlan
-from emppl.program import Program
+from emppl.model.model import Model
 
 MEMORY_LIMIT = 4 * 2**30
 """Bytes that the largest table of an E-step may take before the model is refused."""
 
 
-def largest_table(program: Program, fused: FusedPlan | None) -> tuple[int, Step | None]:
+def largest_table(model: Model, fused: FusedPlan | None) -> tuple[int, Step | None]:
     """Cells of the largest table that exists at once, and the step of the elimination that makes it.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         fused: static choices of the fused path, whose tables hold a chunk of rows; None for the plain path, whose
             tables hold all of them.
 
     Returns:
         ``(cells, step)``; the step is None without one.
     """
-    rows = program.axes.sizes[program.axes.rows]
+    rows = model.axes.sizes[model.axes.rows]
     cells, guilty = 1, None
-    for part in program.parts:
+    for part in model.parts:
         share = fused.chunking.size / rows if fused is not None and part.by_rows else 1.0
         for step in part.plan.steps:
             here = math.ceil(step.cells * share)
@@ -37,23 +37,23 @@ def largest_table(program: Program, fused: FusedPlan | None) -> tuple[int, Step 
     return cells, guilty
 
 
-def check_memory(program: Program, fused: FusedPlan | None) -> None:
+def check_memory(model: Model, fused: FusedPlan | None) -> None:
     """Refuse a model whose tables would not fit, before any memory is taken.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         fused: static choices of the fused path, or None for the plain path.
 
     Raises:
         ModelError: the largest table is above :data:`MEMORY_LIMIT`; names the latents that meet in it.
     """
-    cells, step = largest_table(program, fused)
+    cells, step = largest_table(model, fused)
     size = cells * jnp.dtype(jnp.result_type(float)).itemsize
     if size <= MEMORY_LIMIT or step is None:
         return
     if step.chain is not None:
-        raise ModelError(_too_large_chain(program, step, size))
-    sizes = {name: program.axes.sizes[name] for name in program.latents}
+        raise ModelError(_too_large_chain(model, step, size))
+    sizes = {name: model.axes.sizes[name] for name in model.latents}
     what = "Exact enumeration" if fused is not None else "Keeping the weights of all rows at once (not a fit)"
     raise ModelError(
         f"{what} needs a table of {cells:.3g} cells ({size / 2**30:.3g} GiB, limit {MEMORY_LIMIT / 2**30:.3g} GiB) "
@@ -67,12 +67,12 @@ def check_memory(program: Program, fused: FusedPlan | None) -> None:
     )
 
 
-def _too_large_chain(program: Program, step: Step, size: int) -> str:
+def _too_large_chain(model: Model, step: Step, size: int) -> str:
     assert step.chain is not None
-    states = {name: program.axes.sizes[name] for name in step.chain.current}
+    states = {name: model.axes.sizes[name] for name in step.chain.current}
     return (
         f"The joint state of the chain has {math.prod(states.values()):,} values ({states}) over "
-        f"{program.axes.sizes[step.chain.time] + 1:,} steps: summing it out needs a table of {size / 2**30:.3g} GiB, "
+        f"{model.axes.sizes[step.chain.time] + 1:,} steps: summing it out needs a table of {size / 2**30:.3g} GiB, "
         f"limit {MEMORY_LIMIT / 2**30:.3g} GiB. Reduce the number of states, make the transition independent of time "
         "and data, or break the dependence between the scanned latents."
     )

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from emppl.elimination.reductions import Picking
 from emppl.elimination.run import log_normalizer
 from emppl.integrals.integration import atom_weights, integrate_all
+from emppl.model.model import Model
 from emppl.model.natural import Prepared
 from emppl.names import model_name
 from emppl.numerics.guarded import impossible_to_infinite, weighted
-from emppl.program import Program
 
 
 @jax.tree_util.register_dataclass
@@ -74,88 +74,88 @@ class Expectations:
         return self.amplification + 4 * self.cancelled
 
 
-def owners_of(program: Program, scales: Mapping[str, Any]) -> dict[str, Any]:
+def owners_of(model: Model, scales: Mapping[str, Any]) -> dict[str, Any]:
     """Weights of every latent's cells."""
-    return {latent: scales.get(latent) for latent in program.latents}
+    return {latent: scales.get(latent) for latent in model.latents}
 
 
-def log_evidence(program: Program, tables, scales, present, picking: Picking | None = None) -> jax.Array:
+def log_evidence(model: Model, tables, scales, present, picking: Picking | None = None) -> jax.Array:
     """Log normaliser of all parts from log-probability tables; some latents may get one value instead of a sum."""
-    owners = owners_of(program, scales)
+    owners = owners_of(model, scales)
     total = jnp.zeros((), jnp.result_type(float))
-    for number, part in enumerate(program.parts):
+    for number, part in enumerate(model.parts):
         mine = {name: tables[name] for name in part.factors}
         how = None if picking is None else picking.part(number)
         total = total + log_normalizer(part.plan, mine, scales, owners, present=present, picking=how)
     return impossible_to_infinite(total)
 
 
-def absent_cells(program: Program, arrays) -> jax.Array:
+def absent_cells(model: Model, arrays) -> jax.Array:
     """What the best value of masked latents takes away from their log-probability of ``-log(states)``.
 
     A masked cell is no part of the model: the sum over its states adds nothing, and so must their maximum.
     """
     total = jnp.zeros((), jnp.result_type(float))
-    for name in program.latents:
-        factor = program.factors[name]
+    for name in model.latents:
+        factor = model.factors[name]
         mask = factor.mask(arrays)
-        if mask is None or model_name(name) not in program.hard or factor.labels_of is not None:
+        if mask is None or model_name(name) not in model.hard or factor.labels_of is not None:
             continue
         scale, states = factor.scale(arrays), factor.site.states
-        plates = program.axes.plates_of(factor.site, factor.site.batch_shape)
-        shape = [program.axes.sizes[n] if n in plates else 1 for n in program.axes.names]
-        inside = jnp.any(mask, tuple(range(program.axes.rank, mask.ndim)))
+        plates = model.axes.plates_of(factor.site, factor.site.batch_shape)
+        shape = [model.axes.sizes[n] if n in plates else 1 for n in model.axes.names]
+        inside = jnp.any(mask, tuple(range(model.axes.rank, mask.ndim)))
         gone = jnp.broadcast_to(jnp.where(inside, 0.0, math.log(states)), shape)
         total = total + jnp.sum(gone if scale is None else gone * scale)
     return total
 
 
-def log_likelihood(program: Program, params, data, key=None) -> jax.Array:
+def log_likelihood(model: Model, params, data, key=None) -> jax.Array:
     """Log-likelihood of the observed data, by the plain path.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         params: constrained parameter values.
         data: arrays of the model's arguments.
         key: random numbers of simulated integrals; None for those that are always the same.
     """
-    arrays = program.evaluate(params, data)
-    tables = program.tables(arrays, program.integrated) | {
-        name: one.evidence for name, one in integrate_all(program, params, data, key=key).items()
+    arrays = model.evaluate(params, data)
+    tables = model.tables(arrays, model.integrated) | {
+        name: one.evidence for name, one in integrate_all(model, params, data, key=key).items()
     }
-    value = log_evidence(program, tables, all_scales(program, arrays), program.present(arrays))
-    return value + program.fault(arrays)
+    value = log_evidence(model, tables, all_scales(model, arrays), model.present(arrays))
+    return value + model.fault(arrays)
 
 
-def all_scales(program: Program, arrays) -> dict[str, Any]:
+def all_scales(model: Model, arrays) -> dict[str, Any]:
     """Weights of the cells of every factor, integrals included."""
-    scales = program.scales(arrays)
-    return scales | {one.axis: scales[one.latents[0]] for one in program.integrals}
+    scales = model.scales(arrays)
+    return scales | {one.axis: scales[one.latents[0]] for one in model.integrals}
 
 
-def e_step(program: Program, params, data) -> Posterior:
+def e_step(model: Model, params, data) -> Posterior:
     """Posterior weights of every cell of every likelihood site, by the plain path.
 
     Under :class:`~emppl.strategies.Hard` they mark the best assignment, and ``log_likelihood`` is that of data and
     assignment together.
     """
-    arrays = program.evaluate(params, data)
-    scales, present = all_scales(program, arrays), program.present(arrays)
-    integrated = integrate_all(program, params, data)
+    arrays = model.evaluate(params, data)
+    scales, present = all_scales(model, arrays), model.present(arrays)
+    integrated = integrate_all(model, params, data)
 
     def evidence(tables):
-        return log_evidence(program, tables, scales, present, program.picking)
+        return log_evidence(model, tables, scales, present, model.picking)
 
-    tables = program.tables(arrays, program.integrated)
+    tables = model.tables(arrays, model.integrated)
     tables |= {name: one.evidence for name, one in integrated.items()}
     value, weights = jax.value_and_grad(evidence)(tables)
-    weights, atoms = spread_over_atoms(program, integrated, weights, params, data)
+    weights, atoms = spread_over_atoms(model, integrated, weights, params, data)
     centers = {name: one.mean for name, one in integrated.items()}
-    value = value + absent_cells(program, arrays)
-    return Posterior(value + program.fault(arrays), weights, atoms, centers)
+    value = value + absent_cells(model, arrays)
+    return Posterior(value + model.fault(arrays), weights, atoms, centers)
 
 
-def spread_over_atoms(program: Program, integrated, weights: dict[str, jax.Array], params, data):
+def spread_over_atoms(model: Model, integrated, weights: dict[str, jax.Array], params, data):
     """Weights of the sites that depend on integrated latents, in place of the weights of their integrals.
 
     Returns:
@@ -163,18 +163,18 @@ def spread_over_atoms(program: Program, integrated, weights: dict[str, jax.Array
     """
     atoms: dict[str, jax.Array] = {}
     weights = dict(weights)
-    for integral in program.integrals:
+    for integral in model.integrals:
         found = integrated[integral.axis]
-        weights |= atom_weights(program, integral, found, weights.pop(integral.axis), params, data)
+        weights |= atom_weights(model, integral, found, weights.pop(integral.axis), params, data)
         atoms |= found.atoms
     return weights, atoms
 
 
-def q(program: Program, params, posterior: Posterior, data) -> jax.Array:
+def q(model: Model, params, posterior: Posterior, data) -> jax.Array:
     """Expected complete-data log-likelihood: ``sum(stop_gradient(weight) * log_prob(params))`` over sites and cells.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         params: where it is evaluated.
         posterior: outcome of an E-step, at any other parameters.
         data: arrays of the model's arguments.
@@ -183,15 +183,15 @@ def q(program: Program, params, posterior: Posterior, data) -> jax.Array:
         A scalar (natural log), without priors.
     """
     weights, atoms = jax.lax.stop_gradient((posterior.weights, posterior.atoms))
-    tables = program.tables(program.evaluate(params, data, atoms=atoms))
+    tables = model.tables(model.evaluate(params, data, atoms=atoms))
     return sum((jnp.sum(weighted(weights[name], tables[name])) for name in tables), jnp.zeros(()))
 
 
-def from_posterior(program: Program, params, posterior: Posterior, data, local: bool = False):
+def from_posterior(model: Model, params, posterior: Posterior, data, local: bool = False):
     """What the M-step needs, from posterior weights.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         params: the parameters at which the E-step was done.
         posterior: its outcome.
         data: arrays of the model's arguments.
@@ -200,9 +200,9 @@ def from_posterior(program: Program, params, posterior: Posterior, data, local: 
     Returns:
         ``(expectations, prepared)``.
     """
-    arrays = program.evaluate(params, data, atoms=posterior.atoms)
+    arrays = model.evaluate(params, data, atoms=posterior.atoms)
     prepared = {
-        name: factor.prepare(arrays, local=local) for name, factor in program.factors.items() if factor.has_statistics
+        name: factor.prepare(arrays, local=local) for name, factor in model.factors.items() if factor.has_statistics
     }
     found = Expectations(
         posterior.log_likelihood, {}, posterior.weights, jnp.zeros(()), posterior.atoms, posterior.centers

@@ -17,25 +17,25 @@ from emppl.integrals.joint import Joint
 from emppl.integrals.mcmc import Chains, draw, first_chains
 from emppl.integrals.outcome import Integrated, atoms_of
 from emppl.model.integral import Integral
+from emppl.model.model import Model
 from emppl.model.natural import Prepared
 from emppl.montecarlo.reweighting import Reweighted
 from emppl.numerics.guarded import weighted
-from emppl.program import Program
 from emppl.strategies import Simulated
 
 _EVIDENCE_POINTS = 64
 """Draws for the log-likelihood of one iteration, which is only watched."""
 
 
-def simulated(program: Program) -> list[Integral]:
+def simulated(model: Model) -> list[Integral]:
     """The integrals whose atoms are draws."""
-    return [one for one in program.integrals if isinstance(one.strategy, Simulated)]
+    return [one for one in model.integrals if isinstance(one.strategy, Simulated)]
 
 
-def begin_chains(program: Program) -> dict[str, Chains]:
+def begin_chains(model: Model) -> dict[str, Chains]:
     """Chains of all integrals before the first draw."""
     found = {}
-    for one in simulated(program):
+    for one in simulated(model):
         assert isinstance(one.strategy, Simulated)
         found[one.axis] = first_chains(one.groups, one.dimensions, one.strategy.num_chains)
     return found
@@ -60,11 +60,11 @@ class Drawn:
     parts: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
-def draw_all(program: Program, params, chains: Mapping[str, Chains], key: jax.Array, data, number: int) -> Drawn:
+def draw_all(model: Model, params, chains: Mapping[str, Chains], key: jax.Array, data, number: int) -> Drawn:
     """Draws of all simulated latents at given parameters.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         params: constrained parameter values.
         chains: where the chains are.
         key: random key.
@@ -72,8 +72,8 @@ def draw_all(program: Program, params, chains: Mapping[str, Chains], key: jax.Ar
         number: draws to keep of every chain.
     """
     draws, evidence, after, parts = {}, {}, {}, {}
-    for position, one in enumerate(simulated(program)):
-        joint = Joint(program, one, params, data)
+    for position, one in enumerate(simulated(model)):
+        joint = Joint(model, one, params, data)
         first, second = jax.random.split(jax.random.fold_in(key, position))
         found, now = draw(joint, chains[one.axis], first, number)
         # Where discrete latents are given, the evidence of their states decides between them.
@@ -87,7 +87,7 @@ def draw_all(program: Program, params, chains: Mapping[str, Chains], key: jax.Ar
 
 
 def simulated_expectations(
-    program: Program,
+    model: Model,
     fused: FusedPlan,
     params,
     drawn: Drawn,
@@ -99,7 +99,7 @@ def simulated_expectations(
     """What the M-step needs, from draws.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         fused: static choices of the fused path.
         params: where the expectations are wanted.
         drawn: the draws, made there unless they have weights of their own.
@@ -111,17 +111,17 @@ def simulated_expectations(
     Returns:
         The expectations; their ``log_likelihood`` is estimated by importance sampling.
     """
-    integrated = integrated_by_draws(program, params, drawn, shares, data)
-    return expectations(program, fused, params, data, prepared, None, integrated, key)
+    integrated = integrated_by_draws(model, params, drawn, shares, data)
+    return expectations(model, fused, params, data, prepared, None, integrated, key)
 
 
 def integrated_by_draws(
-    program: Program, params, drawn: Drawn, shares: jax.Array | Reweighted | None, data
+    model: Model, params, drawn: Drawn, shares: jax.Array | Reweighted | None, data
 ) -> dict[str, Integrated]:
     """Every integral of the model, those that are drawn by their draws.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         params: where the integrals are wanted.
         drawn: the draws.
         shares: weight of every draw, as in :func:`simulated_expectations`.
@@ -131,11 +131,11 @@ def integrated_by_draws(
         By integral.
     """
     integrated: dict[str, Integrated] = {}
-    for one in program.integrals:
+    for one in model.integrals:
         if one.axis not in drawn.draws:
-            integrated[one.axis] = integrate(program, one, params, data)
+            integrated[one.axis] = integrate(model, one, params, data)
             continue
-        joint = Joint(program, one, params, data)
+        joint = Joint(model, one, params, data)
         points = drawn.draws[one.axis]
         points = jnp.reshape(points, (-1, *points.shape[2:]))
         evidence, chains = drawn.evidence[one.axis], drawn.chains[one.axis]
@@ -149,14 +149,14 @@ def integrated_by_draws(
 
 
 def complete_log_densities(
-    program: Program, found: Expectations, prepared: Mapping[str, Prepared], params, data
+    model: Model, found: Expectations, prepared: Mapping[str, Prepared], params, data
 ) -> jax.Array:
     """Log density of data, latents and estimated parameters for every draw: its mean is Q plus the log prior.
 
     Sites without parameters are left out, and terms that no draw enters are in all of them.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         found: from draws; their weights, unless equal, are part of what is summed.
         prepared: statistics of the data.
         params: where it is evaluated.
@@ -165,14 +165,14 @@ def complete_log_densities(
     Returns:
         ``(draws,)`` (natural log).
     """
-    axis_of = {name: one.axis for one in simulated(program) for name in one.factors}
-    arrays = program.evaluate(params, data, atoms=found.atoms)
-    total: Any = program.log_prior_from(arrays)
-    for name, factor in program.factors.items():
+    axis_of = {name: one.axis for one in simulated(model) for name in one.factors}
+    arrays = model.evaluate(params, data, atoms=found.atoms)
+    total: Any = model.log_prior_from(arrays)
+    for name, factor in model.factors.items():
         if not factor.all_parameters:
             continue
         if name in found.sums:
-            factor = program.natural_factor(name)
+            factor = model.natural_factor(name)
             natural = factor.natural(factor.arguments(arrays), prepared[name].reference)
             total = total + jnp.sum(found.sums[name] * natural)
             continue
@@ -180,7 +180,7 @@ def complete_log_densities(
         if name not in axis_of:
             total = total + jnp.sum(terms)
             continue
-        position = program.axes.names.index(axis_of[name])
+        position = model.axes.names.index(axis_of[name])
         each = jnp.sum(terms, tuple(axis for axis in range(terms.ndim) if axis != position))
         total = total + each * each.shape[0]
     return total

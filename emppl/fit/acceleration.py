@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl.fit.convergence import Gains, Judgement, needs_rise
+from emppl.model.model import Model
 from emppl.parameters.constraints import constrain, unconstrain
-from emppl.program import Program
 
 FIRST, SECOND, LEAP = 0, 1, 2
 
@@ -62,11 +62,11 @@ class Leap(NamedTuple):
     judgement: Judgement
 
 
-def leap(program: Program, leaping: Leaping, params, after, objective, gains: Gains, amplification, tolerance) -> Leap:
+def leap(model: Model, leaping: Leaping, params, after, objective, gains: Gains, amplification, tolerance) -> Leap:
     """Carry the cycle on.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         leaping: place in the cycle.
         params: parameters that were evaluated.
         after: what the M-step made of them.
@@ -83,13 +83,13 @@ def leap(program: Program, leaping: Leaping, params, after, objective, gains: Ga
     noise = 256 * eps * size + eps * amplification
     is_leap = leaping.phase == LEAP
     gain, slack = objective - gains.objective, jnp.zeros_like(objective)
-    if needs_rise(program.objective_kind):
+    if needs_rise(model.objective_kind):
         # An approximate objective is no judge of small steps: the rise of Q is.
         gain, slack = gains.rise, _SLACK * size
     failed = is_leap & ~(objective >= leaping.floor - slack)
     # A fall by less than what the user calls converged is no more than that.
     decreased = ~is_leap & jnp.isfinite(objective) & (gain < -(noise + tolerance))
-    target, shrink = _extrapolated(program, leaping.start, params, after)
+    target, shrink = _extrapolated(model, leaping.start, params, after)
     usable = jnp.isfinite(shrink)
     for value in target.values():
         usable = usable & jnp.all(jnp.isfinite(value))
@@ -124,9 +124,9 @@ _SLACK = 1e-6
 """How far below the objective before a leap may end, relative to its size, where the objective is approximate."""
 
 
-def _extrapolated(program: Program, start, middle, end) -> tuple[dict[str, jax.Array], jax.Array]:
+def _extrapolated(model: Model, start, middle, end) -> tuple[dict[str, jax.Array], jax.Array]:
     """Where two steps lead, and the factor by which steps shrink."""
-    constraints = {name: program.trace.sites[name].constraint for name in start}
+    constraints = {name: model.trace.sites[name].constraint for name in start}
     points = [
         {name: unconstrain(constraints[name], value) for name, value in one.items()} for one in (start, middle, end)
     ]
@@ -136,7 +136,7 @@ def _extrapolated(program: Program, start, middle, end) -> tuple[dict[str, jax.A
     length = norm(first) / norm(change)
     step = jnp.maximum(length, 1)
     target = {
-        name: program.pin(
+        name: model.pin(
             name, constrain(constraints[name], points[0][name] + 2 * step * first[name] + step**2 * change[name])
         )
         for name in start

@@ -11,40 +11,41 @@ import numpy as np
 
 from emppl.errors import DataError, ModelError
 from emppl.estep import integrate_all
+from emppl.model.model import Model
 from emppl.mstep import ClosedForm
 from emppl.numerics.guarded import IMPOSSIBLE_SUM
 from emppl.program import Program
 from emppl.trace import as_numpyro_expects
 
 
-def data_report(program: Program, data) -> dict[str, dict[str, jax.Array]]:
+def data_report(model: Model, data) -> dict[str, dict[str, jax.Array]]:
     """What is wrong with the observed values, as arrays: pure, to be jitted.
 
     Returns:
         For every observed site: ``"finite"`` and ``"support"``, the flat index of the first bad value or -1;
         for every latent ``"weight"``, the number of cells it has (equal rows counted).
     """
-    params = program.placeholders()
-    arrays = program.evaluate(params, data)
+    params = model.placeholders()
+    arrays = model.evaluate(params, data)
     report: dict[str, dict[str, jax.Array]] = {}
-    for name, factor in program.factors.items():
+    for name, factor in model.factors.items():
         mine = factor.at_one_atom(arrays[name])
         if factor.site.kind == "observed":
             report[name] = _over_time(factor, mine)
         if factor.site.kind == "discrete":
             scale = factor.scale(arrays)
-            plates = program.axes.plates_of(factor.site, factor.site.batch_shape)
-            shape = tuple(program.axes.sizes[n] if n in plates else 1 for n in program.axes.names)
+            plates = model.axes.plates_of(factor.site, factor.site.batch_shape)
+            shape = tuple(model.axes.sizes[n] if n in plates else 1 for n in model.axes.names)
             ones = jnp.ones(shape)
             weight = ones if scale is None else jnp.broadcast_to(scale, jnp.broadcast_shapes(shape, scale.shape))
             # Weights may count equal rows, or be shares that add up to one.
             report[name] = {"weight": jnp.maximum(jnp.sum(weight), jnp.sum(weight > 0))}
-    for name, faults in program.step_faults(arrays).items():
+    for name, faults in model.step_faults(arrays).items():
         report[name] = {**report[name], **faults}
-    for name in program.free:
-        if program.use_prior and program.trace.sites[name].distribution in _UNBOUNDED_BELOW_ONE:
+    for name in model.free:
+        if model.use_prior and model.trace.sites[name].distribution in _UNBOUNDED_BELOW_ONE:
             prior = arrays[name].distribution
-            fields = _UNBOUNDED_BELOW_ONE[program.trace.sites[name].distribution]
+            fields = _UNBOUNDED_BELOW_ONE[model.trace.sites[name].distribution]
             report[name] = {"concentration": jnp.stack([jnp.min(getattr(prior, field)) for field in fields]).min()}
     return report
 
@@ -122,9 +123,9 @@ def check_report(program: Program, report: Mapping[str, Mapping[str, Any]]) -> N
         DataError: NaN or infinity, a value outside the support, more components than data.
     """
     for name, found in report.items():
-        site = program.trace.sites[name]
+        site = program.model.trace.sites[name]
         if "finite" in found and int(found["finite"]) >= 0:
-            where = _where(program, name, int(found["finite"]))
+            where = _where(program.model, name, int(found["finite"]))
             if site.transforms:
                 raise DataError(
                     f"Observed site {name!r} holds a value that {site.transforms[0]} cannot have made of "
@@ -139,7 +140,7 @@ def check_report(program: Program, report: Mapping[str, Mapping[str, Any]]) -> N
             if bool(found.get(fault, False)):
                 raise DataError(f"The mask of scanned latent {name!r} says which steps exist, but {words}.")
         if "support" in found and int(found["support"]) >= 0:
-            where = _where(program, name, int(found["support"]))
+            where = _where(program.model, name, int(found["support"]))
             raise DataError(
                 f"Observed site {name!r} holds a value outside the support of {site.distribution} ({where}). "
                 "Check the coding of the data (categories start at 0) or choose another distribution."
@@ -151,12 +152,12 @@ def check_report(program: Program, report: Mapping[str, Mapping[str, Any]]) -> N
                 "EM(model, prior=False)."
             )
     for name, rule in program.rules.items():
-        if not isinstance(rule, ClosedForm) or not _describes_data(program, rule):
+        if not isinstance(rule, ClosedForm) or not _describes_data(program.model, rule):
             continue
-        for latents in filter(None, program.dependence.indexed(name)):
-            if any(all(plate.size == 1 for plate in program.trace.sites[latent].plates) for latent in latents):
+        for latents in filter(None, program.model.dependence.indexed(name)):
+            if any(all(plate.size == 1 for plate in program.model.trace.sites[latent].plates) for latent in latents):
                 continue  # one choice between models for all the data at once, not one per row
-            states = max(program.trace.sites[latent].states for latent in latents)
+            states = max(program.model.trace.sites[latent].states for latent in latents)
             cells = sum(float(report[latent]["weight"]) for latent in latents)
             if states > cells:
                 raise DataError(
@@ -165,17 +166,17 @@ def check_report(program: Program, report: Mapping[str, Mapping[str, Any]]) -> N
                 )
 
 
-def _describes_data(program: Program, rule: ClosedForm) -> bool:
+def _describes_data(model: Model, rule: ClosedForm) -> bool:
     """Is it a parameter of an observed site, such as a component's mean?"""
-    return any(program.factors[target.site].site.kind == "observed" for target in rule.targets)
+    return any(model.factors[target.site].site.kind == "observed" for target in rule.targets)
 
 
-def _where(program: Program, name: str, flat: int) -> str:
-    site = program.trace.sites[name]
+def _where(model: Model, name: str, flat: int) -> str:
+    site = model.trace.sites[name]
     latent_free = [
         size
         for dim, size in zip(range(-len(site.batch_shape), 0), site.batch_shape, strict=True)
-        if dim not in program.trace.latent_dims.values()
+        if dim not in model.trace.latent_dims.values()
     ]
     shape = tuple(latent_free) + site.event_shape[: site.reinterpreted]
     if shape and flat < int(np.prod(shape)):
@@ -184,12 +185,12 @@ def _where(program: Program, name: str, flat: int) -> str:
     return f"first at flat index {flat}"
 
 
-def row_tables(program: Program, params, data) -> dict[str, jax.Array]:
+def row_tables(model: Model, params, data) -> dict[str, jax.Array]:
     """Total log-probability of every row under every state, for :func:`impossible_rows`."""
-    arrays = program.evaluate(params, data)
-    tables = program.tables(arrays, program.integrated)
-    tables |= {name: one.evidence for name, one in integrate_all(program, params, data).items()}
-    return {"all sites together": _sum_over_inner_plates(program, tables)}
+    arrays = model.evaluate(params, data)
+    tables = model.tables(arrays, model.integrated)
+    tables |= {name: one.evidence for name, one in integrate_all(model, params, data).items()}
+    return {"all sites together": _sum_over_inner_plates(model, tables)}
 
 
 def arrays_with_holes(data) -> str | None:
@@ -201,21 +202,21 @@ def arrays_with_holes(data) -> str | None:
     return None
 
 
-def _sum_over_inner_plates(program: Program, tables):
-    keep = program.axes.latents | {program.axes.rows}
+def _sum_over_inner_plates(model: Model, tables):
+    keep = model.axes.latents | {model.axes.rows}
     total = jnp.zeros(())
     for table in tables.values():
-        inner = tuple(a for a, n in enumerate(program.axes.names) if n not in keep and table.shape[a] > 1)
+        inner = tuple(a for a, n in enumerate(model.axes.names) if n not in keep and table.shape[a] > 1)
         total = jnp.sum(table, inner, keepdims=True) + jnp.reshape(
             total, (1,) * (table.ndim - total.ndim) + total.shape
         )
     return total
 
 
-def impossible_rows(program: Program, tables) -> str | None:
+def impossible_rows(model: Model, tables) -> str | None:
     """Describe the first row that has probability zero under every state, from log-probability tables."""
     for name, table in tables.items():
-        axes = tuple(a for a, n in enumerate(program.axes.names) if n in program.axes.latents)
+        axes = tuple(a for a, n in enumerate(model.axes.names) if n in model.axes.latents)
         dead = ~np.any(np.asarray(table) > IMPOSSIBLE_SUM, axis=axes)
         if np.any(dead):
             index = np.argwhere(dead)[0]

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emppl import estep, mstep
+from emppl import estep
 from emppl.checkpoint.file import Checkpoint, flattened, restored
 from emppl.fit.acceleration import Leaping, leap
 from emppl.fit.convergence import STALLS, Gains, convergence_test, needs_rise
 from emppl.fit.outcome import StopReason
 from emppl.fit.restarts import watched_sites
+from emppl.model.model import Model
 from emppl.program import Program
 
 _BUFFER = 256
@@ -53,7 +54,7 @@ class History(NamedTuple):
 
 
 def initial_states(
-    program: Program, params: dict[str, np.ndarray], memory: Any, lanes: int, dtype, accelerate: bool = False
+    model: Model, params: dict[str, np.ndarray], memory: Any, lanes: int, dtype, accelerate: bool = False
 ) -> LaneState:
     """State of all restarts before the first E-step, made on the host (nothing to compile)."""
     number = np.zeros(lanes, np.int32)
@@ -61,7 +62,7 @@ def initial_states(
     zero = np.zeros(lanes, dtype)
     no = np.zeros(lanes, bool)
     beginning = Gains.beginning(lanes, dtype)
-    centers = {one.axis: np.zeros((lanes, one.groups, one.dimensions), dtype) for one in program.integrals}
+    centers = {one.axis: np.zeros((lanes, one.groups, one.dimensions), dtype) for one in model.integrals}
     leaping = Leaping.beginning(params, lanes, dtype) if accelerate else None
     return LaneState(params, params, beginning, nothing, number, number, number - 1, zero, no, memory, centers, leaping)
 
@@ -75,14 +76,11 @@ def limits(tolerance: float, max_iterations: int, block: int) -> tuple[np.ndarra
     )
 
 
-def make_iteration(
-    program: Program, fused: estep.FusedPlan, accurate: bool, condense: Callable | None = None
-) -> Callable:
+def make_iteration(program: Program, accurate: bool, condense: Callable | None = None) -> Callable:
     """One EM iteration: E-step, convergence test, M-step.
 
     Args:
         program: the derived algorithm.
-        fused: static choices of the fused path.
         accurate: take the plain path, with statistics centred at each component.
         condense: ``(params, data) -> (program, expectations, prepared, data)``, an E-step whose M-step comes to the
             same on fewer data; None for the whole.
@@ -90,30 +88,31 @@ def make_iteration(
     Returns:
         ``iterate(state, data, prepared, tolerance, max_iterations) -> state``.
     """
-    judge = convergence_test(program.objective_kind)
+    model = program.model
+    judge = convergence_test(model.objective_kind)
 
     def expectations(params, data, prepared, guesses):
         if condense is not None:
             return condense(params, data)
         if accurate:
-            posterior = estep.e_step(program, params, data)
-            return program, *estep.from_posterior(program, params, posterior, data, local=True), data
-        return program, estep.expectations(program, fused, params, data, prepared, guesses), prepared, data
+            posterior = estep.e_step(model, params, data)
+            return program, *estep.from_posterior(model, params, posterior, data, local=True), data
+        return program, estep.expectations(model, program.fused, params, data, prepared, guesses), prepared, data
 
     def iterate(state: LaneState, data, prepared, tolerance, max_iterations) -> LaneState:
-        floor, where = smallest_scale(program, state.params, data, prepared, accurate)
+        floor, where = smallest_scale(model, state.params, data, prepared, accurate)
         mine, found, prepared, few = expectations(state.params, data, prepared, state.centers)
-        objective = found.log_likelihood + program.log_prior(state.params, data)
+        objective = found.log_likelihood + model.log_prior(state.params, data)
         collapsed = ~(floor >= 1) & (state.iteration > 0)
         finite = jnp.isfinite(objective)
-        step = mstep.maximise(mine, state.params, found, few, prepared, state.memory)
-        rise = step.rise(state.params) if needs_rise(program.objective_kind) else state.gains.rise
+        step = mine.maximise(state.params, found, few, prepared, state.memory)
+        rise = step.rise(state.params) if needs_rise(model.objective_kind) else state.gains.rise
         after_step, leaping, failed = step.params, None, jnp.asarray(False)
         if state.leaping is None:
             said = judge(objective, state.gains, state.iteration, found.rounding, tolerance)
         else:
             after_step, leaping, failed, said = leap(
-                program,
+                model,
                 state.leaping,
                 state.params,
                 step.params,
@@ -227,7 +226,7 @@ def _single(advance):
     return step
 
 
-def smallest_scale(program: Program, params, data, prepared, accurate: bool = False):
+def smallest_scale(model: Model, params, data, prepared, accurate: bool = False):
     """Smallest spread of any component, and its flat position over all watched sites.
 
     In units of the narrowest spread that it may have: a component has collapsed below 1. Sums of statistics tell
@@ -235,16 +234,16 @@ def smallest_scale(program: Program, params, data, prepared, accurate: bool = Fa
     is exact.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         params: constrained parameter values.
         data: arrays of the model's arguments.
         prepared: statistics by site.
         accurate: are the statistics centred at each component?
     """
-    watched = watched_sites(program)
+    watched = watched_sites(model)
     fields = {True: ("arguments",), False: ("arguments", "value", "mask", "distribution")}
     wanted = frozenset((name, field) for name, factor in watched for field in fields[factor.is_exponential])
-    arrays = program.evaluate(params, data, wanted)
+    arrays = model.evaluate(params, data, wanted)
     floors = []
     for _, factor in watched:
         found = factor.scale_floor(arrays, prepared).ravel()

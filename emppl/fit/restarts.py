@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from emppl.fit.outcome import StopReason
+from emppl.model.model import Model
 from emppl.model.natural import SiteFactor
-from emppl.program import Program
 
 
 def best_restart(objective: np.ndarray, status: np.ndarray) -> int:
@@ -26,24 +26,24 @@ def distinct_optima(objectives: np.ndarray, best: float) -> tuple[int, int]:
     return 1 + int(np.sum(np.diff(ordered) > tolerance)), int(np.sum(objectives >= best - tolerance))
 
 
-def watched_sites(program: Program) -> list[tuple[str, SiteFactor]]:
+def watched_sites(model: Model) -> list[tuple[str, SiteFactor]]:
     """Sites whose components may collapse, in a fixed order."""
-    free = set(program.free)
-    return [(n, f) for n, f in sorted(program.factors.items()) if f.can_collapse and f.all_parameters & free]
+    free = set(model.free)
+    return [(n, f) for n, f in sorted(model.factors.items()) if f.can_collapse and f.all_parameters & free]
 
 
-def collapsed_name(program: Program, flat: int) -> str:
+def collapsed_name(model: Model, flat: int) -> str:
     """Which component collapsed, from the flat position over all watched sites."""
-    for name, factor in watched_sites(program):
-        shapes = program.argument_shapes[name]
+    for name, factor in watched_sites(model):
+        shapes = model.argument_shapes[name]
         assert factor.family is not None
         scale = "scale" if "scale" in shapes else next(n for n in shapes if n != "loc")
         cells = shapes[scale][: len(shapes[scale]) - factor.family.argument_ranks[scale]]
         size = int(np.prod(cells))
         if flat < size:
             index = np.unravel_index(flat, cells)
-            parts = [f"{n}={index[a]}" for a, n in enumerate(program.axes.names) if cells[a] > 1]
-            parts += [f"element {i}" for i in index[program.axes.rank :]]
+            parts = [f"{n}={index[a]}" for a, n in enumerate(model.axes.names) if cells[a] > 1]
+            parts += [f"element {i}" for i in index[model.axes.rank :]]
             return f"Site {name!r}, component {', '.join(parts) or 'only'}:"
         flat -= size
     return ""

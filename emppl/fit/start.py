@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 
 from emppl.jaxpr.maps import ElementMap
+from emppl.model.model import Model
 from emppl.model.natural import SiteFactor
 from emppl.mstep import ClosedForm
 from emppl.mstep.closed_form import Target
+from emppl.mstep.rule import Rule
 from emppl.parameters.constraints import constrain, unconstrain
 from emppl.program import Program
-from emppl.rules import Rule
 from emppl.uncertainty.charts import bounds
 
 _SEED_ROWS = 20_000
@@ -42,9 +43,9 @@ def starting_values(program: Program, rng_key: jax.Array, data, number: int) -> 
     Returns:
         Parameter values by name, with a leading axis of restarts.
     """
-    if number == 1 and all(program.trace.sites[name].kind == "param" for name in program.free):
-        declared = program.trace.initial(rng_key, data)
-        return {name: program.pin(name, declared[name])[None] for name in program.free}
+    if number == 1 and all(program.model.trace.sites[name].kind == "param" for name in program.model.free):
+        declared = program.model.trace.initial(rng_key, data)
+        return {name: program.model.pin(name, declared[name])[None] for name in program.model.free}
     keys = jax.random.split(rng_key, number)
     first = jnp.arange(number) == 0
     return jax.vmap(lambda key, is_first: _one_start(program, key, data, is_first))(keys, first)
@@ -52,14 +53,14 @@ def starting_values(program: Program, rng_key: jax.Array, data, number: int) -> 
 
 def _one_start(program: Program, rng_key, data, is_first) -> dict[str, jax.Array]:
     draw_key, seed_key, jitter_key = jax.random.split(rng_key, 3)
-    drawn = program.trace.initial(draw_key, data)
-    params = {name: drawn[name] for name in program.free}
+    drawn = program.model.trace.initial(draw_key, data)
+    params = {name: drawn[name] for name in program.model.free}
     seeded = {
-        name: _inside(program.trace.sites[name], seed, params[name])
+        name: _inside(program.model.trace.sites[name], seed, params[name])
         for name, seed in _seeds(program, seed_key, params, data).items()
     }
-    for position, name in enumerate(program.free):
-        site = program.trace.sites[name]
+    for position, name in enumerate(program.model.free):
+        site = program.model.trace.sites[name]
         if site.kind == "param":
             other = seeded.get(name)
             if other is None:
@@ -67,7 +68,7 @@ def _one_start(program: Program, rng_key, data, is_first) -> dict[str, jax.Array
             params[name] = jnp.where(is_first, params[name], other)
         elif name in seeded:
             params[name] = seeded[name]
-    return {name: program.pin(name, value) for name, value in params.items()}
+    return {name: program.model.pin(name, value) for name, value in params.items()}
 
 
 def _inside(site, seed, otherwise):
@@ -87,26 +88,26 @@ def _jittered(site, key, value):
 
 def _seeds(program: Program, key, params, data) -> dict[str, jax.Array]:
     """Data-driven values of the parameters for which a family offers them."""
-    arrays = program.evaluate(params, data)
+    arrays = program.model.evaluate(params, data)
     groups: dict[tuple[str, ...], list[SiteFactor]] = {}
     wanted = {}
     for name in program.rules:
         target = _first_target(program, name)
         if target is None:
             continue
-        factor = program.factors[target.site]
+        factor = program.model.factors[target.site]
         if factor.family is None or factor.family.start is None or factor.site.kind != "observed":
             continue
         if factor.latents.get("value"):
             continue
         wanted[name] = (factor, target.argument)
-        latents = tuple(n for n in program.axes.names if n in factor.all_latents)
+        latents = tuple(n for n in program.model.axes.names if n in factor.all_latents)
         groups.setdefault(latents, [])
         if factor not in groups[latents]:
             groups[latents].append(factor)
     found: dict[str, jax.Array] = {}
     for number, (latents, factors) in enumerate(groups.items()):
-        rows = _seed_rows(program, jax.random.fold_in(key, number), latents, factors, arrays)
+        rows = _seed_rows(program.model, jax.random.fold_in(key, number), latents, factors, arrays)
         for name, (factor, argument) in wanted.items():
             if factor in factors:
                 value = _seeded_argument(program, factor, argument, latents, rows, arrays, params, name, data)
@@ -122,12 +123,12 @@ def _first_target(program: Program, name: str) -> Target | None:
         return rule.targets[0]
     if not rule.free:
         return None
-    for path, position in program.trace.outputs.items():
-        factor = program.factors.get(path[0])
+    for path, position in program.model.trace.outputs.items():
+        factor = program.model.factors.get(path[0])
         if factor is None or factor.family is None or path[1] != "arguments" or factor.labels_of is not None:
             continue
         if path[2] in factor.family.argument_ranks and name in factor.parameters[path[2]]:
-            selection = program.dependence.selection(name, position)
+            selection = program.model.dependence.selection(name, position)
             if not isinstance(selection, str) and selection.is_plain:
                 return Target(path[0], path[2])
     return None
@@ -150,11 +151,11 @@ def _summary(factor: SiteFactor, arrays):
     return value, mean, jnp.where(spread > 0, spread, 1)
 
 
-def _seed_rows(program: Program, key, latents, factors, arrays) -> jax.Array:
+def _seed_rows(model: Model, key, latents, factors, arrays) -> jax.Array:
     """Indices of one row per joint state of the latents, chosen far apart."""
-    rows = program.axes.sizes[program.axes.rows]
-    states = math.prod(program.axes.sizes[name] for name in latents)
-    position = program.axes.rank - 1
+    rows = model.axes.sizes[model.axes.rows]
+    states = math.prod(model.axes.sizes[name] for name in latents)
+    position = model.axes.rank - 1
     features = []
     for factor in factors:
         value, mean, spread = _summary(factor, arrays)
@@ -187,7 +188,7 @@ def _seed_rows(program: Program, key, latents, factors, arrays) -> jax.Array:
 def _seeded_argument(program, factor, argument, latents, rows, arrays, params, name, data):
     """Start of one parameter: the family's suggestion in every cell, averaged over the cells that share an entry."""
     value, mean, spread = _summary(factor, arrays)
-    axes = program.axes
+    axes = program.model.axes
     aligned = factor.argument(arrays, argument)
     here = [n for n in latents if aligned.shape[axes.names.index(n)] > 1]
     seeds = mean
@@ -208,7 +209,7 @@ def _seeded_argument(program, factor, argument, latents, rows, arrays, params, n
         return None  # the argument varies along other axes than the seeds do: keep the declared start
 
     def selected(value):
-        return factor.argument(program.evaluate({**params, name: value}, data), argument)
+        return factor.argument(program.model.evaluate({**params, name: value}, data), argument)
 
     _, pull_back = jax.vjp(selected, params[name])
     total, count = pull_back(suggestion)[0], pull_back(jnp.ones_like(suggestion))[0]

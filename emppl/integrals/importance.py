@@ -11,22 +11,22 @@ import numpy as np
 from emppl.integrals.joint import Joint
 from emppl.integrals.outcome import Integrated, atoms_of, evidence_and_shares
 from emppl.model.integral import Integral
+from emppl.model.model import Model
 from emppl.numerics.guarded import impossible_to_infinite
 from emppl.numerics.small_matrices import half_log_det, lower_inverse
-from emppl.program import Program
 
 _POINTS = (50, 1000)
 _CELLS = 2**23
 """Table cells that all points together may take."""
 
 
-def importance_points(program: Program, integral: Integral) -> int:
+def importance_points(model: Model, integral: Integral) -> int:
     """How many draws the functions of the parameters take: as many as a table of moderate size holds."""
-    sizes = program.axes.sizes
+    sizes = model.axes.sizes
     rows = max(
         (
-            math.prod(sizes[n] for n in program.axes.plates_of(factor.site, factor.site.batch_shape))
-            for factor in map(program.factors.__getitem__, integral.factors)
+            math.prod(sizes[n] for n in model.axes.plates_of(factor.site, factor.site.batch_shape))
+            for factor in map(model.factors.__getitem__, integral.factors)
         ),
         default=1,
     )

@@ -23,21 +23,21 @@ from emppl.integrals.outcome import Integrated, atoms_of, evidence_and_shares
 from emppl.integrals.smoother import integrate_states, precision_root
 from emppl.integrals.truncated import truncate
 from emppl.model.integral import Integral
+from emppl.model.model import Model
 from emppl.numerics.guarded import impossible_to_infinite
 from emppl.numerics.small_matrices import half_log_det, lower_inverse, lower_root, simplex, solve_root
 from emppl.parameters.constraints import constraint_name
-from emppl.program import Program
 from emppl.strategies import Gaussian, ImportanceSampling, Laplace, Quadrature, Simulated
 
 _NEWTON_STEPS = 50
 _HALVINGS = 60
 
 
-def integrate_all(program: Program, params, data, guesses: Mapping[str, jax.Array] | None = None, key=None, known=None):
+def integrate_all(model: Model, params, data, guesses: Mapping[str, jax.Array] | None = None, key=None, known=None):
     """Every integral of the model.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         params: constrained parameter values.
         data: arrays of the model's arguments.
         guesses: by integral, where to look for the modes first; default: zero.
@@ -48,14 +48,14 @@ def integrate_all(program: Program, params, data, guesses: Mapping[str, jax.Arra
         :class:`Integrated` by integral.
     """
     return {
-        one.axis: integrate(program, one, params, data, (guesses or {}).get(one.axis), key, (known or {}).get(one.axis))
-        for one in program.integrals
+        one.axis: integrate(model, one, params, data, (guesses or {}).get(one.axis), key, (known or {}).get(one.axis))
+        for one in model.integrals
     }
 
 
-def integrate(program: Program, integral: Integral, params, data, guess=None, key=None, limits=None) -> Integrated:
+def integrate(model: Model, integral: Integral, params, data, guess=None, key=None, limits=None) -> Integrated:
     """One integral, by its strategy."""
-    joint = Joint(program, integral, params, data)
+    joint = Joint(model, integral, params, data)
     if integral.states is not None:
         found, atoms = integrate_states(joint)
         shares = jnp.full((1,) * joint.rank, 1 / integral.atoms)
@@ -64,8 +64,8 @@ def integrate(program: Program, integral: Integral, params, data, guess=None, ke
     start = joint.pack(joint.zeros()) if guess is None else guess
     strategy = integral.strategy
     if integral.limits:
-        joint = Joint(program, integral.unlimited, params, data)
-        limits = find_limits(program, integral, data) if limits is None else limits
+        joint = Joint(model, integral.unlimited, params, data)
+        limits = find_limits(model, integral, data) if limits is None else limits
         return truncate(joint, limits, *conditional(joint, start))
     if isinstance(strategy, Gaussian):
         mean, root = conditional(joint, start)
@@ -84,7 +84,7 @@ def integrate(program: Program, integral: Integral, params, data, guess=None, ke
         key = jax.random.key(0) if key is None else key
         if isinstance(strategy, ImportanceSampling):
             return importance(joint, mode, root, key, strategy.num_points)
-        return importance(joint, mode, root, key, importance_points(program, integral))
+        return importance(joint, mode, root, key, importance_points(model, integral))
     assert isinstance(strategy, Quadrature)
     return _quadrature(joint, mode, root, strategy.num_points)
 
@@ -264,7 +264,7 @@ def _quadrature(joint: Joint, mean: jax.Array, root: jax.Array, num_points: int)
 
 def _slow_entries(joint: Joint) -> frozenset[str]:
     """The latents whose density falls off slowly where they are unconstrained."""
-    sites = joint.program.trace.sites
+    sites = joint.model.trace.sites
     return frozenset(
         name
         for name in joint.integral.latents
@@ -278,11 +278,11 @@ def _rotation(dimensions: int) -> np.ndarray:
     return np.linalg.qr(normal)[0]
 
 
-def atom_weights(program: Program, integral: Integral, found: Integrated, weight: jax.Array, params, data) -> Any:
+def atom_weights(model: Model, integral: Integral, found: Integrated, weight: jax.Array, params, data) -> Any:
     """Posterior weights of the cells of every site that depends on an integrated latent.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         integral: the latents.
         found: their atoms.
         weight: posterior weight of the evidence of every cell.
@@ -292,7 +292,7 @@ def atom_weights(program: Program, integral: Integral, found: Integrated, weight
     Returns:
         By site, the weights of the cells of its table, in the table's shape.
     """
-    joint = Joint(program, integral, params, data)
+    joint = Joint(model, integral, params, data)
     shapes = jax.eval_shape(joint.tables_at, found.atoms)
     cells = jax.eval_shape(joint.by_cell, shapes)
     back = jax.linear_transpose(joint.by_cell, shapes)

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from emppl.jaxpr.layout import group_numbers
 from emppl.jaxpr.numbering import number_cells
 from emppl.model.integral import Integral
+from emppl.model.model import Model
 from emppl.names import latent_of
 from emppl.numerics.guarded import safe_divide
 from emppl.parameters.constraints import constrain, constraint_name, log_jacobian
-from emppl.program import Program
 from emppl.trace import SiteArrays
 
 _FEW = 6
@@ -31,22 +31,22 @@ class Joint:
     Latents are seen unconstrained, as vectors ``(groups, dimensions)``; the density includes the log-Jacobian.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         integral: the latents.
         params: constrained parameter values.
         data: arrays of the model's arguments.
     """
 
-    def __init__(self, program: Program, integral: Integral, params, data):
-        self.program = program
+    def __init__(self, model: Model, integral: Integral, params, data):
+        self.model = model
         self.integral = integral
         self.params = params
         self.data = data
-        self.axes = program.axes
-        self.rank = program.axes.rank
-        self.atom_axis = program.axes.names.index(integral.axis)
-        sites = program.trace.sites
-        self.constraints = {name: sites[latent_of(name)].constraint for name in program.trace.value_shapes}
+        self.axes = model.axes
+        self.rank = model.axes.rank
+        self.atom_axis = model.axes.names.index(integral.axis)
+        sites = model.trace.sites
+        self.constraints = {name: sites[latent_of(name)].constraint for name in model.trace.value_shapes}
         self.wanted = frozenset((name, field) for name in integral.factors for field in _FIELDS)
         # Here and not where they are used, which may be inside a loop.
         self.numbers: dict[str, jax.Array] = {}
@@ -88,8 +88,8 @@ class Joint:
 
     def tables_at(self, atoms: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """The same at many atoms, as the model has them, without the Jacobian."""
-        arrays = self.program.evaluate(self.params, self.data, self.wanted, atoms)
-        return {name: self.program.factors[name].table(arrays) for name in self.integral.factors}
+        arrays = self.model.evaluate(self.params, self.data, self.wanted, atoms)
+        return {name: self.model.factors[name].table(arrays) for name in self.integral.factors}
 
     def by_cell(self, tables: Mapping[str, jax.Array], once: bool = False) -> jax.Array:
         """Their sum in every cell of the integral: linear in the tables.
@@ -104,12 +104,12 @@ class Joint:
         sizes = self.axes.sizes
         total = jnp.zeros((1,) * self.rank)
         arrays = None
-        if any(self.program.factors[name].latents.get("cell_weight") is not None for name in tables):
+        if any(self.model.factors[name].latents.get("cell_weight") is not None for name in tables):
             sites = (self.integral.latents[0], *self.integral.factors)
             fields = frozenset((name, "cell_weight") for name in sites)
-            arrays = self.program.evaluate(self.params, self.data, fields)
+            arrays = self.model.evaluate(self.params, self.data, fields)
         for name, table in tables.items():
-            factor = self.program.factors[name]
+            factor = self.model.factors[name]
             if arrays is not None:
                 weight = self._relative_weight(arrays, name)
                 table = table * (jnp.sign(weight) if once else weight)
@@ -192,7 +192,7 @@ class Joint:
         if not layout.groups:
             return []
         name = next(iter(layout.grouped))
-        site, shape = self.program.trace.sites[name], layout.shapes[name]
+        site, shape = self.model.trace.sites[name], layout.shapes[name]
         rank = len(shape) - len(site.event_shape)
         by_dim = self.axes.of_site(site)
         return [by_dim[axis - rank] for axis in layout.grouped[name]]
@@ -209,22 +209,22 @@ class Joint:
             constraint = self.constraints[name]
             if constraint_name(constraint).startswith("real"):
                 continue
-            site = self.program.trace.sites[name]
+            site = self.model.trace.sites[name]
             every = log_jacobian(constraint, values[name])
             events = len(site.event_shape)
             found[name] = self.axes.align(jnp.sum(every, tuple(range(every.ndim - events, every.ndim))), site, 0)
         return found
 
     def _relative_weight(self, arrays, name: str) -> jax.Array | float:
-        scale = self.program.factors[name].scale(arrays)
-        own = self.program.factors[self.integral.latents[0]].scale(arrays)
+        scale = self.model.factors[name].scale(arrays)
+        own = self.model.factors[self.integral.latents[0]].scale(arrays)
         if own is None:
             return 1.0 if scale is None else scale
         ratio = jnp.ones_like(own) if scale is None else scale
         return safe_divide(*jnp.broadcast_arrays(ratio, own, jnp.ones_like(own)))
 
     def _is_numbered(self, name: str) -> bool:
-        factor = self.program.factors[name]
+        factor = self.model.factors[name]
         plates = self.axes.plates_of(factor.site, factor.site.batch_shape)
         return not set(self.integral.cells) <= plates
 

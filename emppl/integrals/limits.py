@@ -17,7 +17,7 @@ import numpyro.distributions as dist
 from emppl.integrals.joint import Joint
 from emppl.jaxpr.monotone import Turns, direction
 from emppl.model.integral import Integral
-from emppl.program import Program
+from emppl.model.model import Model
 from emppl.trace import SiteArrays, as_numpyro_expects
 
 
@@ -43,20 +43,20 @@ class Limits:
     is_impossible: jax.Array
 
 
-def limiting_sites(program: Program, integral: Integral) -> tuple[str, ...]:
+def limiting_sites(model: Model, integral: Integral) -> tuple[str, ...]:
     """Observed Delta sites whose value depends on the latents."""
     found = []
     for name in integral.factors:
-        factor = program.factors[name]
+        factor = model.factors[name]
         if factor.site.kind == "observed" and factor.site.distribution == "Delta" and not factor.value_has_atoms:
             found.append(name)
     return tuple(found)
 
 
-def why_not_limits(program: Program, integral: Integral) -> str | None:
+def why_not_limits(model: Model, integral: Integral) -> str | None:
     """The reason why an observed Delta is not a known interval or point of the latent, or None."""
     for name in integral.limits:
-        factor = program.factors[name]
+        factor = model.factors[name]
         found = factor.all_parameters
         if found:
             return (
@@ -66,8 +66,8 @@ def why_not_limits(program: Program, integral: Integral) -> str | None:
         found = factor.latents.get("mask", frozenset()) | factor.latents.get("log_density", frozenset())
         if found:
             return f"the mask or the log_density of {name!r} depends on {', '.join(map(repr, sorted(found)))}"
-        position = program.trace.outputs[name, "arguments", "v"]
-        way = direction(program.dependence, ("latent", integral.axis), position)
+        position = model.trace.outputs[name, "arguments", "v"]
+        way = direction(model.dependence, ("latent", integral.axis), position)
         if isinstance(way, Turns):
             return (
                 f"the value of {name!r} is not known to be a monotone function of {integral.latents[0]!r} "
@@ -76,15 +76,15 @@ def why_not_limits(program: Program, integral: Integral) -> str | None:
     return None
 
 
-def find_limits(program: Program, integral: Integral, data) -> Limits:
+def find_limits(model: Model, integral: Integral, data) -> Limits:
     """Intervals and points of every group, from the data alone.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         integral: one latent per group, with ``limits``.
         data: arrays of the model's arguments.
     """
-    joint = Joint(program, integral.limiting, program.placeholders(), data)
+    joint = Joint(model, integral.limiting, model.placeholders(), data)
     largest = jnp.finfo(jnp.result_type(float)).max
     edge = jnp.full((integral.groups, 1), largest)
     bottom, top = (_values(joint, values) for values in (-edge, edge))
@@ -157,8 +157,8 @@ def _inside(lower, upper) -> jax.Array:
 def _arrays(joint: Joint, vectors: jax.Array) -> dict[str, SiteArrays]:
     """Arrays of the Delta sites at one value of the latent of every group."""
     atoms = {name: value[None] for name, value in joint.unpack(vectors).items()}
-    arrays = joint.program.evaluate(joint.params, joint.data, joint.wanted, atoms)
-    return {name: joint.program.factors[name].at_one_atom(arrays[name]) for name in joint.integral.factors}
+    arrays = joint.model.evaluate(joint.params, joint.data, joint.wanted, atoms)
+    return {name: joint.model.factors[name].at_one_atom(arrays[name]) for name in joint.integral.factors}
 
 
 def _deltas(joint: Joint, vectors: jax.Array) -> dict[str, Any]:
@@ -212,7 +212,7 @@ def _count(joint: Joint, readings: dict[str, jax.Array], whole: bool = False) ->
     arrays = _arrays(joint, jnp.zeros((joint.integral.groups, 1)))
     tables = {}
     for name, mine in arrays.items():
-        factor = dataclasses.replace(joint.program.factors[name], over_atoms=None)
+        factor = dataclasses.replace(joint.model.factors[name], over_atoms=None)
         rank = 0 if whole else len(mine.distribution.event_shape)
         reading = jnp.asarray(readings[name]) * jnp.ones(())
         total = jnp.sum(reading, tuple(range(reading.ndim - rank, reading.ndim)))

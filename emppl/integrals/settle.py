@@ -15,10 +15,10 @@ from emppl.integrals.limits import limiting_sites, why_not_limits
 from emppl.integrals.trajectories import by_trajectory
 from emppl.jaxpr.quadratic import why_not_quadratic
 from emppl.model.integral import Integral, arrange
+from emppl.model.model import Model
 from emppl.model.scans import arrange_chain
 from emppl.names import model_name
 from emppl.parameters.constraints import constraint_name
-from emppl.program import Program
 from emppl.strategies import (
     DEFAULT_NODES,
     NODES_WITHIN_BOUNDS,
@@ -32,44 +32,43 @@ from emppl.strategies import (
 )
 
 
-def settle_integrals(program: Program, shapes, wishes: Mapping[str, Any]) -> Program:
+def settle_integrals(model: Model, wishes: Mapping[str, Any]) -> Model:
     """Choose groups and strategy of every integral.
 
     Args:
-        program: the model with its factors.
-        shapes: shapes of the data.
+        model: the model with its factors.
         wishes: the user's strategies by latent.
 
     Returns:
-        The program with settled integrals; strategies and numbers of atoms are filled in.
+        The model with settled integrals; strategies and numbers of atoms are filled in.
 
     Raises:
         ModelError: an integral that no strategy can do, or not the one that was asked for.
     """
-    if not program.integrals:
-        return program
+    if not model.integrals:
+        return model
     integrals = []
-    for integral in program.integrals:
+    for integral in model.integrals:
 
         def tables(values, params, data, integral=integral):
-            return Joint(program, integral, params, data).tables(values)
+            return Joint(model, integral, params, data).tables(values)
 
-        params = program.trace.parameter_shapes
+        params = model.trace.parameter_shapes
         place = arrange if integral.states is None else arrange_chain
-        integral = place(integral, program.trace, program.axes, tables, params, shapes)
-        _check_weights(program, integral)
-        integral = dataclasses.replace(integral, limits=limiting_sites(program, integral))
-        obstacle = _why_not_quadratic(program, integral.unlimited, params, shapes)
+        integral = place(integral, model.trace, model.axes, tables, params, model.shapes)
+        _check_weights(model, integral)
+        integral = dataclasses.replace(integral, limits=limiting_sites(model, integral))
+        obstacle = _why_not_quadratic(model, integral.unlimited, params)
         asked = [wishes[name] for name in integral.latents if name in wishes]
         is_smoothed = all(isinstance(one, Gaussian) for one in asked) if asked else obstacle is None
         if integral.states is not None and not is_smoothed and not integral.limits:
-            integral = by_trajectory(integral, program.trace)
-        sites = program.trace.sites
+            integral = by_trajectory(integral, model.trace)
+        sites = model.trace.sites
         within_bounds = any(not constraint_name(sites[name].constraint).startswith("real") for name in integral.latents)
         if integral.limits:
-            strategy, reason = _truncated(program, integral, obstacle, wishes)
+            strategy, reason = _truncated(model, integral, obstacle, wishes)
         else:
-            cornered = _cornered(program, integral)
+            cornered = _cornered(model, integral)
             strategy = _strategy(integral, obstacle, within_bounds, wishes, cornered)
             reason = obstacle or "the log joint density is quadratic in it"
             if cornered:
@@ -80,44 +79,44 @@ def settle_integrals(program: Program, shapes, wishes: Mapping[str, Any]) -> Pro
             # The total is enough, and needs no sums by index.
             integral = dataclasses.replace(integral, cells=(), is_indexed=False)
         integrals.append(integral)
-    return _with_integrals(program, integrals)
+    return _with_integrals(model, integrals)
 
 
-def finer_program(program: Program) -> Program | None:
+def finer_model(model: Model) -> Model | None:
     """The same with a more accurate rule for every integral that is approximate; None if there is not one for each."""
     integrals = []
-    for integral in program.integrals:
+    for integral in model.integrals:
         strategy: Continuous | None = integral.strategy
         if integral.strategy.objective_kind.is_approximate:
             strategy = integral.strategy.finer(integral.dimensions)
         if strategy is None:
             return None
         integrals.append(dataclasses.replace(integral, strategy=strategy))
-    return None if integrals == list(program.integrals) else _with_integrals(program, integrals)
+    return None if integrals == list(model.integrals) else _with_integrals(model, integrals)
 
 
-def _with_integrals(program: Program, integrals: list[Integral]) -> Program:
-    strategies: dict[str, Strategy] = dict(program.strategies)
-    sizes = dict(program.axes.sizes)
+def _with_integrals(model: Model, integrals: list[Integral]) -> Model:
+    strategies: dict[str, Strategy] = dict(model.strategies)
+    sizes = dict(model.axes.sizes)
     for integral in integrals:
         strategies.update(dict.fromkeys(integral.latents, integral.strategy))
         sizes[integral.axis] = integral.atoms
-    axes = dataclasses.replace(program.axes, sizes=sizes)
-    factors = {name: dataclasses.replace(factor, axes=axes) for name, factor in program.factors.items()}
-    return dataclasses.replace(program, axes=axes, factors=factors, integrals=tuple(integrals), strategies=strategies)
+    axes = dataclasses.replace(model.axes, sizes=sizes)
+    factors = {name: dataclasses.replace(factor, axes=axes) for name, factor in model.factors.items()}
+    return dataclasses.replace(model, axes=axes, factors=factors, integrals=tuple(integrals), strategies=strategies)
 
 
-def _why_not_quadratic(program: Program, integral: Integral, params, shapes) -> str | None:
+def _why_not_quadratic(model: Model, integral: Integral, params) -> str | None:
     """The reason why the log joint is not quadratic in the latents for every parameter value, or None if it is."""
     for name in integral.latents:
-        constraint = constraint_name(program.trace.sites[name].constraint)
+        constraint = constraint_name(model.trace.sites[name].constraint)
         if not constraint.startswith("real"):
             return f"{name!r} is {constraint}"
 
     def total(values):
         # Zeros stand for parameters and data: no arithmetic is ever done with them.
-        nothing, data = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), (params, shapes))
-        joint = Joint(program, integral, nothing, data)
+        nothing, data = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), (params, model.shapes))
+        joint = Joint(model, integral, nothing, data)
         return sum((jnp.sum(table) for table in joint.tables(values).values()), jnp.zeros(()))
 
     block = {name: jax.ShapeDtypeStruct(one.shape, one.dtype) for name, one in integral.zeros().items()}
@@ -125,22 +124,22 @@ def _why_not_quadratic(program: Program, integral: Integral, params, shapes) -> 
     return None if reason is None else f"the log joint is not quadratic in it ({reason})"
 
 
-def _cornered(program: Program, integral: Integral) -> list[str]:
+def _cornered(model: Model, integral: Integral) -> list[str]:
     """Sites whose densities have corners in an integrated latent, as a Laplace distribution has one at its location."""
     found = []
     for name in integral.factors:
-        factor = program.factors[name]
+        factor = model.factors[name]
         fields = (*factor.family.kinks, "value") if factor.family is not None and factor.family.kinks else ()
         if any(integral.axis in factor.latents.get(field, ()) for field in fields):
             found.append(model_name(name))
     return list(dict.fromkeys(found))
 
 
-def _truncated(program: Program, integral: Integral, obstacle: str | None, wishes: Mapping[str, Any]):
+def _truncated(model: Model, integral: Integral, obstacle: str | None, wishes: Mapping[str, Any]):
     """Strategy and reason where an observed Delta restricts a latent to an interval or a point."""
     names, site = ", ".join(map(repr, integral.latents)), integral.limits[0]
     asked = [wishes[name] for name in integral.latents if name in wishes and type(wishes[name]) is not Gaussian]
-    reason = obstacle or why_not_limits(program, integral)
+    reason = obstacle or why_not_limits(model, integral)
     if integral.states is not None:
         reason = "it lies inside a scan"
     elif integral.dimensions != 1:
@@ -201,10 +200,10 @@ def _strategy(
     return MonteCarlo()
 
 
-def _check_weights(program: Program, integral: Integral) -> None:
+def _check_weights(model: Model, integral: Integral) -> None:
     if not integral.is_indexed:
         return
-    weighted = [name for name in integral.latents if "cell_weight" in program.factors[name].latents]
+    weighted = [name for name in integral.latents if "cell_weight" in model.factors[name].latents]
     if weighted:
         raise ModelError(
             f"Latents {', '.join(map(repr, weighted))} have weights (handlers.scale), and an index among the data "

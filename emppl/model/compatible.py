@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from emppl.errors import ModelError
+from emppl.model.model import Model
 from emppl.names import latent_of, model_name
-from emppl.program import Program
 from emppl.strategies import Simulated, Strategy
 from emppl.trace import Trace
 
@@ -23,69 +23,69 @@ def discrete_strategies(trace: Trace, wishes: Mapping[str, Any]) -> dict[str, St
     return {name: wishes[model_name(name)] for name in discrete if model_name(name) in wishes}
 
 
-def check_components(program: Program) -> None:
+def check_components(model: Model) -> None:
     """Refuse a sum and a best value for latents that meet.
 
     Args:
-        program: the model, its integrals settled.
+        model: the model, its integrals settled.
 
     Raises:
         ModelError: latents that meet have different strategies, or one that does not go with a continuous latent's.
     """
-    picked = {model_name(latent_of(axis)) for axis in program.picked}
+    picked = {model_name(latent_of(axis)) for axis in model.picked}
     if not picked:
         return
-    kinds = {type(program.strategies[name]) for name in picked}
+    kinds = {type(model.strategies[name]) for name in picked}
     if len(kinds) > 1:
-        names = ", ".join(f"{name!r}: {program.strategies[name]!r}" for name in sorted(picked))
+        names = ", ".join(f"{name!r}: {model.strategies[name]!r}" for name in sorted(picked))
         raise ModelError(f"Discrete latents that are not summed over need one strategy; there are {{{names}}}.")
-    for together, site in _components(program):
+    for together, site in _components(model):
         summed, here = sorted(together - picked), sorted(together & picked)
         if summed and here:
-            strategy = program.strategies[here[0]]
+            strategy = model.strategies[here[0]]
             line = ", ".join(f"{name!r}: {strategy!r}" for name in sorted(together))
             raise ModelError(
                 f"{here[0]!r} has {strategy!r} and {summed[0]!r} is summed over, but they meet (in site {site!r}, or "
                 "through other latents): the best value of one and the sum over the other are not found in any "
                 f"one order. Write EM(model, latents={{{line}}}), or leave all of them to Enumerate()."
             )
-    for name in program.latents:
-        if model_name(name) in program.drawn and "cell_weight" in program.factors[name].latents:
+    for name in model.latents:
+        if model_name(name) in model.drawn and "cell_weight" in model.factors[name].latents:
             raise ModelError(
                 f"{name!r} has weights (handlers.scale) and is drawn by StochasticEM(): a cell that counts several "
                 "times would get the same draw every time. Repeat its rows, or leave the latent to Enumerate()."
             )
-    for integral in program.integrals:
+    for integral in model.integrals:
         drawn = sorted({model_name(name) for name in integral.given} & picked)
-        if program.drawn and isinstance(integral.strategy, Simulated) and drawn:
+        if model.drawn and isinstance(integral.strategy, Simulated) and drawn:
             raise ModelError(
                 f"{drawn[0]!r} is drawn by StochasticEM() and {integral.latents[0]!r} by "
                 f"{integral.strategy!r}, which does not work where they meet. Integrate the continuous "
                 f"latent: EM(model, latents={{{integral.latents[0]!r}: Quadrature(15)}}), or Gaussian() or Laplace()."
             )
-        if program.hard and isinstance(integral.strategy, Simulated):
+        if model.hard and isinstance(integral.strategy, Simulated):
             raise ModelError(
-                f"Hard() takes the best value of {program.hard[0]!r} by comparing log-likelihoods, and those of "
+                f"Hard() takes the best value of {model.hard[0]!r} by comparing log-likelihoods, and those of "
                 f"{integral.latents[0]!r} under {integral.strategy!r} are noisy. Integrate {integral.latents[0]!r} by "
                 "Gaussian(), Quadrature(15) or Laplace(), or leave the discrete latent to Enumerate()."
             )
 
 
-def check_simulated(program: Program, wishes: Mapping[str, Any]) -> None:
+def check_simulated(model: Model, wishes: Mapping[str, Any]) -> None:
     """Refuse different strategies for latents that are drawn: one loop, with one number of draws, makes the fit.
 
     Args:
-        program: the model, its integrals settled.
+        model: the model, its integrals settled.
         wishes: strategies by the model's own names.
 
     Raises:
         ModelError: latents are drawn by strategies that are not equal.
     """
-    drawn = {model_name(n): one for n, one in program.strategies.items() if isinstance(one, Simulated)}
+    drawn = {model_name(n): one for n, one in model.strategies.items() if isinstance(one, Simulated)}
     if len(set(drawn.values())) <= 1:
         return
     # A discrete latent leaves no choice, and a default is no wish.
-    first = next(iter([*program.drawn, *(name for name in drawn if name in wishes), *drawn]))
+    first = next(iter([*model.drawn, *(name for name in drawn if name in wishes), *drawn]))
     there_are, line = (
         ", ".join(f"{name!r}: {strategies[name]!r}" for name in sorted(drawn))
         for strategies in (drawn, dict.fromkeys(drawn, drawn[first]))
@@ -97,14 +97,14 @@ def check_simulated(program: Program, wishes: Mapping[str, Any]) -> None:
     )
 
 
-def _components(program: Program) -> list[tuple[set[str], str]]:
+def _components(model: Model) -> list[tuple[set[str], str]]:
     """Discrete latents that meet in sites, directly or through others, each with a site where some of them do."""
     touching: list[tuple[set[str], str]] = []
-    given = {one.axis: set(one.given) for one in program.integrals}
-    inside = {name: one.axis for one in program.integrals for name in one.factors}
-    for name, factor in program.factors.items():
-        axes = given[inside[name]] if name in inside else set(factor.all_latents - program.axes.of_atoms)
-        axes -= program.axes.of_atoms
+    given = {one.axis: set(one.given) for one in model.integrals}
+    inside = {name: one.axis for one in model.integrals for name in one.factors}
+    for name, factor in model.factors.items():
+        axes = given[inside[name]] if name in inside else set(factor.all_latents - model.axes.of_atoms)
+        axes -= model.axes.of_atoms
         if axes:
             touching.append(({model_name(latent_of(axis)) for axis in axes}, name))
     found: list[tuple[set[str], str]] = []

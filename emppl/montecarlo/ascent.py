@@ -76,9 +76,9 @@ def climb(
     """
     strategy = simulator.strategy
     assert isinstance(strategy, MonteCarlo)
-    dimensions = simulator.program.free_dimensions
+    dimensions = simulator.model.free_dimensions
     bound, strict = lower_bound(dimensions), lower_bound(dimensions, again=True)
-    again = bool(strategy.reweight) and why_not_reweighted(simulator.program) is None
+    again = bool(strategy.reweight) and why_not_reweighted(simulator.model) is None
 
     def step(drawn, number: int, weights=None, effective=np.nan) -> tuple[str, Improved]:
         """An M-step, and what is made of it."""

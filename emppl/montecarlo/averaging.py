@@ -79,7 +79,7 @@ def average(
                     path.begin("averaging")
     finally:
         if path.phase == "averaging" and path.trail.values:
-            path.params = inside(simulator.program, path.trail.mean(path.params), path.params)
+            path.params = inside(simulator.model, path.trail.mean(path.params), path.params)
 
 
 def _is_close(path: Path) -> bool:

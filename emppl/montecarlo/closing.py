@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl.fit.outcome import StopReason
+from emppl.model.model import Model
 from emppl.montecarlo.ascent import chi_square_mean_quantile
 from emppl.montecarlo.looks import Looks
 from emppl.montecarlo.mixing import Mixing, mixing
@@ -131,7 +132,7 @@ def close(
     Returns:
         Errors and diagnostics.
     """
-    program, strategy = simulator.program, simulator.strategy
+    model, strategy = simulator.model, simulator.strategy
     block = strategy.block
     first = block * math.ceil(path.number / block)
     while first < _FEWEST and 2 * first <= strategy.max_samples:
@@ -139,11 +140,11 @@ def close(
     if path.looks is None:
         path.looks = Looks(first)
     looks = path.looks
-    held = tuple(program.rough)
+    held = tuple(model.rough)
     while True:
         keep()
         drawn = draw(simulator, path, data, looks.number, block)
-        local = _charts(program, jax.device_get(path.params), data)
+        local = _charts(model, jax.device_get(path.params), data)
         looks.add(*_look(simulator, path, local, drawn, data, first))
         can_double = 2 * looks.number <= strategy.max_samples
         note = looks.note
@@ -154,7 +155,7 @@ def close(
             nothing = np.full_like(looks.matrix, np.nan)
             nowhere = Information(looks.matrix, looks.score)
             mixed, unknown = (
-                mixing(program, drawn.draws),
+                mixing(model, drawn.draws),
                 np.full(sum(one.boundary.size for one in local.values()), np.nan),
             )
             return Closing(local, nowhere, nothing, np.nan, np.nan, looks.averaged, mixed, unknown, note, held)
@@ -178,7 +179,7 @@ def close(
             covariance = inverse @ looks.errors @ inverse / max(averaged, 1)
             found = Information(looks.matrix, looks.score)
             deviations = _deviations(simulator, path, local, drawn, data, inverse, covariance, len(looks.seen))
-            mixed = mixing(program, drawn.draws)
+            mixed = mixing(model, drawn.draws)
             return Closing(local, found, covariance, left, noise, averaged, mixed, deviations, held=held)
         if (noise > _NOISY * tolerance or looks.uncertainty > 3 * _KNOWN) and can_double:
             looks.double()  # averaging alone would take many steps
@@ -189,14 +190,14 @@ def close(
         length = 1 / looks.averaged if looks.averaged else min(math.sqrt(_FAR / left), 1.0)
         if looks.averaged <= 1:
             looks.forget()  # what was seen before the first step that counts was seen elsewhere
-        path.params = _moved(program, local, path.params, length * step)
+        path.params = _moved(model, local, path.params, length * step)
         path.iteration += 1
 
 
-def _charts(program, params, data) -> dict[str, Chart]:
+def _charts(model: Model, params, data) -> dict[str, Chart]:
     """Local coordinates; at corners, where no parabola says where the maximum is, nothing moves."""
-    found = hold_corners(program, charts(program, params), params, data)
-    for name in program.rough:
+    found = hold_corners(model, charts(model, params), params, data)
+    for name in model.rough:
         found[name] = dataclasses.replace(found[name], active=np.zeros_like(found[name].active))
     return found
 
@@ -222,7 +223,7 @@ def _deviations(simulator, path, local, drawn, data, inverse, covariance, looks:
     ``- a . change . a``, and ``a . information . a`` is, to first order, a mean over draws. It is also taken at an
     estimate that is off by its own Monte Carlo error.
     """
-    gradients = entry_gradients(simulator.program, local)
+    gradients = entry_gradients(simulator.model, local)
     active = np.concatenate([one.active for one in local.values()])
     along = np.zeros((len(gradients), len(active)))
     along[:, active] = gradients @ inverse
@@ -237,7 +238,7 @@ def _deviations(simulator, path, local, drawn, data, inverse, covariance, looks:
     return np.sqrt(noise) / (2 * np.sqrt(np.where(variances > 0, variances, 1)))
 
 
-def _moved(program, local: Mapping[str, Chart], params, step: np.ndarray) -> dict[str, Any]:
+def _moved(model: Model, local: Mapping[str, Chart], params, step: np.ndarray) -> dict[str, Any]:
     """Parameters after a step, which is halved until they stay inside their constraints."""
     whole = np.zeros(sum(len(one.active) for one in local.values()))
     whole[np.concatenate([one.active for one in local.values()])] = step
@@ -245,11 +246,11 @@ def _moved(program, local: Mapping[str, Chart], params, step: np.ndarray) -> dic
     for _ in range(60):
         moved = {}
         for (name, one), part in zip(local.items(), parts, strict=True):
-            constraint = program.trace.sites[name].constraint
+            constraint = model.trace.sites[name].constraint
             value = value_at(constraint, one.frame, jnp.asarray(part))
             if not np.all(np.asarray(constraint(value))):
                 break
-            moved[name] = program.pin(name, value)
+            moved[name] = model.pin(name, value)
         if len(moved) == len(local):
             return {**params, **moved}
         parts = [part / 2 for part in parts]

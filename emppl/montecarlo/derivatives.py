@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl.estep.simulated import Drawn, simulated
+from emppl.model.model import Model
 from emppl.montecarlo.nearby import nearby_log_likelihood, risen_log_likelihood
 from emppl.montecarlo.reweighting import log_densities
-from emppl.program import Program
 from emppl.uncertainty.charts import value_at
 
 
@@ -85,11 +85,11 @@ class Derivatives:
     """A program's derivatives by draws; each is compiled once per number of draws in a block.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
     """
 
-    def __init__(self, program: Program):
-        self.program = program
+    def __init__(self, model: Model):
+        self.model = model
         self.measure_block = jax.jit(self._measure_block)
         self.measure_across = jax.jit(self._measure_across)
         self.curvatures = jax.jit(self._curvatures)
@@ -124,7 +124,7 @@ class Derivatives:
     def _measure_block(self, params, frames, draws, evidence, data) -> _Block:
         """What the draws of one block say, chain by chain."""
         zero, unit = self._steps(frames)
-        weights = jax.grad(lambda rises: risen_log_likelihood(self.program, params, rises, evidence, data))
+        weights = jax.grad(lambda rises: risen_log_likelihood(self.model, params, rises, evidence, data))
         shares = weights(self._no_rise(draws))
         rest = jax.grad(lambda step: self._risen(params, frames, step, self._no_rise(draws), evidence, data))(zero)
 
@@ -134,7 +134,7 @@ class Derivatives:
             hessian = jax.lax.map(lambda along: jax.jvp(slope, (zero,), (along,))[1], unit)
 
             def densities(step):
-                return log_densities(self.program, {**params, **self._moved(frames, step)}, draws, data)
+                return log_densities(self.model, {**params, **self._moved(frames, step)}, draws, data)
 
             def slope_of_draws(along):
                 each = jax.jvp(densities, (zero,), (along,))[1]
@@ -154,7 +154,7 @@ class Derivatives:
         whole = {axis: jnp.mean(one, 0) for axis, one in slopes.items()}
 
         def square(slopes):
-            risen = lambda rises: risen_log_likelihood(self.program, params, rises, drawn.evidence, data)  # noqa: E731
+            risen = lambda rises: risen_log_likelihood(self.model, params, rises, drawn.evidence, data)  # noqa: E731
             return self._square(jax.grad(risen), slopes)
 
         def score(known, along):
@@ -169,7 +169,7 @@ class Derivatives:
             known = {axis: drawn.evidence[axis] for axis in drawn.parts}
             changes = jax.lax.map(lambda along: jax.grad(score)(known, along), unit)
             for axis, parts in drawn.parts.items():
-                position = self.program.axes.names.index(axis)
+                position = self.model.axes.names.index(axis)
                 parts = jnp.where(jnp.isfinite(parts), parts, 0)  # of states that are impossible
                 each = jnp.moveaxis(parts * parts.shape[position] - 1, position, 0)
                 each = jnp.reshape(each, (len(each), -1)) @ jnp.reshape(changes[axis], (len(unit), -1)).T
@@ -194,18 +194,18 @@ class Derivatives:
         return sum(one @ products[axis].T for axis, one in slopes.items())
 
     def _no_rise(self, like):
-        groups = {one.axis: one.groups for one in simulated(self.program)}
+        groups = {one.axis: one.groups for one in simulated(self.model)}
         return {axis: jnp.zeros(groups[axis]) for axis in like}
 
     def _steps(self, frames):
         """No step, and one along every coordinate."""
-        zero = jnp.zeros(sum(frames[name].size for name in self.program.free))
+        zero = jnp.zeros(sum(frames[name].size for name in self.model.free))
         return zero, jnp.eye(len(zero))
 
     def _risen(self, params, frames, step, rises, evidence, data):
         """Log-likelihood plus log prior after a step in local coordinates, for given rises of the log evidence."""
         at = {**params, **self._moved(frames, step)}
-        return risen_log_likelihood(self.program, at, rises, evidence, data) + self.program.log_prior(at, data)
+        return risen_log_likelihood(self.model, at, rises, evidence, data) + self.model.log_prior(at, data)
 
     def _curvatures(self, params, frames, drawn, data, directions) -> Curvatures:
         near, equal = self._nearby(params, frames, _stacked(drawn.draws), drawn.evidence, data)
@@ -217,7 +217,7 @@ class Derivatives:
 
         def entry(step, position):
             moved = self._moved(frames, step)
-            return jnp.concatenate([jnp.ravel(moved[name]) for name in self.program.free])[position]
+            return jnp.concatenate([jnp.ravel(moved[name]) for name in self.model.free])[position]
 
         def one(position):
             along = directions[position]
@@ -231,20 +231,20 @@ class Derivatives:
 
     def _moved(self, frames, step):
         """Parameters after a step in local coordinates."""
-        program = self.program
-        parts = jnp.split(step, np.cumsum([frames[name].size for name in program.free])[:-1])
+        model = self.model
+        parts = jnp.split(step, np.cumsum([frames[name].size for name in model.free])[:-1])
         return {
-            name: value_at(program.trace.sites[name].constraint, frames[name], part)
-            for name, part in zip(program.free, parts, strict=True)
+            name: value_at(model.trace.sites[name].constraint, frames[name], part)
+            for name, part in zip(model.free, parts, strict=True)
         }
 
     def _nearby(self, params, frames, draws, evidence, data):
         """Log-likelihood plus log prior after a step in local coordinates, given shares of the draws; equal shares."""
-        near = nearby_log_likelihood(self.program, params, draws, evidence, data)
+        near = nearby_log_likelihood(self.model, params, draws, evidence, data)
 
         def value(step, shares):
             moved = self._moved(frames, step)
-            return near({**params, **moved}, shares) + self.program.log_prior({**params, **moved}, data)
+            return near({**params, **moved}, shares) + self.model.log_prior({**params, **moved}, data)
 
         number = len(next(iter(draws.values())))
         return value, jnp.full(number, 1 / number)

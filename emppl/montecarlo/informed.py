@@ -17,33 +17,33 @@ import jax.numpy as jnp
 from emppl.estep.simulated import simulated
 from emppl.integrals.integration import find_modes
 from emppl.integrals.joint import Joint
+from emppl.model.model import Model
 from emppl.names import model_name
-from emppl.program import Program
 
 
-def informed_shares(program: Program, params, data) -> dict[str, jax.Array]:
+def informed_shares(model: Model, params, data) -> dict[str, jax.Array]:
     """By drawn latent whose prior has free parameters, the share of its information that is not its prior's.
 
     That of the best informed cell, in the worst entry of an event: a pure function, to be jitted.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         params: constrained parameter values.
         data: arrays of the model's arguments.
     """
     found = {}
-    for integral in simulated(program):
-        joint = Joint(program, integral, params, data)
+    for integral in simulated(model):
+        joint = Joint(model, integral, params, data)
         mode = find_modes(joint, joint.pack(joint.zeros()))
         whole = _diagonals(joint, mode, integral.factors)
         for latent in dict.fromkeys(map(model_name, integral.latents)):
             own = tuple(name for name in integral.latents if model_name(name) == latent)
-            if not any(set(program.factors[name].all_parameters) & set(program.free) for name in own):
+            if not any(set(model.factors[name].all_parameters) & set(model.free) for name in own):
                 continue
             prior = _diagonals(joint, mode, own)
             shares = []
             for name in own:
-                events = len(program.trace.sites[name].event_shape)
+                events = len(model.trace.sites[name].event_shape)
                 cells = 1 - prior[name] / whole[name]
                 shares.append(jnp.max(cells, tuple(range(cells.ndim - events)), initial=-jnp.inf))
             found[latent] = jnp.min(jnp.max(jnp.stack(shares), 0))

@@ -18,8 +18,8 @@ import numpy as np
 from emppl.estep.simulated import simulated
 from emppl.integrals.mcmc import Chains
 from emppl.model.integral import Integral
+from emppl.model.model import Model
 from emppl.names import first, model_name
-from emppl.program import Program
 from emppl.uncertainty.information import label
 
 LARGEST_R_HAT = 1.05
@@ -62,11 +62,11 @@ class Mixing:
         )
 
 
-def mixing(program: Program, draws: Mapping[str, Any]) -> Mixing:
+def mixing(model: Model, draws: Mapping[str, Any]) -> Mixing:
     """Compare the chains of an E-step.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         draws: by integral, ``(chains, draws, groups, dimensions)``.
 
     Returns:
@@ -75,7 +75,7 @@ def mixing(program: Program, draws: Mapping[str, Any]) -> Mixing:
     r_hat: dict[str, float] = {}
     effective: dict[str, float] = {}
     worst, highest, number, length = "", 0.0, 0, 0
-    for integral in simulated(program):
+    for integral in simulated(model):
         found = np.asarray(draws[integral.axis])
         number, length = found.shape[0] * found.shape[1], found.shape[1]
         every = max(1, found.size // _LARGEST)
@@ -124,18 +124,18 @@ class Divergences:
         )
 
 
-def divergences(program: Program, chains: Mapping[str, Chains]) -> Divergences:
+def divergences(model: Model, chains: Mapping[str, Chains]) -> Divergences:
     """Count the divergences of the newest draws.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         chains: by integral.
 
     Returns:
         Counts by latent.
     """
     numbers, counted, strategy = {}, {}, ""
-    for integral in simulated(program):
+    for integral in simulated(model):
         now, strategy = chains[integral.axis], type(integral.strategy).__name__
         for name in integral.latents:
             numbers[name], counted[name] = int(now.divergences), int(now.counted)

@@ -21,17 +21,17 @@ import jax.numpy as jnp
 from emppl.estep.plain import all_scales, log_evidence
 from emppl.integrals.integration import integrate
 from emppl.integrals.joint import Joint
+from emppl.model.model import Model
 from emppl.montecarlo.reweighting import log_densities
-from emppl.program import Program
 
 
 def nearby_log_likelihood(
-    program: Program, params, draws: Mapping[str, jax.Array], evidence: Mapping[str, jax.Array], data
+    model: Model, params, draws: Mapping[str, jax.Array], evidence: Mapping[str, jax.Array], data
 ) -> Callable[..., jax.Array]:
     """The log-likelihood as a function of the parameters, and of the shares of the draws.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         params: where the draws were made.
         draws: by integral, unconstrained, ``(draws, groups, dimensions)``.
         evidence: of these integrals, at ``params``.
@@ -41,26 +41,26 @@ def nearby_log_likelihood(
         ``(params, shares) -> log-likelihood`` (natural log); ``shares`` are those of the draws, ``(draws,)``, in all
         groups alike.
     """
-    before = log_densities(program, params, draws, data)
+    before = log_densities(model, params, draws, data)
 
     def log_likelihood(at, shares):
-        after = log_densities(program, at, draws, data)
+        after = log_densities(model, at, draws, data)
         rises = {
             axis: jax.nn.logsumexp(after[axis] - before[axis], 0, b=shares[:, None]) - jnp.log(jnp.sum(shares))
             for axis in draws
         }
-        return risen_log_likelihood(program, at, rises, evidence, data)
+        return risen_log_likelihood(model, at, rises, evidence, data)
 
     return log_likelihood
 
 
 def risen_log_likelihood(
-    program: Program, params, rises: Mapping[str, jax.Array], evidence: Mapping[str, jax.Array], data
+    model: Model, params, rises: Mapping[str, jax.Array], evidence: Mapping[str, jax.Array], data
 ) -> jax.Array:
     """The log-likelihood where the log evidence of some integrals is known, and by how much it rose since.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         params: parameters of everything else.
         rises: by integral, ``(groups,)``.
         evidence: of these integrals, before.
@@ -69,12 +69,12 @@ def risen_log_likelihood(
     Returns:
         A scalar (natural log).
     """
-    arrays = program.evaluate(params, data)
-    tables = program.tables(arrays, program.integrated)
-    for one in program.integrals:
+    arrays = model.evaluate(params, data)
+    tables = model.tables(arrays, model.integrated)
+    for one in model.integrals:
         if one.axis in rises:
-            rise = Joint(program, one, params, data).to_cells(rises[one.axis])
+            rise = Joint(model, one, params, data).to_cells(rises[one.axis])
             tables[one.axis] = evidence[one.axis] + rise
         else:
-            tables[one.axis] = integrate(program, one, params, data).evidence
-    return log_evidence(program, tables, all_scales(program, arrays), program.present(arrays))
+            tables[one.axis] = integrate(model, one, params, data).evidence
+    return log_evidence(model, tables, all_scales(model, arrays), model.present(arrays))

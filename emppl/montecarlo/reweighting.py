@@ -31,8 +31,8 @@ import numpy as np
 
 from emppl.estep.plain import Expectations
 from emppl.integrals.joint import Joint
+from emppl.model.model import Model
 from emppl.numerics.guarded import weighted
-from emppl.program import Program
 from emppl.strategies import MonteCarlo
 
 
@@ -50,24 +50,24 @@ class Reweighted:
     rises: dict[str, Any]
 
 
-def why_not_reweighted(program: Program) -> str | None:
+def why_not_reweighted(model: Model) -> str | None:
     """The reason why every E-step draws afresh although the strategy would re-weight, or None.
 
     The evidence of the states of discrete latents decides between these. From old draws its noise would be part of
     every gain, through the elimination of all that meets them, and the bound of the ascent does not see it.
     """
-    for one in program.integrals:
+    for one in model.integrals:
         if isinstance(one.strategy, MonteCarlo) and one.given:
             names = ", ".join(map(repr, one.given))
             return f"fresh draws decide between the states of {names}"
     return None
 
 
-def log_densities(program: Program, params, draws: Mapping[str, jax.Array], data) -> dict[str, jax.Array]:
+def log_densities(model: Model, params, draws: Mapping[str, jax.Array], data) -> dict[str, jax.Array]:
     """Log joint density of every group at every draw.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         params: constrained parameter values.
         draws: by integral, ``(..., groups, dimensions)``.
         data: arrays of the model's arguments.
@@ -76,10 +76,10 @@ def log_densities(program: Program, params, draws: Mapping[str, jax.Array], data
         By integral, ``(..., groups)``.
     """
     found = {}
-    for one in program.integrals:
+    for one in model.integrals:
         if one.axis in draws:
             points = draws[one.axis]
-            flat = jax.vmap(Joint(program, one, params, data).by_group)(jnp.reshape(points, (-1, *points.shape[-2:])))
+            flat = jax.vmap(Joint(model, one, params, data).by_group)(jnp.reshape(points, (-1, *points.shape[-2:])))
             found[one.axis] = jnp.reshape(flat, points.shape[:-1])
     return found
 
@@ -122,14 +122,14 @@ def unweighted(draws: Mapping[str, Any]) -> Reweighted:
     )
 
 
-def ratio_residuals(program: Program, found: Expectations, weights: Reweighted, before, after, data) -> jax.Array:
+def ratio_residuals(model: Model, found: Expectations, weights: Reweighted, before, after, data) -> jax.Array:
     """What has to be added to the weighted gain of every draw for their spread to be that of ratios.
 
     A weighted gain ``draws * share * gain`` has the right mean, but varies with its weight even where all gains are
     equal. With ``(1 - draws * share) * mean gain`` of every group it is the mean and the residual of a ratio.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         found: from weighted draws.
         weights: of the draws.
         before: parameters.
@@ -140,10 +140,10 @@ def ratio_residuals(program: Program, found: Expectations, weights: Reweighted, 
         ``(draws,)``; zero where the weights are equal, and zero in the mean.
     """
     total = jnp.zeros(())
-    for one in program.integrals:
+    for one in model.integrals:
         if one.axis not in weights.shares:
             continue
-        joint = Joint(program, one, before, data)
+        joint = Joint(model, one, before, data)
         old, new = (joint.at(params).tables_at(found.atoms) for params in (before, after))
         gains = joint.by_cell({name: new[name] - old[name] for name in old})
         shares = joint.atoms_to_cells(weights.shares[one.axis])

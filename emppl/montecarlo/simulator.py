@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from emppl import estep, mstep
+from emppl import estep
 from emppl.estep.simulated import begin_chains, complete_log_densities, draw_all, simulated, simulated_expectations
 from emppl.fit.loop import smallest_scale
 from emppl.montecarlo.derivatives import Derivatives
@@ -58,62 +58,58 @@ class Simulator:
 
     Args:
         program: the derived algorithm.
-        fused: static choices of the fused path.
     """
 
-    def __init__(self, program: Program, fused: estep.FusedPlan):
-        self.program = program
-        self.fused = fused
-        self.integrals = simulated(program)
-        self.draw = jax.jit(functools.partial(draw_all, program), static_argnames="number")
-        self.log_densities = jax.jit(functools.partial(log_densities, program))
+    def __init__(self, program: Program):
+        self.program, self.model = program, program.model
+        self.integrals = simulated(self.model)
+        self.draw = jax.jit(functools.partial(draw_all, self.model), static_argnames="number")
+        self.log_densities = jax.jit(functools.partial(log_densities, self.model))
         self.improve = jax.jit(self._improve)
-        self.derivatives = Derivatives(program)
-        self.informed_shares = jax.jit(functools.partial(estep.informed_shares, program))
+        self.derivatives = Derivatives(self.model)
+        self.informed_shares = jax.jit(functools.partial(estep.informed_shares, self.model))
         self.wander = jax.jit(self._wander, static_argnames="number")
 
     @property
     def strategy(self) -> Simulated:
         """The options, which all simulated latents share."""
-        return next(one for one in self.program.strategies.values() if isinstance(one, Simulated))
+        return next(one for one in self.model.strategies.values() if isinstance(one, Simulated))
 
     def begin(self):
         """Chains before the first draw."""
-        return begin_chains(self.program)
+        return begin_chains(self.model)
 
     def _improve(self, params, drawn, shares, data, prepared, memory) -> Improved:
-        found = simulated_expectations(self.program, self.fused, params, drawn, shares, data, prepared)
-        step = mstep.maximise(self.program, params, found, data, prepared, memory)
-        before, after = (
-            complete_log_densities(self.program, found, prepared, at, data) for at in (params, step.params)
-        )
+        found = simulated_expectations(self.model, self.program.fused, params, drawn, shares, data, prepared)
+        step = self.program.maximise(params, found, data, prepared, memory)
+        before, after = (complete_log_densities(self.model, found, prepared, at, data) for at in (params, step.params))
         gains = after - before
         if isinstance(shares, Reweighted):
-            gains = gains + ratio_residuals(self.program, found, shares, params, step.params, data)
+            gains = gains + ratio_residuals(self.model, found, shares, params, step.params, data)
         return Improved(
             step.params,
             step.memory,
             step.unfinished,
             gains,
             found.log_likelihood,
-            self.program.log_prior(params, data),
+            self.model.log_prior(params, data),
         )
 
     def _wander(self, params, memory, chains, key, data, prepared, number: int) -> Wandered:
-        program = self.program
+        program, model = self.program, self.model
 
         def advance(carry, key):
             params, memory, chains = carry
             one, other = jax.random.split(key)
-            floor, _ = smallest_scale(program, params, data, prepared)
+            floor, _ = smallest_scale(model, params, data, prepared)
             if self.integrals:
-                drawn = draw_all(program, params, chains, one, data, self.strategy.num_samples)
+                drawn = draw_all(model, params, chains, one, data, self.strategy.num_samples)
                 chains = drawn.chains
-                found = simulated_expectations(program, self.fused, params, drawn, None, data, prepared, other)
+                found = simulated_expectations(model, program.fused, params, drawn, None, data, prepared, other)
             else:
-                found = estep.expectations(program, self.fused, params, data, prepared, key=other)
-            step = mstep.maximise(program, params, found, data, prepared, memory)
-            seen = step.params, found.log_likelihood, program.log_prior(params, data), floor, step.unfinished
+                found = estep.expectations(model, program.fused, params, data, prepared, key=other)
+            step = program.maximise(params, found, data, prepared, memory)
+            seen = step.params, found.log_likelihood, model.log_prior(params, data), floor, step.unfinished
             return (step.params, step.memory, chains), seen
 
         (_, memory, chains), every = jax.lax.scan(advance, (params, memory, chains), jax.random.split(key, number))

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emppl import mstep
 from emppl.checkpoint.file import Checkpoint
 from emppl.fit.convergence import Gains
 from emppl.fit.loop import History, LaneState
@@ -99,12 +98,12 @@ def run(
     Returns:
         ``(states, history, rows, simulation, interrupted, index of the best restart)``.
     """
-    program = simulator.program
+    model = simulator.model
     lanes = len(next(iter(params.values())))
     paths = []
     for lane in range(lanes):
         start = {name: jnp.asarray(value[lane]) for name, value in params.items()}
-        memory = mstep.begin(program, start)
+        memory = simulator.program.begin(start)
         key, mine = jax.random.split(key)
         paths.append(Path(start, simulator.begin(), memory, mine, simulator.strategy.num_samples))
 
@@ -129,7 +128,7 @@ def run(
 
     closing, interrupted, notes = None, False, []
     frozen: dict[str, float] = {}
-    closes = program.free_dimensions <= MOST_DIMENSIONS and not isinstance(simulator.strategy, StochasticEM)
+    closes = model.free_dimensions <= MOST_DIMENSIONS and not isinstance(simulator.strategy, StochasticEM)
     rough = max(tolerance, HANDOVER) if tolerance and closes else tolerance  # 0 goes on to the last iteration
     value, error = float("nan"), float("nan")
     try:
@@ -175,7 +174,7 @@ def run(
     # The restart that was closed stays the one, whatever noise says afterwards.
     chosen = _best(paths) if chosen is None else chosen
     best = paths[chosen]
-    diverged = divergences(program, best.chains)
+    diverged = divergences(model, best.chains)
     if diverged.words is not None:
         notes.append(diverged.words)
     draws = best.total_draws * simulator.strategy.num_chains

@@ -64,7 +64,7 @@ def wander(
     finally:
         if path.phase == "averaging" and path.trail.values:
             path.errors = path.trail.errors(path.params)
-            path.params = inside(simulator.program, path.trail.mean(path.params), path.params)
+            path.params = inside(simulator.model, path.trail.mean(path.params), path.params)
 
 
 def _block(simulator: Simulator, path: Path, data, prepared, number: int) -> None:

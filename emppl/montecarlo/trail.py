@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emppl.program import Program
+from emppl.model.model import Model
 
 CHECK = 20
 """Iterations between two looks at whether the estimates drift."""
@@ -106,17 +106,17 @@ def _variance_of_mean(values: np.ndarray, batches: int) -> np.ndarray:
     return means.var(0, ddof=1) / batches
 
 
-def inside(program: Program, mean: Mapping[str, np.ndarray], last: Mapping[str, Any]) -> dict[str, Any]:
+def inside(model: Model, mean: Mapping[str, np.ndarray], last: Mapping[str, Any]) -> dict[str, Any]:
     """Averages, as far as their constraint (which need not be convex) lets them be.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         mean: averaged estimates.
         last: the last of them, for what cannot be averaged.
     """
     found = {}
     for name, value in mean.items():
-        constraint = program.trace.sites[name].constraint
+        constraint = model.trace.sites[name].constraint
         is_inside = bool(np.all(np.asarray(constraint(jnp.asarray(value)))))
-        found[name] = program.pin(name, jnp.asarray(value)) if is_inside else last[name]
+        found[name] = model.pin(name, jnp.asarray(value)) if is_inside else last[name]
     return found

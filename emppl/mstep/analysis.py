@@ -10,26 +10,24 @@ import jax.numpy as jnp
 
 from emppl.jaxpr.layout import Layout, find_layout
 from emppl.jaxpr.quadratic import only_jumps, why_not_quadratic
+from emppl.model.model import Model, prior_cells
 from emppl.numerics.guarded import weighted
 from emppl.parameters.constraints import from_coordinates, to_coordinates
-from emppl.program import Program, prior_cells
 
 
 class Analysis:
     """Answers about blocks of one model, each found once.
 
     Args:
-        program: the model, as far as it is derived.
-        shapes: shapes of the data.
+        model: the model.
     """
 
-    def __init__(self, program: Program, shapes):
-        self.program = program
-        self.shapes = shapes
-        sites = program.trace.sites
-        self.params = program.trace.parameter_shapes
+    def __init__(self, model: Model):
+        self.model = model
+        sites = model.trace.sites
+        self.params = model.trace.parameter_shapes
         self.priors = [
-            n for n in self.params if sites[n].kind == "continuous" and n not in program.fixed and program.use_prior
+            n for n in self.params if sites[n].kind == "continuous" and n not in model.fixed and model.use_prior
         ]
         self.why_not_quadratic = functools.cache(self._why_not_quadratic)
         self.why_not_smooth = functools.cache(self._why_not_smooth)
@@ -59,15 +57,15 @@ class Analysis:
 
     def touched(self, names: tuple[str, ...]) -> list[str]:
         """Likelihood sites that depend on any of these parameters."""
-        return [name for name, factor in self.program.factors.items() if factor.all_parameters & set(names)]
+        return [name for name, factor in self.model.factors.items() if factor.all_parameters & set(names)]
 
     def cells(self, names: tuple[str, ...], by_element: bool = False) -> Callable:
         """``(block, params, data) -> (tables, prior log-densities)`` of everything that the block enters."""
         touched = self.touched(names)
 
         def cells(block, params, data):
-            arrays = self.program.evaluate({**params, **block}, data)
-            tables = {name: self.program.factors[name].table(arrays, by_element) for name in touched}
+            arrays = self.model.evaluate({**params, **block}, data)
+            tables = {name: self.model.factors[name].table(arrays, by_element) for name in touched}
             return tables, [prior_cells(arrays[name]) for name in self.priors]
 
         return cells
@@ -76,7 +74,7 @@ class Analysis:
         self, names: tuple[str, ...], by_element: bool = False
     ) -> tuple[Callable, dict[str, tuple[int, ...]]]:
         """The same as a function of unconstrained values, and their shapes."""
-        sites = self.program.trace.sites
+        sites = self.model.trace.sites
         constraints = {name: sites[name].constraint for name in names}
         cells = self.cells(names, by_element)
 
@@ -118,14 +116,14 @@ class Analysis:
         """How a block falls into groups, on the unconstrained space."""
         # Elements of a to_event are added up: entries that meet only in that sum do not meet.
         cells, shapes = self.free_cells(names, by_element=True)
-        return find_layout(lambda *a: jax.tree.leaves(cells(*a)), shapes, self.params, self.shapes)
+        return find_layout(lambda *a: jax.tree.leaves(cells(*a)), shapes, self.params, self.model.shapes)
 
     def _objective(self, cells: Callable, block: Mapping):
         """Q as a function of the block, everything else abstract, and the block's shapes."""
 
         def objective(block):
             # Zeros stand for the other parameters, the data and the weights: no arithmetic is ever done with them.
-            params, data = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), (self.params, self.shapes))
+            params, data = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), (self.params, self.model.shapes))
             tables, priors = cells(block, params, data)
             total = sum((jnp.sum(one) for one in priors), jnp.zeros((), jnp.result_type(float)))
             for table in tables.values():

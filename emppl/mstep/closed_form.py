@@ -18,8 +18,8 @@ from emppl.model.axes import reduce_to
 from emppl.model.natural import SiteFactor
 from emppl.mstep.diagonals import diagonal_update
 from emppl.mstep.maximisation import Maximisation
+from emppl.mstep.rule import Rule, RuleContext
 from emppl.parameters.constraints import bounds, constraint_name
-from emppl.rules import Rule, RuleContext
 from emppl.trace import Trace
 
 FLAT = ("ImproperUniform", "Uniform", "Unit")
@@ -92,7 +92,7 @@ def propose(context: RuleContext, name: str, anywhere: bool = False) -> ClosedFo
         name: the parameter.
         anywhere: may the solution lie outside the parameter's constraint?
     """
-    rank = len(context.trace.sites[name].shape)
+    rank = len(context.model.trace.sites[name].shape)
     targets: list[Target] = []
     update: Update | None = None
     maps: list[ElementMap] = []
@@ -111,7 +111,7 @@ def propose(context: RuleContext, name: str, anywhere: bool = False) -> ClosedFo
             return f"site {factor.name!r} is {factor.site.distribution}, which has no registered closed form"
         if any(factor.parameters.get(other) for other in ("value", "mask", *factor.family.fixed)):
             return f"the value of site {factor.name!r} depends on a parameter"
-        selection = context.dependence.selection(name, position)
+        selection = context.model.dependence.selection(name, position)
         candidate = factor.family.updates.get(field)
         if _is_scaled(selection, candidate):
             scaled = True
@@ -142,14 +142,14 @@ def propose(context: RuleContext, name: str, anywhere: bool = False) -> ClosedFo
         cell = _cell_axes(context, selection, rank, update, position)
         if cell is None:
             return f"no {update.event_rank} of its axes are whole the last ones of {field} of site {factor.name!r}"
-        if name in context.held and not _fixes_whole_cells(context, name, update, cell):
+        if name in context.model.held and not _fixes_whole_cells(context, name, update, cell):
             return f"some entries of a cell of {field} are fixed and others free"
         cells.append(cell)
         targets.append(Target(factor.name, field))
         maps.append(selection.map)
     assert update is not None
-    for other in context.trace.parameters:
-        if context.use_prior and other != name and prior_depends_on(context, other, name):
+    for other in context.model.trace.parameters:
+        if context.model.use_prior and other != name and prior_depends_on(context, other, name):
             return f"the prior of {other!r} depends on it"
     if any(one != maps[0] for one in maps):
         return f"it enters through different maps ({'; '.join(sorted({str(one) or 'as it is' for one in maps}))})"
@@ -186,7 +186,7 @@ def _is_positive(context: RuleContext, name: str, update: Update, map: ElementMa
     """Are the entries positive, where the argument has to be? The solution is."""
     if "positive" not in update.support:
         return True
-    start = bounds(context.trace.sites[name].constraint)
+    start = bounds(context.model.trace.sites[name].constraint)
     reached = None if start is None else map.image(start)
     return reached is not None and reached[0] >= 0
 
@@ -214,15 +214,15 @@ def _solved_jointly(context: RuleContext, factor: SiteFactor, field: str) -> str
     if field not in factor.family.joint:
         return None
     others = frozenset().union(*(factor.parameters.get(o, frozenset()) for o in factor.family.joint if o != field))
-    free = sorted(other for other in others if other not in context.fixed and other not in context.user_rules)
+    free = sorted(other for other in others if other not in context.model.fixed and other not in context.options.m_step)
     return free[0] if free else None
 
 
 def _fixes_whole_cells(context: RuleContext, name: str, update: Update, cell: tuple[int, ...]) -> bool:
     """Is every cell wholly fixed or wholly free, or a simplex, whose free entries share what the fixed ones leave?"""
-    if update.event_rank == 0 or constraint_name(context.trace.sites[name].constraint) == "simplex":
+    if update.event_rank == 0 or constraint_name(context.model.trace.sites[name].constraint) == "simplex":
         return True
-    given = ~np.isnan(context.held[name])
+    given = ~np.isnan(context.model.held[name])
     return bool(np.all(given.any(cell) == given.all(cell)))
 
 
@@ -230,10 +230,10 @@ def _through_map(
     context: RuleContext, name: str, update: Update, targets, map: ElementMap, title: str
 ) -> ClosedForm | str:
     """The closed form of the argument, mapped back to the parameter: exact, if it is always within reach."""
-    prior = prior_of(context.trace, name)
-    if prior not in (None, *FLAT) and context.use_prior:
+    prior = prior_of(context.model.trace, name)
+    if prior not in (None, *FLAT) and context.model.use_prior:
         return f"its prior {prior} is on the value before the map ({map}), where no closed form has a conjugate prior"
-    constraint = context.trace.sites[name].constraint
+    constraint = context.model.trace.sites[name].constraint
     needed, start = _range_of(update), bounds(constraint)
     if needed is None or start is None:
         return f"it enters through a map ({map}), but {update.title!r} or its constraint is not a range of numbers"
@@ -261,9 +261,9 @@ def _range_of(update: Update) -> Interval | None:
 def entries_of(context: RuleContext, name: str):
     """Every output of a likelihood site that depends on the parameter: ``(factor, field, position)``."""
     found = []
-    for path, position in context.trace.outputs.items():
-        factor = context.factors.get(path[0])
-        if factor is None or ("parameter", name) not in context.dependence.of_output(position):
+    for path, position in context.model.trace.outputs.items():
+        factor = context.model.factors.get(path[0])
+        if factor is None or ("parameter", name) not in context.model.dependence.of_output(position):
             continue
         if factor.labels_of is not None and path[1] not in ("value", "mask", "label_mask"):
             continue
@@ -278,8 +278,8 @@ def entries_of(context: RuleContext, name: str):
 def prior_depends_on(context: RuleContext, other: str, name: str) -> bool:
     """Does a parameter enter the prior of another one?"""
     return any(
-        path[0] == other and path[1] != "value" and ("parameter", name) in context.dependence.of_output(position)
-        for path, position in context.trace.outputs.items()
+        path[0] == other and path[1] != "value" and ("parameter", name) in context.model.dependence.of_output(position)
+        for path, position in context.model.trace.outputs.items()
     )
 
 
@@ -290,7 +290,7 @@ def _cell_axes(context, selection: Selection, rank: int, update: Update, positio
     """
     if update.by_entry:
         return tuple(range(-update.event_rank, 0))
-    out_rank = len(context.dependence.jaxpr.outvars[position].aval.shape)
+    out_rank = len(context.model.dependence.jaxpr.outvars[position].aval.shape)
     found = []
     for back in range(update.event_rank, 0, -1):
         if out_rank - back not in selection.position:
@@ -304,7 +304,7 @@ def _are_last(cell: tuple[int, ...]) -> bool:
 
 
 def _constraint_binds(context: RuleContext, name: str, update: Update, cell: tuple[int, ...]) -> str | None:
-    constraint = constraint_name(context.trace.sites[name].constraint)
+    constraint = constraint_name(context.model.trace.sites[name].constraint)
     if constraint in update.support and (_are_last(cell) or constraint.startswith("real")):
         return None
     if constraint in update.support:
@@ -326,12 +326,12 @@ def prior_of(trace: Trace, name: str) -> str | None:
 
 
 def _conjugate_prior(context: RuleContext, name: str, update: Update) -> str | None | _Refusal:
-    prior = prior_of(context.trace, name)
-    if prior is None or not context.use_prior:
+    prior = prior_of(context.model.trace, name)
+    if prior is None or not context.model.use_prior:
         return None
     if prior in FLAT:
         return "flat"
-    if any(path[0] == name and path[1] in ("mask", "cell_weight") for path in context.trace.outputs):
+    if any(path[0] == name and path[1] in ("mask", "cell_weight") for path in context.model.trace.outputs):
         return _Refusal(f"its prior {prior} is masked or scaled")
     for distribution in update.priors:
         if distribution.__name__ == prior:
@@ -346,12 +346,12 @@ def _conjugate_prior(context: RuleContext, name: str, update: Update) -> str | N
 def _pool(rule: ClosedForm, step: Maximisation, params, arrays, contributions) -> dict[str, jax.Array]:
     """Sum every quantity over all cells, of all sites, that share an entry of the parameter."""
     (name,) = rule.parameters
-    program = step.program
+    model = step.model
     wanted = frozenset((target.site, "arguments") for target in rule.targets)
 
     def selected(value):
         there = step.evaluate({**params, name: value}, wanted)
-        return [program.factors[t.site].argument(there, t.argument) for t in rule.targets]
+        return [model.factors[t.site].argument(there, t.argument) for t in rule.targets]
 
     # Through the map and back: the derivative of what is differentiated is that of the selection alone.
     through, there = lambda value: selected(rule.map.inverse(value)), rule.map.forward(params[name])

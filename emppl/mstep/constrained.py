@@ -19,8 +19,8 @@ from emppl.mstep.closed_form import propose as propose_closed_form
 from emppl.mstep.maximisation import Maximisation
 from emppl.mstep.newton import propose as propose_newton
 from emppl.mstep.numeric import propose as propose_numeric
+from emppl.mstep.rule import Rule, RuleContext
 from emppl.parameters.constraints import bounds, constraint_name
-from emppl.rules import Rule, RuleContext
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,14 +45,14 @@ class Constrained(Rule):
         """As the closed form."""
         return self.closed.order
 
-    def begin(self, program, params) -> Any:
+    def begin(self, model, params) -> Any:
         """What the fallback remembers."""
-        return None if self.limits is not None else self.fallback.begin(program, params)
+        return None if self.limits is not None else self.fallback.begin(model, params)
 
     def update(self, step: Maximisation) -> dict[str, jax.Array]:
         """The closed form, moved to the bound or replaced by the fallback where it is outside."""
         ((name, value),) = self.closed.update(step).items()
-        constraint = step.program.trace.sites[name].constraint
+        constraint = step.model.trace.sites[name].constraint
         if self.limits is not None:
             low, high = (jnp.asarray(end, value.dtype) for end in self.limits)
             # A bound may itself be excluded: stop one step short of it.
@@ -69,7 +69,7 @@ def propose(context: RuleContext, name: str) -> Constrained | None:
     closed = propose_closed_form(context, name, anywhere=True)
     if not isinstance(closed, ClosedForm) or closed.map:
         return None
-    constraint = context.trace.sites[name].constraint
+    constraint = context.model.trace.sites[name].constraint
     limits = bounds(constraint) if closed.closed.event_rank == 0 and closed.prior in (None, *FLAT, "flat") else None
     found = propose_newton(context, name)
     fallback: Rule = found if isinstance(found, Rule) else propose_numeric(context, name)
@@ -80,16 +80,16 @@ def propose(context: RuleContext, name: str) -> Constrained | None:
 
 def probabilities_without_a_sum(context: RuleContext, name: str) -> str | None:
     """The site whose probabilities a parameter is, as it stands, though nothing makes them add up to one; or None."""
-    constraint = constraint_name(context.trace.sites[name].constraint)
+    constraint = constraint_name(context.model.trace.sites[name].constraint)
     if constraint == "simplex":
         return None
     for factor, field, position in entries_of(context, name):
         update = factor.family.updates.get(field) if factor.family is not None else None
         if update is None or "simplex" not in update.support or update.event_rank != 1:
             continue
-        selection = context.dependence.selection(name, position)
+        selection = context.model.dependence.selection(name, position)
         if isinstance(selection, Selection) and selection.is_plain:
-            last = len(context.dependence.jaxpr.outvars[position].aval.shape) - 1
+            last = len(context.model.dependence.jaxpr.outvars[position].aval.shape) - 1
             if last in selection.position:
                 return factor.name
     return None

@@ -14,8 +14,8 @@ import numpy as np
 
 from emppl.families import Update
 from emppl.jaxpr.maps import ElementMap
+from emppl.mstep.rule import RuleContext
 from emppl.parameters.constraints import random_inside
-from emppl.rules import RuleContext
 
 _MOST_NUMBERS = 2**24
 _TOLERANCE = 1e-5
@@ -39,27 +39,27 @@ def diagonal_update(context: RuleContext, factor, field: str, name: str, map: El
     update: Update | None = factor.family.diagonals.get(field)
     if update is None:
         return "it is multiplied by an array"
-    if any(kind not in ("parameter", "latent") for kind, _ in context.dependence.of_output(position)):
+    if any(kind not in ("parameter", "latent") for kind, _ in context.model.dependence.of_output(position)):
         return "it is multiplied by data"
-    if factor.latents.get(field, frozenset()) & context.analysis.program.axes.of_atoms:
+    if factor.latents.get(field, frozenset()) & context.analysis.model.axes.of_atoms:
         return "it is multiplied by a continuous latent"
     reason = _why_not_diagonal(context, factor, field, name, map)
     return update if reason is None else reason
 
 
 def _why_not_diagonal(context: RuleContext, factor, field: str, name: str, map: ElementMap) -> str | None:
-    program, sites = context.analysis.program, context.trace.sites
+    model, sites = context.analysis.model, context.model.trace.sites
     wanted = frozenset([(factor.name, "arguments")])
     with jax.ensure_compile_time_eval():
-        data = [jnp.zeros(one.shape, one.dtype) for one in context.analysis.shapes]
+        data = [jnp.zeros(one.shape, one.dtype) for one in context.model.shapes]
         for seed in range(2):
             rng = np.random.default_rng(seed)
             params = {}
-            for other in context.trace.parameters:
+            for other in context.model.trace.parameters:
                 params[other] = random_inside(sites[other].constraint, sites[other].shape, rng)
 
             def argument(value, params=params):
-                arrays = program.evaluate({**params, name: map.inverse(value)}, data, wanted)
+                arrays = model.evaluate({**params, name: map.inverse(value)}, data, wanted)
                 return factor.argument(arrays, field)
 
             value = map.forward(params[name])

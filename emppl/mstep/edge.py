@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from emppl.mstep.closed_form import FLAT, entries_of, prior_of
 from emppl.mstep.maximisation import Maximisation
 from emppl.mstep.median import why_not_a_data_value
-from emppl.rules import Rule, RuleContext
+from emppl.mstep.rule import Rule, RuleContext
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Edge(Rule):
         numbers = jnp.reshape(jnp.arange(before.size, dtype=before.dtype), before.shape)
         found = jnp.full(before.size, -jnp.inf, before.dtype)
         for site, field in self.targets:
-            factor = step.program.factors[site]
+            factor = step.model.factors[site]
             fields = frozenset((site, f) for f in ("value", "mask", "distribution", "arguments"))
             arrays = step.evaluate(step.params, fields)
 
@@ -58,7 +58,7 @@ class Edge(Rule):
         # A bound may itself be excluded from the support: stop one step outside of the value.
         value = self.side * jnp.nextafter(found, jnp.inf)
         value = jnp.reshape(value, before.shape)
-        usable = jnp.isfinite(value) & step.program.trace.sites[name].constraint(value)
+        usable = jnp.isfinite(value) & step.model.trace.sites[name].constraint(value)
         return {name: jnp.where(usable, value, before)}
 
 
@@ -71,7 +71,7 @@ def propose(context: RuleContext, name: str) -> Edge | str | None:
         return None
     if len(set(sides)) > 1:
         return "it bounds the support of one site, and is something else at another"
-    prior = prior_of(context.trace, name) if context.use_prior else None
+    prior = prior_of(context.model.trace, name) if context.model.use_prior else None
     if prior not in (None, *FLAT):
         return f"its prior {prior} may move the maximum away from the data"
     reason = why_not_a_data_value(context, name, found)

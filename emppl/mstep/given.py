@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from emppl.estep import Posterior
 from emppl.mstep.maximisation import Maximisation
 from emppl.mstep.numeric import Numeric, is_optimizer
-from emppl.rules import Rule, RuleContext
+from emppl.mstep.rule import Rule, RuleContext
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +59,11 @@ class UserUpdate(Rule):
 
 def propose(context: RuleContext, name: str) -> Rule | None:
     """The user's decision, or None."""
-    if name in context.fixed:
+    if name in context.model.fixed:
         return Fixed((name,), "held at the given value")
-    if is_optimizer(context.user_rules.get(name)):
+    if is_optimizer(context.options.m_step.get(name)):
         what = "the optimizer given in m_step=, on the unconstrained value; kept only if Q rises"
-        return Numeric((name,), what, context.user_rules[name])
-    if name in context.user_rules:
-        return UserUpdate((name,), "the update given in m_step=", context.user_rules[name])
+        return Numeric((name,), what, context.options.m_step[name])
+    if name in context.options.m_step:
+        return UserUpdate((name,), "the update given in m_step=", context.options.m_step[name])
     return None

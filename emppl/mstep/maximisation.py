@@ -9,35 +9,34 @@ import jax
 import jax.numpy as jnp
 
 from emppl.estep import Expectations
+from emppl.model.model import Model
 from emppl.model.natural import Prepared
 from emppl.model.regression import RegressionFactor
 from emppl.numerics.guarded import weighted
-from emppl.program import Program
-from emppl.rules import Rule
 
 
 class Maximisation:
     """What a rule may use to update its block.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         params: current constrained values; replaced block by block.
         expectations: outcome of the E-step.
         data: arrays of the model's arguments.
         prepared: statistics and their references, by site.
-        memory: what rules kept from the M-step before, by rule.
+        memory: what rules keep from one M-step to the next, by the name of the rule.
     """
 
     def __init__(
         self,
-        program: Program,
+        model: Model,
         params,
         expectations: Expectations,
         data,
         prepared: Mapping[str, Prepared],
         memory: Mapping[str, Any],
     ):
-        self.program = program
+        self.model = model
         self.params: dict[str, jax.Array] = dict(params)
         self.expectations = expectations
         self.data = data
@@ -47,12 +46,12 @@ class Maximisation:
         self._moments: dict[str, Mapping[str, jax.Array]] = {}
 
     def evaluate(self, params, wanted=None):
-        """Arrays of the sites at the atoms of the E-step; see :meth:`Program.evaluate`."""
-        return self.program.evaluate(params, self.data, wanted, self.expectations.atoms)
+        """Arrays of the sites at the atoms of the E-step; see :meth:`Model.evaluate`."""
+        return self.model.evaluate(params, self.data, wanted, self.expectations.atoms)
 
     def moments(self, site: str) -> Mapping[str, jax.Array]:
         """Named expected statistics of a site with a registered family."""
-        factor = self.program.factors[site]
+        factor = self.model.factors[site]
         if not factor.is_exponential:  # given the newest values of the other arguments
             fields = frozenset((site, field) for field in ("arguments", "distribution", "mask", "value"))
             return factor.moments_of_values(self.expectations.weights[site], self.evaluate(self.params, fields))
@@ -68,17 +67,17 @@ class Maximisation:
     def arguments(self, site: str, arrays) -> dict[str, jax.Array]:
         """Arguments of a site, to go with its moments: residuals have location zero."""
         if self._regression(site) is not None:
-            scale = self.program.factors[site].argument(arrays, "scale")
+            scale = self.model.factors[site].argument(arrays, "scale")
             return {"loc": jnp.zeros_like(scale), "scale": scale}
-        return self.program.factors[site].arguments(arrays)
+        return self.model.factors[site].arguments(arrays)
 
     def _regression(self, site: str) -> RegressionFactor | None:
-        return self.program.regressions.get(site) if site in self.expectations.sums else None
+        return self.model.regressions.get(site) if site in self.expectations.sums else None
 
     def _sums(self, name: str) -> jax.Array:
         if name in self.expectations.sums:
             return self.expectations.sums[name]
-        factor, prepared = self.program.factors[name], self.prepared[name]
+        factor, prepared = self.model.factors[name], self.prepared[name]
         arrays = self.evaluate(self.params, frozenset([(name, "arguments")]))
         shape = jax.eval_shape(lambda: factor.natural(factor.arguments(arrays), prepared.reference)).shape
         return factor.expected_statistics(self.expectations.weights[name], shape, prepared)
@@ -92,15 +91,15 @@ class Maximisation:
         Returns:
             A scalar (natural log); differentiable in the block.
         """
-        program = self.program
+        model = self.model
         arrays = self.evaluate({**self.params, **block})
-        total = jnp.zeros((), jnp.result_type(float)) + program.log_prior_from(arrays)
-        for name, factor in program.factors.items():
+        total = jnp.zeros((), jnp.result_type(float)) + model.log_prior_from(arrays)
+        for name, factor in model.factors.items():
             if not factor.all_parameters & set(block):
                 continue
             if name in self.expectations.sums:
                 # Expected statistics are known: their product with the natural parameters needs no pass over rows.
-                factor = program.natural_factor(name)
+                factor = model.natural_factor(name)
                 natural = factor.natural(factor.arguments(arrays), self.prepared[name].reference)
                 total = total + jnp.sum(self.expectations.sums[name] * natural)
             else:
@@ -115,15 +114,15 @@ class Maximisation:
         Args:
             before: constrained values of the free parameters.
         """
-        program = self.program
+        model = self.model
         arrays = [self.evaluate({**self.params, **values}) for values in (before, {})]
-        old, new = (program.log_prior_from(one) for one in arrays)
+        old, new = (model.log_prior_from(one) for one in arrays)
         total = new - old
-        for name, factor in program.factors.items():
-            if not factor.all_parameters & set(program.free):
+        for name, factor in model.factors.items():
+            if not factor.all_parameters & set(model.free):
                 continue
             if name in self.expectations.sums:
-                factor = program.natural_factor(name)
+                factor = model.natural_factor(name)
                 reference = self.prepared[name].reference
                 old, new = (factor.natural(factor.arguments(one), reference) for one in arrays)
                 total = total + jnp.sum(self.expectations.sums[name] * (new - old))
@@ -135,11 +134,3 @@ class Maximisation:
     def report(self, finished: jax.Array) -> None:
         """Say whether an inner iteration came to its end."""
         self.unfinished = self.unfinished | ~finished
-
-    def recall(self, rule: Rule) -> Any:
-        """What a rule remembered in the M-step before this one."""
-        return self.memory[rule.name] if rule.name in self.memory else rule.begin(self.program, self.params)
-
-    def remember(self, rule: Rule, memory: Any) -> None:
-        """Keep something for the next M-step."""
-        self.memory[rule.name] = memory

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from emppl.jaxpr.maps import Interval
 from emppl.mstep.closed_form import FLAT, entries_of, prior_depends_on, prior_of
 from emppl.mstep.maximisation import Maximisation
+from emppl.mstep.rule import Rule, RuleContext
 from emppl.parameters.constraints import bounds
-from emppl.rules import Rule, RuleContext
 
 _CONCAVE = ("Normal", "Laplace", "Logistic", "Gumbel", "HalfNormal", "Exponential")
 """Priors of single numbers whose log density is concave."""
@@ -107,11 +107,11 @@ def propose(context: RuleContext, name: str) -> Median | str | None:
         return None
     if not all(corners):
         return "it is a location with corners at one site, and something else at another"
-    limits: Interval | None = bounds(context.trace.sites[name].constraint)
+    limits: Interval | None = bounds(context.model.trace.sites[name].constraint)
     if limits is None:
         return "its constraint may bind"
     limits = None if limits == (-math.inf, math.inf) else limits
-    prior = prior_of(context.trace, name) if context.use_prior else None
+    prior = prior_of(context.model.trace, name) if context.model.use_prior else None
     if prior not in (None, *FLAT, *_CONCAVE):
         return f"its prior {prior} is none of {', '.join(_CONCAVE)}, which are known to be log-concave"
     reason = why_not_a_data_value(context, name, found)
@@ -134,8 +134,8 @@ def why_not_a_data_value(context: RuleContext, name: str, found) -> str | None:
         name: the parameter.
         found: where it enters, from :func:`entries_of`.
     """
-    for other in context.trace.parameters:
-        if context.use_prior and other != name and prior_depends_on(context, other, name):
+    for other in context.model.trace.parameters:
+        if context.model.use_prior and other != name and prior_depends_on(context, other, name):
             return f"the prior of {other!r} depends on it"
     for factor, field, position in found:
         if factor.parameters.get("value") or factor.latents.get("value"):
@@ -143,7 +143,7 @@ def why_not_a_data_value(context: RuleContext, name: str, found) -> str | None:
         others = (other for other in factor.family.argument_ranks if other != field)
         if any(name in factor.parameters.get(other, ()) for other in others):
             return f"it enters more than one argument of site {factor.name!r}"
-        selection = context.dependence.selection(name, position)
+        selection = context.model.dependence.selection(name, position)
         if isinstance(selection, str) or not selection.is_plain:
             return f"{field} of site {factor.name!r} is not a plain selection of it"
     return None

@@ -20,8 +20,8 @@ from emppl.jaxpr.layout import Layout
 from emppl.mstep.closed_form import at_an_edge, entries_of, has_corners
 from emppl.mstep.maximisation import Maximisation
 from emppl.mstep.quadratic import describe, free_entries, scaled_eigen
+from emppl.mstep.rule import Rule, RuleContext
 from emppl.parameters.constraints import bounds, from_coordinates, is_relative, to_coordinates
-from emppl.rules import Rule, RuleContext
 
 _MOST_ENTRIES = 200
 _MOST_PROBES = 400
@@ -51,17 +51,17 @@ class Newton(Rule):
 
     def update(self, step: Maximisation) -> dict[str, jax.Array]:
         """Climb until what a further step promises is small beside what was gained."""
-        constraints = {name: step.program.trace.sites[name].constraint for name in self.parameters}
+        constraints = {name: step.model.trace.sites[name].constraint for name in self.parameters}
         before = {name: step.params[name] for name in self.parameters}
         start = {name: to_coordinates(constraints[name], value) for name, value in before.items()}
 
         def constrained(free):
             return {name: from_coordinates(constraints[name], value) for name, value in free.items()}
 
-        touched = [n for n, factor in step.program.factors.items() if factor.all_parameters & set(self.parameters)]
+        touched = [n for n, factor in step.model.factors.items() if factor.all_parameters & set(self.parameters)]
         # From sums of statistics a step costs next to nothing: solve to the last digit.
         enough = 0.0 if all(site in step.expectations.sums for site in touched) else _ENOUGH
-        free = free_entries(step.program, self.layout)
+        free = free_entries(step.model, self.layout)
         relative = {n: jnp.full(x.shape, is_relative(constraints[n]), x.dtype) for n, x in start.items()}
         found, gain, finished = climb(
             lambda block: step.q(constrained(block)), self.layout, start, free, enough, self.layout.pack(relative)
@@ -73,9 +73,9 @@ class Newton(Rule):
 
 def propose(context: RuleContext, name: str) -> Newton | str:
     """Newton's method, or the reason why it does not apply."""
-    if context.optimizer is not None:
+    if context.options.optimizer is not None:
         return "an optimizer is given"
-    if name in context.held and bounds(context.trace.sites[name].constraint) is None:
+    if name in context.model.held and bounds(context.model.trace.sites[name].constraint) is None:
         return "some of its entries are fixed, and its constraint ties entries together"
     for factor, field, _ in entries_of(context, name):
         rough = at_an_edge(factor, field) or has_corners(factor, field)

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from emppl.mstep.maximisation import Maximisation
+from emppl.mstep.rule import Rule, RuleContext
 from emppl.parameters.constraints import from_coordinates, to_coordinates
-from emppl.rules import Rule, RuleContext
 
 _INNER_STEPS = 20
 _ENOUGH = 0.01
@@ -39,27 +39,27 @@ class Numeric(Rule):
         """Last, when the exact updates have been made."""
         return 30
 
-    def begin(self, program, params) -> Any:
+    def begin(self, model, params) -> Any:
         """State of the optimiser before its first step."""
-        return self._solver().init(_free(program, params, self.parameters))
+        return self._solver().init(_free(model, params, self.parameters))
 
     def update(self, step: Maximisation) -> dict[str, jax.Array]:
         """Some steps of the optimiser; the best point is kept, which may be where they began."""
-        constraints = {name: step.program.trace.sites[name].constraint for name in self.parameters}
+        constraints = {name: step.model.trace.sites[name].constraint for name in self.parameters}
         before = {name: step.params[name] for name in self.parameters}
-        start = _free(step.program, before, self.parameters)
+        start = _free(step.model, before, self.parameters)
 
         def constrained(free):
             return {
-                name: step.program.pin(name, from_coordinates(constraints[name], value)) for name, value in free.items()
+                name: step.model.pin(name, from_coordinates(constraints[name], value)) for name, value in free.items()
             }
 
-        found, gain, memory, finished = descend(
-            lambda free: -step.q(constrained(free)), self._solver(), start, step.recall(self)
+        memory = step.memory[self.name] if self.name in step.memory else self.begin(step.model, step.params)
+        found, gain, step.memory[self.name], finished = descend(
+            lambda free: -step.q(constrained(free)), self._solver(), start, memory
         )
-        step.remember(self, memory)
         # Towards the edge of a support, and at corners, a line search comes to nothing far from the maximum.
-        step.report(finished & (not set(step.program.rough) & set(self.parameters)))
+        step.report(finished & (not set(step.model.rough) & set(self.parameters)))
         after = constrained(found)
         return {name: jnp.where(gain > 0, after[name], value) for name, value in before.items()}
 
@@ -71,9 +71,9 @@ class Numeric(Rule):
 
 def propose(context: RuleContext, name: str) -> Numeric:
     """The rule of last resort always applies."""
-    if context.optimizer is not None:
+    if context.options.optimizer is not None:
         return Numeric(
-            (name,), "the optimizer given, on the unconstrained value; kept only if Q rises", context.optimizer
+            (name,), "the optimizer given, on the unconstrained value; kept only if Q rises", context.options.optimizer
         )
     return Numeric((name,), "L-BFGS on the unconstrained value, accepted only if Q does not fall")
 
@@ -95,8 +95,8 @@ def is_optimizer(given: Any) -> bool:
     return callable(getattr(given, "init", None)) and callable(getattr(given, "update", None))
 
 
-def _free(program, params, names) -> dict[str, jax.Array]:
-    return {name: to_coordinates(program.trace.sites[name].constraint, params[name]) for name in names}
+def _free(model, params, names) -> dict[str, jax.Array]:
+    return {name: to_coordinates(model.trace.sites[name].constraint, params[name]) for name in names}
 
 
 def descend(loss, solver, start, memory):

@@ -22,21 +22,15 @@ Reference:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 from emppl.errors import ModelError
-from emppl.estep import Expectations
-from emppl.model.natural import Prepared
 from emppl.mstep import closed_form, constrained, edge, given, median, newton, numeric, quadratic
 from emppl.mstep.closed_form import ClosedForm
 from emppl.mstep.given import UserUpdate
-from emppl.mstep.maximisation import Maximisation
 from emppl.mstep.newton import Newton
 from emppl.mstep.numeric import Numeric
 from emppl.mstep.quadratic import Quadratic
-from emppl.program import Program
-from emppl.rules import Rule, RuleContext
+from emppl.mstep.rule import Rule, RuleContext
 
 _RULES = (given, closed_form, constrained, median, edge, quadratic, newton, numeric)
 _JOINED = {Quadratic: quadratic, Newton: newton, Numeric: numeric}
@@ -58,7 +52,7 @@ def choose_rules(context: RuleContext) -> dict[str, Rule]:
     Returns:
         Rules by parameter name, in model order; parameters that are updated together share one rule.
     """
-    rules = {name: _choose(context, name) for name in context.trace.parameters}
+    rules = {name: _choose(context, name) for name in context.model.trace.parameters}
     for kind, module in _JOINED.items():
         alone = [rule for rule in rules.values() if type(rule) is kind]
         for block in module.join(context, alone) if alone else ():
@@ -92,37 +86,3 @@ def _choose(context: RuleContext, name: str) -> Rule:
         if found is not None:
             rejected += ((_TITLES[module.__name__], found),)
     raise AssertionError("the numeric rule always applies")
-
-
-def maximise(
-    program: Program, params, expectations: Expectations, data, prepared: Mapping[str, Prepared], memory=None
-) -> Maximisation:
-    """Carry out every rule, blocks in turn.
-
-    Args:
-        program: the derived algorithm.
-        params: current constrained values (blocks that are updated later see the new ones).
-        expectations: from the E-step.
-        data: arrays of the model's arguments.
-        prepared: statistics and their references, by site.
-        memory: what rules kept from the M-step before; None for the first.
-
-    Returns:
-        The finished M-step: ``.params`` are the new constrained values, ``.memory`` is for the next one,
-        ``.unfinished`` tells whether an inner iteration stopped short.
-    """
-    step = Maximisation(program, params, expectations, data, prepared, memory or {})
-    for rule in sorted(program.blocks, key=lambda rule: rule.order):
-        step.params.update({name: program.pin(name, value) for name, value in rule.update(step).items()})
-    return step
-
-
-def m_step(program: Program, params, expectations: Expectations, data, prepared: Mapping[str, Prepared]) -> dict:
-    """New constrained values of the free parameters from expectations; see :func:`maximise`."""
-    return maximise(program, params, expectations, data, prepared).params
-
-
-def begin(program: Program, params) -> dict[str, Any]:
-    """What every rule remembers before the first M-step."""
-    memories = {rule.name: rule.begin(program, params) for rule in program.blocks}
-    return {name: memory for name, memory in memories.items() if memory is not None}

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl.jaxpr.layout import Block, Layout
+from emppl.model.model import Model
 from emppl.mstep.maximisation import Maximisation
+from emppl.mstep.rule import Rule, RuleContext
 from emppl.numerics.guarded import matrix_transpose, symmetrize
 from emppl.parameters.constraints import constraint_name
-from emppl.program import Program
-from emppl.rules import Rule, RuleContext
 
 MOST_ENTRIES = 500
 _REFINEMENTS = 2
@@ -38,12 +38,12 @@ class Quadratic(Rule):
     def update(self, step: Maximisation) -> dict[str, jax.Array]:
         """Solve for the stationary point."""
         at = {name: step.params[name] for name in self.parameters}
-        return stationary_point(step.q, self.layout, at, free_entries(step.program, self.layout))
+        return stationary_point(step.q, self.layout, at, free_entries(step.model, self.layout))
 
 
 def propose(context: RuleContext, name: str) -> Quadratic | str:
     """The quadratic rule, or the reason why it does not apply."""
-    constraint = constraint_name(context.trace.sites[name].constraint)
+    constraint = constraint_name(context.model.trace.sites[name].constraint)
     if not constraint.startswith("real"):
         return f"its constraint {constraint!r} may bind"
     reason = context.analysis.why_not_quadratic((name,))
@@ -79,12 +79,10 @@ def describe(layout: Layout) -> str:
     return f" ({layout.groups} groups of {layout.per_group}{bordered})"
 
 
-def free_entries(program: Program, layout: Layout) -> jax.Array:
+def free_entries(model: Model, layout: Layout) -> jax.Array:
     """One for every entry of a block that is free, zero for those that are fixed, as vectors of the layout."""
     free = {
-        name: jnp.asarray(
-            np.isnan(program.held[name]) if name in program.held else np.ones(shape), jnp.result_type(float)
-        )
+        name: jnp.asarray(np.isnan(model.held[name]) if name in model.held else np.ones(shape), jnp.result_type(float))
         for name, shape in layout.shapes.items()
     }
     return layout.pack(free)

@@ -16,21 +16,18 @@ import numpy as np
 from emppl.jaxpr import quadratic
 from emppl.jaxpr.groups import SHARED, Meeting
 from emppl.jaxpr.separation import Separation
+from emppl.model.model import Model
 from emppl.numerics.small_matrices import simplex
-from emppl.program import Program
 
 
-def block_of(
-    program: Program, shapes: Sequence[jax.ShapeDtypeStruct], holders: Sequence[int]
-) -> dict[str, jax.ShapeDtypeStruct]:
+def block_of(model: Model, holders: Sequence[int]) -> dict[str, jax.ShapeDtypeStruct]:
     """What varies from piece to piece: arrays of data, as ``data 0``, and integrated latents."""
-    latents = {n: jax.ShapeDtypeStruct(one, jnp.result_type(float)) for n, one in program.trace.value_shapes.items()}
-    return {f"data {n}": shapes[n] for n in holders} | latents
+    latents = {n: jax.ShapeDtypeStruct(one, jnp.result_type(float)) for n, one in model.trace.value_shapes.items()}
+    return {f"data {n}": model.shapes[n] for n in holders} | latents
 
 
 def why_not_separate(
-    program: Program,
-    shapes: Sequence[jax.ShapeDtypeStruct],
+    model: Model,
     block: Mapping[str, jax.ShapeDtypeStruct],
     numbers: Mapping[str, np.ndarray],
     sites: Sequence[str],
@@ -40,8 +37,7 @@ def why_not_separate(
     """The reason why the log density of a piece is not one and the same function of each, or None.
 
     Args:
-        program: the derived algorithm.
-        shapes: shapes of the data.
+        model: the model.
         block: from :func:`block_of`.
         numbers: by array of the block, the piece that every entry belongs to.
         sites: whose log density it is.
@@ -49,8 +45,8 @@ def why_not_separate(
         piece: what one is called.
     """
     sites = sorted(sites)
-    tables = _tables(program, sites)
-    found = Separation(tables, block, program.trace.parameter_shapes, list(shapes)).groups(numbers)
+    tables = _tables(model, sites)
+    found = Separation(tables, block, model.trace.parameter_shapes, list(model.shapes)).groups(numbers)
     for name, one in zip(sites, found, strict=True):
         if one is None:
             continue
@@ -60,8 +56,7 @@ def why_not_separate(
 
 
 def why_not_quadratic(
-    program: Program,
-    shapes: Sequence[jax.ShapeDtypeStruct],
+    model: Model,
     block: Mapping[str, jax.ShapeDtypeStruct],
     sites: Sequence[str],
     piece: str,
@@ -70,16 +65,15 @@ def why_not_quadratic(
     """The reason why the log density is not quadratic in a block, at any values of everything else, or None.
 
     Args:
-        program: the derived algorithm.
-        shapes: shapes of the data.
+        model: the model.
         block: arrays of data and latents.
         sites: whose log density it is.
         piece: what one piece of the block is called.
         gaps: ask so for every fixed pattern of NaN among the data.
     """
-    tables = _tables(program, sorted(sites))
-    others = {n: one for n, one in block_of(program, shapes, ()).items() if n not in block}
-    rest = (others, program.trace.parameter_shapes, list(shapes))
+    tables = _tables(model, sorted(sites))
+    others = {n: one for n, one in block_of(model, ()).items() if n not in block}
+    rest = (others, model.trace.parameter_shapes, list(model.shapes))
 
     def total(block):
         others, params, data = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), rest)
@@ -90,14 +84,14 @@ def why_not_quadratic(
     return None if reason is None else f"the log density is not quadratic in a {piece} and its latents ({reason})"
 
 
-def _tables(program: Program, sites: Sequence[str]):
+def _tables(model: Model, sites: Sequence[str]):
     """Log-probability tables of some sites as a function of a block, the parameters and the data."""
 
     def tables(block, params, data) -> dict:
         filled = [block.get(f"data {n}", leaf) for n, leaf in enumerate(data)]
-        atoms = {name: block[name][None] for name in program.trace.value_shapes}
-        arrays = program.evaluate(params, filled, atoms=atoms)
-        return {name: program.factors[name].table(arrays) for name in sites}
+        atoms = {name: block[name][None] for name in model.trace.value_shapes}
+        arrays = model.evaluate(params, filled, atoms=atoms)
+        return {name: model.factors[name].table(arrays) for name in sites}
 
     return tables
 
@@ -110,11 +104,11 @@ def _in_order(numbers: np.ndarray, axis: int) -> bool:
     return numbers.shape == expected.shape and bool(np.all(numbers == expected))
 
 
-def other_reader(program: Program, holders: Sequence[int], readers: Sequence[str]) -> str | None:
+def other_reader(model: Model, holders: Sequence[int], readers: Sequence[str]) -> str | None:
     """A site that reads these arrays of data though it is none of those that may, a prior for instance."""
     mine = {("data", str(number)) for number in holders}
-    for path, position in program.trace.outputs.items():
-        if path[0] not in readers and mine & program.dependence.of_output(position):
+    for path, position in model.trace.outputs.items():
+        if path[0] not in readers and mine & model.dependence.of_output(position):
             return path[0]
     return None
 

@@ -13,12 +13,11 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from emppl.jaxpr.layout import group_numbers
-from emppl.program import Program
+from emppl.model.model import Model
 from emppl.reduce.moments import block_of, equivalent_pieces, other_reader, why_not_quadratic, why_not_separate
 from emppl.strategies import Gaussian, Simulated
 
@@ -123,11 +122,11 @@ class Compressed:
     plate: str
 
 
-def look_different(program: Program, data: Sequence) -> bool:
+def look_different(model: Model, data: Sequence) -> bool:
     """Does a look at some rows settle that few of them are equal, and so that rows with discrete latents stay?"""
-    rows = program.axes.sizes[program.axes.rows]
+    rows = model.axes.sizes[model.axes.rows]
     arrays = [np.asarray(leaf) for leaf in data if leaf.ndim and leaf.shape[0] == rows]
-    if not program.latents or not arrays:
+    if not model.latents or not arrays:
         return False
     number = min(rows, _SAMPLE)
     picked = np.random.default_rng(0).choice(rows, number, replace=False)
@@ -137,41 +136,40 @@ def look_different(program: Program, data: Sequence) -> bool:
     return number - len(np.unique(_hashed(keys))) < (_LEAST_SAVING - 1) * number**2 / (4 * rows)
 
 
-def find_compression(program: Program, shapes: Sequence[jax.ShapeDtypeStruct]) -> Compression | str:
+def find_compression(model: Model) -> Compression | str:
     """What of the data can be compressed, or the reason why nothing can.
 
     Args:
-        program: the derived algorithm.
-        shapes: shapes of the data.
+        model: the model.
 
     Returns:
         The compression, or a clause for the plan.
     """
-    trace, axes = program.trace, program.axes
+    trace, axes = model.trace, model.axes
     plate = axes.rows
     rows = axes.sizes[plate]
     if plate not in trace.plates or trace.plates[plate].is_time:
         return "its rows lie in no plate"
-    drawn = program.drawn or any(isinstance(one.strategy, Simulated) for one in program.integrals)
-    if drawn or any(one.states is not None for one in program.integrals):
+    drawn = model.drawn or any(isinstance(one.strategy, Simulated) for one in model.integrals)
+    if drawn or any(one.states is not None for one in model.integrals):
         return "latents are drawn, or form a chain"
-    inside = [n for n, f in program.factors.items() if plate in axes.plates_of(f.site, f.site.batch_shape)]
-    if any(0 < len(set(one.latents) & set(inside)) < len(one.latents) for one in program.integrals):
+    inside = [n for n, f in model.factors.items() if plate in axes.plates_of(f.site, f.site.batch_shape)]
+    if any(0 < len(set(one.latents) & set(inside)) < len(one.latents) for one in model.integrals):
         return "latents of its rows are integrated together with others"
-    holders = [n for n, one in enumerate(shapes) if one.shape and one.shape[0] == rows]
+    holders = [n for n, one in enumerate(model.shapes) if one.shape and one.shape[0] == rows]
     if not holders:
         return "no array holds its rows along the first axis"
-    reader = other_reader(program, holders, inside)
+    reader = other_reader(model, holders, inside)
     if reader is not None:
         return f"site {reader!r}, outside the plate, reads the rows too"
-    block = block_of(program, shapes, holders)
-    numbers = {name: group_numbers(one.shape, _row_axes(program, name, one.shape)) for name, one in block.items()}
-    reason = why_not_separate(program, shapes, block, numbers, inside, axes.rank - 1, "row")
+    block = block_of(model, holders)
+    numbers = {name: group_numbers(one.shape, _row_axes(model, name, one.shape)) for name, one in block.items()}
+    reason = why_not_separate(model, block, numbers, inside, axes.rank - 1, "row")
     if reason is not None:
         return reason
-    moments = [n for n in holders if jnp.issubdtype(shapes[n].dtype, jnp.floating) and not _weighs(program, n)]
-    columns = sum(math.prod(shapes[n].shape[1:]) for n in moments)
-    reason = _why_no_moments(program, shapes, moments, inside)
+    moments = [n for n in holders if jnp.issubdtype(model.shapes[n].dtype, jnp.floating) and not _weighs(model, n)]
+    columns = sum(math.prod(model.shapes[n].shape[1:]) for n in moments)
+    reason = _why_no_moments(model, moments, inside)
     if reason is None and rows >= _LEAST_SAVING * (columns + 1):
         return Compression(plate, tuple(n for n in holders if n not in moments), tuple(moments), rows, columns)
     if rows < _LEAST_ROWS:
@@ -179,28 +177,28 @@ def find_compression(program: Program, shapes: Sequence[jax.ShapeDtypeStruct]) -
     return Compression(plate, tuple(holders), (), rows, 0)
 
 
-def _why_no_moments(program: Program, shapes, moments, inside) -> str | None:
+def _why_no_moments(model: Model, moments, inside) -> str | None:
     """The reason why rows are not determined by their count, mean and covariance, or None."""
-    mine = [n for n in program.latents if n in inside]
+    mine = [n for n in model.latents if n in inside]
     if mine:
         return f"every row has a discrete latent ({mine[0]!r})"
     if not moments:
         return "its rows hold no real numbers"
-    own = [one for one in program.integrals if set(one.latents) & set(inside)]
+    own = [one for one in model.integrals if set(one.latents) & set(inside)]
     if not all(isinstance(one.strategy, Gaussian) for one in own):
         return "its rows have latents that are not normal"
     if any(one.limits for one in own):
         return "an observed Delta restricts the latents of its rows"
-    block = block_of(program, shapes, moments)
-    block = {n: one for n, one in block.items() if n.startswith("data ") or _row_axes(program, n, one.shape)}
-    return why_not_quadratic(program, shapes, block, inside, "row", gaps=True)
+    block = block_of(model, moments)
+    block = {n: one for n, one in block.items() if n.startswith("data ") or _row_axes(model, n, one.shape)}
+    return why_not_quadratic(model, block, inside, "row", gaps=True)
 
 
-def _row_axes(program: Program, name: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+def _row_axes(model: Model, name: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
     """Axes of an array of data or a latent that number the rows, if it has one."""
-    axes = program.axes
+    axes = model.axes
     rows = axes.sizes[axes.rows]
-    site = program.trace.sites.get(name)
+    site = model.trace.sites.get(name)
     if site is None:
         return (0,)
     batch = len(shape) - len(site.event_shape)
@@ -208,9 +206,9 @@ def _row_axes(program: Program, name: str, shape: tuple[int, ...]) -> tuple[int,
     return own if own and shape[own[0]] == rows else None
 
 
-def _weighs(program: Program, number: int) -> bool:
+def _weighs(model: Model, number: int) -> bool:
     """Does a weight (``handlers.scale``) read this array?"""
-    found = (program.dependence.of_output(p) for path, p in program.trace.outputs.items() if path[1] == "cell_weight")
+    found = (model.dependence.of_output(p) for path, p in model.trace.outputs.items() if path[1] == "cell_weight")
     return any(("data", str(number)) in labels for labels in found)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -25,8 +24,8 @@ from emppl.integrals.smoother import sigma_points, smooth_states, state_precisio
 from emppl.jaxpr.groups import SHARED
 from emppl.jaxpr.layout import Layout, group_numbers
 from emppl.model.integral import Integral
+from emppl.model.model import Model
 from emppl.numerics.small_matrices import half_log_det, lower_inverse, lower_root
-from emppl.program import Program
 from emppl.reduce.moments import block_of, equivalent_pieces, other_reader, why_not_quadratic, why_not_separate
 from emppl.reduce.rows import find_compression
 from emppl.strategies import Gaussian
@@ -89,14 +88,14 @@ class Condensation(abc.ABC):
         """How the latents of a piece are a vector."""
 
     @abc.abstractmethod
-    def is_whole(self, short: Program) -> bool:
+    def is_whole(self, short: Model) -> bool:
         """Does the program for few pieces have as many as it should?"""
 
-    def apply(self, program: Program, short: Program, params, data):
+    def apply(self, model: Model, short: Model, params, data):
         """E-step, and few pieces in the place of all for the M-step.
 
         Args:
-            program: of all pieces.
+            model: of all pieces.
             short: the program for few.
             params: constrained parameter values.
             data: arrays of the model's arguments.
@@ -104,9 +103,9 @@ class Condensation(abc.ABC):
         Returns:
             ``(expectations, prepared, data)`` for the M-step of ``short``.
         """
-        (whole,), (part,) = program.integrals, short.integrals
+        (whole,), (part,) = model.integrals, short.integrals
         few = [one[: self.order + self.pieces] if n in self.arrays else one for n, one in enumerate(data)]
-        found = self.moments(Joint(program, whole, params, data), Joint(short, part, params, few))
+        found = self.moments(Joint(model, whole, params, data), Joint(short, part, params, few))
         number, size = found.mean.shape
         columns = [jnp.reshape(data[n][self.order :], (number, -1)).astype(found.mean.dtype) for n in self.arrays]
         every = jnp.concatenate([found.mean, *columns], 1)
@@ -155,7 +154,7 @@ class CondensedSteps(Condensation):
         assert integral.states is not None
         return integral.states.windows
 
-    def is_whole(self, short: Program) -> bool:
+    def is_whole(self, short: Model) -> bool:
         """Every step has a window."""
         states = short.integrals[0].states
         return states is not None and states.chain.length == self.pieces
@@ -183,54 +182,53 @@ class CondensedRows(Condensation):
         """All latents of a row."""
         return integral.layout
 
-    def is_whole(self, short: Program) -> bool:
+    def is_whole(self, short: Model) -> bool:
         """Every row has its latents."""
         return short.integrals[0].groups == self.pieces
 
 
-def find_condensation(program: Program, shapes: Sequence[jax.ShapeDtypeStruct]) -> Condensation | str:
+def find_condensation(model: Model) -> Condensation | str:
     """Whether the M-step can be done on few steps, or the reason why not.
 
     Args:
-        program: the derived algorithm.
-        shapes: shapes of the data.
+        model: the model.
 
     Returns:
         The condensation, or a clause for the plan.
     """
-    if len(program.integrals) != 1 or program.latents or not isinstance(program.integrals[0].strategy, Gaussian):
+    if len(model.integrals) != 1 or model.latents or not isinstance(model.integrals[0].strategy, Gaussian):
         return "normal latents are not its only ones"
-    integral = program.integrals[0]
+    integral = model.integrals[0]
     states = integral.states
     if states is None:
-        return _rows(program, shapes)
+        return _rows(model)
     if states.cells > 1:
         return "there are several chains"
-    if set(program.factors) - set(integral.factors):
+    if set(model.factors) - set(integral.factors):
         return "some sites do not depend on the chain"
-    if any({"mask", "cell_weight"} & set(factor.latents) for factor in program.factors.values()):
+    if any({"mask", "cell_weight"} & set(factor.latents) for factor in model.factors.values()):
         return "some of its steps are masked or weighted"
-    holders = [n for n, one in enumerate(shapes) if one.shape and one.shape[0] == states.steps]
-    if not all(jnp.issubdtype(shapes[n].dtype, jnp.inexact) for n in holders) or not holders:
+    holders = [n for n, one in enumerate(model.shapes) if one.shape and one.shape[0] == states.steps]
+    if not all(jnp.issubdtype(model.shapes[n].dtype, jnp.inexact) for n in holders) or not holders:
         return "its data are not all real numbers"
-    columns = states.windows.per_group + sum(math.prod(shapes[n].shape[1:]) for n in holders)
+    columns = states.windows.per_group + sum(math.prod(model.shapes[n].shape[1:]) for n in holders)
     if states.chain.length < 2 * _LEAST_SAVING * columns:
         return f"{states.chain.length} steps are not many for {columns} numbers in each"
-    reason = _why_not(program, shapes, holders)
+    reason = _why_not(model, holders)
     return reason if reason is not None else CondensedSteps(tuple(holders), columns, states.chain.order)
 
 
-def _rows(program: Program, shapes) -> Condensation | str:
+def _rows(model: Model) -> Condensation | str:
     """The same for rows of data."""
-    (integral,) = program.integrals
-    found = find_compression(program, shapes)
+    (integral,) = model.integrals
+    found = find_compression(model)
     if isinstance(found, str):
         return found
-    rows = frozenset([program.axes.rows])
-    plates = [program.axes.plates_of(one.site, one.site.batch_shape) for one in program.factors.values()]
+    rows = frozenset([model.axes.rows])
+    plates = [model.axes.plates_of(one.site, one.site.batch_shape) for one in model.factors.values()]
     if found.keys or integral.is_indexed or integral.groups != found.rows or any(one != rows for one in plates):
         return "not every row has latents of its own, and nothing but these"
-    if any({"mask", "cell_weight"} & set(factor.latents) for factor in program.factors.values()):
+    if any({"mask", "cell_weight"} & set(factor.latents) for factor in model.factors.values()):
         return "some of its rows are masked, weighted or incomplete"
     columns = found.columns + integral.dimensions
     if found.rows < 2 * _LEAST_SAVING * columns:
@@ -238,14 +236,14 @@ def _rows(program: Program, shapes) -> Condensation | str:
     return CondensedRows(found.moments, columns, 0)
 
 
-def _why_not(program: Program, shapes, holders) -> str | None:
-    states = program.integrals[0].states
+def _why_not(model: Model, holders) -> str | None:
+    states = model.integrals[0].states
     assert states is not None
-    reader = other_reader(program, holders, list(program.factors))
+    reader = other_reader(model, holders, list(model.factors))
     if reader is not None:
         return f"site {reader!r} reads the data too"
-    later = [name for name, factor in program.factors.items() if factor.site.time is not None]
-    block = block_of(program, shapes, holders)
+    later = [name for name, factor in model.factors.items() if factor.site.time is not None]
+    block = block_of(model, holders)
     numbers = {}
     for name, one in block.items():
         if name in states.windows.shapes:
@@ -254,6 +252,6 @@ def _why_not(program: Program, shapes, holders) -> str | None:
             own = np.arange(one.shape[0]) - states.chain.order if name.startswith("data ") else np.full(1, SHARED)
             own = np.where(own < 0, SHARED, own).reshape((-1,) + (1,) * (len(one.shape) - 1)) if one.shape else own[0]
             numbers[name] = np.broadcast_to(own, one.shape)
-    time = program.axes.names.index(states.chain.time)
-    reason = why_not_separate(program, shapes, block, numbers, later, time, "step")
-    return reason if reason is not None else why_not_quadratic(program, shapes, block, later, "step")
+    time = model.axes.names.index(states.chain.time)
+    reason = why_not_separate(model, block, numbers, later, time, "step")
+    return reason if reason is not None else why_not_quadratic(model, block, later, "step")

@@ -6,55 +6,56 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from emppl.model.model import Model
 from emppl.names import model_name
 from emppl.program import Program
 
 
-def component_axes(program: Program) -> dict[str, dict[str, tuple[int, ...]]]:
+def component_axes(model: Model) -> dict[str, dict[str, tuple[int, ...]]]:
     """For every latent, the axes of each parameter that run over its states.
 
     Axes that the latent indexes, also behind elementwise functions and sums along other axes, and the axis
     of its own class probabilities.
     """
-    indexed = indexed_axes(program)
-    own = class_axes(program)
+    indexed = indexed_axes(model)
+    own = class_axes(model)
     return {
         latent: {
             name: tuple(sorted({*indexed[latent].get(name, ()), *own[latent].get(name, ())}))
-            for name in program.trace.parameters
+            for name in model.trace.parameters
             if name in indexed[latent] or name in own[latent]
         }
-        for latent in program.model_latents
+        for latent in model.model_latents
     }
 
 
-def indexed_axes(program: Program) -> dict[str, dict[str, tuple[int, ...]]]:
+def indexed_axes(model: Model) -> dict[str, dict[str, tuple[int, ...]]]:
     """For every latent, the axes of each parameter that it indexes, one entry per state."""
-    found: dict[str, dict[str, tuple[int, ...]]] = {latent: {} for latent in program.model_latents}
-    for name in program.trace.parameters:
-        shape = program.trace.sites[name].shape
-        latents = program.dependence.indexed(name)
-        for latent in program.model_latents:
-            states = program.trace.sites[latent].states
+    found: dict[str, dict[str, tuple[int, ...]]] = {latent: {} for latent in model.model_latents}
+    for name in model.trace.parameters:
+        shape = model.trace.sites[name].shape
+        latents = model.dependence.indexed(name)
+        for latent in model.model_latents:
+            states = model.trace.sites[latent].states
             axes = tuple(a for a, who in enumerate(latents) if latent in who and shape[a] == states)
             if axes:
                 found[latent][name] = axes
     return found
 
 
-def class_axes(program: Program) -> dict[str, dict[str, tuple[int, ...]]]:
+def class_axes(model: Model) -> dict[str, dict[str, tuple[int, ...]]]:
     """For every latent, the axis of each parameter that its own ``probs`` or ``logits`` have as their last."""
-    found: dict[str, dict[str, tuple[int, ...]]] = {latent: {} for latent in program.model_latents}
-    for latent in program.latents:
-        states = program.trace.sites[latent].states
+    found: dict[str, dict[str, tuple[int, ...]]] = {latent: {} for latent in model.model_latents}
+    for latent in model.latents:
+        states = model.trace.sites[latent].states
         for argument in ("probs", "logits"):
-            position = program.trace.outputs.get((latent, "arguments", argument))
+            position = model.trace.outputs.get((latent, "arguments", argument))
             if position is None:
                 continue
-            last = len(program.trace.jaxpr.out_avals[position].shape) - 1
-            for name in program.trace.parameters:
-                shape = program.trace.sites[name].shape
-                places = program.dependence.axis_positions(name, position)
+            last = len(model.trace.jaxpr.out_avals[position].shape) - 1
+            for name in model.trace.parameters:
+                shape = model.trace.sites[name].shape
+                places = model.dependence.axis_positions(name, position)
                 axes = tuple(a for a, where in enumerate(places) if last in where and shape[a] == states)
                 if axes:
                     found[model_name(latent)][name] = tuple(sorted({*found[model_name(latent)].get(name, ()), *axes}))
@@ -66,14 +67,15 @@ def symmetric_latent(program: Program, params: Mapping[str, np.ndarray]) -> str 
 
     Its own class probabilities do not count: they may differ between components that are otherwise the same.
     """
-    for latent, axes in indexed_axes(program).items():
-        if program.trace.sites[latent].states < 2:
+    model = program.model
+    for latent, axes in indexed_axes(model).items():
+        if model.trace.sites[latent].states < 2:
             continue
-        steps = [name for name in program.latents if model_name(name) == latent]
-        own = frozenset().union(*(program.factors[name].all_parameters for name in steps))
+        steps = [name for name in model.latents if model_name(name) == latent]
+        own = frozenset().union(*(model.factors[name].all_parameters for name in steps))
         others = {name: where for name, where in axes.items() if name not in own}
         equal = all(_constant_along(params[n], where, _rounding(program, n)) for n, where in others.items())
-        if equal and others.keys() & set(program.free):
+        if equal and others.keys() & set(model.free):
             return latent
     return None
 

@@ -34,24 +34,25 @@ def from_states(
     best: int | None = None,
 ) -> EMResult:
     """Pick the best restart and describe how it ended."""
+    model = program.model
     status = np.array([StopReason(int(code)) for code in np.asarray(states.status)], dtype=object)
     if interrupted:
         status[status == StopReason.RUNNING] = StopReason.INTERRUPTED
     objective = np.asarray(states.gains.objective, dtype=float)
     best = best_restart(objective, status) if best is None else best
     good = {name: np.asarray(value)[best] for name, value in states.good_params.items()}
-    params = {n: np.asarray(program.fixed[n], float) if n in program.fixed else good[n] for n in program.rules}
+    params = {n: np.asarray(model.fixed[n], float) if n in model.fixed else good[n] for n in program.rules}
     reason: StopReason = status[best]
     message = reason.message
     if reason is StopReason.COLLAPSED:
-        message = f"{collapsed_name(program, int(states.collapsed_at[best]))} {message}"
-    rough = [*program.rough, *(name for name in program.free if prior_has_corners(program, name))]
+        message = f"{collapsed_name(model, int(states.collapsed_at[best]))} {message}"
+    rough = [*model.rough, *(name for name in model.free if prior_has_corners(model, name))]
     corners = [name for name in dict.fromkeys(rough) if not program.rules[name].exact]
     if reason is StopReason.UNFINISHED and corners:
         message = (
             "The objective no longer rises, but the density of the data or of a latent, or the prior, has corners or "
             f"jumps in {', '.join(corners)}, where no slope says how much is left to gain. Start from other values and "
-            f"compare, or choose a smooth density, such as SoftLaplace or StudentT. {without_corners(program)}"
+            f"compare, or choose a smooth density, such as SoftLaplace or StudentT. {without_corners(model)}"
         ).rstrip()
     symmetric = symmetric_latent(program, params)
     if symmetric is not None and reason is StopReason.CONVERGED:
@@ -66,7 +67,7 @@ def from_states(
             "Components are far narrower than the data, so that the matrix-product path would lose digits: the "
             "plain path was taken."
         )
-    for plate in program.trace.plates.values():
+    for plate in model.trace.plates.values():
         if plate.size < plate.full_size:
             notes.append(
                 f"The fit saw one fixed subsample of plate {plate.name!r}, {plate.size:,} of its {plate.full_size:,} "
@@ -137,10 +138,10 @@ def classified(result: EMResult) -> EMResult:
     value = float(result._derived.summed_log_likelihood(result._free, result._data))
     history = {**result.history, "classification": result.history["log_likelihood"]}
     del history["log_likelihood"]
-    names = ", ".join(result._program.hard)
+    names = ", ".join(result._model.hard)
     message = result.stop_message
     if result.stop_reason is StopReason.CONVERGED and all(rule.exact for rule in result._program.blocks):
-        if not result._program.integrals:  # beside those EM goes on after the last change
+        if not result._model.integrals:  # beside those EM goes on after the last change
             message = "Converged: the assignments no longer change, and neither does the objective."
     note = (
         f"Hard(): the objective is the classification likelihood, {result.log_likelihood:.6f} at the best "

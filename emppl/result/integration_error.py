@@ -66,14 +66,14 @@ def _with_noise(value: float, noise: float, sign: str = "") -> str:
 def integration_error(result: EMResult) -> IntegrationError | None:
     """The log-likelihood and its maximum by a finer rule, or None where there is none to compare with."""
     derived = result._derived
-    program = derived.finer
-    if program is None or result.classification is not None:
+    model = derived.finer
+    if model is None or result.classification is not None:
         return None
     frames = {name: one.frame for name, one in result._charts_by_position.items()}
-    drawn = [one.strategy for one in program.integrals if isinstance(one.strategy, ImportanceSampling)]
+    drawn = [one.strategy for one in model.integrals if isinstance(one.strategy, ImportanceSampling)]
     keys = jax.random.split(jax.random.key(0), drawn[0].replicates if drawn else 1)
     values, scores = map(np.asarray, derived.finer_score(frames, result._data, keys))
-    rule = {name: _title(program.strategies[name]) for one in program.integrals for name in one.latents}
+    rule = {name: _title(model.strategies[name]) for one in model.integrals for name in one.latents}
     shifts = _shifts(result, scores)
     largest = int(np.argmax(np.abs(shifts.mean(0))))
     shift = float(np.abs(shifts.mean(0)[largest]))
@@ -121,7 +121,7 @@ def integration_notes(result: EMResult) -> list[str]:
     """What integrals that are not exact mean for this fit."""
     if not any(
         one.strategy.objective_kind in (ObjectiveKind.QUADRATURE, ObjectiveKind.APPROXIMATE)
-        for one in result._program.integrals
+        for one in result._model.integrals
     ):
         return []
     if result.classification is not None:
@@ -138,7 +138,7 @@ def integration_notes(result: EMResult) -> list[str]:
         return [*notes, str(result.integration_error)]
     unknown = [
         name
-        for one in result._program.integrals
+        for one in result._model.integrals
         if one.strategy.objective_kind.is_approximate and one.strategy.finer(one.dimensions) is None
         for name in one.latents
     ]

@@ -14,6 +14,7 @@ import numpy as np
 from emppl import estep
 from emppl.errors import ParameterError
 from emppl.fit.outcome import StopReason
+from emppl.model.model import Model
 from emppl.montecarlo.path import posterior_draws
 from emppl.parameters.held import held_dimensions
 from emppl.program import Program
@@ -95,8 +96,8 @@ class EMResult:
         if self.simulation is not None and self.simulation.errors is not None:
             return self.simulation.errors
         if closing is None or closing.note is not None:
-            return {name: np.full(self.params[name].shape, np.nan) for name in self._program.free}
-        found = spread_over_entries(self._program, closing.charts, closing.covariance)
+            return {name: np.full(self.params[name].shape, np.nan) for name in self._model.free}
+        found = spread_over_entries(self._model, closing.charts, closing.covariance)
         return {**found, **{name: np.full(self.params[name].shape, np.nan) for name in closing.held}}
 
     @functools.cached_property
@@ -107,7 +108,7 @@ class EMResult:
         :attr:`monte_carlo_errors`, and for entries without a standard error.
         """
         closing = None if self.simulation is None else self.simulation.closing
-        found = {name: np.full(self.params[name].shape, np.nan) for name in self._program.free}
+        found = {name: np.full(self.params[name].shape, np.nan) for name in self._model.free}
         if closing is None or closing.note is not None:
             return found
         held = self._measured[0]
@@ -143,7 +144,7 @@ class EMResult:
         return integration_error(self)
 
     def _score_norm(self) -> float:
-        if self._program.rough:
+        if self._model.rough:
             return float("nan")
         matrix, score = self._measured[1]
         scale = np.sqrt(np.maximum(np.diagonal(matrix), np.finfo(float).tiny))
@@ -164,10 +165,10 @@ class EMResult:
     def remarks(self) -> list[str]:
         """Notes about the fit, what it means that variances go to zero, and how far approximate integrals are off."""
         boundary, local = self.boundary, self._charts
-        known = self._program.integrals and (self.uncertainty_is_cheap or "_measured" in self.__dict__)
+        known = self._model.integrals and (self.uncertainty_is_cheap or "_measured" in self.__dict__)
         information = self._measured[1] if known else None
-        at_zero = remarks(self._program, boundary, self._measured[0] if known else local, information)
-        corners = no_standard_errors(self._program)
+        at_zero = remarks(self._model, boundary, self._measured[0] if known else local, information)
+        corners = no_standard_errors(self._model)
         return [*self.notes, *([corners] if corners else []), *at_zero, *integration_notes(self)]
 
     # --------------------------------------------------------------------------------------------- posterior
@@ -185,7 +186,7 @@ class EMResult:
             Of a latent that is drawn they are those of 1,000 draws of every chain (fewer of very many latents): with
             four chains the mean is off by a fiftieth of the posterior's standard deviation or so.
         """
-        if site in self._program.continuous_latents:
+        if site in self._model.continuous_latents:
             mean, spread = self._moments[site]
             return np.asarray(mean), np.asarray(spread)
         return np.asarray(self._derived.marginals(self._free, self._data)[self._latent(site)])
@@ -193,7 +194,7 @@ class EMResult:
     @functools.cached_property
     def _moments(self) -> dict[str, tuple[jax.Array, jax.Array]]:
         drawn = None
-        if estep.simulated(self._program):
+        if estep.simulated(self._model):
             drawn = posterior_draws(self._derived.simulator, self._free, self._data)
         return self._derived.moments(self._free, self._data, drawn)
 
@@ -203,7 +204,7 @@ class EMResult:
         Continuous latents are integrated out; without discrete ones there is nothing to decode.
         """
         found = self._derived.decode(self._free, self._data)
-        return {_public(self._program, name): self._values(name, index) for name, index in found.items()}
+        return {_public(self._model, name): self._values(name, index) for name, index in found.items()}
 
     def sample_posterior(self, rng_key: jax.Array, num_samples: int) -> dict[str, np.ndarray]:
         """Joint draws of all latents from their posterior at the estimate.
@@ -220,19 +221,19 @@ class EMResult:
             Arrays ``(num_samples, *plates, *event)`` by site.
         """
         found = self._derived.sample(self._free, self._data, jax.random.split(rng_key, num_samples))
-        return {_public(self._program, name): self._values(name, drawn) for name, drawn in found.items()}
+        return {_public(self._model, name): self._values(name, drawn) for name, drawn in found.items()}
 
     def _values(self, name: str, drawn) -> np.ndarray:
-        if name in self._program.continuous_latents:
+        if name in self._model.continuous_latents:
             return np.asarray(drawn)
-        return self._program.trace.atoms[name].reshape(-1)[np.asarray(drawn)]
+        return self._model.trace.atoms[name].reshape(-1)[np.asarray(drawn)]
 
     def _latent(self, site: str) -> str:
         for name in (site, f"{site}_unobserved"):
-            if name in self._program.model_latents:
+            if name in self._model.model_latents:
                 return name
-        known = [_public(self._program, name) for name in self._program.model_latents]
-        raise ParameterError(f"{site!r} is no latent of the model; it has {known + self._program.continuous_latents}.")
+        known = [_public(self._model, name) for name in self._model.model_latents]
+        raise ParameterError(f"{site!r} is no latent of the model; it has {known + self._model.continuous_latents}.")
 
     # --------------------------------------------------------------------------------- information criteria
 
@@ -244,16 +245,16 @@ class EMResult:
         the ``logits`` of a Categorical or Multinomial (or through a softmax as their ``probs``) counts K - 1 for
         every K along its last axis, because a common shift of the logits changes nothing.
         """
-        sites = self._program.trace.sites
-        total = self._program.free_dimensions
-        total -= sum(held_dimensions(sites[n].constraint, held) for n, held in self._program.held.items())
+        sites = self._model.trace.sites
+        total = self._model.free_dimensions
+        total -= sum(held_dimensions(sites[n].constraint, held) for n, held in self._model.held.items())
         return total - sum(self.params[name].size // self.params[name].shape[-1] for name in self.only_differences)
 
     @functools.cached_property
     def only_differences(self) -> list[str]:
         """Parameters that enter only as logits, of which differences along the last axis are all that is identified."""
         derived = self._derived
-        if not shift_candidates(self._program):
+        if not shift_candidates(self._model):
             return []
         effects = derived.shift_effects(self._free, self._data)
         rounding = float(jnp.finfo(jnp.result_type(float)).eps) ** 0.4
@@ -267,7 +268,7 @@ class EMResult:
         (crossed random effects). Weights (``handlers.scale``) count, masked cells do not. Packages for mixed models
         differ here: for ``b[subject]`` emppl counts subjects, lme4 counts rows of data.
         """
-        return number_of_observations(self._program, self._cell_weights)
+        return number_of_observations(self._model, self._cell_weights)
 
     @functools.cached_property
     def _cell_weights(self) -> dict[str, np.ndarray]:
@@ -293,7 +294,7 @@ class EMResult:
         Reference:
             Biernacki, Celeux and Govaert (2000), Assessing a mixture model for clustering.
         """
-        weights, names = self._cell_weights, self._program.model_latents
+        weights, names = self._cell_weights, self._model.model_latents
         if not names:
             return self.bic
         found = self._derived.marginals(self._free, self._data)
@@ -321,7 +322,7 @@ class EMResult:
             raise ValueError(f"method must be 'observed', not {method!r}.")
         deviations = np.sqrt(np.diagonal(self.covariance().matrix))
         errors, position = {}, 0
-        for name in self._program.free:
+        for name in self._model.free:
             size = self.params[name].size
             errors[name] = deviations[position : position + size].reshape(self.params[name].shape)
             position += size
@@ -348,11 +349,11 @@ class EMResult:
         if self.classification is not None:
             raise ValueError(
                 f"Hard() has no standard errors: its estimates do not maximise the likelihood. Refit with "
-                f"EM(model, latents={{{self._program.hard[0]!r}: Enumerate()}}).run(..., init_params=result.params)."
+                f"EM(model, latents={{{self._model.hard[0]!r}: Enumerate()}}).run(..., init_params=result.params)."
             )
         if self.simulation is not None and self.simulation.frozen:
             raise ValueError(f"There are no standard errors. {self.stop_message}")
-        return covariance(self._program, *self._measured, self._held_differences)
+        return covariance(self._model, *self._measured, self._held_differences)
 
     @functools.cached_property
     def _measured(self) -> tuple[dict[str, Chart], Information]:
@@ -365,23 +366,23 @@ class EMResult:
 
     @property
     def _charts(self) -> dict[str, Chart]:
-        approached = bool(optimised_within_bounds(self._program)) or bool(scales(self._program))
+        approached = bool(optimised_within_bounds(self._program)) or bool(scales(self._model))
         wanted = self.uncertainty_is_cheap and approached
         return self._measured[0] if wanted or "_measured" in self.__dict__ else self._charts_by_position
 
     @functools.cached_property
     def _charts_by_position(self) -> dict[str, Chart]:
-        found = charts(self._program, self.params, self._held_differences)
-        return hold_corners(self._program, found, self.params, self._data)
+        found = charts(self._model, self.params, self._held_differences)
+        return hold_corners(self._model, found, self.params, self._data)
 
     @property
     def _held_differences(self) -> list[str]:
         """Logits whose level nothing identifies; a proper prior does."""
-        program = self._program
+        model = self._model
         return [
             name
             for name in self.only_differences
-            if not program.use_prior or program.trace.sites[name].distribution in ("param", "ImproperUniform")
+            if not model.use_prior or model.trace.sites[name].distribution in ("param", "ImproperUniform")
         ]
 
     # ------------------------------------------------------------------------------------------------ tables
@@ -447,17 +448,21 @@ class EMResult:
         return self.em._derive(self.args, self.kwargs)[1]
 
     @property
+    def _model(self) -> Model:
+        return self._derived.model
+
+    @property
     def _program(self) -> Program:
         return self._derived.program
 
     @property
     def _free(self) -> dict[str, jax.Array]:
-        return {name: jnp.asarray(self.params[name]) for name in self._program.free}
+        return {name: jnp.asarray(self.params[name]) for name in self._model.free}
 
     def component_axes(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """For every latent, the parameter axes that its states index (used to align labels)."""
-        return component_axes(self._program)
+        return component_axes(self._model)
 
 
-def _public(program: Program, name: str) -> str:
-    return name.removesuffix("_unobserved") if program.trace.sites[name].labels else name
+def _public(model: Model, name: str) -> str:
+    return name.removesuffix("_unobserved") if model.trace.sites[name].labels else name

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from emppl.model.model import Model
 from emppl.names import model_name
 from emppl.parameters.constraints import bounds, constraint_name
-from emppl.program import Program
 from emppl.uncertainty.charts import Chart
 
 if TYPE_CHECKING:
@@ -23,12 +23,12 @@ _NEARLY = 0.9
 _LITTLE = 0.05  # nats
 
 
-def scales(program: Program) -> dict[str, list[str]]:
+def scales(model: Model) -> dict[str, list[str]]:
     """Free parameters bounded by zero in sites that depend on an integrated latent, and these sites."""
     found: dict[str, list[str]] = {}
-    for name in program.free:
-        lower, _ = bounds(program.trace.sites[name].constraint) or (None, None)
-        sites = [site for site in program.integrated if name in program.factors[site].all_parameters]
+    for name in model.free:
+        lower, _ = bounds(model.trace.sites[name].constraint) or (None, None)
+        sites = [site for site in model.integrated if name in model.factors[site].all_parameters]
         if sites and lower == 0:
             found[name] = sorted(sites)
     return found
@@ -62,23 +62,23 @@ def newton_step(matrix: np.ndarray, score: np.ndarray) -> np.ndarray:
 
 
 def remarks(
-    program: Program, boundary: list[str], local: Mapping[str, Chart], information: Information | None
+    model: Model, boundary: list[str], local: Mapping[str, Chart], information: Information | None
 ) -> list[str]:
     """What vanishing variances mean, by parameter.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         boundary: labels of the entries on the boundary.
         local: charts of every free parameter.
         information: observed information and score in them, if known.
     """
     found = []
-    for name, sites in scales(program).items():
+    for name, sites in scales(model).items():
         here = [label for label in boundary if label.split("[")[0] == name]
         if not here:
             continue
         which = ", ".join(here)
-        own = [model_name(site) for site in sites if _is_latent(program, site)]
+        own = [model_name(site) for site in sites if _is_latent(model, site)]
         slowly = "and EM approaches that ever more slowly"
         prior = f"give {name!r} a prior that is zero at zero, such as dist.Gamma(2.0, rate)"
         if own:
@@ -94,7 +94,7 @@ def remarks(
     if information is None:
         return found
     position = 0
-    covariances = _covariances(program)
+    covariances = _covariances(model)
     for name, one in local.items():
         mine = slice(position, position + int(one.active.sum()))
         position = mine.stop
@@ -125,17 +125,15 @@ def _singular(chart: Chart, information: Information, here: slice) -> bool:
     return False
 
 
-def _is_latent(program: Program, site: str) -> bool:
-    return program.factors[site].site.kind == "integrated"
+def _is_latent(model: Model, site: str) -> bool:
+    return model.factors[site].site.kind == "integrated"
 
 
-def _covariances(program: Program) -> list[str]:
+def _covariances(model: Model) -> list[str]:
     """Free covariance matrices of integrated latents."""
     return [
         name
-        for name in program.free
-        if constraint_name(program.trace.sites[name].constraint) == "positive_definite"
-        and any(
-            name in program.factors[site].all_parameters for site in program.integrated if _is_latent(program, site)
-        )
+        for name in model.free
+        if constraint_name(model.trace.sites[name].constraint) == "positive_definite"
+        and any(name in model.factors[site].all_parameters for site in model.integrated if _is_latent(model, site))
     ]

@@ -9,32 +9,32 @@ from typing import Any
 import numpy as np
 
 from emppl.families.registry import family_of
+from emppl.model.model import Model
 from emppl.names import model_name
 from emppl.parameters.constraints import constraint_name
-from emppl.program import Program
 from emppl.uncertainty.charts import Chart
 
 
-def integrated_corners(program: Program) -> dict[str, str]:
+def integrated_corners(model: Model) -> dict[str, str]:
     """Parameters whose corners are all integrated over, with the site that has them: their likelihood is smooth.
 
     It has a curvature, but derivatives of the density, one value of the latent at a time, leave out what a corner adds.
     """
     found = {}
-    for name in program.rough:
-        sites = [site for site, factor in program.factors.items() if name in factor.rough]
-        if all(site in program.integrated for site in sites):
+    for name in model.rough:
+        sites = [site for site, factor in model.factors.items() if name in factor.rough]
+        if all(site in model.integrated for site in sites):
             found[name] = sites[0]
     return found
 
 
-def without_corners(program: Program) -> str:
+def without_corners(model: Model) -> str:
     """What to write, where corners are integrated over, so that none is left; empty where none is."""
     words = []
-    for name, site in integrated_corners(program).items():
-        integral = next(one for one in program.integrals if site in one.factors)
+    for name, site in integrated_corners(model).items():
+        integral = next(one for one in model.integrals if site in one.factors)
         latent = model_name(site if site in integral.latents else integral.latents[0])
-        factor = program.factors[site]
+        factor = model.factors[site]
         ends = factor.family is not None and any(name in factor.parameters.get(f, ()) for f in factor.family.edges)
         whose = f"site {model_name(site)!r}, which latent {latent!r} enters,"
         if site in integral.latents:
@@ -52,13 +52,13 @@ def without_corners(program: Program) -> str:
     return " ".join(words)
 
 
-def no_standard_errors(program: Program) -> str:
+def no_standard_errors(model: Model) -> str:
     """What follows from corners, and what to do; empty where there are none."""
-    names = program.rough
+    names = model.rough
     if not names:
         return ""
     fixed = ", ".join(f"{name!r}: result.params[{name!r}]" for name in names)
-    smooth = integrated_corners(program)
+    smooth = integrated_corners(model)
     sharp = [name for name in names if name not in smooth]
     words = ["No standard errors and no score:"]
     if sharp:
@@ -66,7 +66,7 @@ def no_standard_errors(program: Program) -> str:
             f"the log density of the data has corners or jumps in {', '.join(sharp)}, and no second derivative there."
         )
     if smooth:
-        words.append(f"second derivatives in {', '.join(smooth)} are not known. {without_corners(program)}")
+        words.append(f"second derivatives in {', '.join(smooth)} are not known. {without_corners(model)}")
     words.append(
         "For errors that include theirs, fit resampled rows (bootstrap); for those of "
         f"the other parameters given these, fit EM(model, fixed={{{fixed}}})."
@@ -74,21 +74,21 @@ def no_standard_errors(program: Program) -> str:
     return " ".join(words)
 
 
-def at_corners_of_priors(program: Program, params: Mapping[str, Any], data) -> dict[str, np.ndarray]:
+def at_corners_of_priors(model: Model, params: Mapping[str, Any], data) -> dict[str, np.ndarray]:
     """Entries at a corner of the log density of their prior, such as a coefficient that a Laplace prior makes zero.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         params: the estimate.
         data: arrays of the model's arguments.
 
     Returns:
         Boolean arrays like the parameters, for those with such a prior.
     """
-    names = [name for name in program.free if prior_has_corners(program, name)]
+    names = [name for name in model.free if prior_has_corners(model, name)]
     if not names:
         return {}
-    arrays = program.evaluate({name: params[name] for name in program.free}, data)
+    arrays = model.evaluate({name: params[name] for name in model.free}, data)
     found = {}
     for name in names:
         value, prior = np.asarray(params[name]), arrays[name].distribution
@@ -97,10 +97,10 @@ def at_corners_of_priors(program: Program, params: Mapping[str, Any], data) -> d
     return found
 
 
-def hold_corners(program: Program, local: Mapping[str, Chart], params: Mapping[str, Any], data) -> dict[str, Chart]:
+def hold_corners(model: Model, local: Mapping[str, Chart], params: Mapping[str, Any], data) -> dict[str, Chart]:
     """Charts in which entries at a corner of their prior are on the boundary."""
     found = dict(local)
-    for name, corner in at_corners_of_priors(program, params, data).items():
+    for name, corner in at_corners_of_priors(model, params, data).items():
         boundary = found[name].boundary | corner
         active = found[name].active & ~boundary.ravel()
         found[name] = dataclasses.replace(found[name], boundary=boundary, active=active)
@@ -110,8 +110,8 @@ def hold_corners(program: Program, local: Mapping[str, Chart], params: Mapping[s
 _NEAR = 1e-6
 
 
-def prior_has_corners(program: Program, name: str) -> bool:
+def prior_has_corners(model: Model, name: str) -> bool:
     """Has the prior of a free parameter corners, as a Laplace has one?"""
-    site = program.trace.sites[name]
-    family = family_of(program.trace.distributions[name]) if site.kind == "continuous" and program.use_prior else None
+    site = model.trace.sites[name]
+    family = family_of(model.trace.distributions[name]) if site.kind == "continuous" and model.use_prior else None
     return family is not None and "loc" in family.kinks and constraint_name(site.constraint).startswith("real")

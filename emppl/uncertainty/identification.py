@@ -12,25 +12,25 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from emppl.model.model import Model
 from emppl.parameters.constraints import constraint_name
-from emppl.program import Program
 
 _FAMILIES = ("CategoricalLogits", "CategoricalProbs", "MultinomialLogits", "MultinomialProbs")
 
 
-def shift_candidates(program: Program) -> list[str]:
+def shift_candidates(model: Model) -> list[str]:
     """Free parameters that enter the likelihood only as class probabilities, along their last axis."""
-    dependence = program.dependence
-    return [name for name in program.free if _may_shift(program, dependence, name)]
+    dependence = model.dependence
+    return [name for name in model.free if _may_shift(model, dependence, name)]
 
 
-def _may_shift(program: Program, dependence, name: str) -> bool:
-    site = program.trace.sites[name]
+def _may_shift(model: Model, dependence, name: str) -> bool:
+    site = model.trace.sites[name]
     if not constraint_name(site.constraint).startswith("real") or not site.shape or site.shape[-1] < 2:
         return False
     enters = False
-    for path, position in program.trace.outputs.items():
-        factor = program.factors.get(path[0])
+    for path, position in model.trace.outputs.items():
+        factor = model.factors.get(path[0])
         if factor is None or ("parameter", name) not in dependence.of_output(position):
             continue
         if factor.labels_of is not None and path[1] in ("distribution", "arguments"):
@@ -38,18 +38,18 @@ def _may_shift(program: Program, dependence, name: str) -> bool:
         if factor.site.distribution not in _FAMILIES or path[1] not in ("arguments", "distribution"):
             return False
         if path[1] == "arguments":
-            last = len(program.trace.jaxpr.out_avals[position].shape) - 1
+            last = len(model.trace.jaxpr.out_avals[position].shape) - 1
             if path[2] not in ("probs", "logits") or last not in dependence.axis_positions(name, position)[-1]:
                 return False
             enters = True
     return enters
 
 
-def shift_effects(program: Program, params: Mapping[str, jax.Array], data) -> dict[str, jax.Array]:
+def shift_effects(model: Model, params: Mapping[str, jax.Array], data) -> dict[str, jax.Array]:
     """How much a shift along the last axis changes the log-probabilities, relative to any other change: to be jitted.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         params: a point; each candidate is moved away from it, so that nothing hinges on special values.
         data: arrays of the model's arguments.
 
@@ -57,12 +57,12 @@ def shift_effects(program: Program, params: Mapping[str, jax.Array], data) -> di
         By candidate, a number that is zero up to rounding if only differences are identified.
     """
     effects = {}
-    for number, name in enumerate(shift_candidates(program)):
+    for number, name in enumerate(shift_candidates(model)):
         point, along, across = jax.random.normal(jax.random.key(number), (3, *params[name].shape), params[name].dtype)
         point = point + params[name]
 
         def tables(value, name=name):
-            return program.tables(program.evaluate({**params, name: value}, data))
+            return model.tables(model.evaluate({**params, name: value}, data))
 
         def largest(direction, tables=tables, point=point):
             values, tangents = jax.jvp(tables, (point,), (direction,))

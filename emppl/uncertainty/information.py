@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl import estep
+from emppl.model.model import Model
 from emppl.program import Program
 from emppl.uncertainty.boundary import newton_step, scales, vanishing
 from emppl.uncertainty.charts import Chart, Frame, chart, has_bounds, jacobian, pressed, value_at
@@ -56,23 +57,23 @@ class Information(NamedTuple):
     score: np.ndarray
 
 
-def charts(program: Program, params: Mapping[str, Any], only_differences: Collection[str] = ()) -> dict[str, Chart]:
+def charts(model: Model, params: Mapping[str, Any], only_differences: Collection[str] = ()) -> dict[str, Chart]:
     """Local coordinates of every free parameter around an estimate.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         params: the estimate.
         only_differences: logits of which only differences along the last axis matter.
     """
     return {
         name: chart(
-            program.trace.sites[name].constraint,
+            model.trace.sites[name].constraint,
             np.asarray(params[name]),
             EDGE,
             name in only_differences,
-            program.held.get(name),
+            model.held.get(name),
         )
-        for name in program.free
+        for name in model.free
     }
 
 
@@ -86,11 +87,11 @@ def label(name: str, index) -> str:
     return f"{name}[{', '.join(str(int(i)) for i in index)}]" if len(index) else name
 
 
-def hessian_columns(program: Program, frames: Mapping[str, Frame], data, which: jax.Array):
+def hessian_columns(model: Model, frames: Mapping[str, Frame], data, which: jax.Array):
     """Some columns of the Hessian of log-likelihood plus log prior, in local coordinates: pure, to be jitted.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         frames: moves of every free parameter; their coordinates are stacked in the order of the program.
         data: arrays of the model's arguments.
         which: ``(columns,)``, coordinates to differentiate along.
@@ -98,8 +99,8 @@ def hessian_columns(program: Program, frames: Mapping[str, Frame], data, which: 
     Returns:
         ``(columns, gradient)``: ``(columns, coordinates)`` and ``(coordinates,)``.
     """
-    zero = jnp.zeros(sum(frames[name].size for name in program.free), jnp.result_type(float))
-    objective = jax.grad(functools.partial(_objective, program, frames, data), has_aux=True)
+    zero = jnp.zeros(sum(frames[name].size for name in model.free), jnp.result_type(float))
+    objective = jax.grad(functools.partial(_objective, model, frames, data), has_aux=True)
     gradient = lambda step: objective(step)[0]  # noqa: E731
 
     def column(coordinate):
@@ -110,30 +111,30 @@ def hessian_columns(program: Program, frames: Mapping[str, Frame], data, which: 
     return columns, gradients[0]
 
 
-def score(program: Program, frames: Mapping[str, Frame], data, key=None):
+def score(model: Model, frames: Mapping[str, Frame], data, key=None):
     """Log-likelihood at an estimate, and the gradient of it plus the log prior in local coordinates: pure.
 
     Args:
-        program: the derived algorithm.
+        model: the model.
         frames: the estimate.
         data: arrays of the model's arguments.
         key: random numbers of simulated integrals; None for those that are always the same.
     """
-    zero = jnp.zeros(sum(frames[name].size for name in program.free), jnp.result_type(float))
-    objective = functools.partial(_objective, program, frames, data, key=key)
+    zero = jnp.zeros(sum(frames[name].size for name in model.free), jnp.result_type(float))
+    objective = functools.partial(_objective, model, frames, data, key=key)
     (_, value), gradient = jax.value_and_grad(objective, has_aux=True)(zero)
     return value, gradient
 
 
-def _objective(program: Program, frames: Mapping[str, Frame], data, step: jax.Array, key=None):
+def _objective(model: Model, frames: Mapping[str, Frame], data, step: jax.Array, key=None):
     """Log-likelihood plus log prior after a step, and the log-likelihood alone."""
-    parts = jnp.split(step, np.cumsum([frames[name].size for name in program.free])[:-1])
+    parts = jnp.split(step, np.cumsum([frames[name].size for name in model.free])[:-1])
     params = {
-        name: value_at(program.trace.sites[name].constraint, frames[name], part)
-        for name, part in zip(program.free, parts, strict=True)
+        name: value_at(model.trace.sites[name].constraint, frames[name], part)
+        for name, part in zip(model.free, parts, strict=True)
     }
-    value = estep.log_likelihood(program, params, data, key)
-    return value + program.log_prior(params, data), value
+    value = estep.log_likelihood(model, params, data, key)
+    return value + model.log_prior(params, data), value
 
 
 def observed_information(local: Mapping[str, Chart], columns: Callable, data) -> Information:
@@ -174,7 +175,8 @@ def hold_pressed(
     """
     held: dict[str, Chart] = {}
     kept, position = [], 0
-    towards_zero = scales(program)
+    model = program.model
+    towards_zero = scales(model)
     newton = newton_step(information.matrix, information.score) if towards_zero else information.score
     for name, one in local.items():
         count = int(one.active.sum())
@@ -184,7 +186,7 @@ def hold_pressed(
             score, curvature, step = np.full((3, len(active)), np.nan)
             score[active], curvature[active] = information.score[here], np.diagonal(information.matrix)[here]
             step[active] = newton[here]
-            active &= ~pressed(program.trace.sites[name].constraint, one, score, curvature)
+            active &= ~pressed(model.trace.sites[name].constraint, one, score, curvature)
             if name in towards_zero:
                 active &= ~vanishing(one, step, score, curvature)
             pressing = (one.active & ~active).reshape(one.boundary.shape)
@@ -200,13 +202,13 @@ def optimised_within_bounds(program: Program) -> list[str]:
     """Parameters with bounds that no closed form reaches exactly."""
     return [
         name
-        for name in program.free
-        if not program.rules[name].exact and has_bounds(program.trace.sites[name].constraint)
+        for name in program.model.free
+        if not program.rules[name].exact and has_bounds(program.model.trace.sites[name].constraint)
     ]
 
 
 def covariance(
-    program: Program, local: Mapping[str, Chart], information: Information, only_differences: Collection[str] = ()
+    model: Model, local: Mapping[str, Chart], information: Information, only_differences: Collection[str] = ()
 ) -> Covariance:
     """Covariance of all entries of all free parameters, by the delta method from local coordinates.
 
@@ -216,7 +218,7 @@ def covariance(
     """
     from scipy import sparse
 
-    corners = no_standard_errors(program)
+    corners = no_standard_errors(model)
     if corners:
         raise ValueError(corners)
     names = np.array([name for name, one in local.items() for _ in range(int(one.active.sum()))], dtype=object)
@@ -224,7 +226,7 @@ def covariance(
     labels, missing, entries, coordinates, values = [], [], [], [], []
     rows = columns = 0
     for name, one in local.items():
-        entry, coordinate, value = jacobian(program.trace.sites[name].constraint, one.frame)
+        entry, coordinate, value = jacobian(model.trace.sites[name].constraint, one.frame)
         moving = one.active[coordinate]
         place = np.cumsum(one.active) - 1
         entries.append(rows + entry[moving])
@@ -242,11 +244,11 @@ def covariance(
     return Covariance(labels, matrix)
 
 
-def entry_gradients(program: Program, local: Mapping[str, Chart]) -> np.ndarray:
+def entry_gradients(model: Model, local: Mapping[str, Chart]) -> np.ndarray:
     """Derivatives of all entries of all free parameters by the active local coordinates, ``(entries, coordinates)``."""
     blocks = []
     for name, one in local.items():
-        entry, coordinate, value = jacobian(program.trace.sites[name].constraint, one.frame)
+        entry, coordinate, value = jacobian(model.trace.sites[name].constraint, one.frame)
         derivative = np.zeros((one.boundary.size, one.frame.size))
         np.add.at(derivative, (entry, coordinate), value)
         blocks.append(derivative[:, one.active])
@@ -258,7 +260,7 @@ def entry_gradients(program: Program, local: Mapping[str, Chart]) -> np.ndarray:
     return whole
 
 
-def spread_over_entries(program: Program, local: Mapping[str, Chart], matrix: np.ndarray) -> dict[str, np.ndarray]:
+def spread_over_entries(model: Model, local: Mapping[str, Chart], matrix: np.ndarray) -> dict[str, np.ndarray]:
     """Standard deviations of all entries of all free parameters, from a covariance in active local coordinates.
 
     Returns:
@@ -267,7 +269,7 @@ def spread_over_entries(program: Program, local: Mapping[str, Chart], matrix: np
     found, start = {}, 0
     for name, one in local.items():
         stop = start + int(one.active.sum())
-        entry, coordinate, value = jacobian(program.trace.sites[name].constraint, one.frame)
+        entry, coordinate, value = jacobian(model.trace.sites[name].constraint, one.frame)
         derivative = np.zeros((one.boundary.size, one.frame.size))
         np.add.at(derivative, (entry, coordinate), value)
         derivative = derivative[:, one.active]

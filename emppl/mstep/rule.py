@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
-import numpy as np
 
-from emppl.jaxpr.depends import Dependence
-from emppl.model.natural import SiteFactor
-from emppl.trace import Trace
-
-if TYPE_CHECKING:
-    from emppl.mstep.analysis import Analysis
-    from emppl.mstep.maximisation import Maximisation
-    from emppl.program import Program
+from emppl.model.model import Model
+from emppl.model.options import Options
+from emppl.mstep.analysis import Analysis
+from emppl.mstep.maximisation import Maximisation
+from emppl.types import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,17 +57,17 @@ class Rule(abc.ABC):
         """Names the block."""
         return ", ".join(self.parameters)
 
-    def begin(self, program: Program, params) -> Any:
+    def begin(self, model: Model, params: Params) -> Any:
         """What the rule remembers before its first M-step; None if it remembers nothing.
 
         Args:
-            program: the derived algorithm.
+            model: the model.
             params: constrained starting values.
 
         Returns:
             Arrays, kept by :meth:`~emppl.mstep.maximisation.Maximisation.remember`.
         """
-        del program, params
+        del model, params
         return None
 
     @abc.abstractmethod
@@ -91,23 +87,11 @@ class RuleContext:
     """What the choice of a rule may look at.
 
     Attributes:
-        trace: the model.
-        dependence: what depends on what.
-        factors: likelihood sites.
-        use_prior: are priors part of the objective?
-        fixed: frozen values.
-        held: parameters of which some entries are fixed, NaN where they are free.
-        user_rules: the user's own updates.
-        optimizer: the user's optimiser for whatever has no exact update, or None.
+        model: the model.
+        options: the user's options.
         analysis: how Q depends on a block: quadratic, smooth, separable?
     """
 
-    trace: Trace
-    dependence: Dependence
-    factors: Mapping[str, SiteFactor]
-    use_prior: bool
-    fixed: Mapping[str, Any]
-    held: Mapping[str, np.ndarray]
-    user_rules: Mapping[str, Callable]
-    optimizer: Any
+    model: Model
+    options: Options
     analysis: Analysis
