@@ -167,7 +167,8 @@ def test_chunked_expectations_equal_unchunked(x, rows, size):
     whole = estep.FusedPlan(natural, estep.Chunking(1, rows, 0))
     cut = estep.FusedPlan(natural, estep.Chunking(count, size, count * size - rows))
     found = [
-        estep.expectations(program.model, plan, params, leaves, estep.prepare(program.model, plan, leaves)) for plan in (whole, cut)
+        estep.expectations(program.model, plan, params, leaves, estep.prepare(program.model, plan, leaves))
+        for plan in (whole, cut)
     ]
     assert float(found[0].log_likelihood) == pytest.approx(float(found[1].log_likelihood), abs=1e-9)
     for name in found[0].sums:
@@ -193,7 +194,8 @@ def test_chunks_with_weights_and_tables(x):
     whole = estep.FusedPlan(natural, estep.Chunking(1, 300, 0))
     cut = estep.FusedPlan(natural, estep.Chunking(5, 64, 20))
     found = [
-        estep.expectations(program.model, plan, params, leaves, estep.prepare(program.model, plan, leaves)) for plan in (whole, cut)
+        estep.expectations(program.model, plan, params, leaves, estep.prepare(program.model, plan, leaves))
+        for plan in (whole, cut)
     ]
     assert float(found[0].log_likelihood) == pytest.approx(float(found[1].log_likelihood), abs=1e-9)
     plain = estep.e_step(program.model, params, leaves)
@@ -471,7 +473,9 @@ def test_accurate_path_equals_fast_path(x):
     fused = program.fused
     prepared = estep.prepare(program.model, fused, leaves)
     fast = program.m_step(params, estep.expectations(program.model, fused, params, leaves, prepared), leaves, prepared)
-    found, local = estep.from_posterior(program.model, params, estep.e_step(program.model, params, leaves), leaves, local=True)
+    found, local = estep.from_posterior(
+        program.model, params, estep.e_step(program.model, params, leaves), leaves, local=True
+    )
     plain = program.m_step(params, found, leaves, local)
     for name in params:
         np.testing.assert_allclose(fast[name], plain[name], rtol=1e-10)

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 
 from emppl.elimination.chain import choose_kernel
 from emppl.elimination.order import Step
-from emppl.estep import FusedPlan, largest_table, why_not_reweighted
+from emppl.estep import FusedPlan, largest_table
 from emppl.model.integral import Integral
 from emppl.model.model import Model
 from emppl.names import latent_of, model_name
 from emppl.program import Program
-from emppl.strategies import Continuous, MonteCarlo, Simulated, StochasticEM
+from emppl.strategies import Simulated, StochasticEM
 from emppl.trace import Site
 
 
@@ -237,17 +237,7 @@ def _integration(model: Model, integral: Integral) -> str:
     apart = ", told apart by an index among the data" if integral.is_indexed else ""
     strategy = integral.strategy
     by = f", {strategy.words(integral.dimensions)}" if isinstance(strategy, Simulated) else ""
-    return ", ".join(map(repr, integral.latents)) + given + apart + by + _old_draws(model, strategy)
-
-
-def _old_draws(model: Model, strategy: Continuous) -> str:
-    """Whether old draws are used again."""
-    if not isinstance(strategy, MonteCarlo) or not strategy.reweight:
-        return ""
-    reason = why_not_reweighted(model)
-    if reason is not None:
-        return f"; every iteration draws afresh ({reason}), whatever reweight says"
-    return f"; old draws serve again, re-weighted, while {strategy.reweight:.0%} of them are effective in every group"
+    return ", ".join(map(repr, integral.latents)) + given + apart + by
 
 
 def _summed(model: Model, fused: FusedPlan, step: Step) -> str:

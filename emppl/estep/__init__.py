@@ -12,8 +12,6 @@ from emppl.estep.memory import check_memory, largest_table
 from emppl.estep.plain import Expectations, Posterior, e_step, from_posterior, log_evidence, log_likelihood, q
 from emppl.estep.simulated import simulated
 from emppl.integrals.integration import integrate_all
-from emppl.montecarlo.informed import informed_shares
-from emppl.montecarlo.reweighting import why_not_reweighted
 
 __all__ = [
     "Chunking",
@@ -21,7 +19,6 @@ __all__ = [
     "Filtered",
     "FusedPlan",
     "Posterior",
-    "informed_shares",
     "integrate_all",
     "check_memory",
     "decode",
@@ -41,5 +38,4 @@ __all__ = [
     "simulated",
     "user_layout",
     "whole_scans",
-    "why_not_reweighted",
 ]

@@ -19,7 +19,6 @@ from emppl.integrals.outcome import Integrated, atoms_of
 from emppl.model.integral import Integral
 from emppl.model.model import Model
 from emppl.model.natural import Prepared
-from emppl.montecarlo.reweighting import Reweighted
 from emppl.numerics.guarded import weighted
 from emppl.strategies import Simulated
 
@@ -91,7 +90,7 @@ def simulated_expectations(
     fused: FusedPlan,
     params,
     drawn: Drawn,
-    shares: jax.Array | Reweighted | None,
+    shares: jax.Array | None,
     data,
     prepared,
     key=None,
@@ -102,8 +101,8 @@ def simulated_expectations(
         model: the model.
         fused: static choices of the fused path.
         params: where the expectations are wanted.
-        drawn: the draws, made there unless they have weights of their own.
-        shares: weight of every draw, chains one after the other, in all groups or group by group; None for equal ones.
+        drawn: the draws.
+        shares: weight of every draw, chains one after the other; None for equal ones.
         data: arrays of the model's arguments.
         prepared: statistics of the data.
         key: random key of discrete latents that are drawn.
@@ -115,9 +114,7 @@ def simulated_expectations(
     return expectations(model, fused, params, data, prepared, None, integrated, key)
 
 
-def integrated_by_draws(
-    model: Model, params, drawn: Drawn, shares: jax.Array | Reweighted | None, data
-) -> dict[str, Integrated]:
+def integrated_by_draws(model: Model, params, drawn: Drawn, shares: jax.Array | None, data) -> dict[str, Integrated]:
     """Every integral of the model, those that are drawn by their draws.
 
     Args:
@@ -138,13 +135,11 @@ def integrated_by_draws(
         joint = Joint(model, one, params, data)
         points = drawn.draws[one.axis]
         points = jnp.reshape(points, (-1, *points.shape[2:]))
-        evidence, chains = drawn.evidence[one.axis], drawn.chains[one.axis]
-        if isinstance(shares, Reweighted):
-            evidence = evidence + joint.to_cells(shares.rises[one.axis])
-            table = joint.atoms_to_cells(shares.shares[one.axis])
-        else:
-            table = joint.along_atoms(jnp.full(len(points), 1 / len(points)) if shares is None else shares)
-        integrated[one.axis] = Integrated(evidence, atoms_of(joint, points), table, chains.mean, chains.root)
+        chains = drawn.chains[one.axis]
+        table = joint.along_atoms(jnp.full(len(points), 1 / len(points)) if shares is None else shares)
+        integrated[one.axis] = Integrated(
+            drawn.evidence[one.axis], atoms_of(joint, points), table, chains.mean, chains.root
+        )
     return integrated
 
 

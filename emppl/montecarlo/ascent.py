@@ -10,9 +10,6 @@ step of noise is ``sqrt(chi2_p) / 2`` of its own standard errors. With eight par
 nearly every such step would pass as an ascent. The bound is therefore at least the one that steps of noise pass no
 more often than the paper's allows, ``sqrt(chi2_p quantile) / 2`` standard errors.
 
-With ``reweight`` the draws of an accepted step are tried again at its end (``reuse``), and only if they show no ascent
-there, by twice that bound, fresh ones are made.
-
 Reference:
     Caffo, Jank and Jones (2005), Ascent-based Monte Carlo expectation-maximization, JRSS B 67:235-251;
     Wilson and Hilferty (1931), The distribution of chi-square, PNAS 17:684-688 (the quantile).
@@ -28,8 +25,6 @@ import numpy as np
 
 from emppl.fit.outcome import StopReason
 from emppl.montecarlo.path import Path, draw, joined
-from emppl.montecarlo.reuse import OldDraws, look_back
-from emppl.montecarlo.reweighting import unweighted, why_not_reweighted
 from emppl.montecarlo.simulator import Improved, Simulator, batch_error
 from emppl.strategies import MonteCarlo
 
@@ -47,9 +42,6 @@ _PATIENCE = 3
 
 _ENDS = {"converged": StopReason.CONVERGED, "too noisy": StopReason.NOISY}
 """Decisions that end the iterations."""
-
-_UNDECIDED = ("enlarged", "drawn afresh")
-"""Decisions that leave a step to more draws, or to new ones."""
 
 
 def climb(
@@ -76,57 +68,39 @@ def climb(
     """
     strategy = simulator.strategy
     assert isinstance(strategy, MonteCarlo)
-    dimensions = simulator.model.free_dimensions
-    bound, strict = lower_bound(dimensions), lower_bound(dimensions, again=True)
-    again = bool(strategy.reweight) and why_not_reweighted(simulator.model) is None
+    bound = lower_bound(simulator.model.free_dimensions)
 
-    def step(drawn, number: int, weights=None, effective=np.nan) -> tuple[str, Improved]:
+    def step(drawn, number: int) -> tuple[str, Improved]:
         """An M-step, and what is made of it."""
-        # Equal weights in the form of others, so that old and new draws need one program.
-        shares = weights if weights is not None else unweighted(drawn.draws) if again else None
-        improved = simulator.improve(path.params, drawn, shares, data, prepared, path.memory)
+        improved = simulator.improve(path.params, drawn, None, data, prepared, path.memory)
         gains = np.asarray(improved.gains).reshape(strategy.num_chains, number, 1)
         gain, error = float(gains.mean()), float(np.sqrt(batch_error(gains)[0, 0]))
         unfinished = bool(improved.unfinished)
         is_finite = np.isfinite(gain) and np.isfinite(improved.log_likelihood)
-        if weights is not None:
-            decision = _decide(strategy, gain, error, strict, tolerance, number)
-            decision = decision if decision == "accepted" and is_finite else "drawn afresh"
-        else:
-            decision = _decide(strategy, gain, error, bound, tolerance, number)
-            decision = "unfinished" if unfinished and decision in _ENDS else decision
-            decision = decision if is_finite else "not finite"
+        decision = _decide(strategy, gain, error, bound, tolerance, number)
+        decision = "unfinished" if unfinished and decision in _ENDS else decision
+        decision = decision if is_finite else "not finite"
         path.log_likelihood = float(improved.log_likelihood)
         path.objective = path.log_likelihood + float(improved.log_prior)
-        draws = number * strategy.num_chains
-        path.record(draws, decision, unfinished, gain, error, weights is not None, effective)
+        path.record(number * strategy.num_chains, decision, unfinished, gain, error)
         report(path)
         return decision, improved
 
     for _ in path.iterations(max_iterations, keep):
-        decision, effective = "drawn afresh", np.nan
-        if again:
-            weights, effective = look_back(simulator, path, data, strict)
-            if weights is not None:
-                assert path.old is not None
-                decision, improved = step(path.old.at(path.chains), path.old.number, weights, effective)
-        if decision == "drawn afresh":
-            path.old, number = None, path.number
-            drawn = draw(simulator, path, data, number)
-            decision, improved = step(drawn, number, effective=effective)
-            while decision == "enlarged":
-                drawn = joined([drawn, draw(simulator, path, data, number)])
-                number *= 2
-                decision, improved = step(drawn, number)
-            if again:
-                path.old = OldDraws(path.params, drawn.draws, drawn.evidence)
+        number = path.number
+        drawn = draw(simulator, path, data, number)
+        decision, improved = step(drawn, number)
+        while decision == "enlarged":
+            drawn = joined([drawn, draw(simulator, path, data, number)])
+            number *= 2
+            decision, improved = step(drawn, number)
         if decision == "not finite":
             path.status = StopReason.NOT_FINITE
             break
         path.params, path.memory = improved.params, improved.memory
         path.iteration += 1
         # Gains that die away because an inner iteration cannot make them are no convergence.
-        taken = [row["decision"] for row in path.rows if row["decision"] not in _UNDECIDED][-_PATIENCE:]
+        taken = [row["decision"] for row in path.rows if row["decision"] != "enlarged"][-_PATIENCE:]
         if decision in _ENDS:
             path.status = _ENDS[decision]
         elif taken == ["unfinished"] * _PATIENCE:
@@ -137,18 +111,12 @@ def climb(
             needed = number * (last["gain_error"] * (bound + _POWER) / max(last["gain"], 1e-300)) ** 2
             while path.number < min(needed, number) and 2 * path.number <= strategy.max_samples:
                 path.number *= 2
-    path.old = None
 
 
-def lower_bound(dimensions: int, again: bool = False) -> float:
-    """Standard errors that a gain must exceed to be believed, of a step in so many dimensions.
-
-    Args:
-        dimensions: of the step.
-        again: have the draws served for other steps before?
-    """
+def lower_bound(dimensions: int) -> float:
+    """Standard errors that a gain must exceed to be believed, of a step in so many dimensions."""
     quantile = dimensions * chi_square_mean_quantile(max(dimensions, 1), _CONFIDENCE)
-    return max(_CONFIDENCE, math.sqrt(quantile) / (1 if again else 2))
+    return max(_CONFIDENCE, math.sqrt(quantile) / 2)
 
 
 def chi_square_mean_quantile(dimensions: float, normal: float) -> float:

@@ -17,8 +17,7 @@ import numpy as np
 
 from emppl.estep.simulated import Drawn, simulated
 from emppl.model.model import Model
-from emppl.montecarlo.nearby import nearby_log_likelihood, risen_log_likelihood
-from emppl.montecarlo.reweighting import log_densities
+from emppl.montecarlo.nearby import log_densities, nearby_log_likelihood, risen_log_likelihood
 from emppl.uncertainty.charts import value_at
 
 

@@ -1,4 +1,4 @@
-"""The log-likelihood near the parameters at which draws were made, by reweighting the draws of every group by itself.
+"""The log-likelihood near the parameters at which draws were made, by weights of the draws in every group by itself.
 
 With ``b`` drawn at ``old``, the evidence of a group is ``evidence(old) * mean(p(y, b; new) / p(y, b; old))``. What is
 not drawn (discrete latents, other integrals, weights of cells) enters exactly. The second derivative at ``old`` is
@@ -22,7 +22,27 @@ from emppl.estep.plain import all_scales, log_evidence
 from emppl.integrals.integration import integrate
 from emppl.integrals.joint import Joint
 from emppl.model.model import Model
-from emppl.montecarlo.reweighting import log_densities
+
+
+def log_densities(model: Model, params, draws: Mapping[str, jax.Array], data) -> dict[str, jax.Array]:
+    """Log joint density of every group at every draw.
+
+    Args:
+        model: the model.
+        params: constrained parameter values.
+        draws: by integral, ``(..., groups, dimensions)``.
+        data: arrays of the model's arguments.
+
+    Returns:
+        By integral, ``(..., groups)``.
+    """
+    found = {}
+    for one in model.integrals:
+        if one.axis in draws:
+            points = draws[one.axis]
+            flat = jax.vmap(Joint(model, one, params, data).by_group)(jnp.reshape(points, (-1, *points.shape[-2:])))
+            found[one.axis] = jnp.reshape(flat, points.shape[:-1])
+    return found
 
 
 def nearby_log_likelihood(

@@ -14,7 +14,6 @@ from emppl.checkpoint.file import flattened, key_data, key_like, restored
 from emppl.estep.simulated import Drawn
 from emppl.fit.outcome import StopReason
 from emppl.montecarlo.looks import Looks
-from emppl.montecarlo.reuse import OldDraws
 from emppl.montecarlo.simulator import Simulator
 from emppl.montecarlo.trail import Trail
 from emppl.montecarlo.window import Window
@@ -46,7 +45,6 @@ class Path:
         trail: estimates of that phase.
         spread: of single estimates in the phase before, None in the first one.
         window: past draws that Q remembers, where it does.
-        old: draws of the last E-step, where they may serve again.
         errors: Monte Carlo standard errors of averaged estimates, where there is no closing phase.
         looks: what the closing phase has seen, once it began.
         unaided: does the ascent go on to the tolerance because the closing phase found nothing?
@@ -67,7 +65,6 @@ class Path:
     trail: Trail = dataclasses.field(default_factory=Trail)
     spread: np.ndarray | None = None
     window: Window | None = None
-    old: OldDraws | None = None
     errors: dict[str, np.ndarray] | None = None
     looks: Looks | None = None
     unaided: bool = False
@@ -86,7 +83,7 @@ class Path:
             found["trail"] = np.array(self.trail.values)
         if self.spread is not None:
             found["spread"] = self.spread
-        for name, kept in (("window", self.window), ("old", self.old), ("looks", self.looks)):
+        for name, kept in (("window", self.window), ("looks", self.looks)):
             found |= {} if kept is None else flattened(name, kept.arrays)
         return found
 
@@ -109,8 +106,6 @@ class Path:
         if "window['shares']" in saved:
             like = {"draws": dict.fromkeys(self.chains, 0), "shares": 0}
             self.window = Window(**restored("window", saved, like))
-        if any(name.startswith("old[") for name in saved):
-            self.old = OldDraws(**restored("old", saved, OldDraws.like(self.params, self.chains)))
         if any(name.startswith("looks[") for name in saved):
             self.looks = Looks.of(restored("looks", saved, Looks.like()))
 
@@ -144,8 +139,6 @@ class Path:
         unfinished: bool = False,
         gain: float = np.nan,
         gain_error: float = np.nan,
-        reweighted: bool = False,
-        effective: float = np.nan,
     ) -> None:
         """One entry of the history, at the objective that was just seen.
 
@@ -155,8 +148,6 @@ class Path:
             unfinished: did an inner iteration of the M-step stop short?
             gain: in nats.
             gain_error: its Monte Carlo standard error.
-            reweighted: were the draws made at earlier parameters?
-            effective: share of the old draws that were effective here, in the worst group; NaN where nobody looked.
         """
         self.rows.append(
             {
@@ -166,8 +157,6 @@ class Path:
                 "gain_error": gain_error,
                 "decision": decision,
                 "unfinished": unfinished,
-                "reweighted": reweighted,
-                "effective_share": effective,
                 "objective": self.objective,
                 "log_likelihood": self.log_likelihood,
             }

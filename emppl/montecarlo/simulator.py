@@ -12,7 +12,7 @@ from emppl import estep
 from emppl.estep.simulated import begin_chains, complete_log_densities, draw_all, simulated, simulated_expectations
 from emppl.fit.loop import smallest_scale
 from emppl.montecarlo.derivatives import Derivatives
-from emppl.montecarlo.reweighting import Reweighted, log_densities, ratio_residuals
+from emppl.montecarlo.informed import informed_shares
 from emppl.program import Program
 from emppl.strategies import Simulated
 
@@ -24,8 +24,7 @@ class Improved(NamedTuple):
         params: the new values.
         memory: what M-step rules remember.
         unfinished: did an inner iteration stop short?
-        gains: for every draw, by how much its complete-data log density rose; of draws with weights of their own, the
-            residuals of a ratio around its mean.
+        gains: for every draw, by how much its complete-data log density rose.
         log_likelihood: at the old parameters, by importance sampling.
         log_prior: at the old parameters.
     """
@@ -64,10 +63,9 @@ class Simulator:
         self.program, self.model = program, program.model
         self.integrals = simulated(self.model)
         self.draw = jax.jit(functools.partial(draw_all, self.model), static_argnames="number")
-        self.log_densities = jax.jit(functools.partial(log_densities, self.model))
         self.improve = jax.jit(self._improve)
         self.derivatives = Derivatives(self.model)
-        self.informed_shares = jax.jit(functools.partial(estep.informed_shares, self.model))
+        self.informed_shares = jax.jit(functools.partial(informed_shares, self.model))
         self.wander = jax.jit(self._wander, static_argnames="number")
 
     @property
@@ -83,14 +81,11 @@ class Simulator:
         found = simulated_expectations(self.model, self.program.fused, params, drawn, shares, data, prepared)
         step = self.program.maximise(params, found, data, prepared, memory)
         before, after = (complete_log_densities(self.model, found, prepared, at, data) for at in (params, step.params))
-        gains = after - before
-        if isinstance(shares, Reweighted):
-            gains = gains + ratio_residuals(self.model, found, shares, params, step.params, data)
         return Improved(
             step.params,
             step.memory,
             step.unfinished,
-            gains,
+            after - before,
             found.log_likelihood,
             self.model.log_prior(params, data),
         )

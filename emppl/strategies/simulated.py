@@ -137,19 +137,13 @@ class MonteCarlo(Simulated):
         ascent: False accepts every step and keeps ``num_samples`` until the end.
         kernel: ``"metropolis"``, ``"hmc"`` or ``"nuts"``, what moves the chains; by default the first for up to four
             numbers in every group, the second for more.
-        reweight: the draws of an iteration serve again in the next ones, with importance weights of their own in every
-            group, while at least this share of them is effective in the worst group; None or 0: every iteration draws
-            afresh. They may show an ascent; everything else, and the closing phase, is left to fresh draws. It saves
-            draws where groups and ``num_samples`` are large, and time where drawing takes longer than the M-step.
 
     Reference:
         Wei and Tanner (1990), A Monte Carlo implementation of the EM algorithm, JASA 85:699-704;
-        Levine and Casella (2001), Implementations of the Monte Carlo EM algorithm, JCGS 10:422-439 (re-weighting);
         Caffo, Jank and Jones (2005), Ascent-based Monte Carlo EM, JRSS B 67:235-251.
     """
 
     ascent: bool = True
-    reweight: float | None = None
 
     title: ClassVar[str] = "Monte Carlo (with a stated error)"
 
@@ -157,21 +151,6 @@ class MonteCarlo(Simulated):
     def block(self) -> int:
         """As many as in an iteration."""
         return self.num_samples
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.reweight is None:
-            return
-        if not isinstance(self.reweight, (int, float)) or not 0 <= self.reweight <= 1:
-            raise ParameterError(
-                "reweight of MonteCarlo is the smallest share of effective draws at which old draws are used again, "
-                f"from 0 (never) to 1, such as reweight=0.5; it is {self.reweight!r}."
-            )
-        if self.reweight and not self.ascent:
-            raise ParameterError(
-                "MonteCarlo(ascent=False) accepts every step, and on old draws steps would lead to the maximum of "
-                "those draws alone. Leave out ascent=False, or reweight."
-            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -338,7 +338,9 @@ def test_decoding_equals_its_twin(name):
     em = emppl.EM(model)
     params = em.start(jax.random.key(0), *data)
     derived, leaves = em._derive(data, {})
-    twin = jax.jit(lambda params, leaves: estep.decode(derived.program.model, params, leaves, twin=True))(params, leaves)
+    twin = jax.jit(lambda params, leaves: estep.decode(derived.program.model, params, leaves, twin=True))(
+        params, leaves
+    )
     for latent, path in derived.decode(params, leaves).items():
         np.testing.assert_array_equal(path, twin[latent])
 

@@ -576,7 +576,9 @@ def test_location_with_corners_is_the_best_data_value(build):
     assert program.rules["loc"].kind == "weighted median"
 
     def step(params, leaves):
-        found, prepared = estep.from_posterior(program.model, params, estep.e_step(program.model, params, leaves), leaves)
+        found, prepared = estep.from_posterior(
+            program.model, params, estep.e_step(program.model, params, leaves), leaves
+        )
         return program.m_step(params, found, leaves, prepared)
 
     new = jax.jit(step)({"loc": start["loc"]}, leaves)["loc"]

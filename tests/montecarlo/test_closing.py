@@ -10,12 +10,14 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from scipy import stats
+from test_monte_carlo import cbpp, glmm, pump_data
+from test_monte_carlo import pumps as pump_model
 
 import emppl
 from emppl import MonteCarlo, Quadrature, StopReason
 from emppl.montecarlo import closing, stochastic
 from emppl.montecarlo.ascent import chi_square_mean_quantile
-from emppl.montecarlo.nearby import nearby_log_likelihood
+from emppl.montecarlo.nearby import log_densities, nearby_log_likelihood
 from emppl.montecarlo.path import Path, draw
 from emppl.montecarlo.trail import Trail
 from emppl.uncertainty.information import charts
@@ -61,6 +63,39 @@ MODELS = {
 }
 
 
+def test_densities_belong_to_groups():
+    """Ratios are those of hand-written densities, where an index tells groups apart and where a latent is positive."""
+    rng = np.random.default_rng(0)
+    design, group, size, successes, groups = cbpp()
+    time, failures = pump_data()
+
+    def herds(params, b):
+        rows = stats.binom.logpmf(successes, size, 1 / (1 + np.exp(-(design @ params["coef"] + b[..., group]))))
+        of_herd = np.stack([rows[..., group == herd].sum(-1) for herd in range(groups)], -1)
+        return of_herd + stats.norm.logpdf(b, 0, params["sd"])
+
+    def pump_rates(params, b):
+        rate = np.exp(b)
+        return stats.gamma.logpdf(rate, params["alpha"], scale=1 / params["beta"]) + stats.poisson.logpmf(
+            failures, rate * time
+        )
+
+    coef = np.array([-1.4, -1.0, -1.1, -1.6])
+    for model, data, latent, density, old, new in (
+        (glmm, cbpp(), "b", herds, {"coef": coef, "sd": 0.6}, {"coef": coef + 0.1, "sd": 0.8}),
+        (pump_model, (time, failures), "rate", pump_rates, {"alpha": 0.8, "beta": 1.3}, {"alpha": 1.0, "beta": 1.2}),
+    ):
+        compiled, leaves = emppl.EM(model, latents={latent: MonteCarlo(10)})._derive(data, {})
+        (integral,) = compiled.program.integrals
+        draws = rng.normal(0, 0.7, (4, 20, integral.groups, 1))
+        before, after = (
+            log_densities(compiled.program, jax.tree.map(jnp.asarray, params), {integral.axis: draws}, leaves)
+            for params in (old, new)
+        )
+        ratios = after[integral.axis] - before[integral.axis]
+        np.testing.assert_allclose(ratios, density(new, draws[..., 0]) - density(old, draws[..., 0]), atol=1e-9)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_information_and_noise_of_the_score(name):
@@ -104,7 +139,9 @@ def test_blocks_of_draws_say_together_what_all_draws_say(name):
         near = nearby_log_likelihood(program.model, params, draws, drawn.evidence, leaves)
         number = len(next(iter(draws.values())))
         moved = simulator.derivatives._moved({n: one.frame for n, one in local.items()}, step)
-        return near({**params, **moved}, jnp.full(number, 1 / number)) + program.model.log_prior({**params, **moved}, leaves)
+        return near({**params, **moved}, jnp.full(number, 1 / number)) + program.model.log_prior(
+            {**params, **moved}, leaves
+        )
 
     zero = jnp.zeros(len(score))
     chains = [{axis: one[chain] for axis, one in drawn.draws.items()} for chain in range(4)]

@@ -106,7 +106,7 @@ def test_own_class_probabilities_are_found_through_maps(latent):
             z = numpyro.sample("z", latent(p))
             numpyro.sample("x", dist.Normal(1.0 * z, 1.0), obs=x)
 
-    assert component_axes(derived(model, X)) == {"z": {"p": (0,)}}
+    assert component_axes(derived(model, X).model) == {"z": {"p": (0,)}}
 
 
 def test_an_axis_of_another_length_is_no_component_axis():
@@ -119,7 +119,7 @@ def test_an_axis_of_another_length_is_no_component_axis():
             y = numpyro.sample("y", dist.Bernoulli(0.5))
             numpyro.sample("x", dist.Normal(p[3 * y + z], 1.0), obs=x)
 
-    assert component_axes(derived(model, X)) == {"z": {}, "y": {}}
+    assert component_axes(derived(model, X).model) == {"z": {}, "y": {}}
 
 
 def mapped(x):
