@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,20 +14,24 @@ import numpy as np
 
 from emppl import estep, mstep
 from emppl.derivation.derive import derive
-from emppl.errors import EMError, ModelError, ParameterError, unknown_name
+from emppl.derivation.plan import Plan, build_plan
+from emppl.errors import DataError, EMError, ModelError, ParameterError, unknown_name
+from emppl.estep.cell_weights import cell_weights
 from emppl.fit import checks, loop
+from emppl.fit.loop import Inputs
 from emppl.fit.start import starting_values
 from emppl.integrals.settle import finer_model
 from emppl.model.model import Model
 from emppl.model.options import Options
 from emppl.montecarlo.simulator import Simulator
 from emppl.parameters.constraints import check
+from emppl.program import Program
 from emppl.reduce.rows import Compressed, Compression, find_compression, look_different
 from emppl.reduce.same_model import is_same_model
 from emppl.reduce.steps import Condensation, find_condensation
 from emppl.reduce.weighted_rows import WeightedRows
-from emppl.trace import trace_model, with_array_in_front
-from emppl.uncertainty.criteria import cell_weights
+from emppl.trace import MissingCells, trace_model, with_array_in_front
+from emppl.trace.arguments import split_arguments
 from emppl.uncertainty.identification import shift_effects
 from emppl.uncertainty.information import hessian_columns, score
 
@@ -62,6 +67,7 @@ class Compiled:
         self.model = program.model
         self.e_step = self._plain(estep.e_step)
         self.log_likelihood = self._plain(estep.log_likelihood)
+        self.skeleton = skeleton
         self.log_prior = jax.jit(self.model.log_prior)
         self.marginals = self._plain(estep.marginals)
         self.moments = self._plain(estep.moments)
@@ -182,6 +188,8 @@ class Compiled:
     @functools.cached_property
     def condensation(self) -> Condensation | str:
         """On how few pieces the M-step may run, or the reason why on all."""
+        if not self.compress:
+            return "compress=False"
         if self._has_functions:
             return "m_step has a function, which may expect all of them"
         return find_condensation(self.model)
@@ -315,6 +323,115 @@ class Compiled:
             options |= {"xla_backend_optimization_level": 0}
         self._blocks[lanes, False] = pool.submit(lowered.compile, options)
         pool.shutdown(wait=False)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fit:
+    """What a fit is made of: a compiled model, and the data.
+
+    Attributes:
+        compiled: the functions of the derived algorithm.
+        data: arrays of the model's arguments.
+        recipe: the arguments of :func:`fit_of` that make it again, in another process too.
+        compressed: how the data were made few rows of many; None if they are those that were given.
+    """
+
+    compiled: Compiled
+    data: list[jax.Array]
+    recipe: tuple
+    compressed: Compressed | None = None
+
+    def __reduce__(self) -> tuple:
+        return fit_of, self.recipe
+
+    @property
+    def model(self) -> Model:
+        """The static facts of the model."""
+        return self.compiled.model
+
+    @property
+    def program(self) -> Program:
+        """The derived algorithm."""
+        return self.compiled.program
+
+    def free(self, params: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """The estimated parameters among some values."""
+        return {name: jnp.asarray(params[name]) for name in self.model.free}
+
+    def reduced(self) -> Fit | str:
+        """The same on few weighted rows, or the reason why all are needed."""
+        if any(isinstance(leaf, jax.core.Tracer) or len(leaf.devices()) > 1 for leaf in self.data):
+            return "it is traced, or lies on several devices"
+        found = self.compiled.compress_data(self.data)
+        return found if isinstance(found, str) else Fit(found[0], found[1], self.recipe, found[2])
+
+    def prepare(self) -> Inputs:
+        """The data and their statistics.
+
+        Raises:
+            DataError: the data cannot be used.
+        """
+        prepared, report = self.compiled.prepare(self.data)
+        checks.check_report(self.program, jax.device_get(report))
+        return Inputs(self.data, prepared)
+
+    def check(self) -> None:
+        """Refuse data that cannot be used.
+
+        Raises:
+            DataError: the data cannot be used.
+        """
+        checks.check_report(self.program, jax.device_get(self.compiled.report(self.data)))
+
+    def plan(self) -> Plan:
+        """What is derived, with what a fit does with the rows of the data."""
+        return build_plan(self.program, self._reduction_in_words())
+
+    def _reduction_in_words(self) -> str:
+        few = self.reduced()
+        if isinstance(few, Fit):
+            assert few.compressed is not None
+            return few.compressed.words
+        condensation = self.compiled.condensation
+        if self.compiled.condense is not None and not isinstance(condensation, str):
+            return (
+                f"the M-step runs on {condensation.pieces} weighted {condensation.name} with the moments of all "
+                f"{condensation.name}: EM is the same"
+            )
+        return f"data not compressed: {few}" if self.model.integrals else ""
+
+
+def fit_of(
+    model: Callable, options: Options, compress: bool, args: tuple, kwargs: dict, cache: dict | None = None
+) -> Fit:
+    """Derive what is needed to fit a model to data, or take it from the cache.
+
+    Args:
+        model: the NumPyro model.
+        options: the user's options.
+        compress: whether fits may run on few weighted rows of data in place of many.
+        args: positional model arguments.
+        kwargs: keyword model arguments.
+        cache: what was derived before, by the shapes of the data and the static arguments; added to.
+    """
+    leaves, skeleton = split_arguments(args, kwargs)
+    for number, leaf in enumerate(leaves):
+        if leaf.size == 0:
+            raise DataError(f"Array argument number {number + 1} of the model is empty (shape {leaf.shape}).")
+    data = [jnp.asarray(leaf) for leaf in leaves]
+    has_missing = any(map(_has_nan, data))
+    key = (skeleton, has_missing, tuple((leaf.shape, str(leaf.dtype)) for leaf in data), jnp.result_type(float))
+    cache = {} if cache is None else cache
+    if key not in cache:
+        cache[key] = Compiled(MissingCells(model) if has_missing else model, data, skeleton, options, compress)
+    return Fit(cache[key], data, (model, options, compress, args, kwargs))
+
+
+def _has_nan(leaf: jax.Array) -> bool:
+    """Whether an array of data holds NaN; no under a transformation of JAX, where its values cannot be seen."""
+    if isinstance(leaf, jax.core.Tracer) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return False
+    return bool(np.isnan(np.min(np.asarray(leaf))))  # NaN wins, and no array of answers is made
 
 
 def _draws(model: Model, params, data, keys) -> dict[str, jax.Array]:

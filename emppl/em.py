@@ -16,8 +16,8 @@ import numpy as np
 from emppl import estep
 from emppl.checkpoint.file import Checkpoint
 from emppl.checkpoint.identity import fit_identity
-from emppl.compiled import Compiled
-from emppl.derivation.plan import Plan, build_plan
+from emppl.compiled import Compiled, Fit, fit_of
+from emppl.derivation.plan import Plan
 from emppl.errors import DataError, ParameterError, check_number, check_whole, unknown_name
 from emppl.fit import checks, loop
 from emppl.fit.progress import Progress
@@ -26,10 +26,8 @@ from emppl.model.options import Options
 from emppl.montecarlo import stochastic
 from emppl.parameters.constraints import check
 from emppl.parameters.held import split_fixed
-from emppl.result import ending
+from emppl.result.ending import result_of
 from emppl.result.result import EMResult
-from emppl.trace import MissingCells
-from emppl.trace.arguments import split_arguments
 
 _TOLERANCE = 1e-9
 
@@ -129,10 +127,10 @@ class EM:
         self.max_iterations = max_iterations
         self.tolerance = tolerance
         self.progress_bar = progress_bar
-        self._derived: dict[Any, Compiled] = {}
+        self._compiled: dict[Any, Compiled] = {}
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_derived": {}}
+        return {**self.__dict__, "_compiled": {}}
 
     # ------------------------------------------------------------------------------------------ the pieces
 
@@ -149,8 +147,7 @@ class EM:
         Raises:
             ModelError: the model cannot be handled; the message says why and what to write.
         """
-        derived, data = self._derive(args, kwargs)
-        return build_plan(derived.program, self._compression(derived, data))
+        return self._fit(args, kwargs).plan()
 
     def e_step(self, params: Mapping[str, Any], *args, **kwargs) -> estep.Posterior:
         """Posterior weights of all latents at given parameters.
@@ -164,8 +161,8 @@ class EM:
             The posterior: ``.log_likelihood`` (natural log) and ``.weights`` by site. Pure; may be jitted,
             differentiated and vmapped.
         """
-        derived, data = self._derive(args, kwargs)
-        return derived.e_step(derived.parameters(params), data)
+        fit = self._fit(args, kwargs)
+        return fit.compiled.e_step(fit.compiled.parameters(params), fit.data)
 
     def q(self, params: Mapping[str, Any], posterior: estep.Posterior, *args, **kwargs) -> jax.Array:
         """Expected complete-data log-likelihood: ``sum(stop_gradient(weight) * log_prob(params))``.
@@ -179,8 +176,8 @@ class EM:
         Returns:
             A scalar (natural log, without priors).
         """
-        derived, data = self._derive(args, kwargs)
-        return derived.q(derived.parameters(params), posterior, data)
+        fit = self._fit(args, kwargs)
+        return fit.compiled.q(fit.compiled.parameters(params), posterior, fit.data)
 
     def m_step(self, params: Mapping[str, Any], posterior: estep.Posterior, *args, **kwargs) -> dict[str, jax.Array]:
         """New parameters: every block's rule, on the posterior's weights.
@@ -194,13 +191,13 @@ class EM:
         Returns:
             New constrained values of the free parameters; Q plus the log prior is no lower there.
         """
-        derived, data = self._derive(args, kwargs)
-        return derived.m_step(derived.parameters(params), posterior, data)
+        fit = self._fit(args, kwargs)
+        return fit.compiled.m_step(fit.compiled.parameters(params), posterior, fit.data)
 
     def log_likelihood(self, params: Mapping[str, Any], *args, **kwargs) -> jax.Array:
         """Log-likelihood of the observed data, latents summed out (natural log, constants included, no prior)."""
-        derived, data = self._derive(args, kwargs)
-        return derived.log_likelihood(derived.parameters(params), data)
+        fit = self._fit(args, kwargs)
+        return fit.compiled.log_likelihood(fit.compiled.parameters(params), fit.data)
 
     def filter(self, params: Mapping[str, Any], *args, **kwargs) -> estep.Filtered:
         """Filtered states and one-step-ahead predictions of the chains in a model with ``scan``.
@@ -216,18 +213,18 @@ class EM:
         Raises:
             ModelError: the model has no chain that can be filtered.
         """
-        derived, data = self._derive(args, kwargs)
-        return derived.filtered(derived.parameters(params), data)
+        fit = self._fit(args, kwargs)
+        return fit.compiled.filtered(fit.compiled.parameters(params), fit.data)
 
     def log_prior(self, params: Mapping[str, Any], *args, **kwargs) -> jax.Array:
         """Log prior density of the estimated parameters, in constrained space; zero with ``prior=False``."""
-        derived, data = self._derive(args, kwargs)
-        return derived.log_prior(derived.parameters(params), data)
+        fit = self._fit(args, kwargs)
+        return fit.compiled.log_prior(fit.compiled.parameters(params), fit.data)
 
     def start(self, rng_key: jax.Array, *args, **kwargs) -> dict[str, jax.Array]:
         """Starting values of one run, as :meth:`run` would choose them."""
-        derived, data = self._derive(args, kwargs)
-        stacked = derived.start(rng_key, data, 1)
+        fit = self._fit(args, kwargs)
+        stacked = fit.compiled.start(rng_key, fit.data, 1)
         return {name: value[0] for name, value in stacked.items()}
 
     # --------------------------------------------------------------------------------------------- the fit
@@ -259,129 +256,95 @@ class EM:
             DataError: the data cannot be used, or have probability zero at every start.
             ParameterError: a value or a name in the options cannot be used.
         """
-        derived, data = self._derive(args, kwargs)
-        program = derived.program
-        given = self._initial_values(derived.model, init_params)
-        if derived.model.hard and self.accelerate is not None:
+        whole = self._fit(args, kwargs)
+        given = self._initial_values(whole.model, init_params)
+        self._check_acceleration(whole)
+        few = whole.reduced()
+        if isinstance(few, Fit):
+            whole.check()
+        fit = few if isinstance(few, Fit) else whole
+        if fit.compiled.simulator is None:
+            fit.compiled.compile_in_background(self.restarts, fit.data, self.accelerate is not None)
+        inputs = fit.prepare()
+        _say_float32()
+        starts = self._starts(whole, rng_key, given)
+        file = None if checkpoint is None else Checkpoint(checkpoint, self._identity(whole, rng_key, starts))
+        progress = Progress(self.progress_bar, self.max_iterations)
+        by_draws = fit.compiled.simulator is not None
+        tolerance = (stochastic.TOLERANCE if by_draws else _TOLERANCE) if self.tolerance is None else self.tolerance
+        settings = loop.Settings(tolerance, self.max_iterations, progress, file)
+        if by_draws:
+            outcome = self._by_draws(fit, rng_key, starts, inputs, settings)
+        else:
+            outcome = self._by_blocks(fit, starts, inputs, settings)
+        progress.close()
+        if not np.any(np.isfinite(outcome.states.gains.objective)) and not outcome.interrupted and not by_draws:
+            self._explain_impossible(whole, starts)
+        return result_of(whole, outcome)
+
+    def _by_blocks(
+        self, fit: Fit, starts: dict[str, np.ndarray], inputs: loop.Inputs, settings: loop.Settings
+    ) -> loop.Outcome:
+        """Iterate all restarts in compiled blocks."""
+        compiled = fit.compiled
+        memory = compiled.begin(starts) if compiled.remembers else {}
+        accelerate = self.accelerate is not None
+        states = loop.initial_states(fit.model, starts, memory, self.restarts, jnp.result_type(float), accelerate)
+        return loop.run_blocks(functools.partial(compiled.block, self.restarts), states, inputs, settings)
+
+    def _by_draws(
+        self, fit: Fit, rng_key: jax.Array, starts: dict[str, np.ndarray], inputs: loop.Inputs, settings: loop.Settings
+    ) -> loop.Outcome:
+        """Fit a model with simulated latents."""
+        simulator = fit.compiled.simulator
+        assert simulator is not None
+        states, history, rows, simulation, interrupted, best = stochastic.run(
+            simulator,
+            fit.compiled.random_log_likelihood,
+            jax.random.fold_in(rng_key, 1),
+            starts,
+            inputs.data,
+            inputs.prepared,
+            settings.tolerance,
+            settings.max_iterations,
+            settings.report,
+            settings.checkpoint,
+        )
+        return loop.Outcome(states, history, interrupted, False, best, rows, simulation)
+
+    def _check_acceleration(self, fit: Fit) -> None:
+        if self.accelerate is None:
+            return
+        if fit.model.hard:
             raise ParameterError(
                 f"accelerate={self.accelerate!r} extrapolates steps that shrink, and under Hard() assignments jump: "
                 "leave it out. Hard EM ends after few iterations anyway."
             )
-        whole = derived, data
-        compressed = self._compressed(derived, data)
-        if not isinstance(compressed, str):
-            checks.check_report(program, jax.device_get(derived.report(data)))
-            derived, data, _ = compressed
-        if derived.simulator is None:
-            derived.compile_in_background(self.restarts, data, self.accelerate is not None)
-        prepared, report = derived.prepare(data)
-        checks.check_report(derived.program, jax.device_get(report))
-        _say_float32()
-        if self.restarts == 1 and given.keys() == set(derived.model.free):
-            params = {name: derived.model.pin(name, value)[None] for name, value in given.items()}
-        else:
-            params = {name: np.array(value) for name, value in whole[0].start(rng_key, whole[1], self.restarts).items()}
-            for name, value in given.items():
-                params[name][0] = derived.model.pin(name, value)
-        file = None if checkpoint is None else self._checkpoint(checkpoint, *whole, rng_key, params, args, kwargs)
-        if derived.simulator is not None:
-            return self._simulate(derived, rng_key, params, data, prepared, args, kwargs, file)
-        memory = derived.begin(params) if derived.remembers else {}
-        states = loop.initial_states(
-            derived.model, params, memory, self.restarts, jnp.result_type(float), self.accelerate is not None
-        )
-        tolerance = _TOLERANCE if self.tolerance is None else self.tolerance
-        progress = Progress(self.progress_bar, self.max_iterations)
-        states, history, interrupted, accurate = loop.run_blocks(
-            functools.partial(derived.block, self.restarts),
-            states,
-            data,
-            prepared,
-            tolerance,
-            self.max_iterations,
-            progress,
-            file,
-        )
-        progress.close()
-        states = jax.device_get(states)
-        if not np.any(np.isfinite(states.gains.objective)) and not interrupted:
-            self._explain_impossible(whole[0], {n: v[0] for n, v in params.items()}, whole[1])
-        result = ending.from_states(
-            self, args, kwargs, program, states, history, interrupted=interrupted, accurate=accurate
-        )
-        return ending.classified(result) if derived.model.hard else result
-
-    def _simulate(self, derived: Compiled, rng_key, params, data, prepared, args, kwargs, file) -> EMResult:
-        """The fit of a model with simulated latents."""
-        assert derived.simulator is not None
-        if self.accelerate is not None:
+        if fit.compiled.simulator is not None:
             raise ParameterError(
                 f"accelerate={self.accelerate!r} extrapolates noise where latents are drawn: leave it out. The closing "
                 "phase of MonteCarlo() and SAEM() takes Newton steps already."
             )
-        progress = Progress(self.progress_bar, self.max_iterations)
-        states, history, rows, simulation, interrupted, best = stochastic.run(
-            derived.simulator,
-            derived.random_log_likelihood,
-            jax.random.fold_in(rng_key, 1),
-            params,
-            data,
-            prepared,
-            stochastic.TOLERANCE if self.tolerance is None else self.tolerance,
-            self.max_iterations,
-            progress,
-            file,
-        )
-        progress.close()
-        result = ending.from_states(
-            self, args, kwargs, derived.program, states, history, interrupted=interrupted, accurate=False, best=best
-        )
-        return ending.with_simulation(result, simulation, rows)
 
-    def _checkpoint(self, path, derived: Compiled, data, rng_key, params, args, kwargs) -> Checkpoint:
-        """The file of a fit, with what the fit depends on."""
-        options = {
-            "version": _version(),
-            "restarts": self.restarts,
-            "max_iterations": self.max_iterations,
-            "tolerance": self.tolerance,
-            "accelerate": self.accelerate,
-            "compress": self.compress,
-        }
-        skeleton = split_arguments(args, kwargs)[1]
-        memory = jax.eval_shape(derived.begin, params)
-        return Checkpoint(
-            path,
-            fit_identity(derived.model.trace, data, skeleton, rng_key, params, memory, self.options, options),
-        )
+    def _starts(self, fit: Fit, rng_key: jax.Array, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Starting values of all restarts, those that the user gave in the first."""
+        pinned = {name: fit.model.pin(name, value) for name, value in given.items()}
+        if self.restarts == 1 and given.keys() == set(fit.model.free):
+            return {name: value[None] for name, value in pinned.items()}
+        starts = {n: np.array(value) for n, value in fit.compiled.start(rng_key, fit.data, self.restarts).items()}
+        for name, value in pinned.items():
+            starts[name][0] = value
+        return starts
 
-    def _compression(self, derived: Compiled, data) -> str:
-        """What a fit does with the rows of the data, for the plan."""
-        found = self._compressed(derived, data)
-        if isinstance(found, str):
-            few = derived.condensation
-            if derived.condense is not None and not isinstance(few, str):
-                moments = f"with the moments of all {few.name}: EM is the same"
-                return f"the M-step runs on {few.pieces} weighted {few.name} {moments}"
-            return f"data not compressed: {found}" if derived.model.integrals else ""
-        few = found[2]
-        all_rows = f"the {few.all_rows:,} rows in {few.plate!r}"
-        if not few.classes:
-            different = f"the {few.rows:,} different ones among {all_rows}"
-            return f"fits run on {different}, weighted by their number: EM is the same"
-        within = f", in each of {few.classes:,} classes of rows that agree otherwise" if few.classes > 1 else ""
-        return (
-            f"fits run on {few.rows:,} weighted rows with the count, mean and covariance of {all_rows}{within}: "
-            "EM is the same"
-        )
+    def _identity(self, fit: Fit, rng_key: jax.Array, starts: dict[str, np.ndarray]) -> dict[str, str]:
+        """What the fit depends on, for its checkpoint."""
+        names = ("restarts", "max_iterations", "tolerance", "accelerate", "compress")
+        options = {"version": _version(), **{name: getattr(self, name) for name in names}}
+        memory = jax.eval_shape(fit.compiled.begin, starts)
+        skeleton = fit.compiled.skeleton
+        return fit_identity(fit.model.trace, fit.data, skeleton, rng_key, starts, memory, self.options, options)
 
-    def _compressed(self, derived: Compiled, data):
-        """From :meth:`Compiled.compress_data`; data whose values cannot be seen here are left as they are."""
-        if any(isinstance(leaf, jax.core.Tracer) or len(leaf.devices()) > 1 for leaf in data):
-            return "it is traced, or lies on several devices"
-        return derived.compress_data(data)
-
-    def _initial_values(self, model: Model, init_params) -> dict[str, np.ndarray]:
+    def _initial_values(self, model: Model, init_params: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
         given = {}
         for name, value in (init_params or {}).items():
             if name not in model.free:
@@ -390,16 +353,16 @@ class EM:
             given[name] = check(name, value, site.shape, site.constraint, "init_params")
         return given
 
-    def _explain_impossible(self, derived: Compiled, params, data) -> None:
-        tables = derived.evidence_by_row(params, data)
-        tables = jax.device_get(tables)
-        holes = checks.arrays_with_holes(data)
+    def _explain_impossible(self, fit: Fit, starts: dict[str, np.ndarray]) -> None:
+        params = {name: value[0] for name, value in starts.items()}
+        tables = jax.device_get(fit.compiled.evidence_by_row(params, fit.data))
+        holes = checks.arrays_with_holes(fit.data)
         if holes is not None and any(np.any(np.isnan(table)) for table in tables.values()):
             raise DataError(
                 f"The log-likelihood is NaN at the start, and so are cells of {holes}. A mask leaves out cells "
                 "that are observed; those of a covariate have to be dropped or filled in before the fit."
             )
-        row = checks.impossible_rows(derived.model, tables)
+        row = checks.impossible_rows(fit.model, tables)
         if row is None:
             raise DataError(
                 "The log-likelihood is not finite at any start. Check for extreme values, or give init_params."
@@ -410,18 +373,8 @@ class EM:
             + (f" There is NaN in {holes}." if holes is not None else "")
         )
 
-    def _derive(self, args, kwargs) -> tuple[Compiled, list]:
-        data, skeleton = split_arguments(args, kwargs)
-        for number, leaf in enumerate(data):
-            if leaf.size == 0:
-                raise DataError(f"Array argument number {number + 1} of the model is empty (shape {leaf.shape}).")
-        data = [jnp.asarray(leaf) for leaf in data]
-        has_missing = any(_has_nan(leaf) for leaf in data)
-        key = (skeleton, has_missing, tuple((leaf.shape, str(leaf.dtype)) for leaf in data), jnp.result_type(float))
-        if key not in self._derived:
-            model = MissingCells(self.model) if has_missing else self.model
-            self._derived[key] = Compiled(model, data, skeleton, self.options, self.compress)
-        return self._derived[key], data
+    def _fit(self, args: tuple, kwargs: dict) -> Fit:
+        return fit_of(self.model, self.options, self.compress, args, kwargs, self._compiled)
 
 
 def _version() -> str:
@@ -429,13 +382,6 @@ def _version() -> str:
         return importlib.metadata.version("emppl")
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _has_nan(leaf: jax.Array) -> bool:
-    """Does an array of data hold NaN? Under a transformation of JAX its values cannot be seen: no."""
-    if isinstance(leaf, jax.core.Tracer) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
-        return False
-    return bool(np.isnan(np.min(np.asarray(leaf))))  # NaN wins, and no array of answers is made
 
 
 @functools.cache

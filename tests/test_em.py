@@ -373,7 +373,8 @@ def test_narrow_components_switch_to_the_accurate_path():
 def test_interrupt_returns_the_best_so_far(x, monkeypatch):
     """Ctrl-C between blocks keeps what was computed."""
     em = emppl.EM(mixture, progress_bar=False, tolerance=0.0, max_iterations=10_000)
-    derived, _ = em._derive((x,), {})
+    whole = em._fit((x,), {})
+    derived, _ = whole.compiled, whole.data
     derived.compile_in_background(1, [jnp.asarray(x)])
     block = derived.block(1, False)
     calls = []

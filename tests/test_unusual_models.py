@@ -264,9 +264,7 @@ def test_a_median_regression_is_not_taken_for_converged(mine):
     if not mine:
         assert result.log_likelihood == pytest.approx(-best.fun, abs=0.1)
         assert "corners" in result.stop_message
-        assert dict(result.em.plan(x, y).parameters[0].rejected)["newton"].startswith(
-            "the density of site 'y' has corners"
-        )
+        assert dict(result.plan.parameters[0].rejected)["newton"].startswith("the density of site 'y' has corners")
 
 
 def test_probabilities_that_nothing_makes_add_up_to_one_are_refused():

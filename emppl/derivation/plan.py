@@ -206,7 +206,7 @@ def build_plan(program: Program, compression: str = "") -> Plan:
     largest, _ = largest_table(model, fused)
     dtype = jnp.dtype(jnp.result_type(float))
     return Plan(
-        _objective(model),
+        objective_in_words(model),
         sites,
         tuple(latents),
         tuple(factors),
@@ -266,7 +266,8 @@ def _chain(model: Model, fused: FusedPlan, step: Step) -> str:
     return f"the chain of {names} ({states} joint states, {length:,} steps: {kernel})"
 
 
-def _objective(model: Model) -> str:
+def objective_in_words(model: Model) -> str:
+    """What is maximised, and on what data if not on all."""
     subsampled = ", ".join(repr(plate.name) for plate in model.trace.plates.values() if plate.size < plate.full_size)
     where = f", on one fixed subsample of plate {subsampled}" if subsampled else ""
     return _criterion(model) + where

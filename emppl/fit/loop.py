@@ -53,6 +53,51 @@ class History(NamedTuple):
     log_likelihood: np.ndarray
 
 
+class Inputs(NamedTuple):
+    """What every iteration works on: arrays of the model's arguments, and their statistics by site."""
+
+    data: Any
+    prepared: Any
+
+
+class Settings(NamedTuple):
+    """When a loop stops, and whom it tells.
+
+    Attributes:
+        tolerance: in nats, on the estimated remaining gain.
+        max_iterations: most M-steps.
+        report: called with the states after each block, for the progress bar.
+        checkpoint: where the state is kept, and taken from if there is one.
+    """
+
+    tolerance: float
+    max_iterations: int
+    report: Callable[[LaneState], None]
+    checkpoint: Checkpoint | None = None
+
+
+class Outcome(NamedTuple):
+    """What a loop leaves.
+
+    Attributes:
+        states: all restarts.
+        history: objective and log-likelihood of every E-step.
+        interrupted: whether the user stopped it.
+        accurate: whether the accurate path was taken.
+        best: the restart that is the result; None for the best by objective.
+        rows: by iteration of that restart, what a stochastic fit decided.
+        simulation: what a stochastic fit knows of its own error.
+    """
+
+    states: LaneState
+    history: History
+    interrupted: bool
+    accurate: bool = False
+    best: int | None = None
+    rows: list[dict[str, Any]] | tuple = ()
+    simulation: Any = None
+
+
 def initial_states(
     model: Model, params: dict[str, np.ndarray], memory: Any, lanes: int, dtype, accelerate: bool = False
 ) -> LaneState:
@@ -262,41 +307,29 @@ def too_much_rounding(states: LaneState) -> bool:
     return bool(np.any(live & (np.asarray(states.rounding) > rounding_limit(states.gains.objective.dtype))))
 
 
-def run_blocks(
-    blocks: Callable[[bool], Callable],
-    states: LaneState,
-    data,
-    prepared,
-    tolerance: float,
-    max_iterations: int,
-    report: Callable[[LaneState], None],
-    checkpoint: Checkpoint | None = None,
-) -> tuple[LaneState, History, bool, bool]:
+def run_blocks(blocks: Callable[[bool], Callable], states: LaneState, inputs: Inputs, settings: Settings) -> Outcome:
     """Run blocks until every restart has stopped, or the user interrupts.
 
     Args:
         blocks: gives the compiled block, for the fast path (``False``) or the accurate one (``True``).
         states: all restarts.
-        data: arrays of the model's arguments.
-        prepared: their statistics.
-        tolerance: in nats, on the estimated remaining gain.
-        max_iterations: most M-steps.
-        report: called after each block, for the progress bar.
-        checkpoint: where the state is kept, and taken from if there is one.
+        inputs: what every block works on.
+        settings: when to stop, and whom to tell.
 
     Returns:
-        ``(states, history, interrupted, accurate)``.
+        The states that the restarts ended in.
     """
     objectives, log_likelihoods = [], []
     accurate, interrupted = False, False
     limit = min(32, _BUFFER)
+    checkpoint = settings.checkpoint
     saved = None if checkpoint is None else checkpoint.load()
     if saved is not None:
         states, accurate = restored("states", saved, states), bool(saved["accurate"])
         objectives, log_likelihoods = [saved["objectives"]], [saved["log_likelihoods"]]
-        report(states)
+        settings.report(states)
 
-    def state():
+    def state() -> dict[str, Any]:
         history = {"objectives": np.concatenate(objectives), "log_likelihoods": np.concatenate(log_likelihoods)}
         return {**flattened("states", states), **history, "accurate": accurate}
 
@@ -304,7 +337,7 @@ def run_blocks(
         while np.any(np.asarray(states.status) == StopReason.RUNNING.value):
             began = time.perf_counter()
             after, objective, log_likelihood = blocks(accurate)(
-                states, data, prepared, *limits(tolerance, max_iterations, limit)
+                states, *inputs, *limits(settings.tolerance, settings.max_iterations, limit)
             )
             if too_much_rounding(after):
                 accurate = True
@@ -312,7 +345,7 @@ def run_blocks(
             states = after
             objectives.append(np.asarray(objective))
             log_likelihoods.append(np.asarray(log_likelihood))
-            report(states)
+            settings.report(states)
             if checkpoint is not None:
                 checkpoint.save_at_times(state)
             seconds = time.perf_counter() - began
@@ -321,7 +354,7 @@ def run_blocks(
             checkpoint.save(state())
     except KeyboardInterrupt:
         interrupted = True
-    return states, _history(objectives, log_likelihoods, states), interrupted, accurate
+    return Outcome(jax.device_get(states), _history(objectives, log_likelihoods, states), interrupted, accurate)
 
 
 def _history(objectives, log_likelihoods, states) -> History:

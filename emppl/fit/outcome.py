@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 
 
@@ -27,6 +28,21 @@ class StopReason(enum.Enum):
     def message(self) -> str:
         """A sentence or two on meaning, cause and remedy."""
         return _MESSAGES[self]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ending:
+    """How a fit ended.
+
+    Attributes:
+        reason: why the iterations stopped.
+        message: what that means for this fit, with the names of what went wrong.
+        notes: remarks about the fit.
+    """
+
+    reason: StopReason
+    message: str
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 _MESSAGES = {

@@ -18,7 +18,10 @@ def best_restart(objective: np.ndarray, status: np.ndarray) -> int:
 
 
 def distinct_optima(objectives: np.ndarray, best: float) -> tuple[int, int]:
-    """Number of distinct optima and how many restarts are at the best one (within 1e-5 relative and absolute)."""
+    """Number of distinct optima, and how many restarts are at the best one.
+
+    Objectives are the same optimum within 1e-5 nats plus 1e-7 of the best objective's size.
+    """
     if len(objectives) == 0:
         return 0, 0
     tolerance = 1e-5 * (1 + abs(best) * 1e-2)

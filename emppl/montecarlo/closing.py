@@ -34,9 +34,9 @@ from emppl.montecarlo.looks import Looks
 from emppl.montecarlo.mixing import Mixing, mixing
 from emppl.montecarlo.path import Path, draw
 from emppl.montecarlo.simulator import Simulator, batch_error
-from emppl.uncertainty.charts import Chart, value_at
+from emppl.uncertainty.charts import Chart, Information, value_at
 from emppl.uncertainty.corners import hold_corners
-from emppl.uncertainty.information import Information, charts, entry_gradients
+from emppl.uncertainty.information import charts, entry_gradients
 
 MOST_DIMENSIONS = 200
 """So many free dimensions may a model have for which the information is computed unasked."""

@@ -121,6 +121,20 @@ class Compressed:
     all_rows: int
     plate: str
 
+    @property
+    def words(self) -> str:
+        """What was done, for the plan."""
+        every = f"the {self.all_rows:,} rows in {self.plate!r}"
+        if not self.classes:
+            return (
+                f"fits run on the {self.rows:,} different ones among {every}, weighted by their number: EM is the same"
+            )
+        within = f", in each of {self.classes:,} classes of rows that agree otherwise" if self.classes > 1 else ""
+        return (
+            f"fits run on {self.rows:,} weighted rows with the count, mean and covariance of {every}{within}: EM is "
+            "the same"
+        )
+
 
 def look_different(model: Model, data: Sequence) -> bool:
     """Does a look at some rows settle that few of them are equal, and so that rows with discrete latents stay?"""

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from emppl.derivation.plan import objective_in_words
 from emppl.fit.outcome import StopReason
 from emppl.fit.restarts import distinct_optima
+from emppl.result.fitted import Fitted
 from emppl.result.integration_error import IntegrationError
 from emppl.result.summary import quiet_standard_errors
 
 _UPPER = 1.645
-
-if TYPE_CHECKING:
-    from emppl.result.result import EMResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,21 +60,21 @@ class Certificate:
     monte_carlo_error: float = float("nan")
 
 
-def build_certificate(result: EMResult) -> Certificate:
+def build_certificate(result: Fitted) -> Certificate:
     """The certificate of a fit."""
     fall = _largest_fall(result)
     ended = result.history["final_objectives"][result.history["final_status"] == StopReason.CONVERGED.name]
     distinct, at_best = distinct_optima(ended, result.objective)
     notes, score_norm = list(result.remarks), float("nan")
-    if result.uncertainty_is_cheap:
-        score_norm = result._score_norm()
+    if result.accuracy.is_cheap:
+        score_norm = result.accuracy.score_norm()
     elif result.classification is None:
         notes.append(
             "The score is not standardised, which takes the information matrix of all parameters: call "
             "result.standard_errors() and then look at the certificate."
         )
     return Certificate(
-        objective=result.em.plan(*result.args, **result.kwargs).objective,
+        objective=objective_in_words(result.fit.model),
         converged=result.converged,
         monotone=fall <= 1e-9 * (1 + abs(result.log_posterior)),
         largest_decrease=fall,
@@ -84,13 +83,13 @@ def build_certificate(result: EMResult) -> Certificate:
         distinct_optima=distinct,
         restarts_at_best=at_best,
         integration_error=result.integration_error,
-        boundary=result.boundary,
+        boundary=result.accuracy.boundary,
         notes=notes,
         **_of_draws(result),
     )
 
 
-def _largest_fall(result: EMResult) -> float:
+def _largest_fall(result: Fitted) -> float:
     """Of the objective; where draws make it noisy, of Q in a step that was accepted, its upper confidence bound."""
     if result.simulation is None:
         steps = np.diff(result.history["objective"])
@@ -101,7 +100,7 @@ def _largest_fall(result: EMResult) -> float:
     return float(max(0.0, -finite.min())) if len(finite) else 0.0
 
 
-def _of_draws(result: EMResult) -> dict[str, Any]:
+def _of_draws(result: Fitted) -> dict[str, Any]:
     if result.simulation is None:
         return {}
     found: dict[str, Any] = {"divergences": result.simulation.divergences.numbers}

@@ -47,7 +47,7 @@ class Comparison:
         """``(estimate - mean) / sd``."""
         return (self.estimate - self.mean) / np.where(self.sd > 0, self.sd, np.nan)
 
-    def to_dataframe(self):
+    def to_dataframe(self) -> Any:
         """The table as a pandas DataFrame (needs pandas)."""
         pandas = optional_import("pandas", "table")
         columns = {

@@ -1,49 +1,85 @@
-"""How a fit ended, as a result: the best restart, what is said of it, and what stochastic and hard fits add."""
+"""From the states that a loop ended in to a result: the best restart, and in words how it ended."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from emppl.fit.outcome import StopReason
+from emppl.compiled import Fit
+from emppl.fit.loop import LaneState, Outcome
+from emppl.fit.outcome import Ending, StopReason
 from emppl.fit.restarts import best_restart, collapsed_name
+from emppl.model.model import Model
+from emppl.montecarlo.stochastic import Simulation
 from emppl.program import Program
 from emppl.result.components import symmetric_latent
 from emppl.result.result import EMResult
 from emppl.uncertainty.corners import prior_has_corners, without_corners
 
-if TYPE_CHECKING:
-    from emppl.em import EM
-    from emppl.fit.loop import History, LaneState
-    from emppl.montecarlo.stochastic import Simulation
 
+def result_of(fit: Fit, outcome: Outcome) -> EMResult:
+    """The result of a fit: that of its best restart.
 
-def from_states(
-    em: EM,
-    args: tuple,
-    kwargs: dict,
-    program: Program,
-    states: LaneState,
-    history: History,
-    *,
-    interrupted: bool,
-    accurate: bool,
-    best: int | None = None,
-) -> EMResult:
-    """Pick the best restart and describe how it ended."""
-    model = program.model
+    Args:
+        fit: the compiled model and its data.
+        outcome: what the loop left.
+    """
+    model, states, simulation = fit.model, outcome.states, outcome.simulation
     status = np.array([StopReason(int(code)) for code in np.asarray(states.status)], dtype=object)
-    if interrupted:
+    if outcome.interrupted:
         status[status == StopReason.RUNNING] = StopReason.INTERRUPTED
     objective = np.asarray(states.gains.objective, dtype=float)
-    best = best_restart(objective, status) if best is None else best
-    good = {name: np.asarray(value)[best] for name, value in states.good_params.items()}
-    params = {n: np.asarray(model.fixed[n], float) if n in model.fixed else good[n] for n in program.rules}
-    reason: StopReason = status[best]
-    message = reason.message
+    best = best_restart(objective, status) if outcome.best is None else outcome.best
+    estimated = {name: np.asarray(value)[best] for name, value in states.good_params.items()}
+    params = {
+        name: np.asarray(model.fixed[name], float) if name in model.fixed else estimated[name]
+        for name in fit.program.rules
+    }
+    ending = _ending(fit.program, params, status[best], states, best)
+    ending.notes.extend(_notes(model, outcome.accurate))
+    if simulation is not None:
+        ending = _ending_by_draws(ending, simulation)
+    if model.hard:
+        ending = _ending_of_assignments(ending, fit.program, float(states.log_likelihood[best]))
+    history = _history(outcome, status, objective, best)
+    log_likelihood, log_posterior, classification = float(states.log_likelihood[best]), float(objective[best]), None
+    if model.hard:
+        # What was maximised is not the log-likelihood, which is computed here.
+        classification = log_likelihood
+        free = {name: value for name, value in params.items() if name not in model.fixed}
+        log_likelihood = float(fit.compiled.summed_log_likelihood(free, fit.data))
+        log_posterior += log_likelihood - classification
+        history["classification"] = history.pop("log_likelihood")
+    return EMResult(
+        params,
+        log_likelihood,
+        log_posterior,
+        ending,
+        int(states.iteration[best]),
+        history,
+        fit,
+        simulation,
+        classification,
+    )
+
+
+def _history(outcome: Outcome, status: np.ndarray, objective: np.ndarray, best: int) -> dict[str, np.ndarray]:
+    objectives, log_likelihoods = (column[:, best] for column in outcome.history)
+    used = ~np.isnan(objectives)
+    rows = outcome.rows
+    return {
+        "objective": objectives[used],
+        "log_likelihood": log_likelihoods[used],
+        "final_objectives": objective,
+        "final_status": np.array([reason.name for reason in status]),
+        **{name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())},
+    }
+
+
+def _ending(program: Program, params: Mapping, reason: StopReason, states: LaneState, best: int) -> Ending:
+    """Why the best restart stopped, with the names of what went wrong."""
+    model, message = program.model, reason.message
     if reason is StopReason.COLLAPSED:
         message = f"{collapsed_name(model, int(states.collapsed_at[best]))} {message}"
     rough = [*model.rough, *(name for name in model.free if prior_has_corners(model, name))]
@@ -58,9 +94,10 @@ def from_states(
     if symmetric is not None and reason is StopReason.CONVERGED:
         reason = StopReason.SYMMETRIC
         message = f"The states of latent {symmetric!r} have equal parameters. {reason.message}"
-    column = slice(None), best
-    objectives = history.objective[column]
-    used = ~np.isnan(objectives)
+    return Ending(reason, message)
+
+
+def _notes(model: Model, accurate: bool) -> list[str]:
     notes = []
     if accurate:
         notes.append(
@@ -74,86 +111,50 @@ def from_states(
                 "cells, and counted each as many times as makes up for the others. Standard errors are as if all "
                 "were there: leave out subsample_size to use all data."
             )
-    return EMResult(
-        params=params,
-        log_likelihood=float(states.log_likelihood[best]),
-        log_posterior=float(objective[best]),
-        stop_reason=reason,
-        stop_message=message,
-        num_iterations=int(states.iteration[best]),
-        history={
-            "objective": objectives[used],
-            "log_likelihood": history.log_likelihood[column][used],
-            "final_objectives": objective,
-            "final_status": np.array([one.name for one in status]),
-        },
-        notes=notes,
-        em=em,
-        args=args,
-        kwargs=kwargs,
-    )
+    return notes
 
 
-def with_simulation(result: EMResult, simulation: Simulation, rows: list[dict]) -> EMResult:
-    """The result of a stochastic fit: what it knows about its own error, and every decision it took."""
-    notes = [*result.notes, *simulation.notes]
+def _ending_by_draws(ending: Ending, simulation: Simulation) -> Ending:
+    """The ending of a stochastic fit, with what it knows about its own error."""
+    reason, message, closing = ending.reason, ending.message, simulation.closing
+    notes = [*ending.notes, *simulation.notes]
     if simulation.log_likelihood_error > 0:
         notes.append(f"Monte Carlo standard error of the log-likelihood: {simulation.log_likelihood_error:.2g}.")
-    columns = {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())}
-    message = result.stop_message
-    closing = simulation.closing
-    if result.stop_reason is StopReason.UNMIXED and closing is not None:
+    if closing is not None and closing.note is None:
+        notes.append(closing.words)
+    if reason is StopReason.UNMIXED and closing is not None:
         message = f"{message} {closing.mixing.words}"
     if simulation.frozen:
         message = frozen_words(simulation.frozen)
-    if result.stop_reason is StopReason.MAX_ITERATIONS and simulation.errors is not None:
+    if reason is StopReason.MAX_ITERATIONS and simulation.errors is not None:
         message = (
             "Stopped at max_iterations before the error of the average was below the tolerance. The Monte Carlo "
             "standard errors say how far it may be off; raise max_iterations, or the tolerance."
         )
-    if result.stop_reason is StopReason.CONVERGED and simulation.errors is not None:
+    if reason is StopReason.CONVERGED and simulation.errors is not None:
         message = "Converged: the estimates no longer drift, and the error of their average is below the tolerance."
-    return dataclasses.replace(
-        result,
-        history={**result.history, **columns},
-        notes=notes if closing is None or closing.note is not None else [*notes, closing.words],
-        stop_message=message,
-        simulation=simulation,
-    )
+    return Ending(reason, message, notes)
 
 
 def frozen_words(frozen: Mapping[str, float]) -> str:
-    """What it means that the data say next to nothing of latents beside their prior, and what to write."""
-    which = ", ".join(f"{name!r} ({share:.1g})" for name, share in frozen.items())
+    """Why a fit by draws stalled whose data say next to nothing of a latent beside its prior, and what to write."""
+    which = ", ".join(f"{share:.1g} of the information about {name!r}" for name, share in frozen.items())
     return (
-        f"The share of a latent's information that comes from the data is next to nothing here: {which}. The rest is "
-        "its prior, which is that narrow: draws of the latent repeat what the parameters were, iterations hardly "
-        "move, and that they rest does not say that the maximum is near. Write the latent as a standard normal that "
-        "is multiplied by its standard deviation, start from a larger one, or use Quadrature(15) or Laplace()."
+        f"The data carry only {which}; the rest is the prior, which is so narrow that draws reproduce the current "
+        "parameters. The iterations stalled; this is not convergence. Write the latent as a standard normal that is "
+        "multiplied by its standard deviation, start from a larger one, or use Quadrature(15) or Laplace()."
     )
 
 
-def classified(result: EMResult) -> EMResult:
-    """The result of hard EM: what was maximised is not the log-likelihood, which is computed here."""
-    value = float(result._derived.summed_log_likelihood(result._free, result._data))
-    history = {**result.history, "classification": result.history["log_likelihood"]}
-    del history["log_likelihood"]
-    names = ", ".join(result._model.hard)
-    message = result.stop_message
-    if result.stop_reason is StopReason.CONVERGED and all(rule.exact for rule in result._program.blocks):
-        if not result._model.integrals:  # beside those EM goes on after the last change
+def _ending_of_assignments(ending: Ending, program: Program, classification: float) -> Ending:
+    """The ending of hard EM: its objective is not the log-likelihood."""
+    message = ending.message
+    if ending.reason is StopReason.CONVERGED and all(rule.exact for rule in program.blocks):
+        if not program.model.integrals:  # beside those EM goes on after the last change
             message = "Converged: the assignments no longer change, and neither does the objective."
     note = (
-        f"Hard(): the objective is the classification likelihood, {result.log_likelihood:.6f} at the best "
-        f"assignment of {names}. The estimates do not maximise the log-likelihood and have no standard errors; "
-        "with init_params=result.params and Enumerate() they are a start for maximum likelihood."
+        f"Hard(): the objective is the classification likelihood, {classification:.6f} at the best assignment of "
+        f"{', '.join(program.model.hard)}. The estimates do not maximise the log-likelihood and have no standard "
+        "errors; with init_params=result.params and Enumerate() they are a start for maximum likelihood."
     )
-    return dataclasses.replace(
-        result,
-        log_likelihood=value,
-        log_posterior=result.log_posterior - result.log_likelihood + value,
-        classification=result.log_likelihood,
-        history=history,
-        stop_message=message,
-        notes=[*result.notes, note],
-    )
+    return Ending(ending.reason, message, [*ending.notes, note])

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from emppl.strategies import ImportanceSampling, ObjectiveKind
-
-if TYPE_CHECKING:
-    from emppl.result.result import EMResult
-
+from emppl.compiled import Fit
+from emppl.model.model import Model
+from emppl.result.accuracy import Accuracy
+from emppl.strategies import ImportanceSampling, ObjectiveKind, Strategy
 
 _TOO_NOISY = 1.0
 """Standard deviation of one estimate, in nats, beyond which importance sampling is not to be trusted."""
@@ -63,27 +62,32 @@ def _with_noise(value: float, noise: float, sign: str = "") -> str:
     return f"{value:{sign}.2g}" + (f" (Monte Carlo error {noise:.1g})" if noise else "")
 
 
-def integration_error(result: EMResult) -> IntegrationError | None:
-    """The log-likelihood and its maximum by a finer rule, or None where there is none to compare with."""
-    derived = result._derived
-    model = derived.finer
-    if model is None or result.classification is not None:
+def integration_error(fit: Fit, accuracy: Accuracy, log_likelihood: float) -> IntegrationError | None:
+    """The log-likelihood and its maximum by a finer rule, or None where there is none to compare with.
+
+    Args:
+        fit: the compiled model and its data.
+        accuracy: of the estimates.
+        log_likelihood: at the estimates, by the rule of the fit.
+    """
+    finer = fit.compiled.finer
+    if finer is None or fit.model.hard:
         return None
-    frames = {name: one.frame for name, one in result._charts_by_position.items()}
-    drawn = [one.strategy for one in model.integrals if isinstance(one.strategy, ImportanceSampling)]
-    keys = jax.random.split(jax.random.key(0), drawn[0].replicates if drawn else 1)
-    values, scores = map(np.asarray, derived.finer_score(frames, result._data, keys))
-    rule = {name: _title(model.strategies[name]) for one in model.integrals for name in one.latents}
-    shifts = _shifts(result, scores)
+    frames = {name: chart.frame for name, chart in accuracy.charts_by_position.items()}
+    sampling = [integral.strategy for integral in finer.integrals if isinstance(integral.strategy, ImportanceSampling)]
+    keys = jax.random.split(jax.random.key(0), sampling[0].replicates if sampling else 1)
+    values, scores = map(np.asarray, fit.compiled.finer_score(frames, fit.data, keys))
+    rule = {name: _title(finer.strategies[name]) for integral in finer.integrals for name in integral.latents}
+    shifts = _shifts(accuracy, scores)
     largest = int(np.argmax(np.abs(shifts.mean(0))))
     shift = float(np.abs(shifts.mean(0)[largest]))
-    if not drawn:
-        return _compared(IntegrationError(rule, float(values[0]) - result.log_likelihood, shift))
+    if not sampling:
+        return _compared(IntegrationError(rule, float(values[0]) - log_likelihood, shift))
     spread = values.std(ddof=1)
     if not spread <= _TOO_NOISY:
         return IntegrationError(rule, float("nan"), float("nan"), float("nan"), float("nan"))
     # The logarithm of an estimate is too low by half its variance.
-    difference = float(values.mean() + spread**2 / 2 - result.log_likelihood)
+    difference = float(values.mean() + spread**2 / 2 - log_likelihood)
     root = np.sqrt(len(keys))
     shift_noise = float(shifts.std(0, ddof=1)[largest] / root)
     return _compared(IntegrationError(rule, difference, shift, float(spread / root), shift_noise))
@@ -96,17 +100,17 @@ def _compared(error: IntegrationError) -> IntegrationError:
     return error
 
 
-def _title(strategy) -> str:
+def _title(strategy: Strategy) -> str:
     return strategy.title if isinstance(strategy, ImportanceSampling) else repr(strategy)
 
 
-def _shifts(result: EMResult, scores: np.ndarray) -> np.ndarray:
+def _shifts(accuracy: Accuracy, scores: np.ndarray) -> np.ndarray:
     """Newton steps of all coordinates in their standard errors, ``(replicates, coordinates)``; NaN without any."""
     unknown = np.full((len(scores), 1), np.nan)
-    if not result.uncertainty_is_cheap:
+    if not accuracy.is_cheap:
         return unknown
-    local, information = result._measured
-    active = np.concatenate([one.active for one in local.values()])
+    local, information = accuracy.measured
+    active = np.concatenate([chart.active for chart in local.values()])
     if not active.any():
         return np.zeros((len(scores), 1))
     try:
@@ -117,30 +121,33 @@ def _shifts(result: EMResult, scores: np.ndarray) -> np.ndarray:
     return scores[:, active] @ inverse / np.sqrt(variances) if np.all(variances > 0) else unknown
 
 
-def integration_notes(result: EMResult) -> list[str]:
-    """What integrals that are not exact mean for this fit."""
-    if not any(
-        one.strategy.objective_kind in (ObjectiveKind.QUADRATURE, ObjectiveKind.APPROXIMATE)
-        for one in result._model.integrals
-    ):
+def integration_notes(model: Model, fall: float, error: Callable[[], IntegrationError | None]) -> list[str]:
+    """What integrals that are not exact mean for a fit.
+
+    Args:
+        model: the model.
+        fall: how far the objective fell between iterations (nats).
+        error: the error of integration, computed when it is asked for.
+    """
+    kinds = (ObjectiveKind.QUADRATURE, ObjectiveKind.APPROXIMATE)
+    if not any(integral.strategy.objective_kind in kinds for integral in model.integrals):
         return []
-    if result.classification is not None:
+    if model.hard:
         return ["The error of integration is not known: its measure is the maximum of the likelihood."]
     notes = []
-    steps = np.diff(result.history["objective"])
-    fall = -np.min(steps, initial=0)
-    if fall > 0 and result.simulation is None:
+    if fall > 0:
         notes.append(
             f"The objective fell by up to {fall:.2g} nats: its error of approximation moves with the parameters. Q, "
             "which the M-step maximises, rose in every iteration; they end at a fixed point, close to the maximum."
         )
-    if result.integration_error is not None:
-        return [*notes, str(result.integration_error)]
+    compared = error()
+    if compared is not None:
+        return [*notes, str(compared)]
     unknown = [
         name
-        for one in result._model.integrals
-        if one.strategy.objective_kind.is_approximate and one.strategy.finer(one.dimensions) is None
-        for name in one.latents
+        for integral in model.integrals
+        if integral.strategy.objective_kind.is_approximate and integral.strategy.finer(integral.dimensions) is None
+        for name in integral.latents
     ]
     why = "too many numbers are integrated together for quadrature" if unknown else "a finer rule needs too much memory"
     return [*notes, f"The error of integration is not known: {why}{_listed(unknown)}."]

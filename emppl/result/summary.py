@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import statistics
 import warnings
-from typing import TYPE_CHECKING
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,12 +13,8 @@ import numpy as np
 from emppl.errors import optional_import
 from emppl.fit.outcome import StopReason
 from emppl.fit.restarts import distinct_optima
-
-if TYPE_CHECKING:
-    from emppl.result.result import EMResult
-
-LARGEST = 500
-"""Most free dimensions for which a summary computes standard errors unasked: a second derivative for each of them."""
+from emppl.result.accuracy import LARGEST
+from emppl.result.fitted import Fitted
 
 NOT_COMPUTED = (
     f"Standard errors are not computed unasked for more than {LARGEST} free dimensions. Call result.standard_errors() "
@@ -30,19 +26,17 @@ _SHORT = {"mc_error": "mc_error", "std_error_mc_error": "of std_err"}
 """Monte Carlo columns in print: the error of the estimate, and that of its standard error."""
 
 
-def quiet_standard_errors(result: EMResult) -> dict[str, np.ndarray]:
+def quiet_standard_errors(result: Fitted) -> dict[str, np.ndarray]:
     """Standard errors for display: empty where there are none, or where they would take long."""
-    if not result.uncertainty_is_cheap:
+    if not result.accuracy.is_cheap:
         return {}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return result.standard_errors()
+        return result.accuracy.standard_errors()
     except ValueError:
         return {}
 
 
-def rows(result: EMResult, prob: float) -> list[tuple[str, float, float, float, float]]:
+def rows(result: Fitted, prob: float) -> list[tuple[str, float, float, float, float]]:
     """Label, estimate, standard error and interval of every entry."""
     z = statistics.NormalDist().inv_cdf(0.5 + prob / 2)
     errors = quiet_standard_errors(result)
@@ -56,14 +50,14 @@ def rows(result: EMResult, prob: float) -> list[tuple[str, float, float, float, 
     return found
 
 
-def monte_carlo_columns(result: EMResult) -> dict[str, list[float]]:
+def monte_carlo_columns(result: Fitted) -> dict[str, list[float]]:
     """Where latents were drawn: Monte Carlo errors of estimates and of their standard errors, entry by entry."""
     if result.simulation is None:
         return {}
     found = {}
     for title, errors in (
-        ("mc_error", result.monte_carlo_errors),
-        ("std_error_mc_error", result.standard_error_errors),
+        ("mc_error", result.accuracy.monte_carlo_errors),
+        ("std_error_mc_error", result.accuracy.standard_error_errors),
     ):
         column = [errors.get(n, np.full(value.shape, np.nan)) for n, value in result.params.items()]
         flat = np.concatenate([np.ravel(one) for one in column])
@@ -72,10 +66,10 @@ def monte_carlo_columns(result: EMResult) -> dict[str, list[float]]:
     return found
 
 
-def data_frame(result: EMResult, prob: float):
+def data_frame(result: Fitted, prob: float) -> Any:
     """Estimates, standard errors and Wald intervals as a pandas DataFrame."""
     pandas = optional_import("pandas", "table")
-    if not result.uncertainty_is_cheap and result.classification is None:
+    if not result.accuracy.is_cheap and result.classification is None:
         warnings.warn(NOT_COMPUTED, stacklevel=3)
     table = rows(result, prob)
     columns = ["estimate", "std_error", "lower", "upper"]
@@ -83,7 +77,7 @@ def data_frame(result: EMResult, prob: float):
     return found.assign(**monte_carlo_columns(result))
 
 
-def text(result: EMResult, prob: float) -> str:
+def text(result: Fitted, prob: float) -> str:
     """The table, and how the fit ended, as text."""
     table = rows(result, prob)
     width = max([len(row[0]) for row in table], default=0)
@@ -97,19 +91,20 @@ def text(result: EMResult, prob: float) -> str:
         lines.append(f"{label:{width}}  {'  '.join(cells)}")
     lines += [
         "",
-        f"log-likelihood {result.log_likelihood:.6f}, {result.num_parameters} free parameters, "
-        f"AIC {result.aic:.2f}, BIC {result.bic:.2f}",
+        f"log-likelihood {result.log_likelihood:.6f}, {result.criteria.num_parameters} free parameters, "
+        f"AIC {result.criteria.aic:.2f}, BIC {result.criteria.bic:.2f}",
         f"{result.stop_reason.name.lower()} after {result.num_iterations} iterations. {result.stop_message}",
     ]
     finals = result.history["final_objectives"]
     if len(finals) > 1:
         ended = finals[result.history["final_status"] == StopReason.CONVERGED.name]
         distinct, at_best = distinct_optima(ended, result.objective)
-        lines.append(f"{len(finals)} restarts: {at_best} ended at the best optimum, {distinct} distinct optima.")
-    if result.boundary:
-        lines.append(f"On the boundary (no standard error): {shortened(result.boundary)}.")
-    lines += [only_differences(name, result.params[name].shape) for name in result.only_differences]
-    if not result.uncertainty_is_cheap and result.classification is None:
+        others = f"; there were {distinct} distinct optima" if distinct > 1 else ""
+        lines.append(f"{at_best} of {len(finals)} restarts reached the best optimum{others}.")
+    if result.accuracy.boundary:
+        lines.append(f"On the boundary (no standard error): {shortened(result.accuracy.boundary)}.")
+    lines += [only_differences(name, result.params[name].shape) for name in result.criteria.only_differences]
+    if not result.accuracy.is_cheap and result.classification is None:
         lines.append(NOT_COMPUTED)
     return "\n".join([*lines, *result.remarks])
 
@@ -126,11 +121,11 @@ def only_differences(name: str, shape: tuple[int, ...]) -> str:
     )
 
 
-def to_arviz(result: EMResult, num_samples: int, rng_key: jax.Array | None):
+def to_arviz(result: Fitted, num_samples: int, rng_key: jax.Array | None) -> Any:
     """Draws from the large-sample normal distribution of the estimate, as ArviZ data."""
     arviz = optional_import("arviz", "arviz")
-    free = [name for name in result.params if name not in result.em.options.fixed]
-    matrix = np.nan_to_num(result.covariance().matrix)
+    free = [name for name in result.params if name not in result.fit.model.fixed]
+    matrix = np.nan_to_num(result.accuracy.covariance.matrix)
     centre = np.concatenate([result.params[name].ravel() for name in free])
     values, vectors = np.linalg.eigh(matrix)
     key = jax.random.key(0) if rng_key is None else rng_key
@@ -146,7 +141,7 @@ def to_arviz(result: EMResult, num_samples: int, rng_key: jax.Array | None):
     return arviz.from_dict({"posterior": posterior})
 
 
-def plot_history(result: EMResult, ax):
+def plot_history(result: Fitted, ax: Any) -> Any:
     """The objective against iterations."""
     pyplot = optional_import("matplotlib.pyplot", "plot")
     if ax is None:

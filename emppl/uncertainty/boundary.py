@@ -7,17 +7,13 @@ where EM stopped: it goes to zero, and has next to nothing to gain.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from emppl.model.model import Model
 from emppl.names import model_name
 from emppl.parameters.constraints import bounds, constraint_name
-from emppl.uncertainty.charts import Chart
-
-if TYPE_CHECKING:
-    from emppl.uncertainty.information import Information
+from emppl.uncertainty.charts import Chart, Information
 
 _NEARLY = 0.9
 _LITTLE = 0.05  # nats

@@ -8,7 +8,7 @@ through numpyro's bijection, cell by cell.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,18 @@ class Chart:
     frame: Frame
     active: np.ndarray
     boundary: np.ndarray
+
+
+class Information(NamedTuple):
+    """Observed information in the local coordinates that are not held.
+
+    Attributes:
+        matrix: minus the Hessian of the objective, ``(active coordinates, active coordinates)``.
+        score: its gradient, ``(active coordinates,)``.
+    """
+
+    matrix: np.ndarray
+    score: np.ndarray
 
 
 def value_at(constraint: Any, frame: Frame, step: jax.Array) -> jax.Array:

@@ -23,7 +23,7 @@ from emppl import estep
 from emppl.model.model import Model
 from emppl.program import Program
 from emppl.uncertainty.boundary import newton_step, scales, vanishing
-from emppl.uncertainty.charts import Chart, Frame, chart, has_bounds, jacobian, pressed, value_at
+from emppl.uncertainty.charts import Chart, Frame, Information, chart, has_bounds, jacobian, pressed, value_at
 from emppl.uncertainty.corners import no_standard_errors
 
 EDGE = 1e-5
@@ -43,18 +43,6 @@ class Covariance(NamedTuple):
 
     labels: list[str]
     matrix: np.ndarray
-
-
-class Information(NamedTuple):
-    """Observed information in the local coordinates that are not held.
-
-    Attributes:
-        matrix: minus the Hessian of the objective, ``(active coordinates, active coordinates)``.
-        score: its gradient, ``(active coordinates,)``.
-    """
-
-    matrix: np.ndarray
-    score: np.ndarray
 
 
 def charts(model: Model, params: Mapping[str, Any], only_differences: Collection[str] = ()) -> dict[str, Chart]:

@@ -18,6 +18,7 @@ import pytest
 import emppl
 import emppl.em
 from emppl.checkpoint.identity import closure_words, fit_identity
+from emppl.model.options import Options
 from emppl.trace import trace_model
 from emppl.trace.arguments import split_arguments
 from tests.checkpoint.test_checkpoints import KINDS
@@ -56,7 +57,7 @@ def scaled(factor):
 
 def identity(model, options=None, more=None, memory=None):
     leaves, skeleton = split_arguments((x,), {})
-    options = options or emppl.em.Options()
+    options = options or Options()
     trace = trace_model(model, leaves, skeleton)
     return fit_identity(trace, leaves, skeleton, jax.random.key(0), {}, memory or {}, options, more or {})
 
@@ -164,7 +165,7 @@ def test_functions_differ_by_what_they_close_over():
 
 
 def identity_of_rule(rule):
-    options = emppl.em.Options(m_step={"mu": rule})
+    options = Options(m_step={"mu": rule})
     return identity(location(PAIRS["axis of a sum"][0]), options)["what the functions in m_step= and optimizer= do"]
 
 
@@ -185,7 +186,7 @@ def everything():
     found += [identity_of_rule(optax.adam(1e-2)), identity_of_rule(lambda p, _: p["mu"] if 1 in {1, "a", 2.5} else 0)]
     leaves, skeleton = split_arguments((np.zeros((7, 20)),), {})
     trace = trace_model(KINDS["stochastic"][0], leaves, skeleton)
-    return [*found, fit_identity(trace, leaves, skeleton, jax.random.key(0), {}, {}, emppl.em.Options(), {})]
+    return [*found, fit_identity(trace, leaves, skeleton, jax.random.key(0), {}, {}, Options(), {})]
 
 
 @pytest.mark.slow

@@ -195,7 +195,8 @@ def test_evidence_and_posterior_are_those_of_all_paths(name):
     params = em.start(jax.random.key(0), *data)
     truth = BruteForce(model, params, *data)
     np.testing.assert_allclose(em.log_likelihood(params, *data), truth.log_likelihood(), rtol=1e-12)
-    derived, leaves = em._derive(data, {})
+    whole = em._fit(data, {})
+    derived, leaves = whole.compiled, whole.data
     found, expected = derived.marginals(params, leaves), truth.marginals()
     assert set(found) == set(expected)
     for latent, wanted in expected.items():
@@ -266,7 +267,8 @@ def test_known_states_and_missing_values_are_conditioned_on():
     log_joint = np.where(np.all((paths == np.asarray(labels)) | ~np.asarray(known), 1), log_joint, -np.inf)
     evidence = jax.scipy.special.logsumexp(log_joint)
     np.testing.assert_allclose(em.log_likelihood(params, x, labels, known), evidence, rtol=1e-12)
-    derived, leaves = em._derive((x, labels, known), {})
+    whole = em._fit((x, labels, known), {})
+    derived, leaves = whole.compiled, whole.data
     found = derived.marginals(params, leaves)["z_unobserved"]
     np.testing.assert_allclose(found[:, 1], np.exp(log_joint - evidence) @ paths, atol=1e-10)
     result = em.run(jax.random.key(0), x, labels, known)
@@ -306,7 +308,8 @@ def test_draws_follow_the_posterior_of_whole_paths(name):
     em = emppl.EM(model)
     params = em.start(jax.random.key(0), *data)
     truth = BruteForce(model, params, *data)
-    derived, leaves = em._derive(data, {})
+    whole = em._fit(data, {})
+    derived, leaves = whole.compiled, whole.data
     draws = derived.sample(params, leaves, jax.random.split(jax.random.key(1), 20_000))
     rows = {z: np.reshape(truth.assignments[z], (len(truth.posterior()), -1)) for z in truth.latents}
     code = {row.tobytes(): number for number, row in enumerate(np.concatenate(list(rows.values()), 1).astype(int))}
@@ -325,7 +328,8 @@ def test_draws_are_made_in_groups_where_memory_is_short(monkeypatch):
     for cells in (2**24, 40):
         monkeypatch.setattr(compiled, "_CELLS_OF_DRAWS", cells)
         em = emppl.EM(basic)
-        derived, leaves = em._derive((X,), {})
+        whole = em._fit((X,), {})
+        derived, leaves = whole.compiled, whole.data
         params = em.start(jax.random.key(0), X)
         draws.append(derived.sample(params, leaves, jax.random.split(jax.random.key(1), 7))["z"])
     np.testing.assert_array_equal(*draws)
@@ -337,7 +341,8 @@ def test_decoding_equals_its_twin(name):
     model, data = CASES[name]
     em = emppl.EM(model)
     params = em.start(jax.random.key(0), *data)
-    derived, leaves = em._derive(data, {})
+    whole = em._fit(data, {})
+    derived, leaves = whole.compiled, whole.data
     twin = jax.jit(lambda params, leaves: estep.decode(derived.program.model, params, leaves, twin=True))(
         params, leaves
     )
@@ -463,9 +468,10 @@ def test_other_data_of_the_same_shapes_compile_nothing():
     em = emppl.EM(sequences, max_iterations=3, progress_bar=False)
 
     def use(seed, lengths):
-        result = em.run(jax.random.key(seed), draw((4, 3, 2), seed, "real"), jnp.array(lengths))
+        arguments = draw((4, 3, 2), seed, "real"), jnp.array(lengths)
+        result = em.run(jax.random.key(seed), *arguments)
         result.posterior("z"), result.decode(), result.sample_posterior(jax.random.key(seed), 2)
-        em.filter(result.params, *result.args)
+        em.filter(result.params, *arguments)
         return jnp.zeros(())
 
     jax.monitoring.register_event_duration_secs_listener(listen)
@@ -484,10 +490,10 @@ def test_an_option_that_the_compiler_no_longer_has_is_left_out(monkeypatch):
     em = emppl.EM(basic, max_iterations=1, progress_bar=False)
     has_option = jax.__version_info__ < (0, 12)  # where it has been looked for; later compilers have it no more
     expected = {"xla_cpu_use_fusion_emitters": False} if has_option else None
-    assert em._derive((X,), {})[0]._compiler_options == expected
+    assert em._fit((X,), {}).compiled._compiler_options == expected
     monkeypatch.setattr(compiled, "_WITHOUT_EMITTERS", {"xla_no_such_option": False})
     em = emppl.EM(basic, max_iterations=1, progress_bar=False)
-    assert em._derive((X,), {})[0]._compiler_options is None
+    assert em._fit((X,), {}).compiled._compiler_options is None
     assert em.run(jax.random.key(0), X).num_iterations == 1
 
 
@@ -617,7 +623,8 @@ def check_structure(how, steps, seed, decode=False):
     params = em.start(jax.random.key(0), *data)
     truth = BruteForce(generated, params, *data)
     np.testing.assert_allclose(em.log_likelihood(params, *data), truth.log_likelihood(), rtol=1e-10)
-    derived, leaves = em._derive(data, {})
+    whole = em._fit(data, {})
+    derived, leaves = whole.compiled, whole.data
     found, expected = derived.marginals(params, leaves), truth.marginals()
     for latent, wanted in expected.items():
         seen = ~np.isnan(wanted)

@@ -22,7 +22,8 @@ KERNELS = ("metropolis", "hmc", "nuts")
 
 
 def simulator_of(model, latents, *args):
-    compiled, leaves = emppl.EM(model, latents=latents)._derive(args, {})
+    whole = emppl.EM(model, latents=latents)._fit(args, {})
+    compiled, leaves = whole.compiled, whole.data
     return compiled.simulator, leaves
 
 

@@ -450,7 +450,8 @@ def test_an_m_step_that_lowers_q_is_named():
 
 def mode_finder(model, latent, data):
     """Modes as a function of parameters and start, compiled once."""
-    derived, leaves = EM(model, latents={latent: Quadrature(5)})._derive(data, {})
+    whole = EM(model, latents={latent: Quadrature(5)})._fit(data, {})
+    derived, leaves = whole.compiled, whole.data
     (integral,) = derived.program.model.integrals
 
     @jax.jit
@@ -580,7 +581,7 @@ def test_corners_that_are_integrated_over(own):
             b = numpyro.sample("b", dist.Laplace(mu, 0.5) if own else dist.Normal(0.0, 0.5))
             numpyro.sample("y", dist.Normal(b, 1.0) if own else dist.Laplace(mu + b, 1.0), obs=y)
 
-    program = EM(model)._derive((np.zeros(5),), {})[0].program
+    program = EM(model)._fit((np.zeros(5),), {}).compiled.program
     told = no_standard_errors(program.model)
     assert "The likelihood, its integral, has none" in told
     assert "the log density of the data" not in told

@@ -81,7 +81,8 @@ def test_laplace_is_exact_where_the_smoother_is(name):
 def test_draws_of_trajectories():
     """Moments of the draws, and the evidence by importance sampling, against the grid."""
     em = emppl.EM(poisson_walk)
-    compiled, leaves = em._derive((COUNTS,), {})
+    whole = em._fit((COUNTS,), {})
+    compiled, leaves = whole.compiled, whole.data
     params = {"sd": jnp.asarray(0.6)}
     value, mean, variance = walk_on_grid(0.6)
     chains, found = compiled.simulator.begin(), []

@@ -132,7 +132,8 @@ def test_draws_of_volatility_have_no_score_at_the_maximum():
     best, value, means = volatility()
     np.testing.assert_allclose([*best, value], list(stochastic_volatility.known.values()), atol=2e-5)
     em = emppl.EM(stochastic_volatility.model, latents={"h": emppl.MonteCarlo(num_samples=800)})
-    compiled, leaves = em._derive((stochastic_volatility.data(),), {})
+    whole = em._fit((stochastic_volatility.data(),), {})
+    compiled, leaves = whole.compiled, whole.data
     params = dict(zip(("level", "phi", "sigma"), map(jnp.asarray, best), strict=True))
     simulator, chains = compiled.simulator, compiled.simulator.begin()
     for key in jax.random.split(jax.random.key(3), 3):

@@ -85,7 +85,8 @@ def test_densities_belong_to_groups():
         (glmm, cbpp(), "b", herds, {"coef": coef, "sd": 0.6}, {"coef": coef + 0.1, "sd": 0.8}),
         (pump_model, (time, failures), "rate", pump_rates, {"alpha": 0.8, "beta": 1.3}, {"alpha": 1.0, "beta": 1.2}),
     ):
-        compiled, leaves = emppl.EM(model, latents={latent: MonteCarlo(10)})._derive(data, {})
+        whole = emppl.EM(model, latents={latent: MonteCarlo(10)})._fit(data, {})
+        compiled, leaves = whole.compiled, whole.data
         (integral,) = compiled.program.integrals
         draws = rng.normal(0, 0.7, (4, 20, integral.groups, 1))
         before, after = (
@@ -103,7 +104,8 @@ def test_information_and_noise_of_the_score(name):
     model, args, others = MODELS[name]
     exact = emppl.EM(model, latents={"b": Quadrature(31), **others}, tolerance=1e-12, progress_bar=False)
     exact = exact.run(jax.random.key(0), *args)
-    compiled, leaves = emppl.EM(model, latents={"b": MonteCarlo(), **others})._derive(args, {})
+    whole = emppl.EM(model, latents={"b": MonteCarlo(), **others})._fit(args, {})
+    compiled, leaves = whole.compiled, whole.data
     simulator = compiled.simulator
     path = Path(jax.tree.map(jnp.asarray, exact.params), simulator.begin(), {}, jax.random.key(3), 100)
     local = charts(simulator.program.model, exact.params)
@@ -127,7 +129,8 @@ def test_blocks_of_draws_say_together_what_all_draws_say(name):
     """The twin: gradient and Hessian of the log-likelihood around the draws, differentiated as a whole."""
     model, args, others = MODELS[name]
     em = emppl.EM(model, latents={"b": MonteCarlo(), **others})
-    compiled, leaves = em._derive(args, {})
+    whole = em._fit(args, {})
+    compiled, leaves = whole.compiled, whole.data
     simulator, program = compiled.simulator, compiled.program
     params = em.start(jax.random.key(1), *args)
     path = Path(params, simulator.begin(), {}, jax.random.key(3), 100)

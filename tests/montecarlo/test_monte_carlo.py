@@ -249,7 +249,8 @@ def test_stated_errors_of_standard_errors_cover_those_by_quadrature(name):
 
 def derived(model, latents, *args):
     em = emppl.EM(model, latents=latents)
-    return em._derive(args, {})
+    whole = em._fit(args, {})
+    return whole.compiled, whole.data
 
 
 def many_draws(compiled, params, leaves, blocks, seed=1, skipped=0):
@@ -275,7 +276,8 @@ def check_gamma_draws(draws, shape, rate):
 
 def test_small_groups_are_drawn_from_their_posterior():
     time, failures = pump_data()
-    compiled, leaves = em_of("pump_gamma_poisson", MonteCarlo())._derive((time, failures), {})
+    whole = em_of("pump_gamma_poisson", MonteCarlo())._fit((time, failures), {})
+    compiled, leaves = whole.compiled, whole.data
     params = {"alpha": jnp.asarray(0.8), "beta": jnp.asarray(1.3)}
     drawn = many_draws(compiled, params, leaves, 20)
     found = np.exp(np.asarray(drawn.draws["rate@atoms"]))[..., 0]
@@ -336,7 +338,8 @@ def test_discrete_latents_are_summed_out_inside():
     states = np.array([[(1 - 0.4) * joint(one, -1.0, 0), 0.4 * joint(one, 1.5, 0)] for one in y])
     assert abs(float(posterior.log_likelihood) - np.log(states.sum(1)).sum()) < 0.02
     # Chains, their evidence and the weights of states, as the loop puts them together.
-    compiled, leaves = em._derive((10, y), {})
+    whole = em._fit((10, y), {})
+    compiled, leaves = whole.compiled, whole.data
     simulator = compiled.simulator
     drawn = many_draws(compiled, params, leaves, 10)
     prepared, _ = compiled.prepare(leaves)

@@ -109,7 +109,7 @@ def test_a_hidden_markov_model_ends_beside_the_maximum(capsys):
     result.print_summary()
     assert "Stochastic EM: the estimates are the average of" in capsys.readouterr().out
     assert result.certificate.monte_carlo_error < 0.1
-    assert "forward filtering, backward sampling" in str(result.em.plan(chain_data()))
+    assert "forward filtering, backward sampling" in str(result.plan)
 
 
 def test_an_interrupted_or_short_fit_says_so(monkeypatch):

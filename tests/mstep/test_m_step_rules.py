@@ -196,7 +196,8 @@ def weighted_least_squares(design, y, weight):
 
 def pieces(em, *args, **params):
     """One M-step by the fused path and one by the plain path, from the same parameters."""
-    derived, leaves = em._derive(args, {})
+    whole = em._fit(args, {})
+    derived, leaves = whole.compiled, whole.data
     start = {name: jnp.asarray(value) for name, value in params.items()}
     prepared, _ = derived.prepare(leaves)
     program = derived.program
@@ -242,7 +243,8 @@ def test_common_slope_offsets_weights_masks_and_a_prior():
     y = np.where(present, y, np.nan)
     args = (X, y, offset, counts, present)
     em = emppl.EM(model, progress_bar=False)
-    derived, _ = em._derive(args, {})
+    whole = em._fit(args, {})
+    derived, _ = whole.compiled, whole.data
     assert set(derived.program.model.regressions) == {"y"}
     fused, plain, posterior = pieces(em, *args, slope=np.array([0.5, 0.5]), alpha=np.array([1.0, -1.0]))
     weight = np.where(present, np.broadcast_to(posterior.weights["y"], (2, 80)), 0.0)
@@ -321,7 +323,8 @@ def test_a_design_that_differs_between_states_is_no_common_predictor(table):
             numpyro.sample("y", dist.Normal(beta[z, 0] * X[:, 0] + beta[z, 1] * column, 1.0), obs=y)
 
     em = emppl.EM(model, progress_bar=False)
-    derived, _ = em._derive((X, y), {})
+    whole = em._fit((X, y), {})
+    derived, _ = whole.compiled, whole.data
     assert rules(em, X, y) == {"beta": "quadratic"} and not derived.program.model.regressions
     params = {"beta": jnp.array([[1.0, 0.0], [-1.0, 0.0]])}
     posterior = em.e_step(params, X, y)

@@ -287,7 +287,8 @@ def test_an_optimizer_that_only_overshoots_is_not_called_converged(logistic_data
 def test_state_is_kept_between_iterations(logistic_data):
     """Adam goes on counting its steps, restart by restart."""
     em = emppl.EM(logistic_mixture, optimizer=optax.adam(1e-3), restarts=2, progress_bar=False)
-    derived, leaves = em._derive((logistic_data,), {})
+    whole = em._fit((logistic_data,), {})
+    derived, leaves = whole.compiled, whole.data
     params = {name: np.asarray(value) for name, value in derived.start(KEY, leaves, 2).items()}
     states = loop.initial_states(derived.program, params, derived.begin(params), 2, jnp.result_type(float))
     prepared, _ = derived.prepare(leaves)

@@ -379,14 +379,14 @@ def test_uncertainty_compiles_once_and_is_computed_once():
     """A second fit of equal shape compiles no Hessian anew, and one result computes it once."""
     em = emppl.EM(mixture, progress_bar=False)
     results = [em.run(KEY, data) for data in (X, X + 0.5)]
-    compiled = results[0]._derived.hessian_columns
+    compiled = results[0].fit.compiled.hessian_columns
     calls = []
 
     def counted(*args):
         calls.append(1)
         return compiled(*args)
 
-    results[0]._derived.hessian_columns = counted
+    results[0].fit.compiled.hessian_columns = counted
     for result in results:
         result.standard_errors()
         result.covariance()
@@ -416,7 +416,7 @@ def test_a_large_model_is_summarised_without_its_hessian(capsys, monkeypatch):
     assert result.num_parameters == 1 + 2 * 2599
     began = time.perf_counter()
     with monkeypatch.context() as patch:
-        patch.setattr(result._derived, "hessian_columns", lambda *args: pytest.fail("a Hessian was computed"))
+        patch.setattr(result.fit.compiled, "hessian_columns", lambda *args: pytest.fail("a Hessian was computed"))
         result.print_summary()
         certificate = result.certificate
         with pytest.warns(UserWarning, match=r"result.standard_errors\(\)"):
@@ -430,7 +430,7 @@ def test_a_large_model_is_summarised_without_its_hessian(capsys, monkeypatch):
 
 def test_standard_errors_asked_for_are_shown_afterwards(monkeypatch):
     """The limit is about what is computed unasked: errors that exist are printed."""
-    monkeypatch.setattr("emppl.result.summary.LARGEST", 2)
+    monkeypatch.setattr("emppl.result.accuracy.LARGEST", 2)
     result = fit(mixture, X)
     with pytest.warns(UserWarning, match="not computed unasked"):
         assert result.summary()["std_error"].isna().all()

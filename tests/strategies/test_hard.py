@@ -75,7 +75,7 @@ def test_result_of_hard_em_says_what_it_maximised(capsys):
     result.print_summary()
     printed = capsys.readouterr().out
     assert "classification likelihood" in printed and "not computed unasked" not in printed
-    plan = str(result.em.plan(x, K=3))
+    plan = str(result.plan)
     assert "EM plan: classification likelihood" in plan and "another objective" in plan
     assert "sums out 'z' (its best value in place of the sum)" in plan
 

@@ -67,7 +67,7 @@ def test_closed_forms_of_the_base_are_kept(name):
     make, forward = TRANSFORMED[name]
     x = np.where(seen, forward(w, offset), np.nan)
     result = fit(make, x)
-    plan = result.em.plan(*result.args)
+    plan = result.plan
     assert {one.rule for one in plan.parameters} == {"closed form"}
     assert {one.form for one in plan.factors} == {"statistics x natural parameters"}
     assert result.num_iterations == of_base().num_iterations
@@ -80,7 +80,7 @@ def test_closed_forms_of_the_base_are_kept(name):
     table = jnp.sum(jnp.where(seen, log_prob, 0), -1) + jnp.log(result.params["p"])[:, None]
     expected = np.sum(weight * jax.nn.logsumexp(table, 0))
     np.testing.assert_allclose(result.log_likelihood, expected, rtol=1e-12)
-    again = result.em.log_likelihood(result.params, *result.args)
+    again = result.fit.compiled.log_likelihood(result.fit.free(result.params), result.fit.data)
     np.testing.assert_allclose(again, expected, rtol=1e-12)
 
 

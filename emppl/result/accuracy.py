@@ -1,0 +1,175 @@
+"""How accurate the estimates of a fit are: standard errors, entries on the boundary, Monte Carlo errors."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import numpy as np
+
+from emppl.compiled import Fit
+from emppl.montecarlo.stochastic import Simulation
+from emppl.result.criteria import Criteria
+from emppl.uncertainty.boundary import remarks, scales
+from emppl.uncertainty.charts import Chart, Information
+from emppl.uncertainty.corners import hold_corners, no_standard_errors
+from emppl.uncertainty.information import (
+    Covariance,
+    boundary_labels,
+    charts,
+    covariance,
+    hold_pressed,
+    observed_information,
+    optimised_within_bounds,
+    spread_over_entries,
+)
+
+LARGEST = 500
+"""Most free dimensions for which a summary computes standard errors unasked: a second derivative for each of them."""
+
+
+class Accuracy:
+    """Information and standard errors of the estimates of a fit; what takes second derivatives is computed once.
+
+    Args:
+        fit: the compiled model and its data.
+        params: the estimates.
+        criteria: counts of the same fit.
+        simulation: what a stochastic fit knows of its own error, or None.
+        why_none: why there are no standard errors whatever the information is, or None.
+    """
+
+    def __init__(
+        self,
+        fit: Fit,
+        params: Mapping[str, np.ndarray],
+        criteria: Criteria,
+        simulation: Simulation | None,
+        why_none: str | None,
+    ):
+        self._fit = fit
+        self._params = params
+        self._criteria = criteria
+        self._simulation = simulation
+        self._closing = None if simulation is None or simulation.closing is None else simulation.closing
+        if self._closing is not None and self._closing.note is not None:  # the phase did not come about
+            self._closing = None
+        self._why_none = why_none
+
+    # ------------------------------------------------------------------------------------------ information
+
+    @functools.cached_property
+    def measured(self) -> tuple[dict[str, Chart], Information]:
+        """Local coordinates in which nothing presses against a bound, and the observed information in them."""
+        if self._closing is not None:
+            return hold_pressed(self._fit.program, dict(self._closing.charts), self._closing.information)
+        local = self.charts_by_position
+        information = observed_information(local, self._fit.compiled.hessian_columns, self._fit.data)
+        return hold_pressed(self._fit.program, local, information)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the information has been computed."""
+        return "measured" in self.__dict__
+
+    @functools.cached_property
+    def charts_by_position(self) -> dict[str, Chart]:
+        """Local coordinates; held are entries that lie on a bound or a corner by their value alone."""
+        local = charts(self._fit.model, self._params, self.held_differences)
+        return hold_corners(self._fit.model, local, self._params, self._fit.data)
+
+    @property
+    def _charts(self) -> dict[str, Chart]:
+        approached = bool(optimised_within_bounds(self._fit.program)) or bool(scales(self._fit.model))
+        return self.measured[0] if (self.is_cheap and approached) or self.is_measured else self.charts_by_position
+
+    @property
+    def is_cheap(self) -> bool:
+        """Whether a summary may compute standard errors unasked."""
+        return self.can_exist and (self._criteria.num_parameters <= LARGEST or self.is_measured)
+
+    @property
+    def can_exist(self) -> bool:
+        """Whether the objective is one that has standard errors: the classification likelihood is none."""
+        return not self._fit.model.hard
+
+    @property
+    def held_differences(self) -> list[str]:
+        """Logits whose level nothing identifies; a proper prior does."""
+        model = self._fit.model
+        return [
+            name
+            for name in self._criteria.only_differences
+            if not model.use_prior or model.trace.sites[name].distribution in ("param", "ImproperUniform")
+        ]
+
+    @property
+    def boundary(self) -> list[str]:
+        """Entries on the boundary of the parameter space."""
+        return boundary_labels(self._charts)
+
+    @property
+    def remarks(self) -> list[str]:
+        """Why there are no standard errors, and what it means that variances go to zero."""
+        model, boundary, local = self._fit.model, self.boundary, self._charts
+        known = model.integrals and (self.is_cheap or self.is_measured)
+        information = self.measured[1] if known else None
+        corners = no_standard_errors(model)
+        at_zero = remarks(model, boundary, self.measured[0] if known else local, information)
+        return [*([corners] if corners else []), *at_zero]
+
+    # -------------------------------------------------------------------------------------- standard errors
+
+    @functools.cached_property
+    def covariance(self) -> Covariance:
+        """Covariance matrix of the estimates with its labels."""
+        if self._why_none is not None:
+            raise ValueError(self._why_none)
+        return covariance(self._fit.model, *self.measured, self.held_differences)
+
+    def standard_errors(self) -> dict[str, np.ndarray]:
+        """Square roots of the diagonal of the covariance, by parameter."""
+        return self._by_parameter(np.sqrt(np.diagonal(self.covariance.matrix)))
+
+    def _by_parameter(self, entries: np.ndarray) -> dict[str, np.ndarray]:
+        names = self._fit.model.free
+        ends = np.cumsum([self._params[name].size for name in names])[:-1]
+        pieces = zip(names, np.split(entries, ends), strict=True)
+        return {name: piece.reshape(self._params[name].shape) for name, piece in pieces}
+
+    def score_norm(self) -> float:
+        """Largest standardised score: gradient over root information, in local coordinates."""
+        if self._fit.model.rough:
+            return float("nan")
+        information = self.measured[1]
+        scale = np.sqrt(np.maximum(np.diagonal(information.matrix), np.finfo(float).tiny))
+        return float(np.max(np.abs(information.score / scale), initial=0.0))
+
+    # ----------------------------------------------------------------------------------- Monte Carlo errors
+
+    @functools.cached_property
+    def monte_carlo_errors(self) -> dict[str, np.ndarray]:
+        """Monte Carlo standard errors of the estimates; NaN where they are not known."""
+        if self._simulation is not None and self._simulation.errors is not None:
+            return self._simulation.errors
+        if self._closing is None:
+            return self._unknown()
+        errors = spread_over_entries(self._fit.model, self._closing.charts, self._closing.covariance)
+        return {**errors, **{name: np.full(self._params[name].shape, np.nan) for name in self._closing.held}}
+
+    @functools.cached_property
+    def standard_error_errors(self) -> dict[str, np.ndarray]:
+        """Monte Carlo standard errors of the standard errors; NaN where they are not known."""
+        closing = self._closing
+        if closing is None:
+            return self._unknown()
+        held = self.measured[0]
+        if any(np.any(local.active != held[name].active) for name, local in closing.charts.items()):
+            return self._unknown()  # coordinates are held that were not when the errors were computed
+        return {
+            name: np.where(closing.charts[name].boundary | (name in closing.held), np.nan, errors)
+            for name, errors in self._by_parameter(closing.deviations).items()
+        }
+
+    def _unknown(self) -> dict[str, np.ndarray]:
+        return {name: np.full(self._params[name].shape, np.nan) for name in self._fit.model.free}

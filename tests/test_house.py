@@ -1,0 +1,68 @@
+"""The house stands: imports run downwards, files are small, the map is current, a name means one thing."""
+
+import importlib.util
+import pathlib
+
+import pytest
+
+from tests.kit.house import ROOT, classes, cycles, imports, sources, upward
+
+FILES = sources()
+DOCS = ROOT.parent / "docs"
+
+
+def make_map():
+    spec = importlib.util.spec_from_file_location("make_map", DOCS / "make_map.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    assert cycles(imports(FILES)) == []
+
+
+def test_imports_run_down_the_map():
+    assert upward(imports(FILES), make_map().LAYERS) == []
+
+
+def test_a_planted_upward_import_is_found():
+    planted = {**FILES, "numerics.guarded": FILES["numerics.guarded"] + "\nfrom emppl.fit.loop import limits\n"}
+    assert upward(imports(planted), make_map().LAYERS) == ["numerics.guarded -> fit.loop"]
+
+
+def test_a_planted_circle_of_types_is_found():
+    circle = "\nif TYPE_CHECKING:\n    from emppl.mstep.rule import Rule\n"
+    planted = {**FILES, "mstep.maximisation": FILES["mstep.maximisation"] + circle}
+    assert cycles(imports(planted)) == [["mstep.maximisation", "mstep.rule"]]
+
+
+def test_the_map_is_current():
+    assert (DOCS / "map.md").read_text() == make_map().map_text(), "write it again: python docs/make_map.py"
+
+
+def test_few_loose_modules_and_small_folders():
+    loose = [path.stem for path in ROOT.glob("*.py") if path.stem != "__init__"]
+    assert len(loose) <= 8, loose
+    folders = {path.parent for path in ROOT.rglob("*.py")} - {ROOT}
+    crowded = {str(folder): len(list(folder.glob("*.py"))) - 1 for folder in folders}
+    assert {name: number for name, number in crowded.items() if number > 16} == {}
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_file_is_one_concept(name):
+    assert len(FILES[name].splitlines()) <= 500
+
+
+# Where a subpackage makes the meaning plain.
+SAME_MODULE = {}
+SAME_CLASS = {}
+
+
+def test_a_name_means_one_thing():
+    modules = {}
+    for name in FILES:
+        modules.setdefault(name.split(".")[-1], []).append(name)
+    twice = {name: where for name, where in modules.items() if len(where) > 1}
+    assert twice == SAME_MODULE
+    assert {name: where for name, where in classes(FILES).items() if len(where) > 1} == SAME_CLASS
