@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl import estep, mstep
-from emppl.derivation.derive import derive
 from emppl.derivation.plan import Plan, build_plan
-from emppl.errors import DataError, EMError, ModelError, ParameterError, unknown_name
+from emppl.errors import DataError, ModelError, ParameterError, Refusal, unknown_name
 from emppl.estep.cell_weights import cell_weights
 from emppl.fit import checks, loop
 from emppl.fit.loop import Inputs
@@ -26,11 +25,9 @@ from emppl.model.options import Options
 from emppl.montecarlo.simulator import Simulator
 from emppl.parameters.constraints import check
 from emppl.program import Program
-from emppl.reduce.rows import Compressed, Compression, find_compression, look_different
-from emppl.reduce.same_model import is_same_model
-from emppl.reduce.steps import Condensation, find_condensation
-from emppl.reduce.weighted_rows import WeightedRows
-from emppl.trace import MissingCells, trace_model, with_array_in_front
+from emppl.reduce.reduction import FewRows, Reduction, Source
+from emppl.reduce.rows import Compressed
+from emppl.trace import MissingCells
 from emppl.trace.arguments import split_arguments
 from emppl.uncertainty.identification import shift_effects
 from emppl.uncertainty.information import hessian_columns, score
@@ -50,24 +47,17 @@ class Compiled:
     """A program with its compiled functions, each compiled when it is first called.
 
     Args:
-        model: the NumPyro model.
-        data: its array arguments; only shapes and dtypes are used.
-        skeleton: its static arguments.
-        options: the user's options.
-        compress: may fits run on few weighted rows of data in the place of many?
+        source: what the program is derived from.
+        program: the derived algorithm.
     """
 
-    def __init__(self, model, data, skeleton, options: Options, compress: bool = True):
-        _check_updates(options)
-        self._source = model, skeleton, options
-        program = derive(model, data, skeleton, options)
-        _check_names(options, program.model)
+    def __init__(self, source: Source, program: Program):
+        self.source = source
         self.program = program
-        self.compress = compress
         self.model = program.model
+        self.reduction = Reduction(source, program)
         self.e_step = self._plain(estep.e_step)
         self.log_likelihood = self._plain(estep.log_likelihood)
-        self.skeleton = skeleton
         self.log_prior = jax.jit(self.model.log_prior)
         self.marginals = self._plain(estep.marginals)
         self.moments = self._plain(estep.moments)
@@ -79,7 +69,7 @@ class Compiled:
         self.shift_effects = jax.jit(functools.partial(shift_effects, self.model))
         self.cell_weights = jax.jit(functools.partial(cell_weights, self.model))
         self._blocks: dict[tuple[int, bool], Any] = {}
-        self._compressed: dict[int, Compiled | str] = {}
+        self._for_few: dict[int, Compiled] = {}
 
     @functools.cached_property
     def simulator(self) -> Simulator | None:
@@ -105,11 +95,6 @@ class Compiled:
 
         return jax.jit(value)
 
-    @property
-    def _has_functions(self) -> bool:
-        """Are there M-step rules of the user's own?"""
-        return any(callable(one) and not mstep.is_optimizer(one) for one in self._source[2].m_step.values())
-
     def _plain(self, function: Callable) -> Callable:
         """Compile a function of the plain path, which holds tables of all rows: refused where they would not fit."""
         compiled = jax.jit(functools.partial(function, self.model))
@@ -133,89 +118,12 @@ class Compiled:
                 )
         return found
 
-    @functools.cached_property
-    def compression(self) -> Compression | str:
-        """What of the data a fit may compress, or the reason why nothing."""
-        if not self.compress:
-            return "compress=False"
-        if self._has_functions:
-            return "m_step has a function, which may expect all rows"
-        return find_compression(self.model)
-
-    def compress_data(self, data: list) -> tuple[Compiled, list, Compressed] | str:
-        """The same algorithm for few weighted rows, with these; or the reason why all rows are needed.
-
-        Args:
-            data: arrays of the model's arguments.
-        """
-        if self.compress and look_different(self.model, data):
-            return "hardly any two of its rows are equal"
-        found = self.compression
-        if isinstance(found, str):
-            return found
-        few = found.apply(data)
-        if isinstance(few, str):
-            return few
-        short = [jnp.asarray(one) for one in [few.weights, *few.arrays]]
-        number = len(few.weights)
-        if number not in self._compressed:
-            self._compressed[number] = self._for_few_rows(short, found)
-        compiled = self._compressed[number]
-        return compiled if isinstance(compiled, str) else (compiled, short, few)
-
-    def _for_few_rows(self, short: list, found: Compression) -> Compiled | str:
-        """The algorithm for weights and so many rows, if the model is the same for them."""
-        model, skeleton, options = self._source
-        number = len(short[0])
-        try:
-            fewer = trace_model(model, short[1:], skeleton, self.model.trace.atom_axes)
-            if not is_same_model(self.model.trace, fewer, (found.rows, number)):
-                return "the model depends on how many rows there are"
-            one = Compiled(WeightedRows(model, found.plate), short, with_array_in_front(skeleton), options, False)
-        except EMError:
-            return "the model does not take its number of rows from the data"
-        if one.model.axes.sizes.get(found.plate) != number or one.model.free != self.model.free:
-            return "the model does not take its number of rows from the data"
-        return one
-
-    def _shortened(self, data: tuple[int, ...], length: int) -> list[jax.ShapeDtypeStruct]:
-        """Shapes of the data when some arrays have another length."""
-        return [
-            jax.ShapeDtypeStruct((length, *one.shape[1:]), one.dtype) if n in data else one
-            for n, one in enumerate(self.model.shapes)
-        ]
-
-    @functools.cached_property
-    def condensation(self) -> Condensation | str:
-        """On how few pieces the M-step may run, or the reason why on all."""
-        if not self.compress:
-            return "compress=False"
-        if self._has_functions:
-            return "m_step has a function, which may expect all of them"
-        return find_condensation(self.model)
-
-    @functools.cached_property
-    def condense(self) -> Callable | None:
-        """An E-step, and the data of an M-step on few pieces; None if that is done on all of them."""
-        found = self.condensation
-        if isinstance(found, str):
-            return None
-        model, skeleton, options = self._source
-        short = self._shortened(found.arrays, found.order + found.pieces)
-        try:
-            program = derive(model, short, skeleton, options)
-        except EMError:
-            return None
-        if (
-            program.model.free != self.model.free
-            or len(program.model.integrals) != 1
-            or not found.is_whole(program.model)
-        ):
-            return None
-        lengths = self.model.shapes[found.arrays[0]].shape[0], found.order + found.pieces
-        if not is_same_model(self.model.trace, program.model.trace, lengths):
-            return None
-        return lambda params, data: (program, *found.apply(self.model, program.model, params, data))
+    def for_few(self, few: FewRows) -> Compiled:
+        """The functions of the algorithm for few rows."""
+        number = len(few.compressed.weights)
+        if number not in self._for_few:
+            self._for_few[number] = Compiled(few.source, few.program)
+        return self._for_few[number]
 
     @functools.cached_property
     def report(self):
@@ -296,7 +204,7 @@ class Compiled:
         """The compiled block of iterations for a number of restarts."""
         key = (lanes, accurate)
         if key not in self._blocks:
-            condense = None if accurate else self.condense
+            condense = None if accurate else self.reduction.on_few_steps
             self._blocks[key] = loop.make_block(loop.make_iteration(self.program, accurate, condense))
         found = self._blocks[key]
         return found.result() if isinstance(found, concurrent.futures.Future) else found
@@ -314,7 +222,7 @@ class Compiled:
         memory = jax.tree.map(lambda one: np.zeros(one.shape, one.dtype), jax.eval_shape(self.begin, params))
         states = loop.initial_states(self.model, params, memory, lanes, jnp.result_type(float), accelerate)
         prepared, _ = jax.eval_shape(self.prepare, data)
-        block: Any = loop.make_block(loop.make_iteration(self.program, False, self.condense))
+        block: Any = loop.make_block(loop.make_iteration(self.program, False, self.reduction.on_few_steps))
         lowered = block.lower(states, data, prepared, *loop.limits(0.0, 0, 0))
         pool = concurrent.futures.ThreadPoolExecutor(1)
         # On few cells compiling takes longer than the whole fit: let XLA do less of it.
@@ -358,12 +266,14 @@ class Fit:
         """The estimated parameters among some values."""
         return {name: jnp.asarray(params[name]) for name in self.model.free}
 
-    def reduced(self) -> Fit | str:
+    def reduced(self) -> Fit | Refusal:
         """The same on few weighted rows, or the reason why all are needed."""
         if any(isinstance(leaf, jax.core.Tracer) or len(leaf.devices()) > 1 for leaf in self.data):
-            return "it is traced, or lies on several devices"
-        found = self.compiled.compress_data(self.data)
-        return found if isinstance(found, str) else Fit(found[0], found[1], self.recipe, found[2])
+            return Refusal("it is traced, or lies on several devices")
+        few = self.compiled.reduction.few_rows(self.data)
+        if isinstance(few, Refusal):
+            return few
+        return Fit(self.compiled.for_few(few), few.data, self.recipe, few.compressed)
 
     def prepare(self) -> Inputs:
         """The data and their statistics.
@@ -388,17 +298,13 @@ class Fit:
         return build_plan(self.program, self._reduction_in_words())
 
     def _reduction_in_words(self) -> str:
-        few = self.reduced()
+        few, steps = self.reduced(), self.compiled.reduction.steps
         if isinstance(few, Fit):
             assert few.compressed is not None
             return few.compressed.words
-        condensation = self.compiled.condensation
-        if self.compiled.condense is not None and not isinstance(condensation, str):
-            return (
-                f"the M-step runs on {condensation.pieces} weighted {condensation.name} with the moments of all "
-                f"{condensation.name}: EM is the same"
-            )
-        return f"data not compressed: {few}" if self.model.integrals else ""
+        if self.compiled.reduction.on_few_steps is not None and not isinstance(steps, Refusal):
+            return f"the M-step runs on {steps.pieces} weighted steps with the moments of all steps: EM is the same"
+        return f"data not compressed: {few.reason}" if self.model.integrals else ""
 
 
 def fit_of(
@@ -423,7 +329,10 @@ def fit_of(
     key = (skeleton, has_missing, tuple((leaf.shape, str(leaf.dtype)) for leaf in data), jnp.result_type(float))
     cache = {} if cache is None else cache
     if key not in cache:
-        cache[key] = Compiled(MissingCells(model) if has_missing else model, data, skeleton, options, compress)
+        _check_updates(options)
+        source = Source(MissingCells(model) if has_missing else model, skeleton, options, compress)
+        cache[key] = Compiled(source, source.derive(data))
+        _check_names(options, cache[key].model)
     return Fit(cache[key], data, (model, options, compress, args, kwargs))
 
 

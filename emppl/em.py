@@ -341,7 +341,7 @@ class EM:
         names = ("restarts", "max_iterations", "tolerance", "accelerate", "compress")
         options = {"version": _version(), **{name: getattr(self, name) for name in names}}
         memory = jax.eval_shape(fit.compiled.begin, starts)
-        skeleton = fit.compiled.skeleton
+        skeleton = fit.compiled.source.skeleton
         return fit_identity(fit.model.trace, fit.data, skeleton, rng_key, starts, memory, self.options, options)
 
     def _initial_values(self, model: Model, init_params: Mapping[str, Any] | None) -> dict[str, np.ndarray]:

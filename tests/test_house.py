@@ -1,7 +1,6 @@
 """The house stands: imports run downwards, files are small, the map is current, a name means one thing."""
 
 import importlib.util
-import pathlib
 
 import pytest
 

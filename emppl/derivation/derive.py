@@ -6,7 +6,7 @@ Trace, roles, axes, factors, order of elimination, M-step rules: one call each, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,7 +36,7 @@ from emppl.strategies import Enumerate, Strategy
 from emppl.trace import Trace, trace_model
 
 
-def derive(function: Callable, data: list, skeleton: Any, options: Options) -> Program:
+def derive(function: Callable, data: Sequence, skeleton: Any, options: Options) -> Program:
     """Derive the EM algorithm of a model for data of given shapes.
 
     Args:
@@ -96,9 +96,9 @@ def _check_bounds(trace: Trace, roles: Mapping[str, Any]) -> None:
             )
 
 
-def _see(function: Callable, data: list, skeleton: Any, options: Options):
+def _see(function: Callable, data: Sequence, skeleton: Any, options: Options):
     """Trace a model and settle the roles of its sites; traced again if some of them are continuous latents."""
-    trace = trace_model(function, data, skeleton)
+    trace = trace_model(function, list(data), skeleton)
     dependence = Dependence(trace.jaxpr, trace.inputs)
     trace = without_missing_cells(trace, dependence)
     roles = assign_roles(trace, dependence, options.estimate, options.latents, options.fixed)
@@ -107,7 +107,7 @@ def _see(function: Callable, data: list, skeleton: Any, options: Options):
     atom_axes = {name: integral.atom_axis for integral in integrals for name in integral.latents}
     if all(trace.atom_axes.get(name) == one for name, one in atom_axes.items()):
         return trace, dependence, roles, integrals
-    trace = trace_model(function, data, skeleton, atom_axes)
+    trace = trace_model(function, list(data), skeleton, atom_axes)
     dependence = Dependence(trace.jaxpr, trace.inputs)
     return without_missing_cells(trace, dependence), dependence, roles, integrals
 

@@ -6,23 +6,26 @@ mean and covariance.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emppl.errors import Refusal
 from emppl.jaxpr import quadratic
 from emppl.jaxpr.groups import SHARED, Meeting
 from emppl.jaxpr.separation import Separation
 from emppl.model.model import Model
 from emppl.numerics.small_matrices import simplex
+from emppl.types import Data, Params
 
 
 def block_of(model: Model, holders: Sequence[int]) -> dict[str, jax.ShapeDtypeStruct]:
     """What varies from piece to piece: arrays of data, as ``data 0``, and integrated latents."""
-    latents = {n: jax.ShapeDtypeStruct(one, jnp.result_type(float)) for n, one in model.trace.value_shapes.items()}
+    shapes = model.trace.value_shapes.items()
+    latents = {name: jax.ShapeDtypeStruct(shape, jnp.result_type(float)) for name, shape in shapes}
     return {f"data {n}": model.shapes[n] for n in holders} | latents
 
 
@@ -33,7 +36,7 @@ def why_not_separate(
     sites: Sequence[str],
     axis: int,
     piece: str,
-) -> str | None:
+) -> Refusal | None:
     """The reason why the log density of a piece is not one and the same function of each, or None.
 
     Args:
@@ -46,12 +49,12 @@ def why_not_separate(
     """
     sites = sorted(sites)
     tables = _tables(model, sites)
-    found = Separation(tables, block, model.trace.parameter_shapes, list(model.shapes)).groups(numbers)
-    for name, one in zip(sites, found, strict=True):
-        if one is None:
+    groups = Separation(tables, block, model.trace.parameter_shapes, list(model.shapes)).groups(numbers)
+    for name, group in zip(sites, groups, strict=True):
+        if group is None:
             continue
-        if isinstance(one, Meeting) or one.varies[axis] or not _in_order(one.numbers, axis):
-            return f"{piece}s of site {name!r} differ by more than their data, or depend on each other"
+        if isinstance(group, Meeting) or group.varies[axis] or not _in_order(group.numbers, axis):
+            return Refusal(f"{piece}s of site {name!r} differ by more than their data, or depend on each other")
     return None
 
 
@@ -61,7 +64,7 @@ def why_not_quadratic(
     sites: Sequence[str],
     piece: str,
     gaps: bool = False,
-) -> str | None:
+) -> Refusal | None:
     """The reason why the log density is not quadratic in a block, at any values of everything else, or None.
 
     Args:
@@ -72,22 +75,24 @@ def why_not_quadratic(
         gaps: ask so for every fixed pattern of NaN among the data.
     """
     tables = _tables(model, sorted(sites))
-    others = {n: one for n, one in block_of(model, ()).items() if n not in block}
+    others = {name: shape for name, shape in block_of(model, ()).items() if name not in block}
     rest = (others, model.trace.parameter_shapes, list(model.shapes))
 
-    def total(block):
-        others, params, data = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), rest)
-        return sum((jnp.sum(one) for one in tables(block | others, params, data).values()), jnp.zeros(()))
+    def total(block: Mapping[str, jax.Array]) -> jax.Array:
+        others, params, data = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), rest)
+        return sum((jnp.sum(table) for table in tables(block | others, params, data).values()), jnp.zeros(()))
 
     density = quadratic.with_gaps_fixed(total) if gaps else total
     reason = quadratic.why_not_quadratic(density, block)
-    return None if reason is None else f"the log density is not quadratic in a {piece} and its latents ({reason})"
+    if reason is None:
+        return None
+    return Refusal(f"the log density is not quadratic in a {piece} and its latents ({reason})")
 
 
-def _tables(model: Model, sites: Sequence[str]):
+def _tables(model: Model, sites: Sequence[str]) -> Callable[[Mapping, Params, Data], dict[str, jax.Array]]:
     """Log-probability tables of some sites as a function of a block, the parameters and the data."""
 
-    def tables(block, params, data) -> dict:
+    def tables(block: Mapping[str, jax.Array], params: Params, data: Data) -> dict[str, jax.Array]:
         filled = [block.get(f"data {n}", leaf) for n, leaf in enumerate(data)]
         atoms = {name: block[name][None] for name in model.trace.value_shapes}
         arrays = model.evaluate(params, filled, atoms=atoms)
@@ -97,7 +102,7 @@ def _tables(model: Model, sites: Sequence[str]):
 
 
 def _in_order(numbers: np.ndarray, axis: int) -> bool:
-    """Does piece k lie in place k of the axis, for all sites alike?"""
+    """Whether piece k lies in place k of the axis, for all sites alike."""
     if np.all(numbers == SHARED):
         return True
     expected = np.arange(numbers.shape[axis]).reshape([-1 if a == axis else 1 for a in range(numbers.ndim)])
@@ -106,9 +111,9 @@ def _in_order(numbers: np.ndarray, axis: int) -> bool:
 
 def other_reader(model: Model, holders: Sequence[int], readers: Sequence[str]) -> str | None:
     """A site that reads these arrays of data though it is none of those that may, a prior for instance."""
-    mine = {("data", str(number)) for number in holders}
+    labels = {("data", str(number)) for number in holders}
     for path, position in model.trace.outputs.items():
-        if path[0] not in readers and mine & model.dependence.of_output(position):
+        if path[0] not in readers and labels & model.dependence.of_output(position):
             return path[0]
     return None
 

@@ -1,4 +1,4 @@
-"""Lossless compression of data: few weighted rows in the place of many, where EM cannot tell them apart.
+"""Lossless compression of data: few weighted rows in place of many, where EM cannot tell them apart.
 
 Rows that are equal are one row that counts several times. Where the log density is quadratic in a row (together with
 the row's own latents, for all parameters and all other latents), more is true: its sum over rows is a function of their
@@ -16,12 +16,14 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from emppl.errors import Refusal
 from emppl.jaxpr.layout import group_numbers
 from emppl.model.model import Model
 from emppl.reduce.moments import block_of, equivalent_pieces, other_reader, why_not_quadratic, why_not_separate
 from emppl.strategies import Gaussian, Simulated
 
 _LEAST_SAVING = 3
+"""So many times fewer rows make up for deriving the algorithm a second time."""
 _LEAST_ROWS = 1000
 """With fewer rows, deriving the algorithm a second time takes longer than the fit."""
 _SAMPLE = 4096
@@ -46,8 +48,8 @@ class Compression:
     rows: int
     columns: int
 
-    def apply(self, data: Sequence) -> Compressed | str:
-        """The data with few rows in the place of many, or the reason why not.
+    def apply(self, data: Sequence) -> Compressed | Refusal:
+        """The data with few rows in place of many, or the reason why not.
 
         Args:
             data: all arrays of data.
@@ -55,17 +57,17 @@ class Compression:
         arrays = [np.asarray(leaf) for leaf in data]
         keys = [_as_integers(arrays[n].reshape(self.rows, -1)) for n in self.keys]
         parts = [arrays[n].reshape(self.rows, -1).astype(np.float64) for n in self.moments]
-        gaps = [np.isnan(one) for one in parts]
-        keys += [one.astype(np.int64) for one in gaps if np.any(one)]
-        classes = self._classes(np.concatenate(keys, 1)) if keys else (np.zeros(1, int), np.zeros(self.rows, int))
-        first, number = classes
+        gaps = [np.isnan(part) for part in parts]
+        keys += [gap.astype(np.int64) for gap in gaps if np.any(gap)]
+        nothing = np.zeros(1, int), np.zeros(self.rows, int)
+        first, number = self._classes(np.concatenate(keys, 1)) if keys else nothing
         counts = np.bincount(number, minlength=len(first))
         stays = counts <= self.columns + 1
         few = int(np.sum(np.where(stays, counts, self.columns + 1))) if self.columns else len(first)
         length = _rounded_up(few) if keys else few
         if length * _LEAST_SAVING > self.rows:
             what = f"{few:,} rows are needed" if self.columns else f"{few:,} rows are different"
-            return f"{what} of {self.rows:,}"
+            return Refusal(f"{what} of {self.rows:,}")
         if not self.columns:
             return self._padded(arrays, first, counts.astype(float), few, length)
         kept = np.flatnonzero(stays[number])
@@ -92,7 +94,9 @@ class Compression:
             _, first, number = np.unique(keys, axis=0, return_index=True, return_inverse=True)
         return first, np.ravel(number)
 
-    def _padded(self, arrays, picked, weights, few: int, length: int) -> Compressed:
+    def _padded(
+        self, arrays: list[np.ndarray], picked: np.ndarray, weights: np.ndarray, few: int, length: int
+    ) -> Compressed:
         """Some rows, and a few that count nothing, so that data with about as many rows need no compilation."""
         picked = np.concatenate([picked, np.zeros(length - few, int)])
         weights = np.concatenate([weights, np.zeros(length - few)])
@@ -137,7 +141,7 @@ class Compressed:
 
 
 def look_different(model: Model, data: Sequence) -> bool:
-    """Does a look at some rows settle that few of them are equal, and so that rows with discrete latents stay?"""
+    """Whether a sample shows that few rows are equal, so that rows with discrete latents stay."""
     rows = model.axes.sizes[model.axes.rows]
     arrays = [np.asarray(leaf) for leaf in data if leaf.ndim and leaf.shape[0] == rows]
     if not model.latents or not arrays:
@@ -150,34 +154,28 @@ def look_different(model: Model, data: Sequence) -> bool:
     return number - len(np.unique(_hashed(keys))) < (_LEAST_SAVING - 1) * number**2 / (4 * rows)
 
 
-def find_compression(model: Model) -> Compression | str:
-    """What of the data can be compressed, or the reason why nothing can.
-
-    Args:
-        model: the model.
-
-    Returns:
-        The compression, or a clause for the plan.
-    """
+def find_compression(model: Model) -> Compression | Refusal:
+    """What of the data can be compressed, or the reason why nothing can."""
     trace, axes = model.trace, model.axes
     plate = axes.rows
     rows = axes.sizes[plate]
     if plate not in trace.plates or trace.plates[plate].is_time:
-        return "its rows lie in no plate"
-    drawn = model.drawn or any(isinstance(one.strategy, Simulated) for one in model.integrals)
-    if drawn or any(one.states is not None for one in model.integrals):
-        return "latents are drawn, or form a chain"
+        return Refusal("its rows lie in no plate")
+    drawn = model.drawn or any(isinstance(integral.strategy, Simulated) for integral in model.integrals)
+    if drawn or any(integral.states is not None for integral in model.integrals):
+        return Refusal("latents are drawn, or form a chain")
     inside = [n for n, f in model.factors.items() if plate in axes.plates_of(f.site, f.site.batch_shape)]
-    if any(0 < len(set(one.latents) & set(inside)) < len(one.latents) for one in model.integrals):
-        return "latents of its rows are integrated together with others"
-    holders = [n for n, one in enumerate(model.shapes) if one.shape and one.shape[0] == rows]
+    shared = [set(integral.latents) & set(inside) for integral in model.integrals]
+    if any(0 < len(own) < len(integral.latents) for own, integral in zip(shared, model.integrals, strict=True)):
+        return Refusal("latents of its rows are integrated together with others")
+    holders = [number for number, leaf in enumerate(model.shapes) if leaf.shape and leaf.shape[0] == rows]
     if not holders:
-        return "no array holds its rows along the first axis"
+        return Refusal("no array holds its rows along the first axis")
     reader = other_reader(model, holders, inside)
     if reader is not None:
-        return f"site {reader!r}, outside the plate, reads the rows too"
+        return Refusal(f"site {reader!r}, outside the plate, reads the rows too")
     block = block_of(model, holders)
-    numbers = {name: group_numbers(one.shape, _row_axes(model, name, one.shape)) for name, one in block.items()}
+    numbers = {name: group_numbers(leaf.shape, _row_axes(model, name, leaf.shape)) for name, leaf in block.items()}
     reason = why_not_separate(model, block, numbers, inside, axes.rank - 1, "row")
     if reason is not None:
         return reason
@@ -187,24 +185,24 @@ def find_compression(model: Model) -> Compression | str:
     if reason is None and rows >= _LEAST_SAVING * (columns + 1):
         return Compression(plate, tuple(n for n in holders if n not in moments), tuple(moments), rows, columns)
     if rows < _LEAST_ROWS:
-        return reason if reason is not None else f"{rows} rows are not many for {columns} columns"
+        return reason or Refusal(f"{rows} rows are not many for {columns} columns")
     return Compression(plate, tuple(holders), (), rows, 0)
 
 
-def _why_no_moments(model: Model, moments, inside) -> str | None:
+def _why_no_moments(model: Model, moments: Sequence[int], inside: Sequence[str]) -> Refusal | None:
     """The reason why rows are not determined by their count, mean and covariance, or None."""
-    mine = [n for n in model.latents if n in inside]
-    if mine:
-        return f"every row has a discrete latent ({mine[0]!r})"
+    discrete = [name for name in model.latents if name in inside]
+    if discrete:
+        return Refusal(f"every row has a discrete latent ({discrete[0]!r})")
     if not moments:
-        return "its rows hold no real numbers"
-    own = [one for one in model.integrals if set(one.latents) & set(inside)]
-    if not all(isinstance(one.strategy, Gaussian) for one in own):
-        return "its rows have latents that are not normal"
-    if any(one.limits for one in own):
-        return "an observed Delta restricts the latents of its rows"
+        return Refusal("its rows hold no real numbers")
+    own = [integral for integral in model.integrals if set(integral.latents) & set(inside)]
+    if not all(isinstance(integral.strategy, Gaussian) for integral in own):
+        return Refusal("its rows have latents that are not normal")
+    if any(integral.limits for integral in own):
+        return Refusal("an observed Delta restricts the latents of its rows")
     block = block_of(model, moments)
-    block = {n: one for n, one in block.items() if n.startswith("data ") or _row_axes(model, n, one.shape)}
+    block = {n: leaf for n, leaf in block.items() if n.startswith("data ") or _row_axes(model, n, leaf.shape)}
     return why_not_quadratic(model, block, inside, "row", gaps=True)
 
 
@@ -221,7 +219,7 @@ def _row_axes(model: Model, name: str, shape: tuple[int, ...]) -> tuple[int, ...
 
 
 def _weighs(model: Model, number: int) -> bool:
-    """Does a weight (``handlers.scale``) read this array?"""
+    """Whether a weight (``handlers.scale``) reads this array."""
     found = (model.dependence.of_output(p) for path, p in model.trace.outputs.items() if path[1] == "cell_weight")
     return any(("data", str(number)) in labels for labels in found)
 

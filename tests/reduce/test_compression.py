@@ -18,8 +18,10 @@ from numpyro.distributions import constraints
 
 import emppl
 from emppl.compiled import Compiled
+from emppl.errors import Refusal
 from emppl.model.options import Options
 from emppl.reduce import rows as compression
+from emppl.reduce.reduction import Source
 from emppl.trace.arguments import split_arguments
 from tests.kit import random_models
 
@@ -173,8 +175,12 @@ def test_iterations_are_the_same(name):
 def test_the_plan_says_it():
     assert "fits run on 6 weighted rows" in str(emppl.EM(factors).plan(draw(300, 5)))
     assert "M-step runs on 8 weighted steps" in str(emppl.EM(system).plan(draw(200, 3)))
-    assert "M-step runs on 8 weighted rows" in str(emppl.EM(factors, compress=False).plan(draw(300, 5)))
-    assert "not compressed: compress=False" in str(emppl.EM(growth, compress=False, **B).plan(*grouped(400, 20)))
+    for model, data, options in (
+        (factors, (draw(300, 5),), {}),
+        (system, (draw(200, 3),), {}),
+        (growth, grouped(400, 20), B),
+    ):
+        assert "not compressed: compress=False" in str(emppl.EM(model, compress=False, **options).plan(*data))
 
 
 def test_a_model_that_says_its_number_of_rows_keeps_them():
@@ -204,8 +210,7 @@ def test_a_model_that_counts_its_rows_keeps_them(where):
     x = draw(300, 1)[:, 0]
     plan = str(emppl.EM(counting(where)).plan(x))
     assert ("depends on how many rows" in plan) == (where != "nowhere"), plan
-    plan = str(emppl.EM(counting(where), compress=False).plan(x))
-    assert ("M-step runs on" in plan) == (where == "nowhere"), plan
+    assert ("fits run on" in plan) == (where == "nowhere"), plan
 
 
 def test_a_chain_that_counts_its_steps_keeps_them():
@@ -312,12 +317,13 @@ def test_random_models(shard, monkeypatch):
         repeated = rng.integers(0, spec.sizes[0], 12)
         data = {name: one[repeated] if one.ndim > 1 else one for name, one in data.items()}
         leaves, skeleton = split_arguments((data, spec, priors), {})
-        whole = Compiled(with_as_many_rows, leaves, skeleton, Options())
-        found = whole.compress_data([jnp.asarray(leaf) for leaf in leaves])
-        compressed.append(not isinstance(found, str))
-        if isinstance(found, str):
+        source = Source(with_as_many_rows, skeleton, Options())
+        whole = Compiled(source, source.derive(leaves))
+        found = whole.reduction.few_rows([jnp.asarray(leaf) for leaf in leaves])
+        compressed.append(not isinstance(found, Refusal))
+        if isinstance(found, Refusal):
             return
-        few, short, _ = found
+        few, short = whole.for_few(found), found.data
         posteriors = [one.e_step(params, data) for one, data in ((whole, leaves), (few, short))]
         np.testing.assert_allclose(posteriors[1].log_likelihood, posteriors[0].log_likelihood, rtol=1e-11)
         after = whole.m_step(params, posteriors[0], leaves)
