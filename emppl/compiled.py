@@ -29,6 +29,7 @@ from emppl.reduce.reduction import FewRows, Reduction, Source
 from emppl.reduce.rows import Compressed
 from emppl.trace import MissingCells
 from emppl.trace.arguments import split_arguments
+from emppl.types import Data, Params
 from emppl.uncertainty.identification import shift_effects
 from emppl.uncertainty.information import hessian_columns, score
 
@@ -78,19 +79,19 @@ class Compiled:
         return Simulator(self.program) if is_random else None
 
     @functools.cached_property
-    def random_log_likelihood(self):
+    def random_log_likelihood(self) -> Callable:
         """The log-likelihood by importance sampling, with random numbers of its own."""
         if not estep.simulated(self.model):
             return lambda params, data, key: self.summed_log_likelihood(params, data)
         return jax.jit(functools.partial(estep.log_likelihood, self.model))
 
     @functools.cached_property
-    def summed_log_likelihood(self):
+    def summed_log_likelihood(self) -> Callable:
         """The log-likelihood of the data with every latent summed out, in chunks of rows."""
         model = self.model.softened
         fused = estep.plan_fused(model)
 
-        def value(params, data):
+        def value(params: Params, data: Data) -> jax.Array:
             return estep.expectations(model, fused, params, data, estep.prepare(model, fused, data)).log_likelihood
 
         return jax.jit(value)
@@ -99,7 +100,7 @@ class Compiled:
         """Compile a function of the plain path, which holds tables of all rows: refused where they would not fit."""
         compiled = jax.jit(functools.partial(function, self.model))
 
-        def checked(*args):
+        def checked(*args: Any) -> Callable:
             estep.check_memory(self.model, None)
             return compiled(*args)
 
@@ -126,20 +127,20 @@ class Compiled:
         return self._for_few[number]
 
     @functools.cached_property
-    def report(self):
+    def report(self) -> Callable:
         """What is wrong with the data."""
         return jax.jit(functools.partial(checks.data_report, self.model))
 
     @functools.cached_property
-    def q(self):
+    def q(self) -> Callable:
         """Expected complete-data log-likelihood."""
         return jax.jit(functools.partial(estep.q, self.model))
 
     @functools.cached_property
-    def m_step(self):
+    def m_step(self) -> Callable:
         """The M-step on a posterior."""
 
-        def m_step(params, posterior, data):
+        def m_step(params: Params, posterior: Any, data: Data) -> dict[str, jax.Array]:
             found, prepared = estep.from_posterior(self.model, params, posterior, data)
             return self.program.m_step(params, found, data, prepared)
 
@@ -157,16 +158,16 @@ class Compiled:
         return model
 
     @functools.cached_property
-    def finer_score(self):
+    def finer_score(self) -> Callable:
         """Log-likelihood and score by that, for each of several random keys."""
         assert self.finer is not None
         return jax.jit(jax.vmap(functools.partial(score, self.finer), in_axes=(None, None, 0)))
 
     @functools.cached_property
-    def prepare(self):
+    def prepare(self) -> Callable:
         """Statistics of the data, and what is wrong with them."""
 
-        def prepare(data):
+        def prepare(data: Data) -> tuple[Any, Any]:
             return estep.prepare(self.model, self.program.fused, data), checks.data_report(self.model, data)
 
         return jax.jit(prepare, compiler_options=self._compiler_options)
@@ -181,17 +182,17 @@ class Compiled:
         return _WITHOUT_EMITTERS if lanes and max(lanes) < 8 and _knows(tuple(_WITHOUT_EMITTERS)) else None
 
     @functools.cached_property
-    def start(self):
+    def start(self) -> Callable:
         """Starting values of a number of restarts."""
         return jax.jit(lambda key, data, number: starting_values(self.program, key, data, number), static_argnums=2)
 
     @functools.cached_property
-    def evidence_by_row(self):
+    def evidence_by_row(self) -> Callable:
         """Log-probability of every row under every state."""
         return jax.jit(functools.partial(checks.row_tables, self.model))
 
     @functools.cached_property
-    def begin(self):
+    def begin(self) -> Callable:
         """What M-step rules remember before the first M-step of every restart."""
         return jax.jit(jax.vmap(self.program.begin))
 
@@ -209,7 +210,7 @@ class Compiled:
         found = self._blocks[key]
         return found.result() if isinstance(found, concurrent.futures.Future) else found
 
-    def compile_in_background(self, lanes: int, data, accelerate: bool = False) -> None:
+    def compile_in_background(self, lanes: int, data: Data, accelerate: bool = False) -> None:
         """Let XLA compile the loop while the statistics and the starting values are compiled and computed.
 
         Tracing happens here, so that thread-local settings of JAX hold; only XLA works in the other thread.
@@ -343,7 +344,7 @@ def _has_nan(leaf: jax.Array) -> bool:
     return bool(np.isnan(np.min(np.asarray(leaf))))  # NaN wins, and no array of answers is made
 
 
-def _draws(model: Model, params, data, keys) -> dict[str, jax.Array]:
+def _draws(model: Model, params: Params, data: Data, keys: jax.Array) -> dict[str, jax.Array]:
     """Joint draws of all latents, as many at once as memory allows."""
     one = functools.partial(estep.sample, model, params, data)
     at_once = max(_CELLS_OF_DRAWS // estep.largest_table(model, None)[0], 1)

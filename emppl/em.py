@@ -134,7 +134,7 @@ class EM:
 
     # ------------------------------------------------------------------------------------------ the pieces
 
-    def plan(self, *args, **kwargs) -> Plan:
+    def plan(self, *args: Any, **kwargs: Any) -> Plan:
         """What EM will do for this model and data: ``print(em.plan(x))``.
 
         Args:
@@ -149,7 +149,7 @@ class EM:
         """
         return self._fit(args, kwargs).plan()
 
-    def e_step(self, params: Mapping[str, Any], *args, **kwargs) -> estep.Posterior:
+    def e_step(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> estep.Posterior:
         """Posterior weights of all latents at given parameters.
 
         Args:
@@ -164,7 +164,7 @@ class EM:
         fit = self._fit(args, kwargs)
         return fit.compiled.e_step(fit.compiled.parameters(params), fit.data)
 
-    def q(self, params: Mapping[str, Any], posterior: estep.Posterior, *args, **kwargs) -> jax.Array:
+    def q(self, params: Mapping[str, Any], posterior: estep.Posterior, *args: Any, **kwargs: Any) -> jax.Array:
         """Expected complete-data log-likelihood: ``sum(stop_gradient(weight) * log_prob(params))``.
 
         Args:
@@ -179,7 +179,9 @@ class EM:
         fit = self._fit(args, kwargs)
         return fit.compiled.q(fit.compiled.parameters(params), posterior, fit.data)
 
-    def m_step(self, params: Mapping[str, Any], posterior: estep.Posterior, *args, **kwargs) -> dict[str, jax.Array]:
+    def m_step(
+        self, params: Mapping[str, Any], posterior: estep.Posterior, *args: Any, **kwargs: Any
+    ) -> dict[str, jax.Array]:
         """New parameters: every block's rule, on the posterior's weights.
 
         Args:
@@ -194,12 +196,12 @@ class EM:
         fit = self._fit(args, kwargs)
         return fit.compiled.m_step(fit.compiled.parameters(params), posterior, fit.data)
 
-    def log_likelihood(self, params: Mapping[str, Any], *args, **kwargs) -> jax.Array:
+    def log_likelihood(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> jax.Array:
         """Log-likelihood of the observed data, latents summed out (natural log, constants included, no prior)."""
         fit = self._fit(args, kwargs)
         return fit.compiled.log_likelihood(fit.compiled.parameters(params), fit.data)
 
-    def filter(self, params: Mapping[str, Any], *args, **kwargs) -> estep.Filtered:
+    def filter(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> estep.Filtered:
         """Filtered states and one-step-ahead predictions of the chains in a model with ``scan``.
 
         Args:
@@ -216,12 +218,12 @@ class EM:
         fit = self._fit(args, kwargs)
         return fit.compiled.filtered(fit.compiled.parameters(params), fit.data)
 
-    def log_prior(self, params: Mapping[str, Any], *args, **kwargs) -> jax.Array:
+    def log_prior(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> jax.Array:
         """Log prior density of the estimated parameters, in constrained space; zero with ``prior=False``."""
         fit = self._fit(args, kwargs)
         return fit.compiled.log_prior(fit.compiled.parameters(params), fit.data)
 
-    def start(self, rng_key: jax.Array, *args, **kwargs) -> dict[str, jax.Array]:
+    def start(self, rng_key: jax.Array, *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
         """Starting values of one run, as :meth:`run` would choose them."""
         fit = self._fit(args, kwargs)
         stacked = fit.compiled.start(rng_key, fit.data, 1)
@@ -232,10 +234,10 @@ class EM:
     def run(
         self,
         rng_key: jax.Array,
-        *args,
+        *args: Any,
         init_params: Mapping[str, Any] | None = None,
         checkpoint: str | os.PathLike | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> EMResult:
         """Fit the model.
 

@@ -18,11 +18,11 @@ from emppl.integrals.settle import settle_integrals
 from emppl.jaxpr.depends import Dependence
 from emppl.model.axes import Axes, model_axes
 from emppl.model.compatible import check_components, check_simulated, discrete_strategies
-from emppl.model.integral import find_integrals
+from emppl.model.integral import Integral, find_integrals
 from emppl.model.model import Model
 from emppl.model.natural import SiteFactor
 from emppl.model.options import Options
-from emppl.model.roles import assign_roles, without_missing_cells
+from emppl.model.roles import Role, assign_roles, without_missing_cells
 from emppl.model.scans import find_chains
 from emppl.model.site import field_dependences
 from emppl.mstep import choose_rules
@@ -96,7 +96,9 @@ def _check_bounds(trace: Trace, roles: Mapping[str, Any]) -> None:
             )
 
 
-def _see(function: Callable, data: Sequence, skeleton: Any, options: Options):
+def _see(
+    function: Callable, data: Sequence, skeleton: Any, options: Options
+) -> tuple[Trace, Dependence, dict[str, Role], list[Integral]]:
     """Trace a model and settle the roles of its sites; traced again if some of them are continuous latents."""
     trace = trace_model(function, list(data), skeleton)
     dependence = Dependence(trace.jaxpr, trace.inputs)
@@ -163,7 +165,9 @@ def _categories(trace: Trace, name: str) -> int:
     return 0
 
 
-def _says_which_steps_exist(trace: Trace, name: str, in_latents, in_parameters) -> bool:
+def _says_which_steps_exist(
+    trace: Trace, name: str, in_latents: Mapping[str, frozenset[str]], in_parameters: Mapping[str, frozenset[str]]
+) -> bool:
     """Is a site's mask the mask of a chain's steps: one of data alone, on a latent that later steps see?"""
     site = trace.sites[name]
     if site.kind != "discrete" or site.time is None or "mask" not in in_latents:

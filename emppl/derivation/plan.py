@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -299,11 +300,11 @@ def _criterion(model: Model) -> str:
     return f"maximum likelihood ({how})" + (", priors dropped" if priors else "")
 
 
-def _in(plates) -> str:
+def _in(plates: Sequence[str]) -> str:
     return f"in {' x '.join(plates)}" if plates else ""
 
 
-def _table(rows) -> list[str]:
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(str(row[column])) for row in rows) for column in range(len(rows[0]))] if rows else []
     return [
         "  " + "  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

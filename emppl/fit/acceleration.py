@@ -21,6 +21,7 @@ import numpy as np
 from emppl.fit.convergence import Gains, Judgement, needs_rise
 from emppl.model.model import Model
 from emppl.parameters.constraints import constrain, unconstrain
+from emppl.types import Params
 
 FIRST, SECOND, LEAP = 0, 1, 2
 
@@ -41,7 +42,7 @@ class Leaping(NamedTuple):
     floor: Any
 
     @classmethod
-    def beginning(cls, params: Mapping[str, np.ndarray], lanes: int, dtype) -> Leaping:
+    def beginning(cls, params: Mapping[str, np.ndarray], lanes: int, dtype: Any) -> Leaping:
         """Before the first step of every restart, on the host."""
         return cls(np.zeros(lanes, np.int32), dict(params), dict(params), np.full(lanes, -np.inf, dtype))
 
@@ -62,7 +63,16 @@ class Leap(NamedTuple):
     judgement: Judgement
 
 
-def leap(model: Model, leaping: Leaping, params, after, objective, gains: Gains, amplification, tolerance) -> Leap:
+def leap(
+    model: Model,
+    leaping: Leaping,
+    params: Params,
+    after: Params,
+    objective: jax.Array,
+    gains: Gains,
+    amplification: jax.Array,
+    tolerance: jax.Array,
+) -> Leap:
     """Carry the cycle on.
 
     Args:
@@ -102,7 +112,7 @@ def leap(model: Model, leaping: Leaping, params, after, objective, gains: Gains,
     stalls = jnp.where(at_second, jnp.where(still, gains.stalls + 1, 0), gains.stalls)
     converged = at_second & jnp.isfinite(objective) & ((near & gains.near) | (stalls >= 2))
 
-    def choose(first, second, leapt):
+    def choose(first: Any, second: Any, leapt: Any) -> Any:
         return jax.tree.map(lambda a, b, c: jnp.where(at_second, b, jnp.where(is_leap, c, a)), first, second, leapt)
 
     jump = jax.tree.map(lambda far, plain: jnp.where(usable, far, plain), target, after)
@@ -124,7 +134,7 @@ _SLACK = 1e-6
 """How far below the objective before a leap may end, relative to its size, where the objective is approximate."""
 
 
-def _extrapolated(model: Model, start, middle, end) -> tuple[dict[str, jax.Array], jax.Array]:
+def _extrapolated(model: Model, start: Params, middle: Params, end: Params) -> tuple[dict[str, jax.Array], jax.Array]:
     """Where two steps lead, and the factor by which steps shrink."""
     constraints = {name: model.trace.sites[name].constraint for name in start}
     points = [

@@ -12,13 +12,15 @@ import numpy as np
 from emppl.errors import DataError, ModelError
 from emppl.estep import integrate_all
 from emppl.model.model import Model
+from emppl.model.natural import SiteFactor
 from emppl.mstep import ClosedForm
 from emppl.numerics.guarded import IMPOSSIBLE_SUM
 from emppl.program import Program
 from emppl.trace import as_numpyro_expects
+from emppl.types import Data, Params, Tables
 
 
-def data_report(model: Model, data) -> dict[str, dict[str, jax.Array]]:
+def data_report(model: Model, data: Data) -> dict[str, dict[str, jax.Array]]:
     """What is wrong with the observed values, as arrays: pure, to be jitted.
 
     Returns:
@@ -57,7 +59,7 @@ _UNBOUNDED_BELOW_ONE = {
 }
 
 
-def _over_time(factor, mine) -> dict[str, jax.Array]:
+def _over_time(factor: SiteFactor, mine: Any) -> dict[str, jax.Array]:
     """The report on a site inside a scan: over all its steps, the first bad cell of the first bad step."""
     if factor.site.time is None:
         return _value_report(factor, mine)
@@ -65,7 +67,7 @@ def _over_time(factor, mine) -> dict[str, jax.Array]:
     return {key: jnp.ravel(found)[jnp.argmax(jnp.ravel(found) >= 0)] for key, found in report.items()}
 
 
-def _value_report(factor, mine) -> dict[str, jax.Array]:
+def _value_report(factor: SiteFactor, mine: Any) -> dict[str, jax.Array]:
     value = mine.value
     rank = value.ndim - len(mine.distribution.event_shape)
     finite = jnp.isfinite(value) if jnp.issubdtype(value.dtype, jnp.inexact) else jnp.ones(value.shape, bool)
@@ -89,7 +91,7 @@ def _value_report(factor, mine) -> dict[str, jax.Array]:
     return {"finite": _first(~finite & seen), "support": _first(~inside & seen)}
 
 
-def _same_rank(*arrays):
+def _same_rank(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     rank = max(array.ndim for array in arrays)
     return tuple(jnp.reshape(array, (1,) * (rank - array.ndim) + array.shape) for array in arrays)
 
@@ -185,7 +187,7 @@ def _where(model: Model, name: str, flat: int) -> str:
     return f"first at flat index {flat}"
 
 
-def row_tables(model: Model, params, data) -> dict[str, jax.Array]:
+def row_tables(model: Model, params: Params, data: Data) -> dict[str, jax.Array]:
     """Total log-probability of every row under every state, for :func:`impossible_rows`."""
     arrays = model.evaluate(params, data)
     tables = model.tables(arrays, model.integrated)
@@ -193,7 +195,7 @@ def row_tables(model: Model, params, data) -> dict[str, jax.Array]:
     return {"all sites together": _sum_over_inner_plates(model, tables)}
 
 
-def arrays_with_holes(data) -> str | None:
+def arrays_with_holes(data: Data) -> str | None:
     """Name the first array among the model's arguments that holds NaN, and where, or None."""
     for number, leaf in enumerate(data, 1):
         if np.issubdtype(leaf.dtype, np.floating) and np.any(np.isnan(leaf)):
@@ -202,7 +204,7 @@ def arrays_with_holes(data) -> str | None:
     return None
 
 
-def _sum_over_inner_plates(model: Model, tables):
+def _sum_over_inner_plates(model: Model, tables: Tables) -> jax.Array:
     keep = model.axes.latents | {model.axes.rows}
     total = jnp.zeros(())
     for table in tables.values():
@@ -213,7 +215,7 @@ def _sum_over_inner_plates(model: Model, tables):
     return total
 
 
-def impossible_rows(model: Model, tables) -> str | None:
+def impossible_rows(model: Model, tables: Tables) -> str | None:
     """Describe the first row that has probability zero under every state, from log-probability tables."""
     for name, table in tables.items():
         axes = tuple(a for a, n in enumerate(model.axes.names) if n in model.axes.latents)

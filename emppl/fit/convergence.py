@@ -38,7 +38,7 @@ class Gains(NamedTuple):
     rise: Any
 
     @classmethod
-    def beginning(cls, lanes: int, dtype) -> Gains:
+    def beginning(cls, lanes: int, dtype: Any) -> Gains:
         """Before the first E-step of every restart, on the host."""
         zero = np.zeros(lanes, dtype)
         no = np.zeros(lanes, bool)
@@ -77,7 +77,9 @@ def needs_rise(evidence: ObjectiveKind) -> bool:
     return evidence not in (ObjectiveKind.EXACT, ObjectiveKind.CLASSIFICATION)
 
 
-def _exact(objective, gains: Gains, iteration, amplification, tolerance) -> Judgement:
+def _exact(
+    objective: jax.Array, gains: Gains, iteration: jax.Array, amplification: jax.Array, tolerance: jax.Array | float
+) -> Judgement:
     """EM cannot lower the objective, and its gains tell what is left to come.
 
     Args:
@@ -101,7 +103,9 @@ def _exact(objective, gains: Gains, iteration, amplification, tolerance) -> Judg
     return Judgement(converged, decreased, after)
 
 
-def _classified(objective, gains: Gains, iteration, amplification, tolerance) -> Judgement:
+def _classified(
+    objective: jax.Array, gains: Gains, iteration: jax.Array, amplification: jax.Array, tolerance: jax.Array | float
+) -> Judgement:
     """Assignments are finitely many, and each has one best objective: where it stands still, they do.
 
     An M-step of closed forms makes the same of the same assignments, to the last bit. Where it only raises Q, the gains
@@ -127,7 +131,9 @@ def _approximate(drift: float) -> Callable[..., Judgement]:
         drift: how far the objective may fall below its highest value, relative to its size.
     """
 
-    def test(objective, gains: Gains, iteration, amplification, tolerance) -> Judgement:
+    def test(
+        objective: jax.Array, gains: Gains, iteration: jax.Array, amplification: jax.Array, tolerance: jax.Array | float
+    ) -> Judgement:
         size, rise = 1 + jnp.abs(objective), gains.rise
         highest = jnp.maximum(gains.highest, jnp.where(jnp.isfinite(objective), objective, -jnp.inf))
         lowered = (rise < -_rounding(objective, amplification)) | (highest - objective > drift * size)
@@ -138,12 +144,20 @@ def _approximate(drift: float) -> Callable[..., Judgement]:
     return test
 
 
-def _rounding(objective, amplification):
+def _rounding(objective: jax.Array, amplification: jax.Array | float) -> jax.Array:
     eps = jnp.finfo(objective.dtype).eps
     return 256 * eps * (1 + jnp.abs(objective)) + eps * amplification
 
 
-def _settled(objective, gain, gains: Gains, iteration, tolerance, change, idle=False) -> tuple[jax.Array, Gains]:
+def _settled(
+    objective: jax.Array,
+    gain: jax.Array,
+    gains: Gains,
+    iteration: jax.Array,
+    tolerance: jax.Array | float,
+    change: jax.Array,
+    idle: jax.Array | bool = False,
+) -> tuple[jax.Array, Gains]:
     """Aitken: gains that shrink by the factor ``ratio`` leave ``gain * ratio / (1 - ratio)`` to come.
 
     That holds once the ratio has settled. Before, while a first fast change dies away, it says nothing about slower

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from emppl.fit.outcome import StopReason
 from emppl.fit.restarts import watched_sites
 from emppl.model.model import Model
 from emppl.program import Program
+from emppl.types import Data, Params
 
 _BUFFER = 256
 _SECONDS_PER_BLOCK = 0.5
@@ -99,7 +100,7 @@ class Outcome(NamedTuple):
 
 
 def initial_states(
-    model: Model, params: dict[str, np.ndarray], memory: Any, lanes: int, dtype, accelerate: bool = False
+    model: Model, params: dict[str, np.ndarray], memory: Any, lanes: int, dtype: Any, accelerate: bool = False
 ) -> LaneState:
     """State of all restarts before the first E-step, made on the host (nothing to compile)."""
     number = np.zeros(lanes, np.int32)
@@ -136,7 +137,9 @@ def make_iteration(program: Program, accurate: bool, condense: Callable | None =
     model = program.model
     judge = convergence_test(model.objective_kind)
 
-    def expectations(params, data, prepared, guesses):
+    def expectations(
+        params: Params, data: Data, prepared: Mapping[str, Any], guesses: Mapping[str, jax.Array]
+    ) -> tuple[Program, Any, Mapping[str, Any], Data]:
         if condense is not None:
             return condense(params, data)
         if accurate:
@@ -144,7 +147,9 @@ def make_iteration(program: Program, accurate: bool, condense: Callable | None =
             return program, *estep.from_posterior(model, params, posterior, data, local=True), data
         return program, estep.expectations(model, program.fused, params, data, prepared, guesses), prepared, data
 
-    def iterate(state: LaneState, data, prepared, tolerance, max_iterations) -> LaneState:
+    def iterate(
+        state: LaneState, data: Data, prepared: Mapping[str, Any], tolerance: jax.Array, max_iterations: jax.Array
+    ) -> LaneState:
         floor, where = smallest_scale(model, state.params, data, prepared, accurate)
         mine, found, prepared, few = expectations(state.params, data, prepared, state.centers)
         objective = found.log_likelihood + model.log_prior(state.params, data)
@@ -211,7 +216,7 @@ def make_iteration(program: Program, accurate: bool, condense: Callable | None =
     return iterate
 
 
-def rounding_limit(dtype) -> float:
+def rounding_limit(dtype: Any) -> float:
     """Amplification from which the matrix-product path would lose digits that a log-likelihood needs."""
     return 1e7 if jnp.dtype(dtype) == jnp.float64 else 1e6
 
@@ -224,10 +229,17 @@ def make_block(iterate: Callable) -> Callable:
         where the buffers hold NaN for iterations that a restart did not make.
     """
 
-    def block(states, data, prepared, tolerance, max_iterations, limit):
+    def block(
+        states: LaneState,
+        data: Data,
+        prepared: Mapping[str, Any],
+        tolerance: jax.Array,
+        max_iterations: jax.Array,
+        limit: jax.Array,
+    ) -> tuple[LaneState, jax.Array, jax.Array]:
         lanes = states.status.shape[0]
 
-        def advance(state):
+        def advance(state: LaneState) -> LaneState:
             after = iterate(state, data, prepared, tolerance, max_iterations)
             frozen = state.status != StopReason.RUNNING.value
             return jax.tree.map(lambda old, new: jnp.where(frozen, old, new), state, after)
@@ -236,13 +248,13 @@ def make_block(iterate: Callable) -> Callable:
         step = jax.vmap(advance) if lanes > 1 else _single(advance)
         empty = jnp.full((_BUFFER, lanes), jnp.nan, states.gains.objective.dtype)
 
-        def keep_going(carry):
+        def keep_going(carry: tuple) -> jax.Array:
             states, _, _, number = carry
             running = states.status == StopReason.RUNNING.value
             unsafe = running & (states.rounding > rounding_limit(states.gains.objective.dtype))
             return (number < limit) & jnp.any(running) & ~jnp.any(unsafe)
 
-        def body(carry):
+        def body(carry: tuple) -> tuple:
             states, objectives, log_likelihoods, number = carry
             running = states.status == StopReason.RUNNING.value
             states = step(states)
@@ -263,15 +275,17 @@ def make_block(iterate: Callable) -> Callable:
     return jax.jit(block)
 
 
-def _single(advance):
-    def step(states):
+def _single(advance: Callable) -> Callable[[LaneState], LaneState]:
+    def step(states: LaneState) -> LaneState:
         state = jax.tree.map(lambda leaf: leaf[0], states)
         return jax.tree.map(lambda leaf: leaf[None], advance(state))
 
     return step
 
 
-def smallest_scale(model: Model, params, data, prepared, accurate: bool = False):
+def smallest_scale(
+    model: Model, params: Params, data: Data, prepared: Mapping[str, Any], accurate: bool = False
+) -> tuple[jax.Array, jax.Array]:
     """Smallest spread of any component, and its flat position over all watched sites.
 
     In units of the narrowest spread that it may have: a component has collapsed below 1. Sums of statistics tell
@@ -357,7 +371,7 @@ def run_blocks(blocks: Callable[[bool], Callable], states: LaneState, inputs: In
     return Outcome(jax.device_get(states), _history(objectives, log_likelihoods, states), interrupted, accurate)
 
 
-def _history(objectives, log_likelihoods, states) -> History:
+def _history(objectives: list[np.ndarray], log_likelihoods: list[np.ndarray], states: LaneState) -> History:
     if not objectives:
         empty = np.zeros((0, np.asarray(states.status).shape[0]))
         return History(empty, empty)

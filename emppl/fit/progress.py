@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from emppl.fit.loop import LaneState
 from emppl.fit.outcome import StopReason
 
 
@@ -24,7 +25,7 @@ class Progress:
         self.began = time.perf_counter()
         self.bar: Any = None
 
-    def __call__(self, states) -> None:
+    def __call__(self, states: LaneState) -> None:
         """Report the state of all restarts after one block."""
         if not self.enabled or (self.bar is None and time.perf_counter() - self.began < 1.0):
             return
@@ -45,7 +46,7 @@ class Progress:
             self.bar.close()
 
 
-def _tqdm(total):
+def _tqdm(total: int) -> Any:
     try:
         import tqdm
     except ImportError:

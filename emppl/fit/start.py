@@ -9,6 +9,8 @@ Reference:
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +23,15 @@ from emppl.mstep.closed_form import Target
 from emppl.mstep.rule import Rule
 from emppl.parameters.constraints import constrain, unconstrain
 from emppl.program import Program
+from emppl.trace import Site
+from emppl.types import Data, Params
 from emppl.uncertainty.charts import bounds
 
 _SEED_ROWS = 20_000
 _JITTER = 0.5
 
 
-def starting_values(program: Program, rng_key: jax.Array, data, number: int) -> dict[str, jax.Array]:
+def starting_values(program: Program, rng_key: jax.Array, data: Data, number: int) -> dict[str, jax.Array]:
     """Starting parameters of every restart.
 
     The first restart starts each ``numpyro.param`` at its declared value and each sampled parameter at seeds
@@ -44,16 +48,16 @@ def starting_values(program: Program, rng_key: jax.Array, data, number: int) -> 
         Parameter values by name, with a leading axis of restarts.
     """
     if number == 1 and all(program.model.trace.sites[name].kind == "param" for name in program.model.free):
-        declared = program.model.trace.initial(rng_key, data)
+        declared = program.model.trace.initial(rng_key, list(data))
         return {name: program.model.pin(name, declared[name])[None] for name in program.model.free}
     keys = jax.random.split(rng_key, number)
     first = jnp.arange(number) == 0
     return jax.vmap(lambda key, is_first: _one_start(program, key, data, is_first))(keys, first)
 
 
-def _one_start(program: Program, rng_key, data, is_first) -> dict[str, jax.Array]:
+def _one_start(program: Program, rng_key: jax.Array, data: Data, is_first: jax.Array) -> dict[str, jax.Array]:
     draw_key, seed_key, jitter_key = jax.random.split(rng_key, 3)
-    drawn = program.model.trace.initial(draw_key, data)
+    drawn = program.model.trace.initial(draw_key, list(data))
     params = {name: drawn[name] for name in program.model.free}
     seeded = {
         name: _inside(program.model.trace.sites[name], seed, params[name])
@@ -71,7 +75,7 @@ def _one_start(program: Program, rng_key, data, is_first) -> dict[str, jax.Array
     return {name: program.model.pin(name, value) for name, value in params.items()}
 
 
-def _inside(site, seed, otherwise):
+def _inside(site: Site, seed: jax.Array, otherwise: jax.Array) -> jax.Array:
     """Seeds come from the data, which know of no bounds."""
     low, high = bounds(site.constraint)
     above = True if low is None else seed > low
@@ -79,41 +83,54 @@ def _inside(site, seed, otherwise):
     return jnp.where(jnp.logical_and(above, below), seed, otherwise)
 
 
-def _jittered(site, key, value):
+def _jittered(site: Site, key: jax.Array, value: jax.Array) -> jax.Array:
     free = unconstrain(site.constraint, value)
     noise = _JITTER * jax.random.normal(key, free.shape, free.dtype)
     jittered = constrain(site.constraint, free + noise)
     return jnp.where(jnp.all(jnp.isfinite(jittered)), jittered, value)
 
 
-def _seeds(program: Program, key, params, data) -> dict[str, jax.Array]:
+def _seeds(program: Program, key: jax.Array, params: Params, data: Data) -> dict[str, jax.Array]:
     """Data-driven values of the parameters for which a family offers them."""
-    arrays = program.model.evaluate(params, data)
+    model = program.model
+    arrays = model.evaluate(params, data)
     groups: dict[tuple[str, ...], list[SiteFactor]] = {}
     wanted = {}
     for name in program.rules:
         target = _first_target(program, name)
         if target is None:
             continue
-        factor = program.model.factors[target.site]
+        factor = model.factors[target.site]
         if factor.family is None or factor.family.start is None or factor.site.kind != "observed":
             continue
         if factor.latents.get("value"):
             continue
         wanted[name] = (factor, target.argument)
-        latents = tuple(n for n in program.model.axes.names if n in factor.all_latents)
+        latents = tuple(n for n in model.axes.names if n in factor.all_latents)
         groups.setdefault(latents, [])
         if factor not in groups[latents]:
             groups[latents].append(factor)
-    found: dict[str, jax.Array] = {}
+    seeds: dict[str, jax.Array] = {}
     for number, (latents, factors) in enumerate(groups.items()):
-        rows = _seed_rows(program.model, jax.random.fold_in(key, number), latents, factors, arrays)
+        rows = _seed_rows(model, jax.random.fold_in(key, number), latents, factors, arrays)
         for name, (factor, argument) in wanted.items():
-            if factor in factors:
-                value = _seeded_argument(program, factor, argument, latents, rows, arrays, params, name, data)
-                if value is not None:
-                    found[name] = _map(program.rules[name]).inverse(value)
-    return found
+            suggestion = _suggestion(factor, argument, latents, rows, arrays) if factor in factors else None
+            if suggestion is None:
+                continue
+
+            def selected(
+                value: jax.Array, name: str = name, factor: SiteFactor = factor, argument: str = argument
+            ) -> jax.Array:
+                return factor.argument(model.evaluate({**params, name: value}, data), argument)
+
+            # Averaged over the cells that share an entry. A map between parameter and argument multiplies both sums by
+            # its derivative, which may be negative.
+            _, pull_back = jax.vjp(selected, params[name])
+            total, count = pull_back(suggestion)[0], pull_back(jnp.ones_like(suggestion))[0]
+            used, element_map = count != 0, _map(program.rules[name])
+            mean = jnp.where(used, total / jnp.where(used, count, 1), element_map.forward(params[name]))
+            seeds[name] = element_map.inverse(mean)
+    return seeds
 
 
 def _first_target(program: Program, name: str) -> Target | None:
@@ -138,7 +155,7 @@ def _map(rule: Rule) -> ElementMap:
     return rule.map if isinstance(rule, ClosedForm) else ElementMap()
 
 
-def _summary(factor: SiteFactor, arrays):
+def _summary(factor: SiteFactor, arrays: Mapping[str, Any]) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Value, mean and spread over all axes of a site, masked cells left out."""
     value, mask = factor.value(arrays), factor.mask(arrays)
     everywhere = (1,) * (factor.axes.rank + factor.site.reinterpreted)
@@ -151,7 +168,9 @@ def _summary(factor: SiteFactor, arrays):
     return value, mean, jnp.where(spread > 0, spread, 1)
 
 
-def _seed_rows(model: Model, key, latents, factors, arrays) -> jax.Array:
+def _seed_rows(
+    model: Model, key: jax.Array, latents: Sequence[str], factors: Sequence[SiteFactor], arrays: Mapping[str, Any]
+) -> jax.Array:
     """Indices of one row per joint state of the latents, chosen far apart."""
     rows = model.axes.sizes[model.axes.rows]
     states = math.prod(model.axes.sizes[name] for name in latents)
@@ -171,7 +190,7 @@ def _seed_rows(model: Model, key, latents, factors, arrays) -> jax.Array:
         subset = jax.random.randint(pick_key, (_SEED_ROWS,), 0, rows)
         matrix = matrix[subset]
 
-    def pick(number, carry):
+    def pick(number: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         chosen, distance = carry
         step_key = jax.random.fold_in(walk_key, number)
         weights = jnp.where(number == 0, jnp.ones_like(distance), distance)
@@ -185,34 +204,26 @@ def _seed_rows(model: Model, key, latents, factors, arrays) -> jax.Array:
     return subset[chosen]
 
 
-def _seeded_argument(program, factor, argument, latents, rows, arrays, params, name, data):
-    """Start of one parameter: the family's suggestion in every cell, averaged over the cells that share an entry."""
+def _suggestion(
+    factor: SiteFactor, argument: str, latents: Sequence[str], rows: jax.Array, arrays: Mapping[str, Any]
+) -> jax.Array | None:
+    """What the family suggests for an argument in every cell, with one row of the data for each joint state."""
     value, mean, spread = _summary(factor, arrays)
-    axes = program.model.axes
+    axes = factor.axes
     aligned = factor.argument(arrays, argument)
-    here = [n for n in latents if aligned.shape[axes.names.index(n)] > 1]
+    varying = [name for name in latents if aligned.shape[axes.names.index(name)] > 1]
     seeds = mean
-    if latents and len(here) == len(latents) and value.shape[axes.rank - 1] > 1:
+    if latents and len(varying) == len(latents) and value.shape[axes.rank - 1] > 1:
         # The chosen rows, one per joint state, take the place of the latents' (so far single) axes.
         chosen = jnp.moveaxis(jnp.take(value, rows, axis=axes.rank - 1), axes.rank - 1, 0)
-        chosen = jnp.reshape(chosen, tuple(axes.sizes[n] for n in latents) + chosen.shape[1:])
-        places = [axes.names.index(n) for n in latents]
+        chosen = jnp.reshape(chosen, tuple(axes.sizes[name] for name in latents) + chosen.shape[1:])
+        places = [axes.names.index(name) for name in latents]
         chosen = jnp.squeeze(chosen, tuple(len(latents) + place for place in places))
         chosen = jnp.moveaxis(chosen, tuple(range(len(latents))), tuple(places))
         seeds = jnp.expand_dims(chosen, axes.rank - 1)
+    assert factor.family is not None and factor.family.start is not None
     suggestion = factor.family.start(argument, seeds, mean, spread)
-    if suggestion is None:
-        return None
     try:
-        suggestion = jnp.broadcast_to(suggestion, aligned.shape)
+        return None if suggestion is None else jnp.broadcast_to(suggestion, aligned.shape)
     except ValueError:
         return None  # the argument varies along other axes than the seeds do: keep the declared start
-
-    def selected(value):
-        return factor.argument(program.model.evaluate({**params, name: value}, data), argument)
-
-    _, pull_back = jax.vjp(selected, params[name])
-    total, count = pull_back(suggestion)[0], pull_back(jnp.ones_like(suggestion))[0]
-    # A map between parameter and argument multiplies both by its derivative, which may be negative.
-    used = count != 0
-    return jnp.where(used, total / jnp.where(used, count, 1), _map(program.rules[name]).forward(params[name]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ class WeightedRows(Messenger):
         self.plate = plate
         self.weights: jax.Array | None = None
 
-    def __call__(self, weights: jax.Array, *args, **kwargs):
+    def __call__(self, weights: jax.Array, *args: Any, **kwargs: Any) -> Any:
         """Run the model.
 
         Args:
@@ -33,7 +34,7 @@ class WeightedRows(Messenger):
         self.weights = weights
         return super().__call__(*args, **kwargs)
 
-    def process_message(self, msg) -> None:
+    def process_message(self, msg: dict[str, Any]) -> None:
         """Weight one site."""
         frame = next((one for one in msg.get("cond_indep_stack", ()) if one.name == self.plate), None)
         if msg["type"] == "sample" and frame is not None and self.weights is not None:

@@ -190,10 +190,10 @@ def pressed(constraint: Any, chart: Chart, score: np.ndarray, curvature: np.ndar
     return (beyond & (np.abs(towards) * room < _NO_GAIN)).ravel()
 
 
-def _on_bounds(estimate, lower, upper, margin) -> np.ndarray:
+def _on_bounds(estimate: np.ndarray, lower: Any, upper: Any, margin: float) -> np.ndarray:
     length = upper - lower if lower is not None and upper is not None else 1.0
 
-    def near(bound, distance):
+    def near(bound: Any, distance: Any) -> np.ndarray:
         return distance < np.maximum(margin * length, 4 * np.finfo(estimate.dtype).eps * np.abs(bound))
 
     on = np.zeros(estimate.shape, bool)
@@ -204,11 +204,11 @@ def _on_bounds(estimate, lower, upper, margin) -> np.ndarray:
     return on
 
 
-def _away_from_bounds(estimate, lower, upper) -> np.ndarray:
+def _away_from_bounds(estimate: np.ndarray, lower: Any, upper: Any) -> np.ndarray:
     """Entries on the edge are held there, but their second derivatives must not overflow."""
     info = np.finfo(estimate.dtype)
 
-    def gap(bound):
+    def gap(bound: Any) -> Any:
         return np.maximum(float(np.sqrt(info.tiny)), info.eps * np.abs(bound))
 
     low = None if lower is None else lower + gap(lower)
@@ -216,22 +216,29 @@ def _away_from_bounds(estimate, lower, upper) -> np.ndarray:
     return np.clip(estimate, low, high).astype(estimate.dtype)
 
 
-def _flat(estimate, entries, coordinates, signs, active, boundary) -> Chart:
+def _flat(
+    estimate: np.ndarray,
+    entries: np.ndarray,
+    coordinates: np.ndarray,
+    signs: np.ndarray | float,
+    active: np.ndarray,
+    boundary: np.ndarray,
+) -> Chart:
     signs = np.broadcast_to(np.asarray(signs, estimate.dtype), entries.shape)
     return Chart(Frame(estimate, entries, coordinates, signs, len(active), False), active, boundary)
 
 
-def _linear_chart(estimate, boundary, given) -> Chart:
+def _linear_chart(estimate: np.ndarray, boundary: np.ndarray, given: np.ndarray | None) -> Chart:
     every = np.arange(estimate.size)
     return _flat(estimate, every, every, 1.0, ~(boundary | given).ravel(), boundary)
 
 
-def _differences_chart(estimate, nowhere) -> Chart:
+def _differences_chart(estimate: np.ndarray, nowhere: np.ndarray) -> Chart:
     entries = np.arange(estimate.size).reshape(estimate.shape)[..., :-1].ravel()
     return _flat(estimate, entries, np.arange(len(entries)), 1.0, np.ones(len(entries), bool), nowhere)
 
 
-def _simplex_chart(estimate, edge, given) -> Chart:
+def _simplex_chart(estimate: np.ndarray, edge: float, given: np.ndarray) -> Chart:
     """Every entry but the largest free one of its cell has a coordinate; the largest gives way."""
     table = estimate.reshape(-1, estimate.shape[-1])
     given = given.reshape(table.shape)
@@ -255,7 +262,7 @@ def _simplex_chart(estimate, edge, given) -> Chart:
     )
 
 
-def _matrix_chart(estimate, nowhere, symmetric) -> Chart:
+def _matrix_chart(estimate: np.ndarray, nowhere: np.ndarray, symmetric: bool) -> Chart:
     dimension = estimate.shape[-1]
     rows, columns = np.tril_indices(dimension)
     starts = np.arange(estimate.size // dimension**2)[:, None] * dimension**2

@@ -12,6 +12,7 @@ from emppl.families.registry import family_of
 from emppl.model.model import Model
 from emppl.names import model_name
 from emppl.parameters.constraints import constraint_name
+from emppl.types import Data
 from emppl.uncertainty.charts import Chart
 
 
@@ -74,7 +75,7 @@ def no_standard_errors(model: Model) -> str:
     return " ".join(words)
 
 
-def at_corners_of_priors(model: Model, params: Mapping[str, Any], data) -> dict[str, np.ndarray]:
+def at_corners_of_priors(model: Model, params: Mapping[str, Any], data: Data) -> dict[str, np.ndarray]:
     """Entries at a corner of the log density of their prior, such as a coefficient that a Laplace prior makes zero.
 
     Args:
@@ -97,7 +98,7 @@ def at_corners_of_priors(model: Model, params: Mapping[str, Any], data) -> dict[
     return found
 
 
-def hold_corners(model: Model, local: Mapping[str, Chart], params: Mapping[str, Any], data) -> dict[str, Chart]:
+def hold_corners(model: Model, local: Mapping[str, Chart], params: Mapping[str, Any], data: Data) -> dict[str, Chart]:
     """Charts in which entries at a corner of their prior are on the boundary."""
     found = dict(local)
     for name, corner in at_corners_of_priors(model, params, data).items():

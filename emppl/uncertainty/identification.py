@@ -7,13 +7,15 @@ leaves the log-probabilities of the data alone is then checked by differentiatin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 
+from emppl.jaxpr.depends import Dependence
 from emppl.model.model import Model
 from emppl.parameters.constraints import constraint_name
+from emppl.types import Data
 
 _FAMILIES = ("CategoricalLogits", "CategoricalProbs", "MultinomialLogits", "MultinomialProbs")
 
@@ -24,7 +26,7 @@ def shift_candidates(model: Model) -> list[str]:
     return [name for name in model.free if _may_shift(model, dependence, name)]
 
 
-def _may_shift(model: Model, dependence, name: str) -> bool:
+def _may_shift(model: Model, dependence: Dependence, name: str) -> bool:
     site = model.trace.sites[name]
     if not constraint_name(site.constraint).startswith("real") or not site.shape or site.shape[-1] < 2:
         return False
@@ -45,7 +47,7 @@ def _may_shift(model: Model, dependence, name: str) -> bool:
     return enters
 
 
-def shift_effects(model: Model, params: Mapping[str, jax.Array], data) -> dict[str, jax.Array]:
+def shift_effects(model: Model, params: Mapping[str, jax.Array], data: Data) -> dict[str, jax.Array]:
     """How much a shift along the last axis changes the log-probabilities, relative to any other change: to be jitted.
 
     Args:
@@ -61,10 +63,10 @@ def shift_effects(model: Model, params: Mapping[str, jax.Array], data) -> dict[s
         point, along, across = jax.random.normal(jax.random.key(number), (3, *params[name].shape), params[name].dtype)
         point = point + params[name]
 
-        def tables(value, name=name):
+        def tables(value: jax.Array, name: str = name) -> dict[str, jax.Array]:
             return model.tables(model.evaluate({**params, name: value}, data))
 
-        def largest(direction, tables=tables, point=point):
+        def largest(direction: jax.Array, tables: Callable = tables, point: jax.Array = point) -> jax.Array:
             values, tangents = jax.jvp(tables, (point,), (direction,))
             kept = [jnp.max(jnp.where(jnp.isfinite(values[n]), jnp.abs(tangents[n]), 0)) for n in values]
             return jnp.max(jnp.stack(kept))

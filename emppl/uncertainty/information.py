@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ import numpy as np
 from emppl import estep
 from emppl.model.model import Model
 from emppl.program import Program
+from emppl.types import Data
 from emppl.uncertainty.boundary import newton_step, scales, vanishing
 from emppl.uncertainty.charts import Chart, Frame, Information, chart, has_bounds, jacobian, pressed, value_at
 from emppl.uncertainty.corners import no_standard_errors
@@ -70,12 +71,14 @@ def boundary_labels(local: Mapping[str, Chart]) -> list[str]:
     return [label(name, index) for name, one in local.items() for index in np.argwhere(one.boundary)]
 
 
-def label(name: str, index) -> str:
+def label(name: str, index: Sequence[int] | np.ndarray) -> str:
     """``mu[0, 1]``, or ``mu`` for a scalar."""
     return f"{name}[{', '.join(str(int(i)) for i in index)}]" if len(index) else name
 
 
-def hessian_columns(model: Model, frames: Mapping[str, Frame], data, which: jax.Array):
+def hessian_columns(
+    model: Model, frames: Mapping[str, Frame], data: Data, which: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Some columns of the Hessian of log-likelihood plus log prior, in local coordinates: pure, to be jitted.
 
     Args:
@@ -91,7 +94,7 @@ def hessian_columns(model: Model, frames: Mapping[str, Frame], data, which: jax.
     objective = jax.grad(functools.partial(_objective, model, frames, data), has_aux=True)
     gradient = lambda step: objective(step)[0]  # noqa: E731
 
-    def column(coordinate):
+    def column(coordinate: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jax.jvp(gradient, (zero,), (zero.at[coordinate].set(1),))
 
     # One column at a time: memory stays that of one gradient.
@@ -99,7 +102,9 @@ def hessian_columns(model: Model, frames: Mapping[str, Frame], data, which: jax.
     return columns, gradients[0]
 
 
-def score(model: Model, frames: Mapping[str, Frame], data, key=None):
+def score(
+    model: Model, frames: Mapping[str, Frame], data: Data, key: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Log-likelihood at an estimate, and the gradient of it plus the log prior in local coordinates: pure.
 
     Args:
@@ -114,7 +119,9 @@ def score(model: Model, frames: Mapping[str, Frame], data, key=None):
     return value, gradient
 
 
-def _objective(model: Model, frames: Mapping[str, Frame], data, step: jax.Array, key=None):
+def _objective(
+    model: Model, frames: Mapping[str, Frame], data: Data, step: jax.Array, key: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Log-likelihood plus log prior after a step, and the log-likelihood alone."""
     parts = jnp.split(step, np.cumsum([frames[name].size for name in model.free])[:-1])
     params = {
@@ -125,7 +132,7 @@ def _objective(model: Model, frames: Mapping[str, Frame], data, step: jax.Array,
     return value + model.log_prior(params, data), value
 
 
-def observed_information(local: Mapping[str, Chart], columns: Callable, data) -> Information:
+def observed_information(local: Mapping[str, Chart], columns: Callable, data: Data) -> Information:
     """Observed information and score at an estimate.
 
     Args:
