@@ -99,7 +99,7 @@ class Simulated(Continuous):
         return min(_MAX_BLOCK_DRAWS, self.max_samples)
 
     def moved_by(self, dimensions: int) -> MCMCKernel:
-        """MCMCKernel that moves the chains of a group.
+        """Kernel that moves the chains of a group.
 
         Args:
             dimensions: how many numbers are integrated together.
