@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import numbers
-from types import ModuleType
 from typing import Any
 
 
@@ -41,13 +40,13 @@ def unknown_name(option: str, name: str, known: list[str]) -> ParameterError:
 
 
 def check_whole(option: str, value: Any) -> None:
-    """An error for an option that is no whole number, as ``num_samples=1e3`` is none."""
+    """Raise an error unless an option is a whole number; ``num_samples=1e3`` is none."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise ParameterError(f"{option} must be a whole number, such as 10; it is {value!r}.")
 
 
 def check_number(option: str, value: Any) -> None:
-    """An error for an option that is no number."""
+    """Raise an error unless an option is a number."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ParameterError(f"{option} must be a number; it is {value!r}.")
 
@@ -66,9 +65,8 @@ def optional_import(module: str, extra: str) -> Any:
         ImportError: the package is missing; the message carries the command to run.
     """
     try:
-        imported: ModuleType = importlib.import_module(module)
+        return importlib.import_module(module)
     except ImportError as error:
         package = module.split(".")[0]
         message = f"This needs {package}, which is not installed. Run: pip install 'emppl[{extra}]'"
         raise ImportError(message) from error
-    return imported

@@ -23,7 +23,7 @@ from emppl.model.model import Model
 from emppl.names import first, model_name
 from emppl.numerics.guarded import safe_divide
 from emppl.numerics.small_matrices import lower_inverse
-from emppl.strategies import Kernel, Quadrature, Simulated
+from emppl.strategies import MCMCKernel, Quadrature, Simulated
 
 _FREEDOM = 5
 _STEPS = 100
@@ -209,7 +209,7 @@ def _posterior_draw(joint: Joint, mean: jax.Array, root: jax.Array, rng_key: jax
     steps forget the start within a few. Of many numbers together they do not: there a chain takes Hamiltonian steps.
     """
     strategy = joint.integral.strategy
-    if isinstance(strategy, Simulated) and strategy.moved_by(mean.shape[1]) is not Kernel.METROPOLIS:
+    if isinstance(strategy, Simulated) and strategy.moved_by(mean.shape[1]) is not MCMCKernel.METROPOLIS:
         return draw(joint, first_chains(mean.shape[0], mean.shape[1], 1), rng_key, _STEPS)[0][0, -1]
     spread = lower_inverse(root)
 

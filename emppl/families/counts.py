@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.scipy.special import gammaln
 
-from emppl.families.registry import Family, Update, add
-from emppl.numerics.guarded import finite_log, safe_divide
+from emppl.families.registry import Arrays, Family, Quantities, Update, add
+from emppl.families.updates import NONNEGATIVE, moments_alone, ratio
+from emppl.numerics.guarded import finite_log
 
 
-def _events_and_exposure(moments, arguments, current):
-    del arguments, current
-    return {"events": moments["total"], "exposure": moments["count"]}
-
-
-def _solve_rate(pooled, previous, stage):
-    """No event at all gives the smallest rate whose log-probability and derivatives are finite."""
-    del stage
-    rate = safe_divide(pooled["events"], pooled["exposure"], previous)
+def _solve_rate(pooled: Arrays, previous: jax.Array, stage: int) -> jax.Array:
+    """Events per exposure; without any event the smallest rate whose log-probability and derivatives are finite."""
+    rate = ratio("events", "exposure")(pooled, previous, stage)
     return jnp.maximum(rate, jnp.sqrt(jnp.finfo(rate.dtype).tiny))
 
 
-def gamma_on_rate(pooled, prior):
+def gamma_on_rate(pooled: Quantities, prior: Any) -> Quantities:
     """Pseudo-observations of a Gamma(concentration, rate) prior on a rate."""
     return pooled | {
         "events": pooled["events"] + prior.concentration - 1,
@@ -33,36 +31,31 @@ def gamma_on_rate(pooled, prior):
 POISSON_RATE = Update(
     "events / exposure",
     0,
-    ("positive", "nonnegative", "softplus_positive", "real"),
-    (_events_and_exposure,),
+    NONNEGATIVE,
+    (moments_alone,),
     _solve_rate,
     {dist.Gamma: gamma_on_rate},
     degrees={"exposure": 1},
 )
 
 
-def _statistics(value, fixed, reference):
-    del fixed, reference
+def _statistics(value: jax.Array, fixed: Arrays, reference: Arrays) -> jax.Array:
     return jnp.asarray(value, jnp.result_type(float))[..., None]
 
 
-def _natural(arguments, reference):
-    del reference
+def _natural(arguments: Arrays, reference: Arrays) -> tuple[jax.Array, jax.Array]:
     return finite_log(arguments["rate"])[..., None], -arguments["rate"]
 
 
-def _base_measure(value, fixed):
-    del fixed
+def _base_measure(value: jax.Array, fixed: Arrays) -> jax.Array:
     return -gammaln(value + 1.0)
 
 
-def _moments(sums, count, reference):
-    del reference
-    return {"total": sums[..., 0], "count": count}
+def _moments(sums: jax.Array, count: jax.Array, reference: Arrays) -> Quantities:
+    return {"events": sums[..., 0], "exposure": count}
 
 
-def _start(argument, seed, mean, spread):
-    del argument, spread
+def _start(argument: str, seed: jax.Array, mean: jax.Array, spread: jax.Array) -> jax.Array:
     return (seed + mean + 0.5) / 2
 
 

@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.scipy.special import gammaln
 
-from emppl.families.registry import Family, Update, add
+from emppl.families.registry import Arrays, Family, Quantities, Update, add
+from emppl.families.updates import moments_alone
 from emppl.numerics.guarded import IMPOSSIBLE, finite_log, finite_log_complement, safe_divide
-
-_PROBABILITY_SUPPORT = ("unit_interval", "real")
-
 
 # --------------------------------------------------------------------- success probability (binary outcomes)
 
 
-def _outcomes(moments, arguments, current):
-    del arguments, current
-    return {"successes": moments["successes"], "failures": moments["failures"]}
-
-
-def _solve_probability(pooled, previous, stage):
-    del stage
+def _solve_probability(pooled: Arrays, previous: jax.Array, stage: int) -> jax.Array:
     return safe_divide(pooled["successes"], pooled["successes"] + pooled["failures"], previous)
 
 
-def _solve_log_odds(pooled, previous, stage):
-    del stage
+def _solve_log_odds(pooled: Arrays, previous: jax.Array, stage: int) -> jax.Array:
     odds = finite_log(pooled["successes"]) - finite_log(pooled["failures"])
     largest = -jnp.log(jnp.finfo(odds.dtype).tiny)
     return jnp.where(pooled["successes"] + pooled["failures"] > 0, jnp.clip(odds, -largest, largest), previous)
 
 
-def _beta(pooled, prior):
+def _beta_on_probability(pooled: Quantities, prior: Any) -> Quantities:
     return pooled | {
         "successes": pooled["successes"] + prior.concentration1 - 1,
         "failures": pooled["failures"] + prior.concentration0 - 1,
@@ -43,15 +38,15 @@ def _beta(pooled, prior):
 PROBABILITY = Update(
     "successes / trials",
     0,
-    _PROBABILITY_SUPPORT,
-    (_outcomes,),
+    ("unit_interval", "real"),
+    (moments_alone,),
     _solve_probability,
-    {dist.Beta: _beta},
+    {dist.Beta: _beta_on_probability},
 )
-LOG_ODDS = Update("log(successes / failures)", 0, ("real",), (_outcomes,), _solve_log_odds)
+LOG_ODDS = Update("log(successes / failures)", 0, ("real",), (moments_alone,), _solve_log_odds)
 
 
-def _log_probabilities(arguments):
+def _log_probabilities(arguments: Arrays) -> tuple[jax.Array, jax.Array]:
     """Natural logs of success and failure, with a stand-in for log 0."""
     if "logits" in arguments:
         logits = arguments["logits"]
@@ -59,25 +54,22 @@ def _log_probabilities(arguments):
     return finite_log(arguments["probs"]), finite_log_complement(arguments["probs"])
 
 
-def _bernoulli_statistics(value, fixed, reference):
-    del fixed, reference
+def _bernoulli_statistics(value: jax.Array, fixed: Arrays, reference: Arrays) -> jax.Array:
     return jnp.asarray(value, jnp.result_type(float))[..., None]
 
 
-def _bernoulli_natural(arguments, reference):
-    """One statistic, which halves the matrix product.
+def _bernoulli_natural(arguments: Arrays, reference: Arrays) -> tuple[jax.Array, jax.Array]:
+    """Natural parameter of the success alone: one statistic instead of two halves the matrix product.
 
-    A stand-in for the log of a failure that is impossible would cancel against itself, at the price of all digits: it
-    is the log of the smallest number.
+    The stand-in for the log of an impossible failure is the log of the smallest number: a larger one would cancel
+    against itself, at the price of all digits.
     """
-    del reference
     success, failure = _log_probabilities(arguments)
     failure = jnp.where(failure == IMPOSSIBLE, jnp.log(jnp.finfo(failure.dtype).tiny), failure)
     return (success - failure)[..., None], failure
 
 
-def _bernoulli_moments(sums, count, reference):
-    del reference
+def _bernoulli_moments(sums: jax.Array, count: jax.Array, reference: Arrays) -> Quantities:
     return {"successes": sums[..., 0], "failures": count - sums[..., 0]}
 
 
@@ -95,50 +87,42 @@ BERNOULLI = add(
 )
 
 
-def _geometric_natural(arguments, reference):
-    del reference
+def _geometric_natural(arguments: Arrays, reference: Arrays) -> tuple[jax.Array, jax.Array]:
     success, failure = _log_probabilities(arguments)
     return failure[..., None], success
 
 
-def _geometric_moments(sums, count, reference):
-    del reference
+def _geometric_moments(sums: jax.Array, count: jax.Array, reference: Arrays) -> Quantities:
     return {"successes": count, "failures": sums[..., 0]}
 
 
 GEOMETRIC = add(
-    Family(
-        "Geometric",
-        (dist.GeometricProbs, dist.GeometricLogits),
-        0,
-        {"probs": 0, "logits": 0},
-        statistics=_bernoulli_statistics,
+    dataclasses.replace(
+        BERNOULLI,
+        name="Geometric",
+        distributions=(dist.GeometricProbs, dist.GeometricLogits),
         natural=_geometric_natural,
         moments=_geometric_moments,
-        updates={"probs": PROBABILITY, "logits": LOG_ODDS},
     )
 )
 
 
-def _binomial_statistics(value, fixed, reference):
-    del reference
+def _binomial_statistics(value: jax.Array, fixed: Arrays, reference: Arrays) -> jax.Array:
     value = jnp.asarray(value, jnp.result_type(float))
     return jnp.stack(jnp.broadcast_arrays(value, fixed["total_count"] - value), -1)
 
 
-def _binomial_natural(arguments, reference):
-    del reference
+def _binomial_natural(arguments: Arrays, reference: Arrays) -> tuple[jax.Array, jax.Array]:
     success, failure = _log_probabilities(arguments)
     return jnp.stack([success, failure], -1), jnp.zeros_like(success)
 
 
-def _binomial_base_measure(value, fixed):
+def _binomial_base_measure(value: jax.Array, fixed: Arrays) -> jax.Array:
     trials = fixed["total_count"]
     return gammaln(trials + 1.0) - gammaln(value + 1.0) - gammaln(trials - value + 1.0)
 
 
-def _binomial_moments(sums, count, reference):
-    del count, reference
+def _binomial_moments(sums: jax.Array, count: jax.Array, reference: Arrays) -> Quantities:
     return {"successes": sums[..., 0], "failures": sums[..., 1]}
 
 
@@ -161,23 +145,17 @@ BINOMIAL = add(
 # ------------------------------------------------------------------------------------ category probabilities
 
 
-def _category_counts(moments, arguments, current):
-    del arguments, current
-    return {"counts": moments["counts"]}
-
-
-def _solve_simplex(pooled, previous, stage):
-    del stage
+def _solve_simplex(pooled: Arrays, previous: jax.Array, stage: int) -> jax.Array:
     total = jnp.sum(pooled["counts"], -1, keepdims=True)
     return safe_divide(pooled["counts"], total, previous)
 
 
-def _solve_logits(pooled, previous, stage):
+def _solve_logits(pooled: Arrays, previous: jax.Array, stage: int) -> jax.Array:
     probabilities = _solve_simplex(pooled, jax.nn.softmax(previous, -1), stage)
     return jnp.log(jnp.maximum(probabilities, jnp.finfo(probabilities.dtype).tiny))
 
 
-def _dirichlet(pooled, prior):
+def _dirichlet_on_simplex(pooled: Quantities, prior: Any) -> Quantities:
     return pooled | {"counts": pooled["counts"] + prior.concentration - 1}
 
 
@@ -185,16 +163,15 @@ SIMPLEX = Update(
     "counts / total",
     1,
     ("simplex",),
-    (_category_counts,),
+    (moments_alone,),
     _solve_simplex,
-    {dist.Dirichlet: _dirichlet},
+    {dist.Dirichlet: _dirichlet_on_simplex},
     by_entry=True,
 )
-CATEGORY_LOGITS = Update("log(counts / total)", 1, ("real", "real_vector"), (_category_counts,), _solve_logits)
+CATEGORY_LOGITS = Update("log(counts / total)", 1, ("real", "real_vector"), (moments_alone,), _solve_logits)
 
 
-def _category_natural(arguments, reference):
-    del reference
+def _category_natural(arguments: Arrays, reference: Arrays) -> tuple[jax.Array, jax.Array]:
     if "logits" in arguments:
         log_probability = jax.nn.log_softmax(arguments["logits"], -1)
         log_probability = jnp.maximum(log_probability, IMPOSSIBLE)
@@ -203,13 +180,11 @@ def _category_natural(arguments, reference):
     return log_probability, jnp.zeros_like(log_probability[..., 0])
 
 
-def _category_moments(sums, count, reference):
-    del count, reference
+def _category_moments(sums: jax.Array, count: jax.Array, reference: Arrays) -> Quantities:
     return {"counts": sums}
 
 
-def _categorical_statistics(value, fixed, reference):
-    del reference
+def _categorical_statistics(value: jax.Array, fixed: Mapping[str, Any], reference: Arrays) -> jax.Array:
     return jax.nn.one_hot(value, fixed["categories"], dtype=jnp.result_type(float))
 
 
@@ -228,13 +203,11 @@ CATEGORICAL = add(
 )
 
 
-def _multinomial_statistics(value, fixed, reference):
-    del fixed, reference
+def _multinomial_statistics(value: jax.Array, fixed: Arrays, reference: Arrays) -> jax.Array:
     return jnp.asarray(value, jnp.result_type(float))
 
 
-def _multinomial_base_measure(value, fixed):
-    del fixed
+def _multinomial_base_measure(value: jax.Array, fixed: Arrays) -> jax.Array:
     return gammaln(jnp.sum(value, -1) + 1.0) - jnp.sum(gammaln(value + 1.0), -1)
 
 

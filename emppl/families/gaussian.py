@@ -5,17 +5,21 @@ Statistics are taken of ``(value - centre) / unit``, so that data far from the o
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from emppl.families.registry import Family, Update, add
+from emppl.families.registry import Arrays, Family, Mean, Quantities, Update, add
+from emppl.families.updates import NONNEGATIVE
 from emppl.numerics.guarded import safe_divide
 
 LOG_TWO_PI = float(np.log(2 * np.pi))
 
 
-def centre_and_unit(value, mean):
+def centre_and_unit(value: jax.Array, mean: Mean) -> Arrays:
     """Mean and standard deviation of the data, between which statistics keep their digits."""
     centre = mean(value)
     variance = mean((value - centre) ** 2)
@@ -25,14 +29,13 @@ def centre_and_unit(value, mean):
 # ------------------------------------------------------------------------------------------------- Normal
 
 
-def normal_statistics(value, fixed, reference):
+def normal_statistics(value: jax.Array, fixed: Arrays, reference: Arrays) -> jax.Array:
     """Standardised values and their squares."""
-    del fixed
     standard = (value - reference["centre"]) / reference["unit"]
     return jnp.stack([standard, standard**2], -1)
 
 
-def _normal_natural(arguments, reference):
+def _normal_natural(arguments: Arrays, reference: Arrays) -> tuple[jax.Array, jax.Array]:
     loc = (arguments["loc"] - reference["centre"]) / reference["unit"]
     scale = arguments["scale"] / reference["unit"]
     precision = 1 / scale**2
@@ -41,32 +44,25 @@ def _normal_natural(arguments, reference):
     return jnp.stack([linear, quadratic], -1), offset
 
 
-def _normal_moments(sums, count, reference):
-    return {
-        "count": count,
-        "first": sums[..., 0],
-        "second": sums[..., 1],
-        "centre": reference["centre"],
-        "unit": reference["unit"],
-    }
+def _normal_moments(sums: jax.Array, count: jax.Array, reference: Arrays) -> Quantities:
+    return {"count": count, "first": sums[..., 0], "second": sums[..., 1], **reference}
 
 
-def _total(moments, arguments, current):
-    del arguments, current
+def _total(moments: Arrays, arguments: Arrays, current: jax.Array) -> Quantities:
     return {
         "count": moments["count"],
         "total": moments["centre"] * moments["count"] + moments["unit"] * moments["first"],
     }
 
 
-def _weighted_residual(moments, arguments, current):
+def _weighted_residual(moments: Arrays, arguments: Arrays, current: jax.Array) -> Quantities:
     precision = 1 / arguments["scale"] ** 2
     shifted = (current - moments["centre"]) / moments["unit"]
     residual = moments["unit"] * (moments["first"] - shifted * moments["count"])
     return {"precision": precision * moments["count"], "residual": precision * residual}
 
 
-def _solve_location(pooled, previous, stage):
+def _solve_location(pooled: Arrays, previous: jax.Array, stage: int) -> jax.Array:
     if stage == 0:
         return safe_divide(pooled["total"], pooled["count"], previous)
     pull = pooled.get("prior_precision", 0.0)
@@ -74,7 +70,7 @@ def _solve_location(pooled, previous, stage):
     return previous + safe_divide(pooled["residual"] + push, pooled["precision"] + pull, jnp.zeros_like(previous))
 
 
-def _normal_on_location(pooled, prior):
+def _normal_on_location(pooled: Quantities, prior: Any) -> Quantities:
     return pooled | {"prior_precision": 1 / prior.scale**2, "prior_loc": prior.loc}
 
 
@@ -88,16 +84,14 @@ LOCATION = Update(
 )
 
 
-def _squared_residuals(moments, arguments, current):
-    del current
+def _squared_residuals(moments: Arrays, arguments: Arrays, current: jax.Array) -> Quantities:
     shifted = (arguments["loc"] - moments["centre"]) / moments["unit"]
     square = moments["second"] - 2 * shifted * moments["first"] + shifted**2 * moments["count"]
     return {"count": moments["count"], "square": moments["unit"] ** 2 * jnp.maximum(square, 0)}
 
 
-def solve_scale(pooled, previous, stage):
+def solve_scale(pooled: Arrays, previous: jax.Array, stage: int) -> jax.Array:
     """Root of ``count/s = square/s^3 + linear/s^2 - 2 curvature s`` for the prior terms that are present."""
-    del stage
     count, square = pooled["count"], pooled["square"]
     if "cauchy" in pooled:
         spread = pooled["cauchy"] ** 2
@@ -117,22 +111,22 @@ def solve_scale(pooled, previous, stage):
     return jnp.sqrt(safe_divide(2 * square, denominator, previous**2))
 
 
-def _half_normal_on_scale(pooled, prior):
+def _half_normal_on_scale(pooled: Quantities, prior: Any) -> Quantities:
     return pooled | {"curvature": 0.5 / prior.scale**2}
 
 
-def _half_cauchy_on_scale(pooled, prior):
+def _half_cauchy_on_scale(pooled: Quantities, prior: Any) -> Quantities:
     return pooled | {"cauchy": prior.scale}
 
 
-def _inverse_gamma_on_scale(pooled, prior):
+def _inverse_gamma_on_scale(pooled: Quantities, prior: Any) -> Quantities:
     return pooled | {"count": pooled["count"] + prior.concentration + 1, "linear": prior.rate}
 
 
 SCALE = Update(
     "root mean squared residual",
     0,
-    ("positive", "nonnegative", "softplus_positive", "real"),
+    NONNEGATIVE,
     (_squared_residuals,),
     solve_scale,
     {
@@ -145,12 +139,11 @@ SCALE = Update(
 )
 
 
-def _normal_floor(arguments, reference):
+def _normal_floor(arguments: Arrays, reference: Arrays) -> jax.Array:
     return arguments["scale"] / reference["unit"]
 
 
-def _normal_start(argument, seed, mean, spread):
-    del mean
+def _normal_start(argument: str, seed: jax.Array, mean: jax.Array, spread: jax.Array) -> jax.Array:
     return seed if argument == "loc" else spread
 
 

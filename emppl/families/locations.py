@@ -1,34 +1,35 @@
-"""Locations and scales that no sums of statistics describe: where such families start, and have corners.
+"""Families on the real line without sufficient statistics: Laplace and its relatives, Student's t, Gumbel and others.
 
-Their arguments are maximised as weighted medians, by the mean deviation from one, or by Newton steps with NumPyro's
-``log_prob``.
+Locations are weighted medians and scales mean deviations from them, or Newton steps with NumPyro's ``log_prob`` find
+both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from emppl.families.gaussian import centre_and_unit
-from emppl.families.registry import Family, Update, add
-from emppl.numerics.guarded import safe_divide
+from emppl.families.registry import Arrays, Family, Quantities, Update, add
+from emppl.families.updates import POSITIVE, moments_alone, ratio
 
 
-def _start(argument, seed, mean, spread):
-    del mean
+def _start(argument: str, seed: jax.Array, mean: jax.Array, spread: jax.Array) -> jax.Array | None:
     return {"loc": seed, "scale": spread}.get(argument)
 
 
-def _floor(arguments, reference):
+def _floor(arguments: Arrays, reference: Arrays) -> jax.Array:
     scale = arguments["scale"]
-    found = scale / reference["unit"]
-    shared = tuple(axis for axis, size in enumerate(scale.shape) if size < found.shape[axis])
-    return jnp.min(found, shared, keepdims=True)
+    relative = scale / reference["unit"]
+    shared = tuple(axis for axis, size in enumerate(scale.shape) if size < relative.shape[axis])
+    return jnp.min(relative, shared, keepdims=True)
 
 
-def _register(distribution: type, *others: str, **description) -> Family:
+def _register(distribution: type, *others: str, **description: Any) -> Family:
     arguments = dict.fromkeys(("loc", "scale", *others), 0)
     description |= {"start": _start, "reference": centre_and_unit, "scale_floor": _floor}
     return add(Family(distribution.__name__, (distribution,), 0, arguments, **description))
@@ -37,17 +38,7 @@ def _register(distribution: type, *others: str, **description) -> Family:
 # ------------------------------------------------------------------------- log_prob = -log(scale) - deviation / scale
 
 
-def _as_they_are(moments, arguments, current):
-    del arguments, current
-    return moments
-
-
-def _mean(pooled, previous, stage):
-    del stage
-    return safe_divide(pooled["deviation"], pooled["count"], previous)
-
-
-def _inverse_gamma(pooled, prior):
+def _inverse_gamma_on_scale(pooled: Quantities, prior: Any) -> Quantities:
     count = pooled["count"] + prior.concentration + 1
     return {"deviation": pooled["deviation"] + prior.rate, "count": count}
 
@@ -55,37 +46,32 @@ def _inverse_gamma(pooled, prior):
 _MEAN_DEVIATION = Update(
     "mean absolute deviation",
     0,
-    ("positive", "softplus_positive", "real"),
-    (_as_they_are,),
-    _mean,
-    {dist.InverseGamma: _inverse_gamma},
+    POSITIVE,
+    (moments_alone,),
+    ratio("deviation", "count"),
+    {dist.InverseGamma: _inverse_gamma_on_scale},
     order=1,
     degrees={"deviation": -1},
 )
 
 
-def _scaled(deviation: Callable, *others: str) -> dict:
+def _scaled(deviation: Callable[[jax.Array, Arrays], jax.Array], *others: str) -> dict[str, Any]:
     """A scale whose best value is the mean deviation, alone, and Newton steps where other arguments are free."""
 
-    def moments(value, arguments):
-        found = deviation(value - arguments["loc"], arguments)
-        return {"deviation": found, "count": jnp.ones_like(found)}
+    def moments(value: jax.Array, arguments: Arrays) -> Quantities:
+        deviations = deviation(value - arguments["loc"], arguments)
+        return {"deviation": deviations, "count": jnp.ones_like(deviations)}
 
     joint = ("scale", *others) if others else ()
-    return {
-        "kinks": ("loc",),
-        "updates": {"scale": _MEAN_DEVIATION},
-        "moments_of_value": moments,
-        "joint": joint,
-    }
+    return {"kinks": ("loc",), "updates": {"scale": _MEAN_DEVIATION}, "moments_of_value": moments, "joint": joint}
 
 
-def _by_asymmetry(residual, arguments):
+def _by_asymmetry(residual: jax.Array, arguments: Arrays) -> jax.Array:
     asymmetry = arguments["asymmetry"]
     return jnp.abs(residual) * jnp.where(residual < 0, 1 / asymmetry, asymmetry)
 
 
-def _by_quantile(residual, arguments):
+def _by_quantile(residual: jax.Array, arguments: Arrays) -> jax.Array:
     return residual * (arguments["quantile"] - (residual < 0))
 
 

@@ -5,23 +5,28 @@ Statistics are taken of ``(value - centre) / unit``, so that data far from the o
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.linalg import cho_solve, solve_triangular
 
-from emppl.families.gaussian import LOG_TWO_PI, SCALE, centre_and_unit, solve_scale
-from emppl.families.registry import Family, Update, add
+from emppl.families.gaussian import LOG_TWO_PI, SCALE, centre_and_unit
+from emppl.families.registry import Arrays, Family, Quantities, Update, add
+from emppl.families.updates import NONNEGATIVE, ratio
 from emppl.numerics.guarded import matrix_transpose, safe_divide, symmetrize
 
 
-def _pairs(dimension):
+def _pairs(dimension: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row and column of every entry on or above the diagonal, and how often it occurs in the full matrix."""
     rows, columns = np.triu_indices(dimension)
     return rows, columns, np.where(rows == columns, 1.0, 2.0)
 
 
-def scale_tril_of(arguments):
+def scale_tril_of(arguments: Arrays) -> jax.Array:
     """Cholesky factor of the covariance, whichever way it was given."""
     if "scale_tril" in arguments:
         return arguments["scale_tril"]
@@ -29,117 +34,110 @@ def scale_tril_of(arguments):
         return jnp.linalg.cholesky(arguments["covariance_matrix"])
     if "cov_factor" in arguments:
         factor, diagonal = arguments["cov_factor"], arguments["cov_diag"]
-        covariance = factor @ matrix_transpose(factor) + _identity(diagonal.shape, diagonal.dtype) * _as_row(diagonal)
+        covariance = factor @ matrix_transpose(factor) + _identity(diagonal) * _as_row(diagonal)
         return jnp.linalg.cholesky(covariance)
     return _tril_of_inverse(arguments["precision_matrix"])
 
 
-def _tril_of_inverse(precision):
+def _tril_of_inverse(precision: jax.Array) -> jax.Array:
     """Lower Cholesky factor of the inverse of a positive definite matrix."""
     flipped = jnp.linalg.cholesky(precision[..., ::-1, ::-1])
-    upper = matrix_transpose(flipped[..., ::-1, ::-1])
-    return solve_triangular(upper, _identity(precision.shape[:-1], precision.dtype), lower=True)
+    return _inverse(matrix_transpose(flipped[..., ::-1, ::-1]))
 
 
-def _inverse(scale_tril):
-    return solve_triangular(scale_tril, _identity(scale_tril.shape[:-1], scale_tril.dtype), lower=True)
+def _inverse(scale_tril: jax.Array) -> jax.Array:
+    return solve_triangular(scale_tril, _identity(scale_tril[..., 0]), lower=True)
 
 
-def _identity(shape, dtype):
-    """Identity matrices, one per leading cell of vectors of this shape."""
-    return jnp.broadcast_to(jnp.eye(shape[-1], dtype=dtype), tuple(shape) + (shape[-1],))
+def _precision(scale_tril: jax.Array) -> jax.Array:
+    inverse = _inverse(scale_tril)
+    return matrix_transpose(inverse) @ inverse
 
 
-def _vector_statistics(value, fixed, reference):
-    del fixed
+def _identity(vectors: jax.Array) -> jax.Array:
+    """Identity matrices, one per vector."""
+    return jnp.broadcast_to(jnp.eye(vectors.shape[-1], dtype=vectors.dtype), vectors.shape + vectors.shape[-1:])
+
+
+def _apply(matrices: jax.Array, vectors: jax.Array) -> jax.Array:
+    return jnp.squeeze(matrices @ vectors[..., None], -1)
+
+
+def _vector_statistics(value: jax.Array, fixed: Arrays, reference: Arrays) -> jax.Array:
     standard = (value - reference["centre"]) / reference["unit"]
     rows, columns, _ = _pairs(value.shape[-1])
     return jnp.concatenate([standard, standard[..., rows] * standard[..., columns]], -1)
 
 
-def _vector_natural(arguments, reference):
+def _vector_natural(arguments: Arrays, reference: Arrays) -> tuple[jax.Array, jax.Array]:
     loc = (arguments["loc"] - reference["centre"]) / reference["unit"]
     scale_tril = scale_tril_of(arguments)
     dimension = scale_tril.shape[-1]
     log_det = jnp.sum(jnp.log(jnp.diagonal(scale_tril, axis1=-2, axis2=-1)), -1)
     whitener = _inverse(scale_tril / jnp.swapaxes(_as_row(reference["unit"]), -1, -2))
     precision = matrix_transpose(whitener) @ whitener
-    white_loc = jnp.squeeze(whitener @ loc[..., None], -1)
-    linear = jnp.squeeze(precision @ loc[..., None], -1)
+    white_loc, linear = _apply(whitener, loc), _apply(precision, loc)
     rows, columns, multiplicity = _pairs(dimension)
-    quadratic = (
-        -0.5
-        * jnp.asarray(multiplicity, loc.dtype).reshape((1,) * (precision.ndim - 2) + (-1,))
-        * precision[..., rows, columns]
-    )
+    repeats = jnp.asarray(multiplicity, loc.dtype).reshape((1,) * (precision.ndim - 2) + (-1,))
+    quadratic = -0.5 * repeats * precision[..., rows, columns]
     batch = jnp.broadcast_shapes(linear.shape[:-1], quadratic.shape[:-1])
     eta = [jnp.broadcast_to(part, batch + part.shape[-1:]) for part in (linear, quadratic)]
     offset = -0.5 * jnp.sum(white_loc**2, -1) - log_det - 0.5 * dimension * LOG_TWO_PI
     return jnp.concatenate(eta, -1), offset
 
 
-def _as_row(vector):
+def _as_row(vector: jax.Array) -> jax.Array:
     return vector[..., None, :]
 
 
-def _vector_moments(sums, count, reference):
+def _vector_moments(sums: jax.Array, count: jax.Array, reference: Arrays) -> Quantities:
     dimension = reference["centre"].shape[-1]
     rows, columns, _ = _pairs(dimension)
     position = np.zeros((dimension, dimension), int)
     position[rows, columns] = position[columns, rows] = np.arange(len(rows))
     second = sums[..., dimension:][..., position]
-    return {
-        "count": count,
-        "first": sums[..., :dimension],
-        "second": second,
-        "centre": reference["centre"],
-        "unit": reference["unit"],
-    }
+    return {"count": count, "first": sums[..., :dimension], "second": second, **reference}
 
 
-def _vector_total(moments, arguments, current):
-    del arguments
+def _vector_total(moments: Arrays, arguments: Arrays, current: jax.Array) -> Quantities:
     count = jnp.broadcast_to(moments["count"][..., None], jnp.broadcast_shapes(moments["first"].shape, current.shape))
     return {"count": count, "total": moments["centre"] * count + moments["unit"] * moments["first"]}
 
 
-def _vector_weighted_residual(moments, arguments, current):
-    inverse = _inverse(scale_tril_of(arguments))
-    precision = matrix_transpose(inverse) @ inverse
+def _vector_weighted_residual(moments: Arrays, arguments: Arrays, current: jax.Array) -> Quantities:
+    precision = _precision(scale_tril_of(arguments))
     count = moments["count"][..., None]
     shifted = (current - moments["centre"]) / moments["unit"]
     residual = moments["unit"] * (moments["first"] - shifted * count)
     return {
         "precision": jnp.moveaxis(precision * count[..., None], -1, 0),
-        "residual": jnp.squeeze(precision @ residual[..., None], -1),
+        "residual": _apply(precision, residual),
     }
 
 
-def _solve_vector_location(pooled, previous, stage):
+def _solve_vector_location(pooled: Arrays, previous: jax.Array, stage: int) -> jax.Array:
     if stage == 0:
         return safe_divide(pooled["total"], pooled["count"], previous)
     precision = jnp.moveaxis(pooled["precision"], 0, -1)
     residual = pooled["residual"]
     if "prior_precision" in pooled:
         precision = precision + pooled["prior_precision"]
-        residual = residual + jnp.squeeze(pooled["prior_precision"] @ (pooled["prior_loc"] - previous)[..., None], -1)
+        residual = residual + _apply(pooled["prior_precision"], pooled["prior_loc"] - previous)
     used = jnp.diagonal(precision, axis1=-2, axis2=-1)[..., :1, None] > 0
-    identity = _identity(precision.shape[:-1], precision.dtype)
-    factor = jnp.linalg.cholesky(jnp.where(used, precision, identity))
+    factor = jnp.linalg.cholesky(jnp.where(used, precision, _identity(precision[..., 0])))
     step = jnp.squeeze(cho_solve((factor, True), residual[..., None]), -1)
     return previous + jnp.where(jnp.squeeze(used, -1), step, 0)
 
 
-def _normal_on_vector(pooled, prior):
+def _normal_on_vector(pooled: Quantities, prior: Any) -> Quantities:
     shape = pooled["residual"].shape if "residual" in pooled else pooled["total"].shape
     variance = jnp.broadcast_to(prior.scale**2, shape)
-    precision = _identity(shape, variance.dtype) / _as_row(variance)
+    precision = _identity(variance) / _as_row(variance)
     return pooled | {"prior_precision": precision, "prior_loc": jnp.broadcast_to(prior.loc, shape)}
 
 
-def _multivariate_normal_on_vector(pooled, prior):
-    inverse = _inverse(prior.scale_tril)
-    return pooled | {"prior_precision": matrix_transpose(inverse) @ inverse, "prior_loc": prior.loc}
+def _multivariate_normal_on_vector(pooled: Quantities, prior: Any) -> Quantities:
+    return pooled | {"prior_precision": _precision(prior.scale_tril), "prior_loc": prior.loc}
 
 
 VECTOR_LOCATION = Update(
@@ -152,8 +150,7 @@ VECTOR_LOCATION = Update(
 )
 
 
-def _scatter(moments, arguments, current):
-    del current
+def _scatter(moments: Arrays, arguments: Arrays, current: jax.Array) -> Quantities:
     unit, count = moments["unit"], moments["count"][..., None, None]
     shifted = ((arguments["loc"] - moments["centre"]) / unit)[..., None]
     cross = shifted @ _as_row(moments["first"])
@@ -162,25 +159,18 @@ def _scatter(moments, arguments, current):
     return {"count": jnp.broadcast_to(count, scatter.shape), "scatter": symmetrize(scatter)}
 
 
-def _solve_covariance(pooled, previous, stage):
-    del stage
-    return safe_divide(pooled["scatter"], pooled["count"], previous)
+def _solve_scale_tril(pooled: Arrays, previous: jax.Array, stage: int) -> jax.Array:
+    return jnp.linalg.cholesky(COVARIANCE.solve(pooled, previous @ matrix_transpose(previous), stage))
 
 
-def _solve_scale_tril(pooled, previous, stage):
-    covariance = _solve_covariance(pooled, previous @ matrix_transpose(previous), stage)
-    return jnp.linalg.cholesky(covariance)
-
-
-def _solve_precision(pooled, previous, stage):
+def _solve_precision(pooled: Arrays, previous: jax.Array, stage: int) -> jax.Array:
     used = pooled["count"] > 0
-    identity = _identity(previous.shape[:-1], previous.dtype)
-    covariance = jnp.where(used, pooled["scatter"] / jnp.where(used, pooled["count"], 1), identity)
-    inverse = _inverse(jnp.linalg.cholesky(covariance))
-    return jnp.where(used, matrix_transpose(inverse) @ inverse, previous)
+    mean_scatter = pooled["scatter"] / jnp.where(used, pooled["count"], 1)
+    covariance = jnp.where(used, mean_scatter, _identity(previous[..., 0]))
+    return jnp.where(used, _precision(jnp.linalg.cholesky(covariance)), previous)
 
 
-def _inverse_wishart_on_covariance(pooled, prior):
+def _inverse_wishart_on_covariance(pooled: Quantities, prior: Any) -> Quantities:
     dimension = pooled["scatter"].shape[-1]
     return pooled | {
         "count": pooled["count"] + (jnp.asarray(prior.concentration) + dimension + 1)[..., None, None],
@@ -188,7 +178,7 @@ def _inverse_wishart_on_covariance(pooled, prior):
     }
 
 
-def _wishart_on_precision(pooled, prior):
+def _wishart_on_precision(pooled: Quantities, prior: Any) -> Quantities:
     dimension = pooled["scatter"].shape[-1]
     return pooled | {
         "count": pooled["count"] + (jnp.asarray(prior.concentration) - dimension - 1)[..., None, None],
@@ -202,7 +192,7 @@ COVARIANCE = Update(
     2,
     _MATRIX_SUPPORT,
     (_scatter,),
-    _solve_covariance,
+    ratio("scatter", "count"),
     {dist.InverseWishart: _inverse_wishart_on_covariance},
     order=1,
 )
@@ -228,71 +218,59 @@ SCALE_TRIL = Update(
 # Diagonal matrices: quantities have the matrix's shape; pulled back to the parameter, only the diagonal is left.
 
 
-def _squares(moments, arguments, current):
-    found = _scatter(moments, arguments, current)
-    return {"count": found["count"], "square": jnp.maximum(found["scatter"], 0)}
+def _squares(moments: Arrays, arguments: Arrays, current: jax.Array) -> Quantities:
+    pooled = _scatter(moments, arguments, current)
+    return {"count": pooled["count"], "square": jnp.maximum(pooled["scatter"], 0)}
 
 
-def _solve_variance(pooled, previous, stage):
-    del stage
-    return safe_divide(pooled["square"], pooled["count"], previous)
-
-
-def _solve_single_precision(pooled, previous, stage):
-    del stage
-    return safe_divide(pooled["count"], pooled["square"], previous)
-
-
-def _inverse_gamma_on_variance(pooled, prior):
+def _inverse_gamma_on_variance(pooled: Quantities, prior: Any) -> Quantities:
     return {"count": pooled["count"] + 2 * (prior.concentration + 1), "square": pooled["square"] + 2 * prior.rate}
 
 
-def _gamma_on_precision(pooled, prior):
+def _gamma_on_precision(pooled: Quantities, prior: Any) -> Quantities:
     return {"count": pooled["count"] + 2 * (prior.concentration - 1), "square": pooled["square"] + 2 * prior.rate}
 
 
-_POSITIVE = ("positive", "nonnegative", "softplus_positive", "real")
 VARIANCES = Update(
     "mean squared residual on the diagonal",
     0,
-    _POSITIVE,
+    NONNEGATIVE,
     (_squares,),
-    _solve_variance,
+    ratio("square", "count"),
     {dist.InverseGamma: _inverse_gamma_on_variance},
     order=1,
 )
 PRECISIONS = Update(
     "inverse mean squared residual on the diagonal",
     0,
-    _POSITIVE,
+    NONNEGATIVE,
     (_squares,),
-    _solve_single_precision,
+    ratio("count", "square"),
     {dist.Gamma: _gamma_on_precision},
     order=1,
 )
-SCALES = Update(
-    "root mean squared residual on the diagonal", 0, _POSITIVE, (_squares,), solve_scale, SCALE.priors, order=1
+SCALES = dataclasses.replace(
+    SCALE, title="root mean squared residual on the diagonal", contributions=(_squares,), degrees=None
 )
 
 
-def _vector_local_reference(arguments):
+def _vector_local_reference(arguments: Arrays) -> Arrays:
     scale_tril = scale_tril_of(arguments)
     return {"centre": arguments["loc"], "unit": jnp.sqrt(jnp.sum(scale_tril**2, -1))}
 
 
-def _vector_floor(arguments, reference):
+def _vector_floor(arguments: Arrays, reference: Arrays) -> jax.Array:
     scale_tril = scale_tril_of(arguments) / jnp.swapaxes(_as_row(reference["unit"]), -1, -2)
     return jnp.min(jnp.diagonal(scale_tril, axis1=-2, axis2=-1), -1)
 
 
-def _vector_start(argument, seed, mean, spread):
-    del mean
+def _vector_start(argument: str, seed: jax.Array, mean: jax.Array, spread: jax.Array) -> jax.Array | None:
     if argument == "loc":
         return seed
     power = {"covariance_matrix": 2.0, "scale_tril": 1.0, "precision_matrix": -2.0}.get(argument)
     if power is None:
         return None
-    return _identity(spread.shape, spread.dtype) * _as_row(spread) ** power
+    return _identity(spread) * _as_row(spread) ** power
 
 
 MULTIVARIATE_NORMAL = add(
@@ -322,20 +300,13 @@ MULTIVARIATE_NORMAL = add(
 # A low-rank covariance plus a diagonal (factor analysis, the factors integrated out) has no closed form; Newton steps
 # go on the same sums of products.
 LOW_RANK_MULTIVARIATE_NORMAL = add(
-    Family(
-        "LowRankMultivariateNormal",
-        (dist.LowRankMultivariateNormal,),
-        1,
-        {"loc": 1, "cov_factor": 2, "cov_diag": 1},
-        reference=centre_and_unit,
-        statistics=_vector_statistics,
-        natural=_vector_natural,
-        base_measure=lambda value, fixed: jnp.zeros_like(value[..., 0]),
-        moments=_vector_moments,
+    dataclasses.replace(
+        MULTIVARIATE_NORMAL,
+        name="LowRankMultivariateNormal",
+        distributions=(dist.LowRankMultivariateNormal,),
+        argument_ranks={"loc": 1, "cov_factor": 2, "cov_diag": 1},
         updates={"loc": VECTOR_LOCATION},
+        diagonals={},
         joint=("cov_factor", "cov_diag"),
-        local_reference=_vector_local_reference,
-        scale_floor=_vector_floor,
-        start=_vector_start,
     )
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -11,56 +12,42 @@ from jax.scipy.special import gammaln
 
 from emppl.families.counts import gamma_on_rate
 from emppl.families.gaussian import NORMAL, SCALE, centre_and_unit, normal_statistics
-from emppl.families.registry import Family, Update, add
-from emppl.numerics.guarded import safe_divide
-
-_POSITIVE = ("positive", "softplus_positive", "real")
+from emppl.families.registry import Arrays, Family, Mean, Quantities, Update, add
+from emppl.families.updates import POSITIVE, moments_alone, ratio
 
 
-def _unit(value, mean):
+def _unit(value: jax.Array, mean: Mean) -> Arrays:
     return {"unit": jnp.where(mean(value) > 0, mean(value), 1)}
 
 
 # --------------------------------------------------------------------------------------------- Exponential
 
 
-def _statistics(value, fixed, reference):
-    del fixed
+def _statistics(value: jax.Array, fixed: Arrays, reference: Arrays) -> jax.Array:
     return (value / reference["unit"])[..., None]
 
 
-def _natural(arguments, reference):
+def _natural(arguments: Arrays, reference: Arrays) -> tuple[jax.Array, jax.Array]:
     rate = arguments["rate"]
     return -(rate * reference["unit"])[..., None], jnp.log(rate)
 
 
-def _moments(sums, count, reference):
-    return {"total": sums[..., 0] * reference["unit"], "count": count}
-
-
-def _events_and_exposure(moments, arguments, current):
-    del arguments, current
-    return {"events": moments["count"], "exposure": moments["total"]}
-
-
-def _solve_rate(pooled, previous, stage):
-    del stage
-    return safe_divide(pooled["events"], pooled["exposure"], previous)
+def _moments(sums: jax.Array, count: jax.Array, reference: Arrays) -> Quantities:
+    return {"exposure": sums[..., 0] * reference["unit"], "events": count}
 
 
 EXPONENTIAL_RATE = Update(
     "count / total",
     0,
-    _POSITIVE,
-    (_events_and_exposure,),
-    _solve_rate,
+    POSITIVE,
+    (moments_alone,),
+    ratio("events", "exposure"),
     {dist.Gamma: gamma_on_rate},
     degrees={"exposure": 1},
 )
 
 
-def _start(argument, seed, mean, spread):
-    del argument, spread
+def _start(argument: str, seed: jax.Array, mean: jax.Array, spread: jax.Array) -> jax.Array:
     return 2 / (seed + mean)
 
 
@@ -86,30 +73,29 @@ EXPONENTIAL = add(
 # its digits: log x - x/unit + 1, which decides on the concentration, is e itself and not a difference.
 
 
-def _log1p_minus(d):
+def _log1p_minus(d: jax.Array) -> jax.Array:
     """``log(1 + d) - d`` without cancellation near zero."""
-    near = jnp.abs(d) < 0.01
-    x = jnp.where(near, d, 0)
+    is_small = jnp.abs(d) < 0.01
+    x = jnp.where(is_small, d, 0)
     series = x**2 * (-1 / 2 + x * (1 / 3 + x * (-1 / 4 + x * (1 / 5 + x * (-1 / 6 + x * (1 / 7 - x / 8))))))
-    return jnp.where(near, series, jnp.log1p(jnp.where(near, 0, d)) - d)
+    return jnp.where(is_small, series, jnp.log1p(jnp.where(is_small, 0, d)) - d)
 
 
-def _stirling(k):
+def _stirling(k: jax.Array) -> jax.Array:
     """``k log k - k - log Gamma(k)``, by Stirling's series where its terms would cancel."""
-    large = k > 30
-    x, far = jnp.where(large, 1.0, k), jnp.where(large, k, 30.0)
-    inverse = 1 / far**2
-    series = (1 / 12 - inverse * (1 / 360 - inverse * (1 / 1260 - inverse * (1 / 1680 - inverse / 1188)))) / far
-    return jnp.where(large, 0.5 * jnp.log(far / (2 * np.pi)) - series, x * jnp.log(x) - x - gammaln(x))
+    is_large = k > 30
+    x, large = jnp.where(is_large, 1.0, k), jnp.where(is_large, k, 30.0)
+    inverse = 1 / large**2
+    series = (1 / 12 - inverse * (1 / 360 - inverse * (1 / 1260 - inverse * (1 / 1680 - inverse / 1188)))) / large
+    return jnp.where(is_large, 0.5 * jnp.log(large / (2 * np.pi)) - series, x * jnp.log(x) - x - gammaln(x))
 
 
-def _gamma_statistics(value, fixed, reference):
-    del fixed
+def _gamma_statistics(value: jax.Array, fixed: Arrays, reference: Arrays) -> jax.Array:
     d = (value - reference["unit"]) / reference["unit"]
     return jnp.stack([d, _log1p_minus(d)], -1)
 
 
-def _gamma_natural(arguments, reference):
+def _gamma_natural(arguments: Arrays, reference: Arrays) -> tuple[jax.Array, jax.Array]:
     concentration, rate = arguments["concentration"], arguments["rate"] * reference["unit"]
     linear, logarithmic = jnp.broadcast_arrays(concentration - rate, concentration)
     # The same as concentration log(rate) - log Gamma(concentration) - rate, whose terms are large and nearly cancel.
@@ -117,41 +103,33 @@ def _gamma_natural(arguments, reference):
     return jnp.stack([linear, logarithmic], -1), offset
 
 
-def _minus_log(value, fixed):
-    del fixed
+def _minus_log(value: jax.Array, fixed: Arrays) -> jax.Array:
     return -jnp.log(value)
 
 
-def _gamma_moments(sums, count, reference):
+def _gamma_moments(sums: jax.Array, count: jax.Array, reference: Arrays) -> Quantities:
     return {"total": (sums[..., 0] + count) * reference["unit"], "count": count}
 
 
-def _shape_and_exposure(moments, arguments, current):
-    del current
+def _shape_and_exposure(moments: Arrays, arguments: Arrays, current: jax.Array) -> Quantities:
     return {"events": moments["count"] * arguments["concentration"], "exposure": moments["total"]}
 
 
-GAMMA_RATE = Update(
-    "concentration x count / total",
-    0,
-    _POSITIVE,
-    (_shape_and_exposure,),
-    _solve_rate,
-    {dist.Gamma: gamma_on_rate},
-    degrees={"exposure": 1},
+GAMMA_RATE = dataclasses.replace(
+    EXPONENTIAL_RATE, title="concentration x count / total", contributions=(_shape_and_exposure,)
 )
 
 
-def _gamma_start(argument, seed, mean, spread):
+def _gamma_start(argument: str, seed: jax.Array, mean: jax.Array, spread: jax.Array) -> jax.Array:
     concentration = jnp.clip((mean / spread) ** 2, 0.1, 1e6)
     return concentration if argument == "concentration" else concentration * 2 / (seed + mean)
 
 
-def _gamma_local(arguments):
+def _gamma_local_reference(arguments: Arrays) -> Arrays:
     return {"unit": arguments["concentration"] / arguments["rate"]}
 
 
-def _gamma_floor(arguments, reference):
+def _gamma_floor(arguments: Arrays, reference: Arrays) -> jax.Array:
     return jnp.sqrt(arguments["concentration"]) / (arguments["rate"] * reference["unit"])
 
 
@@ -168,7 +146,7 @@ GAMMA = add(
         moments=_gamma_moments,
         updates={"rate": GAMMA_RATE},
         joint=("concentration", "rate"),
-        local_reference=_gamma_local,
+        local_reference=_gamma_local_reference,
         scale_floor=_gamma_floor,
         start=_gamma_start,
     )
@@ -191,11 +169,11 @@ CHI2 = add(
 )
 
 
-def _reciprocal_unit(value, mean):
+def _reciprocal_unit(value: jax.Array, mean: Mean) -> Arrays:
     return _unit(1 / value, mean)
 
 
-def _reciprocal_start(argument, seed, mean, spread):
+def _reciprocal_start(argument: str, seed: jax.Array, mean: jax.Array, spread: jax.Array) -> jax.Array:
     concentration = 2 + jnp.clip((mean / spread) ** 2, 0.1, 1e6)
     return concentration if argument == "concentration" else (concentration - 1) * (seed + mean) / 2
 
@@ -216,27 +194,20 @@ INVERSE_GAMMA = add(
 # ------------------------------------------------------------------------------------------ HalfNormal, LogNormal
 
 
-def _half_statistics(value, fixed, reference):
-    del fixed
+def _half_statistics(value: jax.Array, fixed: Arrays, reference: Arrays) -> jax.Array:
     return ((value / reference["unit"]) ** 2)[..., None]
 
 
-def _half_natural(arguments, reference):
+def _half_natural(arguments: Arrays, reference: Arrays) -> tuple[jax.Array, jax.Array]:
     scale = arguments["scale"]
     return -0.5 * ((reference["unit"] / scale) ** 2)[..., None], 0.5 * float(np.log(2 / np.pi)) - jnp.log(scale)
 
 
-def _half_moments(sums, count, reference):
-    # Residuals of a normal at location zero, so that its update of the scale applies.
-    nothing = jnp.zeros_like(count)
-    return {"count": count, "first": nothing, "second": sums[..., 0], "centre": 0.0, "unit": reference["unit"]}
+def _half_moments(sums: jax.Array, count: jax.Array, reference: Arrays) -> Quantities:
+    return {"count": count, "square": reference["unit"] ** 2 * jnp.maximum(sums[..., 0], 0)}
 
 
-def _about_zero(moments, arguments, current):
-    return SCALE.contributions[0](moments, {"loc": jnp.zeros_like(arguments["scale"])}, current)
-
-
-HALF_NORMAL_SCALE = dataclasses.replace(SCALE, title="root mean square", contributions=(_about_zero,))
+HALF_NORMAL_SCALE = dataclasses.replace(SCALE, title="root mean square", contributions=(moments_alone,))
 
 HALF_NORMAL = add(
     Family(
@@ -254,7 +225,7 @@ HALF_NORMAL = add(
 )
 
 
-def _log_start(argument, seed, mean, spread):
+def _log_start(argument: str, seed: jax.Array, mean: jax.Array, spread: jax.Array) -> jax.Array:
     return jnp.log(seed) if argument == "loc" else jnp.sqrt(jnp.log1p((spread / mean) ** 2))
 
 
@@ -274,13 +245,11 @@ LOG_NORMAL = add(
 # ------------------------------------------------------------------------------------------------------ Pareto
 
 
-def _log_excess(value, fixed, reference):
-    del reference
+def _log_excess(value: jax.Array, fixed: Arrays, reference: Arrays) -> jax.Array:
     return (jnp.log(value) - jnp.log(fixed["scale"]))[..., None]
 
 
-def _pareto_natural(arguments, reference):
-    del reference
+def _pareto_natural(arguments: Arrays, reference: Arrays) -> tuple[jax.Array, jax.Array]:
     return -arguments["alpha"][..., None], jnp.log(arguments["alpha"])
 
 
@@ -293,7 +262,7 @@ PARETO = add(
         statistics=_log_excess,
         natural=_pareto_natural,
         base_measure=_minus_log,
-        moments=lambda sums, count, reference: {"total": sums[..., 0], "count": count},
+        moments=lambda sums, count, reference: {"exposure": sums[..., 0], "events": count},
         updates={"alpha": dataclasses.replace(EXPONENTIAL_RATE, title="count / total of log(value / scale)")},
         edges={"scale": -1},
         fixed=("scale",),

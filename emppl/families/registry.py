@@ -14,12 +14,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-Arrays = Mapping[str, jax.Array]
+Arrays: TypeAlias = Mapping[str, jax.Array]
+"""Arguments of a distribution, moments, or a reference, by name."""
+
+Quantities: TypeAlias = dict[str, jax.Array]
+"""Additive quantities by name."""
+
+Mean: TypeAlias = Callable[[jax.Array], jax.Array]
+"""Average over rows, whose axes are kept."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +43,9 @@ class Update:
         solve: ``(pooled quantities, previous value, stage) -> value``.
         priors: by prior distribution class, ``(pooled quantities, prior) -> pooled quantities``.
         order: updates with a lower number come first in one M-step (locations before scales).
-        by_entry: for vectors and matrices: is the log-likelihood a sum over single entries, each with quantities of its
-            own, so that only the parameter's constraint ties them together? Then the argument may be put together
-            from entries of the parameter in any way (padded, reversed, transposed).
+        by_entry: for vectors and matrices, whether the log-likelihood is a sum over single entries, each with
+            quantities of its own, so that only the parameter's constraint ties them together. Then the argument may be
+            put together from entries of the parameter in any way (padded, reversed, transposed).
         degrees: where the argument is ``s`` times the parameter, ``s`` data, every quantity is that of the argument
             times this power of ``s`` (a rate times an exposure: ``{"events": 0, "exposure": 1}``). None where the
             update does not scale so; what is not named has degree 0.
@@ -49,27 +56,19 @@ class Update:
     support: tuple[str, ...]
     contributions: tuple[Callable[[Arrays, Arrays, jax.Array], Arrays], ...]
     solve: Callable[[Arrays, jax.Array, int], jax.Array]
-    priors: Mapping[type, Callable[[dict, Any], dict]] = dataclasses.field(default_factory=dict)
+    priors: Mapping[type, Callable[[Quantities, Any], Quantities]] = dataclasses.field(default_factory=dict)
     order: int = 0
     by_entry: bool = False
     degrees: Mapping[str, int] | None = None
 
 
-def no_reference(value, mean) -> Arrays:
-    """For families whose statistics need no centring."""
-    del value, mean
-    return {}
-
-
-def zero_base_measure(value, fixed) -> jax.Array:
-    """For families whose log-probability has no term in the value alone."""
-    del fixed
+def _no_base_measure(value: jax.Array, fixed: Arrays) -> jax.Array:
+    """Base measure of a family whose log-probability has no term in the value alone."""
     return jnp.zeros_like(value, jnp.result_type(float))
 
 
-def no_moments(sums, count, reference) -> Arrays:
-    """For families without updates of their own."""
-    del sums, count, reference
+def _nothing(*arguments: Any) -> Quantities:
+    """Reference of statistics that need no centring; moments of a family without updates."""
     return {}
 
 
@@ -79,7 +78,8 @@ class Family:
 
     With ``statistics`` and ``natural`` it is an exponential family, whose E-step is a matrix product and whose M-step
     needs sums of statistics only; without them it is known by NumPyro's ``log_prob``. All functions are written for
-    arrays whose leading axes broadcast; only trailing axes are the family's own.
+    arrays whose leading axes broadcast; only trailing axes are the family's own. A function gets the arguments listed
+    here, whether it needs them or not.
 
     Attributes:
         name: for the plan.
@@ -116,9 +116,9 @@ class Family:
     argument_ranks: Mapping[str, int]
     statistics: Callable[[jax.Array, Arrays, Arrays], jax.Array] | None = None
     natural: Callable[[Arrays, Arrays], tuple[jax.Array, jax.Array]] | None = None
-    base_measure: Callable[[jax.Array, Arrays], jax.Array] = zero_base_measure
-    reference: Callable[[jax.Array, Callable], Arrays] = no_reference
-    moments: Callable[[jax.Array, jax.Array, Arrays], Arrays] = no_moments
+    base_measure: Callable[[jax.Array, Arrays], jax.Array] = _no_base_measure
+    reference: Callable[[jax.Array, Mean], Arrays] = _nothing
+    moments: Callable[[jax.Array, jax.Array, Arrays], Arrays] = _nothing
     moments_of_value: Callable[[jax.Array, Arrays], Arrays] | None = None
     updates: Mapping[str, Update] = dataclasses.field(default_factory=dict)
     diagonals: Mapping[str, Update] = dataclasses.field(default_factory=dict)
@@ -133,7 +133,7 @@ class Family:
 
     @property
     def is_exponential(self) -> bool:
-        """Are sums of statistics all that an M-step needs?"""
+        """Whether sums of statistics are all that an M-step needs."""
         return self.statistics is not None and self.natural is not None
 
 
@@ -141,7 +141,7 @@ _REGISTRY: dict[type, Family] = {}
 
 
 def register(family: Family | type, *, check: bool = True, **description: Any) -> Family:
-    """Add a family, so that every model that uses its distributions gets its updates.
+    """Register a family, so that every model that uses its distributions gets its updates.
 
     ``log_prob(value) = statistics(value) . natural(arguments) + offset(arguments) + base_measure(value)``
 
@@ -176,9 +176,9 @@ def register(family: Family | type, *, check: bool = True, **description: Any) -
         'Rayleigh'
     """
     if isinstance(family, type):
-        known = {name: getattr(c, "event_dim", 0) for name, c in family.arg_constraints.items()}  # type: ignore[attr-defined]
+        ranks = {name: getattr(constraint, "event_dim", 0) for name, constraint in family.arg_constraints.items()}  # type: ignore[attr-defined]
         rank = family.support.event_dim  # type: ignore[attr-defined]
-        family = Family(family.__name__, (family,), rank, **{"argument_ranks": known, **description})
+        family = Family(family.__name__, (family,), rank, **{"argument_ranks": ranks, **description})
     elif description:
         raise ValueError(f"{family.name} is described already; {sorted(description)} belong inside Family(...).")
     for distribution in family.distributions:

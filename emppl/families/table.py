@@ -24,7 +24,7 @@ def _row(family: Family, argument: str) -> tuple[str, ...]:
     elif argument in family.kinks:
         words = "weighted median (quantile), by bisection"
     elif argument in family.joint:
-        others = " and ".join(f"`{other}`" for other in family.joint if other != argument)
+        others = " and ".join(f"`{name}`" for name in family.joint if name != argument)
         words = f"Newton steps, together with {others}"
         words += f"; alone: {update.title}" if update is not None else ""
     else:

@@ -28,7 +28,7 @@ from numpyro.infer.util import ParamInfo
 
 from emppl.integrals.joint import Joint
 from emppl.numerics.small_matrices import lower_inverse
-from emppl.strategies import Kernel
+from emppl.strategies import MCMCKernel
 
 _QUARTER = math.pi / 2
 """Length of a trajectory of fixed length: after a quarter of its period a normal variable has forgotten its start."""
@@ -63,7 +63,7 @@ def trajectories(
     step: jax.Array,
     key: jax.Array,
     moves: int,
-    kernel: Kernel,
+    kernel: MCMCKernel,
 ) -> Trajectories:
     """Move all chains by one of NumPyro's Hamiltonian kernels.
 
@@ -108,7 +108,7 @@ def trajectories(
         jnp.where(lost[..., None], slopes[-1], slopes[:-1]),
     )
     first, key = jax.random.split(key)
-    init, sample = hmc(_of_one_lane(every, position), algo="NUTS" if kernel is Kernel.NUTS else "HMC")
+    init, sample = hmc(_of_one_lane(every, position), algo="NUTS" if kernel is MCMCKernel.NUTS else "HMC")
     state = jax.vmap(
         lambda begin, key: init(
             begin,
@@ -124,7 +124,7 @@ def trajectories(
     def advance(state, now):
         key, share = now
         state = state._replace(adapt_state=state.adapt_state._replace(step_size=share * steps))
-        if kernel is Kernel.HMC:
+        if kernel is MCMCKernel.HMC:
             # Lengths vary, so that no coordinate comes back to where it was every time.
             length = jax.random.uniform(key, (), white.dtype, 0.8 * _QUARTER, 1.2 * _QUARTER)
             state = state._replace(trajectory_length=jnp.minimum(jnp.sqrt(share) * length, _LONGEST * share * steps))

@@ -40,7 +40,7 @@ from emppl.integrals.hamiltonian import Trajectories, trajectories
 from emppl.integrals.importance import placed, student_draws, student_log_density
 from emppl.integrals.integration import climbing_root, find_modes
 from emppl.integrals.joint import Joint
-from emppl.strategies import Kernel, Simulated
+from emppl.strategies import MCMCKernel, Simulated
 
 _ACCEPTANCE = 0.8
 _BAND = 0.1
@@ -116,15 +116,15 @@ def draw(joint: Joint, chains: Chains, key: jax.Array, number: int) -> tuple[jax
     mean, root = approximation(joint, chains.mean)
     kernel, moves = strategy.moved_by(mean.shape[-1]), BURN_IN + number
     first, key = jax.random.split(key)
-    noise = student_draws if kernel is Kernel.METROPOLIS else jax.random.normal
+    noise = student_draws if kernel is MCMCKernel.METROPOLIS else jax.random.normal
     fresh = placed(mean, root, noise(first, chains.position.shape, mean.dtype))
     position = jnp.where(jnp.isnan(chains.position), fresh, chains.position)
-    if kernel is Kernel.METROPOLIS:
+    if kernel is MCMCKernel.METROPOLIS:
         found = _metropolis(joint, mean, root, position, key, moves)
     else:
         found = trajectories(joint, mean, root, position, chains.step, key, moves, kernel)
     rate, step = jnp.mean(found.acceptance[BURN_IN:], 0), chains.step
-    if kernel is not Kernel.METROPOLIS:
+    if kernel is not MCMCKernel.METROPOLIS:
         # Of few draws the rate is noise: it moves the step by little.
         change = min(1, number * len(position) / _MANY) * jnp.clip(rate - _ACCEPTANCE, -0.5, 0.2)
         step = jnp.clip(step * jnp.where(jnp.abs(rate - _ACCEPTANCE) > _BAND, jnp.exp(change), 1), 1e-3, 2.0)

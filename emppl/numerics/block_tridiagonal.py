@@ -20,11 +20,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from emppl.numerics.guarded import ArrayTuple
 from emppl.numerics.small_matrices import half_log_det, lower_inverse, lower_root
 
-_UNROLLED = 8
-_SHORT = 512
-_MANY_CELLS = 32
+_MAX_UNROLLED_SIZE = 8
+_MIN_LANED_BLOCKS = 512
+_MIN_CELLS_IN_TURN = 32
 
 
 class Smoothed(NamedTuple):
@@ -44,36 +45,33 @@ class Smoothed(NamedTuple):
 
 
 def smooth(diagonal: jax.Array, off: jax.Array, linear: jax.Array) -> Smoothed:
-    """Moments and log normaliser.
+    """Moments and log normaliser of every cell, in lanes where that is faster.
 
     Args:
         diagonal: ``D``, ``(d, d, n, cells)``, symmetric.
-        off: ``O``, ``(d, d, n, cells)``; the first is not looked at.
+        off: ``O``, ``(d, d, n, cells)``; the first block is ignored.
         linear: ``h``, ``(d, n, cells)``.
-
-    Returns:
-        The moments.
     """
     number, cells = diagonal.shape[-2:]
-    if number < _SHORT or cells >= _MANY_CELLS:
+    if number < _MIN_LANED_BLOCKS or cells >= _MIN_CELLS_IN_TURN:
         return smooth_in_turn(diagonal, off, linear)
     return smooth_in_lanes(diagonal, off, linear, math.isqrt(number))
 
 
 def smooth_in_lanes(diagonal: jax.Array, off: jax.Array, linear: jax.Array, lanes: int) -> Smoothed:
-    """The same, with a number of lanes."""
+    """Moments and log normaliser, the chain cut into a number of lanes."""
     size, _, number, cells = diagonal.shape
     length = max(2, -(-(number - 1) // lanes))
     lanes = -(-(number - 1) // length)
     extra = lanes * length + 1 - number
     diagonal, off, linear = _padded(diagonal, off, linear, extra)
 
-    def cut(part):
+    def cut(part: jax.Array) -> jax.Array:
         """A lane's own blocks: ``(length, ..., lanes * cells)``."""
         apart = jnp.reshape(part[..., :-1, :], (*part.shape[:-2], lanes, length, cells))
         return jnp.reshape(jnp.moveaxis(apart, -2, 0), (length, *part.shape[:-2], lanes * cells))
 
-    def sew(parts):
+    def sew(parts: jax.Array) -> jax.Array:
         """Inverse of :func:`cut`, the last block left out."""
         apart = jnp.moveaxis(jnp.reshape(parts, (*parts.shape[:-1], lanes, cells)), 0, -2)
         return jnp.reshape(apart, (*apart.shape[:-3], lanes * length, cells))
@@ -84,7 +82,7 @@ def smooth_in_lanes(diagonal: jax.Array, off: jax.Array, linear: jax.Array, lane
     following = jnp.concatenate([inside[2:], jnp.zeros_like(inside[:1])])
     following_own = jnp.concatenate([own[2:], jnp.zeros_like(own[:1])])
 
-    def forward(carry, step):
+    def forward(carry: ArrayTuple, step: ArrayTuple) -> tuple[ArrayTuple, ArrayTuple]:
         precision, information, to_left, left, left_own, value = carry
         coupling, block, vector = step
         inverse, log_root = _inverse(precision)
@@ -100,7 +98,7 @@ def smooth_in_lanes(diagonal: jax.Array, off: jax.Array, linear: jax.Array, lane
         )
 
     nothing = jnp.zeros_like(inside[0])
-    start = (inside[1], own[1], couplings[1], nothing, jnp.zeros_like(own[0]), jnp.zeros_like(own[0, 0]))
+    start: ArrayTuple = (inside[1], own[1], couplings[1], nothing, jnp.zeros_like(own[0]), jnp.zeros_like(own[0, 0]))
     end, kept = jax.lax.scan(forward, start, (after, following, following_own))
     right, right_own, joined, left, left_own, value = (
         jnp.reshape(part, (*part.shape[:-1], lanes, cells)) for part in end
@@ -111,16 +109,16 @@ def smooth_in_lanes(diagonal: jax.Array, off: jax.Array, linear: jax.Array, lane
     flat = lambda part: jnp.reshape(part, (*part.shape[:-2], lanes * cells))  # noqa: E731
     left_mean, left_covariance = flat(coarse.mean[..., :-1, :]), flat(coarse.covariance[..., :-1, :])
 
-    def backward(carry, step):
+    def backward(carry: ArrayTuple, step: ArrayTuple) -> tuple[ArrayTuple, ArrayTuple]:
         mean, covariance, with_left = carry  # of the block after, and its covariance with the cut before the lane
         inverse, across, down, solved = step
-        here = solved - _apply(across, mean) - _apply(down, left_mean)
+        own_mean = solved - _apply(across, mean) - _apply(down, left_mean)
         with_after = -_multiply(across, covariance) - _multiply(down, _transpose(with_left))
         with_cut = -_multiply(across, with_left) - _multiply(down, left_covariance)
         own = inverse - _multiply(with_after, _transpose(across)) - _multiply(with_cut, _transpose(down))
-        return (here, _symmetric(own), with_cut), (here, _symmetric(own), _transpose(with_after))
+        return (own_mean, _symmetric(own), with_cut), (own_mean, _symmetric(own), _transpose(with_after))
 
-    last = (flat(coarse.mean[..., 1:, :]), flat(coarse.covariance[..., 1:, :]), flat(coarse.cross[..., 1:, :]))
+    last = tuple(flat(part[..., 1:, :]) for part in (coarse.mean, coarse.covariance, coarse.cross))
     (_, _, with_cut), (means, covariances, crosses) = jax.lax.scan(backward, last, kept, reverse=True)
     mean = sew(jnp.concatenate([left_mean[None], means]))
     covariance = sew(jnp.concatenate([left_covariance[None], covariances]))
@@ -140,11 +138,11 @@ def smooth_in_lanes(diagonal: jax.Array, off: jax.Array, linear: jax.Array, lane
 
 
 def smooth_in_turn(diagonal: jax.Array, off: jax.Array, linear: jax.Array) -> Smoothed:
-    """The same, one block after the other: best for short chains and for many of them, and the plain twin."""
+    """Moments and log normaliser, one block after the other: fast for short or many chains, and the plain twin."""
     size, number = diagonal.shape[0], diagonal.shape[-2]
     blocks, couplings, own = (jnp.moveaxis(part, -2, 0) for part in (diagonal, off, linear))
 
-    def forward(carry, step):
+    def forward(carry: ArrayTuple, step: ArrayTuple) -> tuple[ArrayTuple, ArrayTuple]:
         precision, information, value = carry  # of the block before, given everything up to it
         block, coupling, vector = step
         inverse, log_root = _inverse(precision)
@@ -153,27 +151,28 @@ def smooth_in_turn(diagonal: jax.Array, off: jax.Array, linear: jax.Array) -> Sm
         after = _symmetric(block - _multiply(coupling, across)), vector - _apply(coupling, solved), value
         return after, (inverse, across, solved)
 
-    start = blocks[0], own[0], jnp.zeros_like(own[0, 0])
+    start: ArrayTuple = blocks[0], own[0], jnp.zeros_like(own[0, 0])
     (precision, information, value), kept = jax.lax.scan(forward, start, (blocks[1:], couplings[1:], own[1:]))
     covariance, log_root = _inverse(precision)
     mean = _apply(covariance, information)
     value = value + jnp.sum(information * mean, 0) / 2 - log_root + number * size / 2 * math.log(2 * math.pi)
 
-    def backward(carry, step):
+    def backward(carry: ArrayTuple, step: ArrayTuple) -> tuple[ArrayTuple, ArrayTuple]:
         mean, covariance = carry
         inverse, across, solved = step
         cross = -_multiply(covariance, _transpose(across))  # of the later block with the earlier one
-        here = solved - _apply(across, mean), _symmetric(inverse - _multiply(across, cross))
-        return here, (*here, cross)
+        moments = solved - _apply(across, mean), _symmetric(inverse - _multiply(across, cross))
+        return moments, (*moments, cross)
 
-    _, (means, covariances, crosses) = jax.lax.scan(backward, (mean, covariance), kept, reverse=True)
+    last: ArrayTuple = mean, covariance
+    _, (means, covariances, crosses) = jax.lax.scan(backward, last, kept, reverse=True)
     join = lambda parts, end: jnp.moveaxis(jnp.concatenate([parts, end[None]]), 0, -2)  # noqa: E731
     cross = jnp.moveaxis(jnp.concatenate([jnp.zeros_like(covariance)[None], crosses]), 0, -2)
     return Smoothed(value, join(means, mean), join(covariances, covariance), cross)
 
 
-def _padded(diagonal, off, linear, extra: int):
-    """Some blocks more, independent of the others and standard normal."""
+def _padded(diagonal: jax.Array, off: jax.Array, linear: jax.Array, extra: int) -> ArrayTuple:
+    """The chain with extra blocks at its end, independent of the others and standard normal."""
     size, cells = diagonal.shape[0], diagonal.shape[-1]
     unit = jnp.eye(size, dtype=diagonal.dtype)[..., None, None]
     units = jnp.broadcast_to(unit, (size, size, extra, cells))
@@ -189,21 +188,21 @@ def _first_zero(parts: jax.Array) -> jax.Array:
     return jnp.concatenate([jnp.zeros_like(parts[..., :1, :]), parts], -2)
 
 
-def _transpose(matrices):
+def _transpose(matrices: jax.Array) -> jax.Array:
     return jnp.swapaxes(matrices, 0, 1)
 
 
-def _symmetric(matrices):
+def _symmetric(matrices: jax.Array) -> jax.Array:
     return (matrices + _transpose(matrices)) / 2
 
 
-def _multiply(left, right):
-    if left.shape[0] > _UNROLLED:
+def _multiply(left: jax.Array, right: jax.Array) -> jax.Array:
+    if left.shape[0] > _MAX_UNROLLED_SIZE:
         return jnp.einsum("ij...,jk...->ik...", left, right)
     return jnp.sum(left[:, :, None] * right[None], 1)
 
 
-def _apply(matrices, vectors):
+def _apply(matrices: jax.Array, vectors: jax.Array) -> jax.Array:
     return jnp.sum(matrices * vectors[None], 1)
 
 

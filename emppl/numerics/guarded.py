@@ -1,23 +1,26 @@
-"""The few numerical operations that every other module relies on, guarded in one place.
+"""Numerical operations guarded against structural zeros, in one place.
 
-Structural zeros (log-probability minus infinity) are ordinary here: an impossible state must give a
-weight of exactly zero, never a NaN, in the value and in every derivative.
+A log-probability may be minus infinity: an impossible state gets a weight of exactly zero, never NaN, in the value and
+in every derivative.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+
+ArrayTuple: TypeAlias = tuple[jax.Array, ...]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def logsumexp(table: jax.Array, axis: int) -> jax.Array:
     """Log of the sum of exponentials over one axis, which is kept with size one.
 
-    ``log(sum(exp(table)))``, minus infinity where every entry is; its derivative (the posterior weight)
-    is zero there instead of NaN.
+    ``log(sum(exp(table)))``, minus infinity where every entry is; its derivative (the posterior weight) is zero there
+    instead of NaN.
 
     Args:
         table: log-probabilities (natural log), any shape.
@@ -31,7 +34,7 @@ def logsumexp(table: jax.Array, axis: int) -> jax.Array:
 
 
 @logsumexp.defjvp
-def _logsumexp_jvp(axis, primals, tangents):
+def _logsumexp_jvp(axis: int, primals: ArrayTuple, tangents: ArrayTuple) -> tuple[jax.Array, jax.Array]:
     (table,), (tangent,) = primals, tangents
     peak = _finite_peak(table, axis)
     exponentials = jnp.exp(table - peak)
@@ -41,7 +44,7 @@ def _logsumexp_jvp(axis, primals, tangents):
     return logsumexp(table, axis), jnp.sum(weights * tangent, axis, keepdims=True)
 
 
-def _finite_peak(table, axis):
+def _finite_peak(table: jax.Array, axis: int) -> jax.Array:
     peak = jax.lax.stop_gradient(jnp.max(table, axis, keepdims=True))
     return jnp.where(jnp.isfinite(peak), peak, 0)
 
@@ -53,7 +56,7 @@ def maximum_out(table: jax.Array, axis: int) -> jax.Array:
 
 
 @maximum_out.defjvp
-def _maximum_out_jvp(axis, primals, tangents):
+def _maximum_out_jvp(axis: int, primals: ArrayTuple, tangents: ArrayTuple) -> tuple[jax.Array, jax.Array]:
     (table,), (tangent,) = primals, tangents
     chosen = _one_hot_along(jnp.argmax(table, axis), table, axis)
     return jnp.max(table, axis, keepdims=True), jnp.sum(chosen * tangent, axis, keepdims=True)
@@ -63,8 +66,8 @@ def _maximum_out_jvp(axis, primals, tangents):
 def sample_out(table: jax.Array, noise: jax.Array, axis: int) -> jax.Array:
     """``logsumexp`` whose derivative points at one draw from the softmax instead of the softmax itself.
 
-    With it the gradient of the log normaliser is one exact joint draw from the posterior: the
-    elimination is the forward filter, its transpose the backward sampler.
+    With it the gradient of the log normaliser is one exact joint draw from the posterior: the elimination filters
+    forwards, its transpose samples backwards.
 
     Args:
         table: log-probabilities.
@@ -74,18 +77,17 @@ def sample_out(table: jax.Array, noise: jax.Array, axis: int) -> jax.Array:
     Returns:
         The same value as :func:`logsumexp`.
     """
-    del noise
     return logsumexp(table, axis)
 
 
 @sample_out.defjvp
-def _sample_out_jvp(axis, primals, tangents):
+def _sample_out_jvp(axis: int, primals: ArrayTuple, tangents: ArrayTuple) -> tuple[jax.Array, jax.Array]:
     (table, noise), (tangent, _) = primals, tangents
     chosen = _one_hot_along(jnp.argmax(table + noise, axis), table, axis)
     return logsumexp(table, axis), jnp.sum(chosen * tangent, axis, keepdims=True)
 
 
-def _one_hot_along(index, like, axis):
+def _one_hot_along(index: jax.Array, like: jax.Array, axis: int) -> jax.Array:
     return jax.nn.one_hot(index, like.shape[axis], axis=axis % like.ndim, dtype=like.dtype)
 
 
@@ -108,7 +110,7 @@ def finite_log(probability: jax.Array) -> jax.Array:
 
 
 def finite_log_complement(probability: jax.Array) -> jax.Array:
-    """``log(1 - probability)``, the same at one."""
+    """``log(1 - probability)``, with the same stand-in where the probability is one."""
     certain = probability >= 1
     return jnp.where(certain, IMPOSSIBLE, jnp.log1p(-jnp.where(certain, 0, probability)))
 

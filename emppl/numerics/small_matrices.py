@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emppl.numerics.guarded import matrix_transpose, symmetrize
+from emppl.numerics.guarded import ArrayTuple, matrix_transpose, symmetrize
 
-_UNROLLED = 6
+_MAX_UNROLLED_SIZE = 6
 
 
 @jax.custom_jvp
@@ -25,7 +25,7 @@ def lower_root(matrices: jax.Array) -> jax.Array:
         matrices: ``(..., d, d)``.
     """
     size = matrices.shape[-1]
-    if size > _UNROLLED:
+    if size > _MAX_UNROLLED_SIZE:
         return jnp.linalg.cholesky(matrices)
     entries: dict[tuple[int, int], jax.Array] = {}
     for column in range(size):
@@ -41,7 +41,7 @@ def lower_root(matrices: jax.Array) -> jax.Array:
 
 
 @lower_root.defjvp
-def _lower_root_jvp(primals, tangents):
+def _lower_root_jvp(primals: ArrayTuple, tangents: ArrayTuple) -> tuple[jax.Array, jax.Array]:
     root = lower_root(*primals)
     inverse = lower_inverse(root)
     (moved,) = tangents
@@ -53,7 +53,7 @@ def _lower_root_jvp(primals, tangents):
 def lower_inverse(root: jax.Array) -> jax.Array:
     """Inverse of lower triangular matrices."""
     size = root.shape[-1]
-    if size > _UNROLLED:
+    if size > _MAX_UNROLLED_SIZE:
         unit = jnp.broadcast_to(jnp.eye(size, dtype=root.dtype), root.shape)
         return jax.lax.linalg.triangular_solve(root, unit, left_side=True, lower=True)
     entries: dict[tuple[int, int], jax.Array] = {}
@@ -66,7 +66,7 @@ def lower_inverse(root: jax.Array) -> jax.Array:
 
 
 @lower_inverse.defjvp
-def _lower_inverse_jvp(primals, tangents):
+def _lower_inverse_jvp(primals: ArrayTuple, tangents: ArrayTuple) -> tuple[jax.Array, jax.Array]:
     inverse = lower_inverse(*primals)
     return inverse, -inverse @ tangents[0] @ inverse
 
@@ -80,7 +80,7 @@ def solve_root(root: jax.Array, vectors: jax.Array) -> jax.Array:
         vectors: ``(..., d)``.
     """
     size = root.shape[-1]
-    if size > _UNROLLED:
+    if size > _MAX_UNROLLED_SIZE:
         columns = vectors[..., None]
         half = jax.lax.linalg.triangular_solve(root, columns, left_side=True, lower=True)
         return jax.lax.linalg.triangular_solve(root, half, left_side=True, lower=True, transpose_a=True)[..., 0]
@@ -100,7 +100,7 @@ def solve_root(root: jax.Array, vectors: jax.Array) -> jax.Array:
 
 
 @solve_root.defjvp
-def _solve_root_jvp(primals, tangents):
+def _solve_root_jvp(primals: ArrayTuple, tangents: ArrayTuple) -> tuple[jax.Array, jax.Array]:
     root, vectors = primals
     root_moved, vectors_moved = tangents
     solution = solve_root(root, vectors)
@@ -110,7 +110,7 @@ def _solve_root_jvp(primals, tangents):
 
 
 def half_log_det(root: jax.Array) -> jax.Array:
-    """Half the log-determinant of the matrices that these are lower triangular roots of."""
+    """Half the log-determinant of every matrix, from its lower triangular root."""
     return jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)), -1)
 
 
@@ -122,7 +122,7 @@ def simplex(dimensions: int) -> np.ndarray:
     return corners * np.sqrt((dimensions + 1) / (number * (number + 1.0)))
 
 
-def _matrix(entries, size: int) -> jax.Array:
+def _matrix(entries: dict[tuple[int, int], jax.Array], size: int) -> jax.Array:
     zero = jnp.zeros_like(entries[0, 0])
     rows = [jnp.stack([entries.get((row, column), zero) for column in range(size)], -1) for row in range(size)]
     return jnp.stack(rows, -2)

@@ -14,17 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtr, ndtri
 
-_NODES = 28
-"""Nodes of the rule. Its relative error is below 1e-14 for all intervals that it is asked to do."""
+_NUM_NODES = 28
+"""Nodes of the rule. Its relative error is below 1e-14 for every interval that it is used for."""
 
-_DECAY = 41.0
+_DECAY_IN_NATS = 41.0
 """The rule goes on until the density has fallen by ``exp(-41)``, below half a unit in the last place."""
 
-_WIDE = 3.0
-"""Intervals around the mode that are wider than so many deviations need no rule: little cancels there."""
+_MAX_RULE_WIDTH = 3.0
+"""In standard deviations: intervals around the mode that are wider need no rule, as little cancels there."""
 
 _LOG_TWO_PI = math.log(2 * math.pi)
-_HALVINGS = 60
+_NUM_HALVINGS = 60
 
 
 @dataclasses.dataclass
@@ -36,7 +36,7 @@ class _Side:
         low: lower end.
         high: upper end.
         reach: how far from the lower end the density matters.
-        by_rule: is the interval left to the rule?
+        by_rule: whether the rule integrates the interval.
     """
 
     flip: jax.Array
@@ -46,7 +46,9 @@ class _Side:
     by_rule: jax.Array
 
 
-def moments(mean: jax.Array, root: jax.Array, lower: jax.Array, upper: jax.Array):
+def moments(
+    mean: jax.Array, root: jax.Array, lower: jax.Array, upper: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Mass of an interval under a normal law, and mean and variance of the law inside it.
 
     Args:
@@ -85,24 +87,24 @@ def draw(rng_key: jax.Array, mean: jax.Array, root: jax.Array, lower: jax.Array,
     length = jnp.where(side.by_rule, side.reach, 1.0)
     target = share * _rule(low, length)[0]
 
-    def halve(_, ends):
+    def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         begin, end = ends
         middle = (begin + end) / 2
         short = _rule(low, middle)[0] < target
         return jnp.where(short, middle, begin), jnp.where(short, end, middle)
 
-    begin, end = jax.lax.fori_loop(0, _HALVINGS, halve, (jnp.zeros_like(length), length))
+    begin, end = jax.lax.fori_loop(0, _NUM_HALVINGS, halve, (jnp.zeros_like(length), length))
     by_rule = low + (begin + end) / 2
     below, above = ndtr(side.low), ndtr(-side.high)
     # Close to one the distribution function has no digits left: there, the other tail.
     inside = 1 - below - above
     left = below + share * inside
     wide = jnp.where(left < 0.5, ndtri(left), -ndtri(above + (1 - share) * inside))
-    found = mean + side.flip * jnp.where(side.by_rule, by_rule, wide) / root
-    return jnp.clip(found, lower, upper)
+    value = mean + side.flip * jnp.where(side.by_rule, by_rule, wide) / root
+    return jnp.clip(value, lower, upper)
 
 
-def _standardised(mean, root, lower, upper) -> _Side:
+def _standardised(mean: jax.Array, root: jax.Array, lower: jax.Array, upper: jax.Array) -> _Side:
     mean, root, lower, upper = jnp.broadcast_arrays(mean, root, lower, upper)
     starts, ends = jnp.isfinite(lower), jnp.isfinite(upper)
     # Infinite ends are put in afterwards: they have no derivative.
@@ -112,16 +114,16 @@ def _standardised(mean, root, lower, upper) -> _Side:
     width = jnp.where(both, jnp.where(both, upper - lower, 0.0) * root, jnp.inf)
     reflect = first + last < 0
     low, high = jnp.where(reflect, -last, first), jnp.where(reflect, -first, last)
-    by_rule = (low >= 0) | (width <= _WIDE)
+    by_rule = (low >= 0) | (width <= _MAX_RULE_WIDTH)
     inside = jax.lax.stop_gradient(jnp.where(by_rule, low, 0.0))
-    decay = 2 * _DECAY / (inside + jnp.hypot(inside, math.sqrt(2 * _DECAY)))
+    decay = 2 * _DECAY_IN_NATS / (inside + jnp.hypot(inside, math.sqrt(2 * _DECAY_IN_NATS)))
     reach = jnp.where(width < decay, jnp.where(width < decay, width, 1.0), decay)
     return _Side(jnp.where(reflect, -1.0, 1.0), low, high, reach, by_rule)
 
 
-def _rule(low: jax.Array, length: jax.Array):
+def _rule(low: jax.Array, length: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """``exp(-low t - t^2 / 2)`` over ``0 < t < length``: its integral, and mean and mean square of ``t``."""
-    places, weights = np.polynomial.legendre.leggauss(_NODES)
+    places, weights = np.polynomial.legendre.leggauss(_NUM_NODES)
     total = first = second = jnp.zeros_like(low)
     for place, weight in zip((places + 1) / 2, weights / 2, strict=True):
         t = place * length

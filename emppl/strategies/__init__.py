@@ -1,17 +1,10 @@
-"""How the E-step treats a latent, and what kind of evidence that leaves the loop with."""
+"""What a user may say of a latent: how the E-step sums over it or integrates it, and what objective that leaves."""
 
 from emppl.strategies.base import Continuous, ObjectiveKind, Strategy
 from emppl.strategies.discrete import Enumerate, Hard
-from emppl.strategies.integrated import (
-    DEFAULT_NODES,
-    NODES_WITHIN_BOUNDS,
-    Gaussian,
-    ImportanceSampling,
-    Laplace,
-    Quadrature,
-    TruncatedGaussian,
-)
-from emppl.strategies.simulated import SAEM, Kernel, MonteCarlo, Simulated, StochasticEM
+from emppl.strategies.exact import Gaussian, TruncatedGaussian
+from emppl.strategies.quadrature import DEFAULT_NODES, NODES_WITHIN_BOUNDS, Laplace, Quadrature
+from emppl.strategies.sampling import SAEM, ImportanceSampling, MCMCKernel, MonteCarlo, Simulated, StochasticEM
 
 __all__ = [
     "DEFAULT_NODES",
@@ -19,13 +12,13 @@ __all__ = [
     "SAEM",
     "Continuous",
     "Enumerate",
-    "ObjectiveKind",
     "Gaussian",
     "Hard",
     "ImportanceSampling",
-    "Kernel",
     "Laplace",
+    "MCMCKernel",
     "MonteCarlo",
+    "ObjectiveKind",
     "Quadrature",
     "Simulated",
     "StochasticEM",

@@ -1,4 +1,4 @@
-"""What a strategy is, and what kind of evidence it leaves the loop with."""
+"""What a strategy is, and what kind of objective it gives the iterations."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class ObjectiveKind(enum.Enum):
 
     @property
     def is_approximate(self) -> bool:
-        """Is the objective something else than the log-likelihood?"""
+        """Whether the objective is something else than the log-likelihood."""
         return self is not ObjectiveKind.EXACT
 
     @property
     def words(self) -> str:
-        """For the plan."""
+        """Wording in the plan."""
         return {
             ObjectiveKind.EXACT: "exact E-step",
             ObjectiveKind.CLASSIFICATION: "exact maximum over assignments",
@@ -47,23 +47,23 @@ class Strategy(abc.ABC):
     @property
     @abc.abstractmethod
     def title(self) -> str:
-        """How the plan calls it."""
+        """Name in the plan."""
 
     @property
     @abc.abstractmethod
     def objective_kind(self) -> ObjectiveKind:
-        """What kind of log-likelihood it gives."""
+        """Kind of the objective that it leads to."""
 
     @abc.abstractmethod
     def why_not(self, name: str, kind: str) -> str | None:
-        """The reason why it cannot treat a latent, or None.
+        """Reason why a latent cannot be treated this way, or None.
 
         Args:
             name: the latent.
             kind: ``"discrete"`` or ``"continuous"``.
 
         Returns:
-            What to do instead, for the error message.
+            The reason and what to do instead, for the error message.
         """
 
 
@@ -71,14 +71,14 @@ class Continuous(Strategy):
     """A strategy that integrates a continuous latent."""
 
     def why_not(self, name: str, kind: str) -> str | None:
-        """It needs a continuous latent."""
+        """Refuses discrete latents."""
         if kind != "discrete":
             return None
         return f"{name!r} is discrete: leave it to Enumerate(), which sums over its values exactly."
 
     @abc.abstractmethod
     def atoms(self, dimensions: int) -> int:
-        """How many atoms a group of latents gets.
+        """Number of atoms of a group of latents.
 
         Args:
             dimensions: how many numbers are integrated together.

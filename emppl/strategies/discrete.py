@@ -12,14 +12,14 @@ from emppl.strategies.base import ObjectiveKind, Strategy
 class Enumerate(Strategy):
     """Sum over every value of a discrete latent, exactly.
 
-    The default for discrete latents; ``EM(model, latents={"z": Enumerate()})`` only says it aloud.
+    The default for discrete latents; ``EM(model, latents={"z": Enumerate()})`` is the same as leaving it out.
     """
 
     title: ClassVar[str] = "Enumerate (exact)"
     objective_kind: ClassVar[ObjectiveKind] = ObjectiveKind.EXACT
 
     def why_not(self, name: str, kind: str) -> str | None:
-        """It needs a discrete latent."""
+        """Refuses continuous latents."""
         if kind == "discrete":
             return None
         return (
@@ -36,7 +36,7 @@ class Hard(Strategy):
     Another objective than the likelihood: the classification likelihood, ``max over z of p(x, z | parameters)``. Its
     iterations are classification EM for mixtures (k-means, where variances are fixed and equal), and Viterbi training
     for hidden Markov models. They never lower it, and end when the assignments no longer change, after finitely many
-    steps. The estimates are not those of maximum likelihood, not even for endless data (components that overlap are
+    steps. The estimates differ from those of maximum likelihood, for endless data too (components that overlap are
     pushed apart), and have no standard errors.
 
     All discrete latents that meet in a site need it together. Continuous latents beside them are integrated, given the
@@ -52,7 +52,7 @@ class Hard(Strategy):
     objective_kind: ClassVar[ObjectiveKind] = ObjectiveKind.CLASSIFICATION
 
     def why_not(self, name: str, kind: str) -> str | None:
-        """It needs a discrete latent."""
+        """Refuses continuous latents."""
         if kind == "discrete":
             return None
         return (

@@ -1,4 +1,4 @@
-"""Strategies that draw latents."""
+"""Strategies that draw latents: chains for every group of them, or weighted draws."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import ClassVar
 from emppl.errors import ParameterError, check_number, check_whole
 from emppl.strategies.base import Continuous, ObjectiveKind
 
-SMALL = 4
-"""Most numbers per group for which independence proposals serve."""
+_MAX_METROPOLIS_DIMENSIONS = 4
+"""Numbers per group; independence proposals are seldom accepted where there are more."""
+
+_MAX_BLOCK_DRAWS = 100
+"""Draws of one chain in one call."""
 
 
-class Kernel(enum.Enum):
-    """What moves the chains; the value is its name among the options."""
+class MCMCKernel(enum.Enum):
+    """A Markov kernel that moves the chains; the value is its name among the options."""
 
     METROPOLIS = "metropolis"
     """Independence proposals from the Laplace approximation, mixed with a random walk."""
@@ -27,20 +30,17 @@ class Kernel(enum.Enum):
 
     @property
     def words(self) -> str:
-        """For the plan."""
+        """Wording in the plan."""
         return {
-            Kernel.METROPOLIS: "independence Metropolis from the Laplace approximation",
-            Kernel.HMC: "Hamiltonian trajectories",
-            Kernel.NUTS: "NUTS",
+            MCMCKernel.METROPOLIS: "independence Metropolis from the Laplace approximation",
+            MCMCKernel.HMC: "Hamiltonian trajectories",
+            MCMCKernel.NUTS: "NUTS",
         }[self]
-
-
-_BLOCK = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class Simulated(Continuous):
-    """A continuous latent whose atoms are draws from its conditional distribution: what its strategies share.
+    """Strategy whose atoms are draws from the conditional distribution of a latent; the base of those that follow.
 
     The draws come from chains, one set for every group of latents, all groups moved at once. Chains go on from one
     iteration to the next; the Laplace approximation of every group scales their moves. The kernels:
@@ -86,7 +86,7 @@ class Simulated(Continuous):
             raise ParameterError(
                 f"max_samples of {kind} is {self.max_samples}, less than num_samples, {self.num_samples}."
             )
-        names = [one.value for one in Kernel]
+        names = [kernel.value for kernel in MCMCKernel]
         if self.kernel is not None and self.kernel not in names:
             raise ParameterError(
                 f"kernel of {kind} must be one of {', '.join(map(repr, names))}, or None for the default; it is "
@@ -95,27 +95,28 @@ class Simulated(Continuous):
 
     @property
     def block(self) -> int:
-        """Draws of one chain that are made at once where there may be many: more of them need no other program."""
-        return min(_BLOCK, self.max_samples)
+        """Draws of one chain that are made at once: however many there are, one compiled program makes them."""
+        return min(_MAX_BLOCK_DRAWS, self.max_samples)
 
-    def moved_by(self, dimensions: int) -> Kernel:
-        """What moves the chains of a group.
+    def moved_by(self, dimensions: int) -> MCMCKernel:
+        """Kernel that moves the chains of a group.
 
         Args:
             dimensions: how many numbers are integrated together.
         """
         if self.kernel is not None:
-            return Kernel(self.kernel)
-        return Kernel.METROPOLIS if dimensions <= SMALL else Kernel.HMC
+            return MCMCKernel(self.kernel)
+        return MCMCKernel.METROPOLIS if dimensions <= _MAX_METROPOLIS_DIMENSIONS else MCMCKernel.HMC
 
     def words(self, dimensions: int) -> str:
-        """What moves the chains of a group, and why, for the plan."""
-        number = f"{'up to' if dimensions <= SMALL else 'more than'} {SMALL} numbers in every group"
-        why = number if self.kernel is None else f"kernel={self.kernel!r}"
-        return f"drawn by {self.moved_by(dimensions).words} ({why})"
+        """Wording of the kernel of a group and of the reason for it, for the plan."""
+        most = _MAX_METROPOLIS_DIMENSIONS
+        number = f"{'up to' if dimensions <= most else 'more than'} {most} numbers in every group"
+        reason = number if self.kernel is None else f"kernel={self.kernel!r}"
+        return f"drawn by {self.moved_by(dimensions).words} ({reason})"
 
     def atoms(self, dimensions: int) -> int:
-        """All chains together, in the first iteration."""
+        """The draws of all chains in the first iteration."""
         return self.num_chains * self.num_samples
 
 
@@ -149,7 +150,7 @@ class MonteCarlo(Simulated):
 
     @property
     def block(self) -> int:
-        """As many as in an iteration."""
+        """Draws of one chain that are made at once: those of an iteration."""
         return self.num_samples
 
 
@@ -160,7 +161,7 @@ class StochasticEM(Simulated):
     Discrete latents are drawn exactly, all that meet together; continuous ones come from a chain per group. The M-step
     takes the draw for the truth. The estimates wander around the maximum; once they no longer drift they are averaged,
     until the error of the average (batch means over the iterations) is below the tolerance of ``EM`` (default 1e-3
-    nats, which takes some hundred independent iterations). It does not get caught by saddle points and small maxima.
+    nats, which takes some hundred independent iterations). The noise leads away from saddle points and small maxima.
 
     The average is not the maximum of the likelihood itself, but as close to it as one over the number of observations;
     ``MonteCarlo()`` and ``SAEM()`` find that. A continuous latent beside a discrete one that it depends on is
@@ -185,7 +186,7 @@ class StochasticEM(Simulated):
     fewest_chains: ClassVar[int] = 1
 
     def why_not(self, name: str, kind: str) -> str | None:
-        """It draws latents of both kinds, discrete ones exactly: one draw, and no chain."""
+        """Refuses options of chains for a discrete latent, which is drawn exactly."""
         if kind != "discrete" or (self.num_samples == self.num_chains == 1 and self.kernel is None):
             return None
         return (
@@ -200,8 +201,8 @@ class SAEM(Simulated):
     """Stochastic approximation EM: few draws per iteration, and a Q that remembers those of earlier ones.
 
     Q is the weighted sum of the complete-data log-likelihood over past draws: with step ``g`` the old weights shrink by
-    ``1 - g`` and the new draws share ``g``. That is stochastic approximation of the additive statistics where the
-    rules are sums of them, and of Q itself elsewhere. Steps are 1 until the estimates no longer drift (burn-in), then
+    ``1 - g`` and the new draws share ``g``. This is stochastic approximation of the sufficient statistics where the
+    M-step needs only them, and of Q itself elsewhere. Steps are 1 until the estimates no longer drift (burn-in), then
     ``k ** -decay`` while the estimates are averaged, until they drift by less than half of their spread in the
     burn-in; a closing phase as that of :class:`MonteCarlo` ends the fit.
 
@@ -234,3 +235,23 @@ class SAEM(Simulated):
         check_number("decay of SAEM", self.decay)
         if not 0.5 < self.decay <= 1:
             raise ParameterError(f"decay of SAEM must be above 1/2 and at most 1; it is {self.decay}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportanceSampling(Continuous):
+    """Weighted draws from a Student-t distribution at the mode, with which Laplace's approximation is compared.
+
+    Args:
+        num_points: number of draws in one estimate.
+        replicates: number of independent estimates, whose spread is the Monte Carlo error.
+    """
+
+    num_points: int = 200
+    replicates: int = 10
+
+    title: ClassVar[str] = "importance sampling"
+    objective_kind: ClassVar[ObjectiveKind] = ObjectiveKind.MONTE_CARLO
+
+    def atoms(self, dimensions: int) -> int:
+        """The draws of all estimates, whatever the number of dimensions."""
+        return self.num_points * self.replicates
