@@ -172,7 +172,7 @@ def _says_which_steps_exist(
     site = trace.sites[name]
     if site.kind != "discrete" or site.time is None or "mask" not in in_latents:
         return False
-    depth = max(chain.depths.get(name, 0) for chain in trace.chains)
+    depth = max(chain.depths.get(name, 0) for chain in trace.scans)
     return depth > 0 and not in_latents["mask"] and not in_parameters["mask"]
 
 

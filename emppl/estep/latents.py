@@ -134,7 +134,7 @@ def _states(model: Model, raw: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
 def whole_scans(model: Model, found: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Join the first steps of every scanned latent with the later ones, time first."""
-    chains = {name: chain for chain in model.trace.chains for name in chain.depths}
+    chains = {name: chain for chain in model.trace.scans for name in chain.depths}
     early = {first(name, step): name for name, chain in chains.items() for step in range(chain.order)}
     joined = {}
     for name, array in found.items():

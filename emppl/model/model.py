@@ -253,7 +253,7 @@ class Model:
                 jax.lax.slice_in_dim(present, start, present.shape[axis] + start - 1, axis=axis) for start in (0, 1)
             )
             faults = {"gap": jnp.any(after & ~before), "observed": jnp.zeros((), bool), "unlike": jnp.zeros((), bool)}
-            chain = next(chain for chain in self.trace.chains if name in chain.depths)
+            chain = next(chain for chain in self.trace.scans if name in chain.depths)
             for other, factor in self.factors.items():
                 if factor.site.time != site.time:
                     continue

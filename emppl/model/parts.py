@@ -82,7 +82,7 @@ def find_parts(
     return tuple(
         Part(
             tuple(f.name for f in group),
-            plan_elimination(group, plates_of_latent, axes.sizes, axes.names, trace.chains, presence),
+            plan_elimination(group, plates_of_latent, axes.sizes, axes.names, trace.scans, presence),
             by_rows,
         )
         for group, by_rows in groups

@@ -37,7 +37,7 @@ def find_chains(trace: Trace, dependence: Dependence, others: Sequence[str]) -> 
         ModelError: a chain that no strategy integrates.
     """
     found = []
-    for chain in trace.chains:
+    for chain in trace.scans:
         if not chain.hidden:
             continue
         names = tuple(chain.hidden)

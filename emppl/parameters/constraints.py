@@ -37,7 +37,7 @@ def constraint_name(constraint: Any) -> str:
     return words
 
 
-def _equals(bound, number) -> bool:
+def _equals(bound: Any, number: float) -> bool:
     return isinstance(bound, (int, float)) and float(bound) == number
 
 
@@ -70,10 +70,10 @@ def constrain(constraint: Any, value: jax.Array) -> jax.Array:
 
 
 def to_coordinates(constraint: Any, value: jax.Array) -> jax.Array:
-    """Constrained value to the coordinates in which iterative rules climb; finite even on the edge of the set.
+    """Constrained value to the coordinates that iterative rules work in; finite even on the edge of the set.
 
-    A simplex gets log-probabilities, of which only differences matter, instead of numpyro's broken stick: what is left
-    of a stick is known to rounding of the whole, which loses entries that go to zero.
+    A simplex gets log-probabilities, of which only differences matter, instead of numpyro's stick-breaking coordinates:
+    their rounding error is relative to the whole stick, which loses entries that go to zero.
     """
     if constraint_name(constraint) == "simplex":
         return jnp.log(jnp.maximum(value, jnp.finfo(value.dtype).tiny))
@@ -95,7 +95,7 @@ def random_inside(constraint: Any, shape: tuple[int, ...], rng: np.random.Genera
 
 
 def is_relative(constraint: Any) -> bool:
-    """Are all coordinates logarithms or log-odds, so that a unit is a large step whatever the data?"""
+    """Whether all coordinates are logarithms or log-odds, so that a unit is a large step whatever the data."""
     name = constraint_name(constraint)
     if name == "simplex":
         return True

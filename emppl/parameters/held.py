@@ -26,7 +26,7 @@ def split_fixed(fixed: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.
 
 
 def check_held(name: str, held: np.ndarray, shape: tuple[int, ...], constraint: Any) -> None:
-    """Refuse given entries that cannot be, or that the others depend on.
+    """Check given entries: their shape and bounds, and that the constraint does not tie them to the others.
 
     Raises:
         ParameterError: wrong shape, an entry outside its bounds, or a constraint that ties entries together.

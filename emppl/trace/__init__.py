@@ -7,8 +7,8 @@ its own, left of the plates, holding its *atoms*.
 """
 
 from emppl.trace.arguments import with_array_in_front
-from emppl.trace.discover import trace_model
 from emppl.trace.distributions import as_numpyro_expects, log_density
+from emppl.trace.evaluate import trace_model
 from emppl.trace.missing import MissingCells, Unseen
 from emppl.trace.record import AtomAxis, Plate, Scan, Site, SiteArrays, Trace
 

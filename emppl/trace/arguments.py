@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 
 from emppl.errors import DataError
+from emppl.types import Data
+
+Skeleton: TypeAlias = tuple[jax.tree_util.PyTreeDef, tuple[Any, ...], tuple[type, ...]]
+"""A model's arguments without the contents of their arrays; hashable."""
 
 
-def split_arguments(args: tuple, kwargs: dict) -> tuple[list, Any]:
+def split_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[Any], Skeleton]:
     """Split a model's arguments into arrays (traced) and everything else (static).
 
     Arrays, wherever they sit in lists, tuples and dicts, are data: new values do not recompile. Python
@@ -21,14 +26,15 @@ def split_arguments(args: tuple, kwargs: dict) -> tuple[list, Any]:
         kwargs: keyword model arguments.
 
     Returns:
-        ``(data, skeleton)``: the array leaves and a hashable description that rebuilds the arguments.
+        ``(data, skeleton)``: the arrays, and the hashable rest that rebuilds the arguments from them.
 
     Raises:
         DataError: a static argument is not hashable (a data frame, say), or an array holds no numbers.
     """
-    flat, treedef = jax.tree.flatten((args, kwargs), is_leaf=lambda node: node is None)
-    leaves, static = [], []
-    for leaf in flat:
+    leaves, treedef = jax.tree.flatten((args, kwargs), is_leaf=lambda node: node is None)
+    data: list[Any] = []
+    static: list[Any] = []
+    for leaf in leaves:
         if isinstance(leaf, (np.ndarray, jax.Array)):
             if isinstance(leaf, np.ndarray) and leaf.dtype.kind not in "biufc":
                 raise DataError(
@@ -41,12 +47,12 @@ def split_arguments(args: tuple, kwargs: dict) -> tuple[list, Any]:
                     "jax.random.key_data(key), and in the model write key = jax.random.wrap_key_data(data)."
                 )
             static.append(_ARRAY)
-            leaves.append(leaf)
+            data.append(leaf)
         else:
             _check_static(leaf)
             static.append(leaf)
     # True == 1 == 1.0, but a model may tell them apart.
-    return leaves, (treedef, tuple(static), tuple(map(type, static)))
+    return data, (treedef, tuple(static), tuple(map(type, static)))
 
 
 def _check_static(leaf: Any) -> None:
@@ -59,23 +65,21 @@ def _check_static(leaf: Any) -> None:
             f"A model argument is a {kind}, which JAX cannot trace. Pass arrays instead, "
             f"for example frame[['a', 'b']].to_numpy()."
         ) from None
-    same = getattr(type(leaf), "__eq__", None)
-    if leaf is not None and not callable(leaf) and same is object.__eq__:
+    if leaf is not None and not callable(leaf) and type(leaf).__eq__ is object.__eq__:
         raise DataError(
             f"A model argument is a {kind} object, whose contents emppl cannot see. Pass its arrays as arguments of "
             f"their own, or make {kind} a pytree (jax.tree_util.register_dataclass)."
         )
 
 
-def join_arguments(leaves: list, skeleton: Any) -> tuple[tuple, dict]:
+def join_arguments(data: Data, skeleton: Skeleton) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Inverse of :func:`split_arguments`."""
     treedef, static, _ = skeleton
-    remaining = iter(leaves)
-    flat = [next(remaining) if leaf is _ARRAY else leaf for leaf in static]
-    return jax.tree.unflatten(treedef, flat)
+    remaining = iter(data)
+    return jax.tree.unflatten(treedef, [next(remaining) if leaf is _ARRAY else leaf for leaf in static])
 
 
-def with_array_in_front(skeleton: Any) -> Any:
+def with_array_in_front(skeleton: Skeleton) -> Skeleton:
     """The skeleton of the same arguments after one more array."""
     treedef, static, kinds = skeleton
     args, kwargs = jax.tree.unflatten(treedef, static)
@@ -84,7 +88,7 @@ def with_array_in_front(skeleton: Any) -> Any:
 
 
 class _Array:
-    def __repr__(self):
+    def __repr__(self) -> str:
         return "array"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -21,16 +22,15 @@ from emppl.numerics.guarded import finite_log, finite_log_complement, impossible
 
 
 @contextlib.contextmanager
-def as_numpyro_expects():
+def as_numpyro_expects() -> Iterator[None]:
     """Settings under which NumPyro's own code may run: no argument checks in the graph, rank promotion allowed."""
     with validation_enabled(False), jax.numpy_rank_promotion("allow"):
         yield
 
 
-def is_discrete(fn) -> bool:
-    """Does a distribution put its mass on discrete values?"""
-    support = fn.support
-    return bool(getattr(support, "is_discrete", False))
+def is_discrete(fn: dist.Distribution) -> bool:
+    """Whether a distribution puts its mass on discrete values."""
+    return bool(getattr(fn.support, "is_discrete", False))
 
 
 _ELEMENTWISE = (
@@ -44,7 +44,7 @@ _ELEMENTWISE = (
 """Transforms that are one-to-one, entry by entry."""
 
 
-def unwrap(fn, undone: list | None = None) -> tuple[Any, int, list]:
+def unwrap(fn: Any, undone: list[Any] | None = None) -> tuple[Any, int, list[tuple[Any, int]]]:
     """Peel NumPyro's wrappers off a distribution.
 
     Args:
@@ -71,19 +71,19 @@ def unwrap(fn, undone: list | None = None) -> tuple[Any, int, list]:
     return fn, reinterpreted, [(mask, reinterpreted - outside) for mask, outside in reversed(masks)]
 
 
-def _is_elementwise(fn) -> bool:
-    """Is it a plain ``TransformedDistribution`` (not one with a name of its own) that can be undone entry by entry?"""
+def _is_elementwise(fn: Any) -> bool:
+    """Whether it is a plain ``TransformedDistribution`` (without a name of its own) that is undone entry by entry."""
     return type(fn) is dist.TransformedDistribution and all(map(_undoes, fn.transforms)) and not unwrap(fn.base_dist)[2]
 
 
-def _undoes(transform) -> bool:
+def _undoes(transform: Any) -> bool:
     if isinstance(transform, transforms.ComposeTransform):
         return all(map(_undoes, transform.parts))
     inner = getattr(transform, "_inv", None) if type(transform).__name__ == "_InverseTransform" else transform
     return isinstance(inner, _ELEMENTWISE) and transform.domain.event_dim == 0 and transform.codomain.event_dim == 0
 
 
-def undo(value, undone: list, event_rank: int):
+def undo(value: jax.Array, undone: Sequence[Any], event_rank: int) -> tuple[jax.Array, jax.Array]:
     """The value under the base distribution, and what the change of variables adds to its log-density.
 
     Args:
@@ -101,7 +101,7 @@ def undo(value, undone: list, event_rank: int):
     return value, jnp.sum(measure, tuple(range(measure.ndim - event_rank, measure.ndim)))
 
 
-def element_mask(masks):
+def element_mask(masks: Sequence[tuple[Any, int]]) -> jax.Array | None:
     """One mask over the innermost batch shape, or None.
 
     A mask outside ``to_event`` misses the event axes, over which it is broadcast.
@@ -114,13 +114,13 @@ def element_mask(masks):
     return combined
 
 
-def _and(left, right):
+def _and(left: jax.Array, right: jax.Array) -> jax.Array:
     rank = max(left.ndim, right.ndim)
     left, right = (jnp.reshape(mask, (1,) * (rank - mask.ndim) + mask.shape) for mask in (left, right))
     return jnp.logical_and(left, right)
 
 
-def given_arguments(base) -> dict[str, Any]:
+def given_arguments(base: Any) -> dict[str, Any]:
     """The arguments a distribution was built with, in the parameterisation that the user chose."""
     present = {name: base.__dict__[name] for name in type(base).arg_constraints if name in base.__dict__}
     for preferred in ("covariance_matrix", "precision_matrix"):
@@ -129,19 +129,19 @@ def given_arguments(base) -> dict[str, Any]:
     return {name: value for name, value in present.items() if value is not None}
 
 
-def with_arrays_as_leaves(distribution):
+def with_arrays_as_leaves(distribution: Any) -> Any:
     """The same distribution as a pytree that holds all its arrays as leaves.
 
     NumPyro keeps numbers of trials of multinomials in the static part, where arrays of a trace would outlive it.
     """
     kind: Any = type(distribution)
-    mine = {name: distribution.__dict__.get(name) for name in kind.gather_pytree_aux_fields()}
-    names = tuple(sorted(name for name, value in mine.items() if isinstance(value, (jax.Array, np.ndarray))))
-    if not names or kind.tree_flatten is not dist.Distribution.tree_flatten:  # those with one of their own know
+    aux = {name: distribution.__dict__.get(name) for name in kind.gather_pytree_aux_fields()}
+    names = tuple(sorted(name for name, value in aux.items() if isinstance(value, (jax.Array, np.ndarray))))
+    if not names or kind.tree_flatten is not dist.Distribution.tree_flatten:  # a class with a flattening of its own
         return distribution
-    found = copy.copy(distribution)
-    found.__class__ = _with_leaves(kind, names)
-    return found
+    same = copy.copy(distribution)
+    same.__class__ = _with_leaves(kind, names)
+    return same
 
 
 @functools.cache
@@ -159,7 +159,7 @@ def _with_leaves(kind: Any, names: tuple[str, ...]) -> type:
     )
 
 
-def kind_of(distribution) -> type:
+def kind_of(distribution: Any) -> type:
     """The class that the user chose."""
     return getattr(type(distribution), "original", type(distribution))
 
@@ -175,14 +175,14 @@ _REWRITTEN = (
 )
 
 
-def log_density(distribution, value):
+def log_density(distribution: Any, value: jax.Array) -> jax.Array:
     """A distribution's ``log_prob``, differentiable where NumPyro's is not.
 
     NumPyro's Bernoulli and Binomial clip their logits at zero, so that exactly there, where every logistic regression
     starts, the automatic gradient is wrong (1 instead of 1/2). Where a state makes an outcome impossible, as in
-    ``Binomial(n, present * p)`` and ``Poisson(alive * rate)``, derivatives of its log-probability are 0 / 0, and would
-    make a NaN of every other. The values are the same, and so are those of the derivatives, which take one pass over
-    the cells each. A subclass with a ``log_prob`` of its own keeps it.
+    ``Binomial(n, present * p)`` and ``Poisson(alive * rate)``, derivatives of its log-probability are 0 / 0, which
+    would turn every other derivative into NaN. Otherwise values and derivatives are NumPyro's; each derivative takes
+    one pass over the cells. A subclass with a ``log_prob`` of its own keeps it.
     """
     rewritten = next((kind for kind in _REWRITTEN if isinstance(distribution, kind)), None)
     if rewritten is None or type(distribution).log_prob is not rewritten.log_prob:
@@ -210,11 +210,11 @@ def log_density(distribution, value):
     return ways + jnp.sum(_times_log(value, _as_float(distribution.probs)), -1)
 
 
-def _as_float(argument):
+def _as_float(argument: Any) -> jax.Array:
     return jnp.asarray(argument, jnp.result_type(float))
 
 
-def _times_log(count, quantity):
+def _times_log(count: jax.Array, quantity: jax.Array) -> jax.Array:
     """``count * log(quantity)``, with ``0 * log 0 = 0``, and no derivative at zero."""
     zero = quantity == 0
     log = jnp.log(jnp.where(zero, 1, quantity))
@@ -222,38 +222,45 @@ def _times_log(count, quantity):
 
 
 @jax.custom_jvp
-def _successes(logits, value, trials):
+def _successes(logits: jax.Array, value: jax.Array, trials: jax.Array) -> jax.Array:
     """Log-probability of ``value`` given successes in a row of trials: no cancellation, however large the logits."""
     tail = jnp.log1p(jnp.exp(-jnp.abs(logits)))
     return -value * jnp.maximum(-logits, 0) - (trials - value) * jnp.maximum(logits, 0) - trials * tail
 
 
-def _successes_jvp(primals, tangents):
+def _successes_jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[jax.Array, jax.Array]:
     logits, value, trials = primals
     slopes = (value - trials * jax.nn.sigmoid(logits), logits, -jax.nn.softplus(logits))
-    terms = [slope * one for slope, one in zip(slopes, tangents, strict=True) if type(one) is not SymbolicZero]
+    pairs = zip(slopes, tangents, strict=True)
+    terms = [slope * tangent for slope, tangent in pairs if type(tangent) is not SymbolicZero]
     return _successes(*primals), sum(terms, jnp.zeros_like(logits))
 
 
 _successes.defjvp(_successes_jvp, symbolic_zeros=True)
 
 
-def support_values(name: str, base) -> np.ndarray:
+def support_values(name: str, fn: dist.Distribution) -> np.ndarray:
     """The values a discrete latent can take, as a concrete vector.
 
     Raises:
-        ModelError: the support is not finite, or its size depends on data.
+        ModelError: the support is not finite, its size depends on data, or the latent is a vector.
     """
+    base, reinterpreted, _ = unwrap(fn)
+    kind = type(base).__name__
+    if reinterpreted or base.event_shape:
+        raise ModelError(
+            f"Latent site {name!r} is a vector of discrete values (event shape {tuple(fn.event_shape)}), "
+            "whose joint support is too large to enumerate as one site. Put its elements in a plate: "
+            f"`with numpyro.plate({name + '_elements'!r}, n): numpyro.sample({name!r}, ...)` without to_event."
+        )
     if not getattr(base, "has_enumerate_support", False):
-        kind = type(base).__name__
         raise ModelError(
             f"Latent site {name!r} is {kind}, whose support is not finite, so it cannot be enumerated. "
             f"Observe it, or truncate it: dist.Categorical(probs) over 0..max with "
             f"probs from dist.{kind}(...).log_prob(jnp.arange(max + 1))."
         )
     if isinstance(base, (dist.CategoricalProbs, dist.CategoricalLogits)):
-        logits_or_probs = base.probs if isinstance(base, dist.CategoricalProbs) else base.logits
-        return np.arange(jnp.shape(logits_or_probs)[-1])
+        return np.arange(jnp.shape(base.probs if isinstance(base, dist.CategoricalProbs) else base.logits)[-1])
     if isinstance(base, (dist.BernoulliProbs, dist.BernoulliLogits)):
         return np.arange(2)
     try:
@@ -261,6 +268,6 @@ def support_values(name: str, base) -> np.ndarray:
             return np.asarray(base.enumerate_support(expand=False)).reshape(-1)
     except jax.errors.JAXTypeError:
         raise ModelError(
-            f"The number of states of latent site {name!r} ({type(base).__name__}) depends on data. "
+            f"The number of states of latent site {name!r} ({kind}) depends on data. "
             "Pass the bound as a Python integer (a static argument) instead."
         ) from None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,53 +14,34 @@ from numpyro.distributions.distribution import Unit
 from numpyro.primitives import Messenger
 
 from emppl.errors import EMError, ModelError
-from emppl.trace.arguments import join_arguments
+from emppl.trace.arguments import Skeleton, join_arguments
 from emppl.trace.distributions import as_numpyro_expects, is_discrete
+from emppl.types import Data
+
+Message: TypeAlias = dict[str, Any]
+"""What NumPyro sends its handlers when the model reaches a primitive."""
+
+Answer: TypeAlias = Callable[[Message], Any]
+"""Gives an unobserved site its value."""
 
 
 @dataclasses.dataclass
 class Frame:
-    """What one run of a scan's step recorded."""
+    """One run of the model, or of one step of its scan.
 
-    messages: dict[str, dict]
-    latents: dict[str, str]
-
-
-class Recorder(Messenger):
-    """Answers every unobserved site and records every message; the outermost handler but ``seed``.
-
-    Args:
-        model: the model.
+    Attributes:
         answer: gives every unobserved site its value.
-        answer_scan: ``(recorder, message)``, gives a ``scan`` its value and adds its sites.
+        answer_scan: gives a ``scan`` its value; None inside the step of one.
+        messages: by site, in the order of the model.
+        latents: the discrete ones among the unobserved sites.
     """
 
-    def __init__(
-        self, model: Callable, answer: Callable[[dict], Any], answer_scan: Callable[[Recorder, dict], None] | None
-    ):
-        super().__init__(model)
-        self.answer = answer
-        self.answer_scan = answer_scan
-        self.messages: dict[str, dict] = {}
-        self.latents: dict[str, str] = {}
-        self.plate_sizes: dict[str, int] = {}
-        self.scans: list[Any] = []
-        self.scanned: dict[str, Any] = {}
-        self.conditions: list[list[Any]] = []
-        self.timed: dict[str, frozenset[tuple[str, ...]]] = {}
+    answer: Answer
+    answer_scan: Callable[[Recorder, Message], Any] | None
+    messages: dict[str, Message] = dataclasses.field(default_factory=dict)
+    latents: list[str] = dataclasses.field(default_factory=list)
 
-    @contextlib.contextmanager
-    def frame(self, answer: Callable[[dict], Any]):
-        """Record the messages of one run of a scan's step apart from the others."""
-        saved = self.messages, self.latents, self.answer, self.answer_scan
-        frame = Frame({}, {})
-        self.messages, self.latents, self.answer, self.answer_scan = frame.messages, frame.latents, answer, None
-        try:
-            yield frame
-        finally:
-            self.messages, self.latents, self.answer, self.answer_scan = saved
-
-    def add(self, name: str, msg: dict) -> None:
+    def add(self, name: str, msg: Message) -> None:
         """Keep one message under a name."""
         if name in self.messages:
             raise ModelError(
@@ -68,74 +49,108 @@ class Recorder(Messenger):
             )
         self.messages[name] = msg
 
-    def process_message(self, msg) -> None:
+    @property
+    def samples(self) -> dict[str, Message]:
+        """The messages of sample sites."""
+        return {name: msg for name, msg in self.messages.items() if msg["type"] == "sample"}
+
+
+class Recorder(Messenger):
+    """Answers every unobserved site and records every message; the outermost handler but ``seed``.
+
+    Args:
+        frame: what the run is recorded in.
+    """
+
+    def __init__(self, frame: Frame):
+        super().__init__()
+        self.frame = frame
+        self.plate_sizes: dict[str, int] = {}
+
+    @contextlib.contextmanager
+    def step(self, answer: Answer) -> Iterator[Frame]:
+        """Record the messages of one run of a scan's step in a frame of its own."""
+        outer, self.frame = self.frame, Frame(answer, None)
+        try:
+            yield self.frame
+        finally:
+            self.frame = outer
+
+    def process_message(self, msg: Message) -> None:
         """Record one message; answer it if it is an unobserved site."""
-        kind = msg["type"]
+        kind, frame = msg["type"], self.frame
         if kind == "control_flow":
-            if "history" not in msg["kwargs"]:
-                raise ModelError(
-                    "The model uses numpyro's cond, whose two branches emppl cannot look into. Compute both and choose "
-                    "with jnp.where, or make the condition a Python bool in an argument of its own."
-                )
-            if self.answer_scan is None:
-                raise ModelError(
-                    "The model's scan has another scan inside its step. Write the inner one as a Python loop, or as "
-                    "a plate inside the step."
-                )
-            self.answer_scan(self, msg)
-            return
-        if kind == "deterministic" and f"{msg['name']}_unobserved" in self.latents:
-            msg["value"] = self.messages[f"{msg['name']}_unobserved"]["value"]
-        if kind == "plate":
+            self._answer_control_flow(msg)
+        elif kind == "deterministic" and f"{msg['name']}_unobserved" in frame.latents:
+            msg["value"] = frame.messages[f"{msg['name']}_unobserved"]["value"]
+        elif kind == "plate":
             self.plate_sizes[msg["name"]] = msg["args"][0]
-        if kind not in ("sample", "param"):
-            return
-        name = msg["name"]
-        if kind == "sample" and isinstance(msg["fn"], Unit):
-            msg["is_observed"] = True
-        if kind == "sample" and not msg.get("is_observed") and msg["kwargs"].get("sample_shape"):
-            # An array of independent draws is the expanded distribution; its axes get implicit plates.
-            msg["fn"] = msg["fn"].expand(tuple(msg["kwargs"]["sample_shape"]) + tuple(msg["fn"].batch_shape))
-            msg["kwargs"] = {**msg["kwargs"], "sample_shape": ()}
-        if not msg.get("is_observed"):
-            if msg["value"] is not None:
-                raise ModelError(
-                    f"Site {name!r} is given a value by a handler (substitute or condition). Fix a parameter with "
-                    f"EM(model, fixed={{{name!r}: value}}), and observe data with obs=."
-                )
-            msg["value"] = self.answer(msg)
-            if kind == "sample" and is_discrete(msg["fn"]):
-                self.latents[name] = name
-        # A subsampled plate cuts the value of a param later, in place; what is estimated is the whole of it.
-        self.add(name, dict(msg) if kind == "param" else msg)
+        elif kind == "sample":
+            if isinstance(msg["fn"], Unit):
+                msg["is_observed"] = True
+            if not msg.get("is_observed"):
+                if shape := msg["kwargs"].get("sample_shape"):
+                    # An array of independent draws is the expanded distribution; its axes get implicit plates.
+                    msg["fn"] = msg["fn"].expand(tuple(shape) + tuple(msg["fn"].batch_shape))
+                    msg["kwargs"] = {**msg["kwargs"], "sample_shape": ()}
+                self._answer_site(msg)
+                if is_discrete(msg["fn"]):
+                    frame.latents.append(msg["name"])
+            frame.add(msg["name"], msg)
+        elif kind == "param":
+            self._answer_site(msg)
+            # A subsampled plate cuts the value of a param later, in place; what is estimated is the whole of it.
+            frame.add(msg["name"], dict(msg))
+
+    def _answer_site(self, msg: Message) -> None:
+        if msg["value"] is not None:
+            raise ModelError(
+                f"Site {msg['name']!r} is given a value by a handler (substitute or condition). Fix a parameter with "
+                f"EM(model, fixed={{{msg['name']!r}: value}}), and observe data with obs=."
+            )
+        msg["value"] = self.frame.answer(msg)
+
+    def _answer_control_flow(self, msg: Message) -> None:
+        if "history" not in msg["kwargs"]:
+            raise ModelError(
+                "The model uses numpyro's cond, whose two branches emppl cannot look into. Compute both and choose "
+                "with jnp.where, or make the condition a Python bool in an argument of its own."
+            )
+        if self.frame.answer_scan is None:
+            raise ModelError(
+                "The model's scan has another scan inside its step. Write the inner one as a Python loop, or as "
+                "a plate inside the step."
+            )
+        self.frame.answer_scan(self, msg)
 
 
 def run_model(
     model: Callable,
-    answer: Callable[[dict], Any],
-    data: list,
-    skeleton: Any,
-    rng_key,
-    answer_scan: Callable[[Recorder, dict], None] | None = None,
+    answer: Answer,
+    answer_scan: Callable[[Recorder, Message], Any],
+    data: Data,
+    skeleton: Skeleton,
+    rng_key: jax.Array,
 ) -> Recorder:
     """Run the model once under the recorder.
 
     Args:
         model: a NumPyro model.
         answer: gives every unobserved site its value.
+        answer_scan: gives a ``scan`` its value and adds its sites.
         data: the model's array arguments.
         skeleton: its static arguments, from :func:`~emppl.trace.arguments.split_arguments`.
         rng_key: random key, for models that draw.
-        answer_scan: gives a ``scan`` its value.
 
     Returns:
-        The recorder with every message.
+        The recorder, whose frame holds every message.
 
     Raises:
         ModelError: the model cannot be run; the message says where it stopped and why.
     """
     args, kwargs = join_arguments(data, skeleton)
-    recorder = Recorder(model, answer, answer_scan)
+    frame = Frame(answer, answer_scan)
+    recorder = Recorder(frame)
     try:
         with as_numpyro_expects(), numpyro.handlers.seed(rng_seed=rng_key), recorder:
             model(*args, **kwargs)
@@ -148,18 +163,18 @@ def run_model(
             + str(error).split("\n")[0]
         ) from error
     except Exception as error:
-        raise ModelError(_failure(recorder, data, error)) from error
+        raise ModelError(_failure(frame, data, error)) from error
     return recorder
 
 
-def _failure(recorder: Recorder, data, error: Exception) -> str:
+def _failure(frame: Frame, data: Data, error: Exception) -> str:
     """What the model was doing when its own code failed."""
-    shapes = ", ".join(str(tuple(leaf.shape)) for leaf in data) or "none"
-    reached = f"after site {list(recorder.messages)[-1]!r}" if recorder.messages else "before its first site"
+    shapes = ", ".join(str(tuple(array.shape)) for array in data) or "none"
+    reached = f"after site {list(frame.messages)[-1]!r}" if frame.messages else "before its first site"
     latents = "".join(
-        f"\nLatent {name!r} was enumerated with shape {jnp.shape(recorder.messages[name]['value'])} "
+        f"\nLatent {name!r} was enumerated with shape {jnp.shape(frame.messages[name]['value'])} "
         "(its states, then plates)."
-        for name in recorder.latents
+        for name in frame.latents
     )
     return (
         f"The model failed {reached}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpyro
@@ -14,7 +15,7 @@ from emppl.trace.distributions import unwrap
 
 
 class Unseen(dist.Normal):
-    """Density of the latent of missing cells; its mask says where there is a cell, and leaves it flat elsewhere."""
+    """Density of the latent of missing cells: standard normal where the cell is observed, flat where it is missing."""
 
 
 class MissingCells(Messenger):
@@ -32,7 +33,7 @@ class MissingCells(Messenger):
         super().__init__(model)
         self.__name__ = getattr(model, "__name__", "model")
 
-    def process_message(self, msg) -> None:
+    def process_message(self, msg: dict[str, Any]) -> None:
         """Fill in one observation."""
         if msg["type"] != "sample" or not msg.get("is_observed") or msg["value"] is None:
             return

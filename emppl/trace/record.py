@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
+from emppl.types import Data
+
 
 @dataclasses.dataclass(frozen=True)
 class Plate:
@@ -20,7 +22,7 @@ class Plate:
         dim: its (negative) batch dimension.
         size: number of cells.
         full_size: number of cells before subsampling.
-        is_time: its cells are the later steps of a scan, so that cells depend on each other.
+        is_time: whether its cells are the later steps of a scan, so that cells depend on each other.
     """
 
     name: str
@@ -89,7 +91,7 @@ class Site:
         constraint: support (unobserved sites and params), else None.
         states: number of atoms of a discrete latent, else 0.
         labels: for a partly observed latent, the name of the site that carries its labels.
-        is_scanned: is it inside a ``scan``?
+        is_scanned: whether it lies inside a ``scan``.
         transforms: of an observed ``TransformedDistribution``, the transforms that were undone, the outermost first;
             ``distribution`` is then the base.
     """
@@ -130,7 +132,7 @@ class Trace:
             to some ``(site, field)`` pairs, the other fields are None. ``atoms`` holds those of discrete latents, and
             of integrated ones with a leading axis.
         initial: ``initial(rng_key, data) -> params``: declared values of params, prior draws of sampled parameters.
-        chains: one per ``scan`` with latents that later steps refer to.
+        scans: one per ``scan`` with latents that later steps refer to.
         timed: for sites inside a ``scan``, the paths of the fields that vary over time; these have a leading time axis.
         atom_axes: latents that are integrated out.
         over_atoms: for sites that depend on one, the axis of its atoms and the paths of the fields that vary along it;
@@ -147,8 +149,8 @@ class Trace:
     outputs: dict[tuple[str, ...], int]
     distributions: dict[str, type]
     evaluate: Callable[..., dict[str, Any]]
-    initial: Callable[[jax.Array, list], dict[str, jax.Array]]
-    chains: tuple[Scan, ...] = ()
+    initial: Callable[[jax.Array, Data], dict[str, jax.Array]]
+    scans: tuple[Scan, ...] = ()
     timed: Mapping[str, frozenset[tuple[str, ...]]] = dataclasses.field(default_factory=dict)
     atom_axes: Mapping[str, AtomAxis] = dataclasses.field(default_factory=dict)
     over_atoms: Mapping[str, tuple[str, frozenset[tuple[str, ...]]]] = dataclasses.field(default_factory=dict)
@@ -156,18 +158,17 @@ class Trace:
 
     def without(self, names: Sequence[str]) -> Trace:
         """The same model when some continuous sites, on which nothing depends, are left out."""
-        nothing = {name: np.zeros(self.sites[name].shape, self.sites[name].dtype) for name in names}
+        zeros = {name: np.zeros(self.sites[name].shape, self.sites[name].dtype) for name in names}
 
-        def evaluate(params, atoms, data, wanted=None):
-            arrays = self.evaluate({**params, **nothing}, atoms, data, wanted)
-            return {name: array for name, array in arrays.items() if name not in nothing}
+        def keep(values: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: value for name, value in values.items() if name not in zeros}
 
-        def initial(rng_key, data):
-            drawn = self.initial(rng_key, data)
-            return {name: value for name, value in drawn.items() if name not in nothing}
-
-        sites = {name: site for name, site in self.sites.items() if name not in nothing}
-        return dataclasses.replace(self, sites=sites, evaluate=evaluate, initial=initial)
+        return dataclasses.replace(
+            self,
+            sites=keep(self.sites),
+            evaluate=lambda params, *inputs: keep(self.evaluate({**params, **zeros}, *inputs)),
+            initial=lambda *inputs: keep(self.initial(*inputs)),
+        )
 
     @property
     def parameters(self) -> list[str]:
@@ -176,8 +177,8 @@ class Trace:
 
     @property
     def parameter_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of these, for whatever is asked abstractly."""
-        return {n: jax.ShapeDtypeStruct(self.sites[n].shape, self.sites[n].dtype) for n in self.parameters}
+        """Shapes and dtypes of the parameters, for what is traced abstractly."""
+        return {name: jax.ShapeDtypeStruct(self.sites[name].shape, self.sites[name].dtype) for name in self.parameters}
 
 
 @jax.tree_util.register_dataclass

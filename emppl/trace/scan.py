@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ import numpyro
 from emppl.errors import ModelError
 from emppl.jaxpr.depends import Dependence
 from emppl.names import first, time_axis
+from emppl.trace.handlers import Answer, Frame, Message, Recorder
 from emppl.trace.record import Scan
 from emppl.trace.site_messages import site_arrays
 
@@ -26,159 +28,155 @@ class ScanCarry:
     """What discovery finds out about one ``scan``.
 
     Attributes:
-        chain: its latents.
+        scan: its latents.
         free: for every leaf of the carry, whether it depends on no latent of the scan.
         parents: for every leaf of the carry, the leaves from which it is computed.
         settled: conditions of a ``where`` that have one value in all later steps (``t == 0``), by number.
     """
 
-    chain: Scan
+    scan: Scan
     free: tuple[bool, ...]
     parents: tuple[frozenset[int], ...]
     settled: Mapping[int, bool] = dataclasses.field(default_factory=dict)
 
 
-def discover_scan(recorder, msg) -> None:
-    """Run the first step, and find out what the carry depends on."""
-    step, init, xs, length = scan_arguments(recorder, msg)
-    leaves, treedef = jax.tree.flatten(init)
-    with recorder.frame(recorder.answer) as frame:
-        carry, outputs = run_step(step, init, slice_at(xs, 0))
-    if str(jax.tree.structure(carry)) != str(treedef):
-        raise ModelError(
-            f"The scan's step takes a carry of structure {treedef} and returns {jax.tree.structure(carry)}. Return the "
-            "carry in the form in which it comes in: (new_carry, outputs)."
-        )
+class ScanCall:
+    """A model's call of ``scan``, read from its message: the step, leaves of the first carry, and data of all steps.
+
+    Raises:
+        ModelError: a call that cannot be used, and why.
+    """
+
+    def __init__(self, recorder: Recorder, msg: Message):
+        self.recorder, self.msg = recorder, msg
+        self.step, init, xs, length, reverse = msg["args"]
+        if reverse:
+            raise ModelError(
+                "The model scans in reverse. Scan forward over reversed data instead: scan(step, init, xs[::-1])."
+            )
+        if msg["kwargs"].get("substitute_stack"):
+            raise ModelError(
+                "A substitute or condition handler reaches into the model's scan. Observe data inside the step, with "
+                "obs=, and fix parameters with EM(model, fixed=...)."
+            )
+        init, self.xs = jax.tree.map(jnp.asarray, (init, xs))
+        self.init, self.treedef = jax.tree.flatten(init)
+        lengths = [leaf.shape[0] for leaf in jax.tree.leaves(self.xs)]
+        self.length: int = lengths[0] if length is None else length
+        if any(steps != self.length for steps in lengths):
+            raise ModelError(f"The scan has {self.length} steps, but its data have {lengths}.")
+
+    def data_at(self, step: int) -> Any:
+        """The data of one step."""
+        return jax.tree.map(lambda leaf: leaf[step], self.xs)
+
+    def run(self, leaves: list[Any], data: Any, answer: Answer) -> tuple[list[jax.Array], Any, Frame]:
+        """Run one step from the leaves of its carry: leaves of the next one, outputs, and what the step recorded."""
+        # A seed of its own: the outer one would keep a key that belongs to an inner trace.
+        with self.recorder.step(answer) as frame, numpyro.handlers.seed(rng_seed=jax.random.key(0)):
+            carry, outputs = self.step(jax.tree.unflatten(self.treedef, leaves), data)
+        carried, treedef = jax.tree.flatten(carry)
+        if str(treedef) != str(self.treedef):
+            raise ModelError(
+                f"The scan's step takes a carry of structure {self.treedef} and returns {treedef}. Return the carry in "
+                "the form in which it comes in: (new_carry, outputs)."
+            )
+        return list(map(jnp.asarray, carried)), outputs, frame  # a carry may hold Python numbers
+
+    def reply(self, leaves: list[Any], outputs: Any) -> None:
+        """Answer with the value that numpyro's ``scan`` unpacks: no messages are left for it to send."""
+        carry = jax.tree.unflatten(self.treedef, leaves)
+        self.msg["value"] = (self.length, None, carry), (types.SimpleNamespace(trace={}), outputs)
+
+
+def discover_scan(recorder: Recorder, msg: Message) -> ScanCarry:
+    """Run the first step in the place of all, and find out what the carry depends on."""
+    call = ScanCall(recorder, msg)
+    leaves, outputs, frame = call.run(call.init, call.data_at(0), recorder.frame.answer)
     for name in frame.messages:
         if "@" in name:
             raise ModelError(f"Rename site {name!r}: emppl marks the steps of a scan with '@'.")
-    hidden = [
-        name
-        for name, one in frame.messages.items()
-        if one["type"] == "sample" and not one.get("is_observed") and name not in frame.latents
-    ]
-    values = {name: jnp.asarray(frame.messages[name]["value"]) for name in [*frame.latents, *hidden]}
-
-    def graph(leaves, data, values):
-        with recorder.frame(lambda one: values.get(one["name"], frame.messages[one["name"]]["value"])) as again:
-            out = jax.tree.leaves(run_step(step, jax.tree.unflatten(treedef, leaves), data)[0])
-        return out, [site_arrays(name, one, again) for name, one in samples_of(again)]
-
-    closed = jax.make_jaxpr(graph)(leaves, slice_at(xs, 0), values)
-    labels = [("carry", str(number)) for number in range(len(leaves))]
-    labels += [("data", "")] * len(jax.tree.leaves(xs)) + [("latent", name) for name in sorted(values)]
-    dependence = Dependence(closed, tuple(labels))
-    found = [dependence.of_output(number) for number in range(len(leaves))]
-    sites = [dependence.of_output(number) for number in range(len(leaves), len(closed.jaxpr.outvars))]
-    read = {int(label) for labels in sites for kind, label in labels if kind == "carry"}
-    depths, free = _depths(found, list(values), read)
+    unobserved = [name for name, message in frame.samples.items() if not message.get("is_observed")]
+    latents = [*frame.latents, *(name for name in unobserved if name not in frame.latents)]
+    carried, read = _step_dependence(call, frame, latents)
+    parents = tuple(frozenset(int(label) for kind, label in labels if kind == "carry") for labels in carried)
+    own = [sorted(label for kind, label in labels if kind == "latent") for labels in carried]
+    depths, free = _depths(own, parents, latents, read)
     order = max(depths.values(), default=0)
-    if length <= order:
+    if call.length <= order:
         raise ModelError(
-            f"The scan with sites {_names(frame)} has {length} steps, but its carry reaches {order} steps back: it "
-            f"needs at least {order + 1}. Write so short a chain as a Python loop."
+            f"The scan with sites {_listed(frame.messages)} has {call.length} steps, but its carry reaches {order} "
+            f"steps back: it needs at least {order + 1}. Write so short a chain as a Python loop."
         )
-    parents = tuple(frozenset(int(label) for kind, label in labels if kind == "carry") for labels in found)
+    for name, message in frame.messages.items():
+        if message["type"] == "param":
+            recorder.frame.add(name, message)
+            continue
+        names = [*(first(name, step) for step in range(order)), name]
+        for step_name in names:
+            recorder.frame.add(step_name, message)
+        if name in frame.latents:
+            recorder.frame.latents.extend(names)
+    stacked = jax.tree.map(lambda leaf: jnp.zeros((call.length, *jnp.shape(leaf)), jnp.result_type(leaf)), outputs)
+    call.reply(leaves, stacked)
     time = time_axis(next(iter(frame.messages), "scan"))
     discrete = {name: depth for name, depth in depths.items() if name in frame.latents}
-    continuous = {name: depths[name] for name in hidden}
-    recorder.scans.append(ScanCarry(Scan(time, length - order, order, discrete, continuous), free, parents))
-    for name, one in frame.messages.items():
-        if one["type"] == "param":
-            recorder.add(name, one)
-            continue
-        for step_name in [first(name, number) for number in range(order)] + [name]:
-            recorder.add(step_name, one)
-            if name in frame.latents:
-                recorder.latents[step_name] = name
-    stacked = jax.tree.map(lambda leaf: jnp.zeros((length, *jnp.shape(leaf)), jnp.result_type(leaf)), outputs)
-    reply(msg, length, carry, stacked)
+    continuous = {name: depth for name, depth in depths.items() if name not in frame.latents}
+    return ScanCarry(Scan(time, call.length - order, order, discrete, continuous), free, parents)
 
 
-def scan_arguments(recorder, msg):
-    """Step, initial carry, data and length of a ``scan``, or why they cannot be used."""
-    step, init, xs, length, reverse = msg["args"]
-    if reverse:
-        raise ModelError(
-            "The model scans in reverse. Scan forward over reversed data instead: scan(step, init, xs[::-1])."
-        )
-    if msg["kwargs"].get("substitute_stack"):
-        raise ModelError(
-            "A substitute or condition handler reaches into the model's scan. Observe data inside the step, with obs=, "
-            "and fix parameters with EM(model, fixed=...)."
-        )
-    init, xs = jax.tree.map(jnp.asarray, (init, xs))
-    leaves = jax.tree.leaves(xs)
-    length = leaves[0].shape[0] if length is None else length
-    if any(leaf.shape[0] != length for leaf in leaves):
-        raise ModelError(f"The scan has {length} steps, but its data have {[leaf.shape[0] for leaf in leaves]}.")
-    return step, init, xs, length
+def _step_dependence(call: ScanCall, frame: Frame, latents: list[str]) -> tuple[list[frozenset[Any]], set[int]]:
+    """What every leaf of the carry depends on, and which leaves the sites of a step depend on."""
+    values = {name: jnp.asarray(frame.messages[name]["value"]) for name in latents}
+
+    def graph(leaves: list[Any], data: Any, values: dict[str, Any]) -> Any:
+        same = {name: message["value"] for name, message in frame.messages.items()} | values
+        carried, _, again = call.run(leaves, data, lambda msg: same[msg["name"]])
+        return carried, [site_arrays(name, again) for name in again.samples]
+
+    closed = jax.make_jaxpr(graph)(call.init, call.data_at(0), values)
+    inputs = [("carry", str(number)) for number in range(len(call.init))]
+    inputs += [("data", "")] * len(jax.tree.leaves(call.xs)) + [("latent", name) for name in sorted(values)]
+    dependence = Dependence(closed, tuple(inputs))
+    outputs = [dependence.of_output(number) for number in range(len(closed.jaxpr.outvars))]
+    carried, sites = outputs[: len(call.init)], outputs[len(call.init) :]
+    return carried, {int(label) for labels in sites for kind, label in labels if kind == "carry"}
 
 
-def run_step(step, carry, data):
-    """Carry and outputs of one step."""
-    # A seed of its own: the outer one would keep a key that belongs to an inner trace.
-    with numpyro.handlers.seed(rng_seed=jax.random.key(0)):
-        carry, outputs = step(carry, data)
-    return jax.tree.map(jnp.asarray, carry), outputs  # a carry may hold Python numbers
-
-
-def slice_at(xs, number):
-    """The data of one step."""
-    return jax.tree.map(lambda leaf: leaf[number], xs)
-
-
-def _names(frame) -> str:
-    return ", ".join(map(repr, frame.messages)) or "none"
-
-
-def reply(msg, length, carry, outputs) -> None:
-    """The value that numpyro's ``scan`` unpacks: no messages are left for it to send."""
-    msg["value"] = (length, None, carry), (types.SimpleNamespace(trace={}), outputs)
-
-
-def _depths(found, latents, read: set[int]) -> tuple[dict[str, int], tuple[bool, ...]]:
+def _depths(
+    own: list[list[str]], parents: tuple[frozenset[int], ...], latents: list[str], read: set[int]
+) -> tuple[dict[str, int], tuple[bool, ...]]:
     """How many steps back every latent is read through the carry, and which leaves hold none.
 
     Args:
-        found: for every leaf of the carry, what it depends on.
+        own: for every leaf of the carry, the latents of the same step from which it is computed.
+        parents: for every leaf, the leaves of the carry before from which it is computed.
         latents: the latents of the step.
         read: leaves that a site depends on; what no site reads may hold anything.
     """
-    parents = [[int(label) for kind, label in labels if kind == "carry"] for labels in found]
-    own = [sorted(label for kind, label in labels if kind == "latent") for labels in found]
     depends = {number for number, names in enumerate(own) if names}
-    while True:
-        more = {n for n in range(len(found)) if n not in depends and depends.intersection(parents[n])}
-        if not more:
-            break
+    while more := {n for n in range(len(own)) if n not in depends and depends & parents[n]}:
         depends |= more
     depths = dict.fromkeys(latents, 0)
 
-    def descend(leaf, lag, path):
+    def descend(leaf: int, lag: int, path: frozenset[int]) -> None:
         if leaf in path:
+            held = _listed(sorted({name for leaf in path for name in own[leaf]}), "latents")
             raise ModelError(
                 f"The carry of the scan accumulates latents: its leaf number {leaf + 1} is computed from itself and "
-                f"from {_held(own, path)}: it depends on the states of all earlier steps. The carry may hold "
+                f"from {held}, so that it depends on the states of all earlier steps. The carry may hold "
                 "the states of a fixed number of previous steps: carry those, and expand the state where more memory "
                 "is needed (a duration, say: one state per value of the counter)."
             )
         for name in own[leaf]:
             depths[name] = max(depths[name], lag)
-        for parent in parents[leaf]:
-            if parent in depends:
-                descend(parent, lag + 1, path | {leaf})
+        for parent in depends & parents[leaf]:
+            descend(parent, lag + 1, path | {leaf})
 
     for leaf in depends & read:
         descend(leaf, 1, frozenset())
-    return depths, tuple(number not in depends for number in range(len(found)))
+    return depths, tuple(number not in depends for number in range(len(own)))
 
 
-def _held(own, path) -> str:
-    names = sorted({name for leaf in path for name in own[leaf]})
-    return ", ".join(map(repr, names)) if names else "latents"
-
-
-def samples_of(frame):
-    """Sample sites of one run of the step."""
-    return [(name, one) for name, one in frame.messages.items() if one["type"] == "sample"]
+def _listed(names: Iterable[str], nothing: str = "none") -> str:
+    return ", ".join(map(repr, names)) or nothing

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,76 +12,120 @@ from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
 from emppl.jaxpr.depends import Dependence
 from emppl.jaxpr.prune import path_names, prune
+from emppl.trace.record import SiteArrays
 from emppl.trace.scan import ScanCarry
 
+_TOO_LONG_AGO = ("latent", "of steps too long ago")
 
-def over_time(recorder, scan: ScanCarry, later, window, moving, used, init):
-    """``vmap`` of ``later`` over time; outputs that do not vary over time keep no time axis."""
-    one = jax.tree.map(lambda leaf: leaf[0], (window, moving))
-    closed, shape = jax.make_jaxpr(later, return_shape=True)(*one, used, init)
-    length = scan.chain.length
+
+class LaterSteps(NamedTuple):
+    """What all later steps give.
+
+    Attributes:
+        arrays: by site; fields that vary over time have a leading time axis.
+        timed: by site, the paths of these fields.
+        carry: leaves of the carry after the last step.
+        outputs: of all steps, stacked.
+        reads_latents: for every leaf of the outputs, whether it depends on latents.
+        conditions: of every ``where`` in the step, its value at all later steps, or None if it depends on latents or
+            not on time.
+    """
+
+    arrays: dict[str, SiteArrays]
+    timed: dict[str, frozenset[tuple[str, ...]]]
+    carry: list[jax.Array]
+    outputs: Any
+    reads_latents: list[bool]
+    conditions: list[jax.Array | None]
+
+
+def over_time(
+    carry: ScanCarry,
+    later: Callable[..., tuple[dict[str, SiteArrays], list[jax.Array], Any]],
+    window: Any,
+    moving: Mapping[str, jax.Array],
+    used: Mapping[str, jax.Array],
+    init: list[jax.Array],
+) -> LaterSteps:
+    """``vmap`` of ``later`` over time.
+
+    Args:
+        carry: what discovery found.
+        later: ``later(window, moving, used, init) -> (arrays, carry, outputs)``, one step.
+        window: of every step, the data and the latent-free carry, and those of the previous steps.
+        moving: atoms of latents that have some of their own in every step.
+        used: atoms of the others.
+        init: leaves of a carry before the window, on which no site depends.
+    """
+    slices = jax.tree.map(lambda leaf: leaf[0], (window, moving))
+    closed, shape = jax.make_jaxpr(later, return_shape=True)(*slices, used, init)
     conditions = _conditions(closed.jaxpr)
-    closed = _settle(closed, conditions, scan.settled)
+    closed = _settle(closed, conditions, carry.settled)
     flat = jax.tree.leaves((window, moving))
-    labels = (("time", ""),) * len(jax.tree.leaves(window)) + tuple(("moving", name) for name in sorted(moving))
-    labels += tuple(("latent", name) for name in sorted(used))
-    labels += (("latent", "of steps too long ago"),) * len(init)
-    dependence = Dependence(closed, labels)
-    found = [dependence.of_output(number) for number in range(len(closed.jaxpr.outvars))]
-    varies = [any(kind in ("time", "moving") for kind, _ in labels) for labels in found]
-    recorder.conditions.append([_all_steps(closed, dependence, variable, flat) for variable in conditions])
+    labels = [("time", "")] * len(jax.tree.leaves(window)) + [("moving", name) for name in sorted(moving)]
+    labels += [("latent", name) for name in sorted(used)] + [_TOO_LONG_AGO] * len(init)
+    dependence = Dependence(closed, tuple(labels))
+    origins = [dependence.of_output(number) for number in range(len(closed.jaxpr.outvars))]
+    varies = [any(kind in ("time", "moving") for kind, _ in labels) for labels in origins]
+    known = [_all_steps(closed, dependence, condition, flat) for condition in conditions]
+    results: list[Any] = [None] * len(origins)
     atoms = [*jax.tree.leaves(used), *init]
-    results: list = [None] * len(found)
-    for moving in (False, True):
-        positions = [number for number, value in enumerate(varies) if value is moving]
+    for is_varying in (False, True):
+        positions = [number for number, value in enumerate(varies) if value is is_varying]
         if not positions:
             continue
         function = jaxpr_as_fun(prune(closed, positions))
-        if moving:
+        if is_varying:
             values = jax.vmap(lambda *slices, f=function: f(*slices, *atoms))(*flat)
         else:
-            values = function(*jax.tree.leaves(one), *atoms)
+            values = function(*jax.tree.leaves(slices), *atoms)
         for position, value in zip(positions, values, strict=True):
             results[position] = jnp.asarray(value)
-    arrays, last, outputs = jax.tree.unflatten(jax.tree.structure(shape), results)
-    paths = [path_names(path) for path, _ in jax.tree_util.tree_flatten_with_path(shape)[0]]
-    timed: dict[str, set] = {name: set() for name in arrays}
-    mixed: dict[str, list[bool]] = {"carry": [], "outputs": []}
-    sites = len(jax.tree.leaves(arrays))
-    carried = len(last)
-    for number, path in enumerate(paths):
-        if number < sites:
-            assert ("latent", "of steps too long ago") not in found[number], path
-            if varies[number]:
-                timed[path[1]].add(path[2:])
+    arrays, _, _ = jax.tree.unflatten(jax.tree.structure(shape), results)
+    timed: dict[str, set[tuple[str, ...]]] = {name: set() for name in arrays}
+    last, outputs, reads_latents = [], [], []
+    for (path, _), origin, is_varying, value in zip(
+        jax.tree_util.tree_flatten_with_path(shape)[0], origins, varies, results, strict=True
+    ):
+        part, *names = path_names(path)
+        if part == "0":
+            assert _TOO_LONG_AGO not in origin, names
+            if is_varying:
+                timed[names[0]].add(tuple(names[1:]))
+        elif part == "1":
+            last.append(value[-1] if is_varying else value)
         else:
-            depends = any(kind in ("latent", "moving") for kind, _ in found[number])
-            mixed["carry" if number < sites + carried else "outputs"].append(depends)
-            if number < sites + carried and varies[number] and not depends:
-                last[number - sites] = last[number - sites][-1]
-    outputs = _with_time(outputs, varies[sites + carried :], length)
-    return arrays, last, outputs, {name: frozenset(paths) for name, paths in timed.items()}, mixed
+            outputs.append(value if is_varying else jnp.broadcast_to(value, (carry.scan.length, *value.shape)))
+            reads_latents.append(any(kind in ("latent", "moving") for kind, _ in origin))
+    return LaterSteps(
+        arrays,
+        {name: frozenset(paths) for name, paths in timed.items()},
+        last,
+        jax.tree.unflatten(jax.tree.structure(shape[2]), outputs),
+        reads_latents,
+        known,
+    )
 
 
-def _conditions(jaxpr) -> list:
+def _conditions(jaxpr: Any) -> list[Any]:
     """Scalar conditions of every ``where``."""
-    found: list = []
+    conditions: dict[Any, None] = {}
     for equation in jaxpr.eqns:
         is_where = equation.primitive.name == "select_n" or equation.params.get("name") == "_where"
         condition = equation.invars[0] if is_where else None
         if condition is not None and not isinstance(condition, Literal) and condition.aval.shape == ():
-            if condition.aval.dtype == bool and not any(condition is known for known in found):
-                found.append(condition)
-    return found
+            if condition.aval.dtype == bool:
+                conditions[condition] = None
+    return list(conditions)
 
 
-def _settle(closed: ClosedJaxpr, conditions, settled: Mapping[int, bool]) -> ClosedJaxpr:
+def _settle(closed: ClosedJaxpr, conditions: list[Any], settled: Mapping[int, bool]) -> ClosedJaxpr:
     """Put in the value of conditions that are the same in all steps, so that what they decide need not vary."""
     if not settled:
         return closed
     values = {id(conditions[number]): value for number, value in settled.items()}
 
-    def settle(equation):
+    def settle(equation: Any) -> Any:
         atoms = [
             Literal(np.bool_(values[id(atom)]), atom.aval) if id(atom) in values else atom for atom in equation.invars
         ]
@@ -90,7 +135,9 @@ def _settle(closed: ClosedJaxpr, conditions, settled: Mapping[int, bool]) -> Clo
     return closed.replace(jaxpr=jaxpr.replace(eqns=[settle(equation) for equation in jaxpr.eqns]))
 
 
-def _all_steps(closed: ClosedJaxpr, dependence: Dependence, condition, flat):
+def _all_steps(
+    closed: ClosedJaxpr, dependence: Dependence, condition: Any, flat: Sequence[jax.Array]
+) -> jax.Array | None:
     """A condition at all later steps, or None if it depends on latents or not on time."""
     if dependence.of_atom(condition) != {("time", "")}:
         return None
@@ -99,12 +146,3 @@ def _all_steps(closed: ClosedJaxpr, dependence: Dependence, condition, flat):
     function = jaxpr_as_fun(prune(alone, [0]))
     atoms = [jnp.zeros(aval.shape, aval.dtype) for aval in closed.in_avals[len(flat) :]]
     return jax.vmap(lambda *slices: function(*slices, *atoms)[0])(*flat)
-
-
-def _with_time(outputs, varies, length):
-    flat, treedef = jax.tree.flatten(outputs)
-    spread = [
-        leaf if moving else jnp.broadcast_to(leaf, (length, *leaf.shape))
-        for leaf, moving in zip(flat, varies, strict=True)
-    ]
-    return jax.tree.unflatten(treedef, spread)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from numpyro.distributions import constraints
 from numpyro.distributions.distribution import Unit
 
@@ -17,31 +20,22 @@ from emppl.trace.distributions import (
     unwrap,
     with_arrays_as_leaves,
 )
+from emppl.trace.handlers import Frame, Message
 from emppl.trace.record import Plate, Site, SiteArrays
 
 
-def site_arrays(name, msg, recorder) -> SiteArrays:
-    """Arrays of one recorded sample site.
-
-    Args:
-        name: the site.
-        msg: its message.
-        recorder: what was recorded with it (``messages`` and ``latents``).
-    """
-    fn, value = msg["fn"], msg["value"]
-    undone: list | None = [] if msg.get("is_observed") else None
+def site_arrays(name: str, frame: Frame) -> SiteArrays:
+    """Arrays of one recorded sample site."""
+    msg = frame.messages[name]
+    fn, mask_position = msg["fn"], _label_mask(name, frame)
+    undone: list[Any] | None = [] if msg.get("is_observed") else None
     base, _, masks = unwrap(fn, undone)
-    label_mask = None
-    stem = _label_stem(name, recorder)
-    if stem is not None:
-        position = _label_layer(stem, recorder)
-        label_mask = masks[position][0]
-        masks = masks[:position] + masks[position + 1 :]
+    label_mask = None if mask_position is None else masks.pop(mask_position)[0]
     mask = element_mask(masks)
     scale = msg.get("scale")
     if isinstance(base, Unit):
         return SiteArrays(base, {"log_factor": jnp.asarray(base.log_factor)}, jnp.zeros(()), mask, None, scale)
-    value, log_measure = jnp.asarray(value), None
+    value, log_measure = jnp.asarray(msg["value"]), None
     if undone:
         if mask is not None:  # a masked cell may hold anything
             seen = jnp.reshape(mask, mask.shape + (1,) * len(base.event_shape))
@@ -49,13 +43,18 @@ def site_arrays(name, msg, recorder) -> SiteArrays:
                 value = jnp.where(seen, value, fn.support.feasible_like(value))
         value, log_measure = undo(value, undone, len(base.event_shape))
     weight = None if scale is None else jnp.asarray(scale)
-    arguments = {key: jnp.asarray(argument) for key, argument in given_arguments(base).items() if _is_array(argument)}
+    numbers = (jax.Array, np.ndarray, np.generic, int, float)
+    given = given_arguments(base).items()
+    arguments = {key: jnp.asarray(argument) for key, argument in given if isinstance(argument, numbers)}
     return SiteArrays(with_arrays_as_leaves(base), arguments, value, mask, label_mask, weight, log_measure)
 
 
-def _label_layer(stem, recorder) -> int:
+def _label_mask(name: str, frame: Frame) -> int | None:
     """Which mask of a partly observed site says where labels are known: the first that differs between its halves."""
-    halves = [unwrap(recorder.messages[f"{stem}_{end}"]["fn"])[2] for end in ("observed", "unobserved")]
+    stem = _label_stem(name, frame)
+    if stem is None:
+        return None
+    halves = [unwrap(frame.messages[f"{stem}_{end}"]["fn"])[2] for end in ("observed", "unobserved")]
     for position, (known, unknown) in enumerate(zip(*halves, strict=True)):
         if known[0] is not unknown[0]:
             return position
@@ -65,61 +64,61 @@ def _label_layer(stem, recorder) -> int:
     )
 
 
-def _is_array(value) -> bool:
-    return isinstance(value, (jax.Array, np.ndarray, np.generic, int, float))
-
-
-def _label_stem(name, recorder) -> str | None:
+def _label_stem(name: str, frame: Frame) -> str | None:
     for ending in ("_observed", "_unobserved"):
         stem = name.removesuffix(ending)
-        if stem != name and f"{stem}_unobserved" in recorder.latents and f"{stem}_observed" in recorder.messages:
+        if stem != name and f"{stem}_unobserved" in frame.latents and f"{stem}_observed" in frame.messages:
             return stem
     return None
 
 
-def static_site(name, msg, recorder, states, shape) -> Site:
+def plates_of(msg: Message) -> list[Plate]:
+    """The plates around a site, in NumPyro's order."""
+    return [Plate(cells.name, cells.dim, cells.size) for cells in msg.get("cond_indep_stack", ())]
+
+
+def static_site(name: str, frame: Frame, states: int, shape: tuple[int, ...] | None) -> Site:
     """Static facts of one recorded site.
 
     Args:
         name: the site.
-        msg: its message.
-        recorder: what was recorded with it.
+        frame: what it was recorded in.
         states: number of atoms of a discrete latent.
         shape: shape of an unobserved site's value, or None.
     """
-    frames = tuple(Plate(f.name, f.dim, f.size) for f in msg.get("cond_indep_stack", ()))
-    plates = tuple(sorted(frames, key=lambda plate: plate.dim))
+    msg = frame.messages[name]
+    plates = tuple(sorted(plates_of(msg), key=lambda plate: plate.dim))
     value = msg["value"]
     if msg["type"] == "param":
         constraint = msg["kwargs"].get("constraint", constraints.real)
         return Site(name, "param", "param", plates, jnp.shape(value), jnp.result_type(value), constraint=constraint)
-    undone: list | None = [] if msg.get("is_observed") else None
+    undone: list[Any] | None = [] if msg.get("is_observed") else None
     base, reinterpreted, _ = unwrap(msg["fn"], undone)
-    kind = "factor" if isinstance(base, Unit) else "observed" if msg.get("is_observed") else None
-    if kind is None:
-        kind = "discrete" if name in recorder.latents else "continuous"
-    shape = jnp.shape(value) if shape is None else shape
-    labels = None
-    if kind == "discrete" and _label_stem(name, recorder) is not None:
-        labels = f"{name.removesuffix('_unobserved')}_observed"
+    if isinstance(base, Unit):
+        kind = "factor"
+    elif msg.get("is_observed"):
+        kind = "observed"
+    else:
+        kind = "discrete" if name in frame.latents else "continuous"
+    is_partly_observed = kind == "discrete" and _label_stem(name, frame) is not None
     return Site(
         name,
         kind,
         type(base).__name__,
         plates,
-        tuple(shape),
+        jnp.shape(value) if shape is None else shape,
         jnp.result_type(value),
         event_shape=_event_shape(msg, kind, reinterpreted),
         batch_shape=_batch_shape(msg, base, kind),
         reinterpreted=reinterpreted,
         constraint=msg["fn"].support if kind in ("continuous", "discrete") else None,
         states=states if kind == "discrete" else 0,
-        labels=labels,
-        transforms=tuple(type(one).__name__ for one in undone or ()),
+        labels=f"{name.removesuffix('_unobserved')}_observed" if is_partly_observed else None,
+        transforms=tuple(type(transform).__name__ for transform in undone or ()),
     )
 
 
-def _event_shape(msg, kind, reinterpreted: int) -> tuple[int, ...]:
+def _event_shape(msg: Message, kind: str, reinterpreted: int) -> tuple[int, ...]:
     """Shape of one event; along axes of ``to_event`` a distribution is spread over data that it has one copy for."""
     declared = tuple(msg["fn"].event_shape)
     seen = jnp.shape(msg["value"])[jnp.ndim(msg["value"]) - len(declared) :]
@@ -136,7 +135,7 @@ def _event_shape(msg, kind, reinterpreted: int) -> tuple[int, ...]:
         ) from None
 
 
-def _batch_shape(msg, base, kind) -> tuple[int, ...]:
+def _batch_shape(msg: Message, base: dist.Distribution, kind: str) -> tuple[int, ...]:
     if kind == "factor":
         return jnp.shape(base.log_factor)
     value_batch = jnp.shape(msg["value"])[: jnp.ndim(msg["value"]) - len(msg["fn"].event_shape)]

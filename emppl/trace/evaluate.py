@@ -1,0 +1,222 @@
+"""A model as a pure function of (parameters, atoms, data), and the trace that keeps it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import jaxpr_as_fun
+
+from emppl.errors import ModelError
+from emppl.jaxpr.depends import Dependence
+from emppl.jaxpr.prune import path_names, prune
+from emppl.names import latent_of
+from emppl.trace.arguments import Skeleton
+from emppl.trace.discover import Discovery, Placement, discover, initial_values, place_axes
+from emppl.trace.distributions import kind_of
+from emppl.trace.handlers import Message, Recorder, run_model
+from emppl.trace.record import AtomAxis, Site, SiteArrays, Trace
+from emppl.trace.scan_first import evaluate_scan
+from emppl.trace.site_messages import site_arrays, static_site
+from emppl.types import Data, Params
+
+_SCAN_OUTPUTS = ("outputs of a scan", "")
+
+
+def trace_model(
+    model: Callable, data: Data, skeleton: Skeleton, atom_axes: Mapping[str, AtomAxis] | None = None
+) -> Trace:
+    """Trace a model for data of given shapes.
+
+    Args:
+        model: a NumPyro model.
+        data: its array arguments (only shapes and dtypes matter).
+        skeleton: its static arguments, from :func:`split_arguments`.
+        atom_axes: continuous sites that are latents; without them all are parameters.
+
+    Returns:
+        The :class:`Trace`.
+
+    Raises:
+        ModelError: a site that cannot be handled, with its name and the remedy.
+    """
+    shapes = [_abstract(array) for array in data]
+    discovery = discover(model, shapes, skeleton)
+    placement = place_axes(discovery, atom_axes or {})
+    evaluation = Evaluation(model, shapes, skeleton, discovery, placement)
+    if any(settled := evaluation.settled()):
+        scans = [
+            dataclasses.replace(carry, settled=values) for carry, values in zip(discovery.scans, settled, strict=True)
+        ]
+        evaluation = Evaluation(model, shapes, skeleton, dataclasses.replace(discovery, scans=scans), placement)
+    evaluation.check_scans()
+    return Trace(
+        sites=evaluation.sites,
+        atoms=placement.atoms,
+        latent_dims=placement.latent_dims,
+        plates=placement.plates,
+        jaxpr=evaluation.jaxpr,
+        inputs=evaluation.inputs,
+        outputs={path: position for position, path in enumerate(evaluation.paths)},
+        distributions=evaluation.distributions,
+        evaluate=evaluation,
+        initial=functools.partial(initial_values, model, skeleton, placement.parameters),
+        scans=tuple(carry.scan for carry in discovery.scans),
+        timed=evaluation.timed,
+        atom_axes=placement.atom_axes,
+        over_atoms=evaluation.over_atoms(),
+        value_shapes={name: tuple(atom.shape) for name, atom in placement.one_atom.items()},
+    )
+
+
+def _abstract(array: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, jax.dtypes.canonicalize_dtype(array.dtype))
+
+
+class Evaluation:
+    """The arrays of all sites as a pure function of (parameters, atoms, data), traced once.
+
+    Attributes:
+        sites, distributions, timed, jaxpr, inputs: see :class:`Trace`.
+        paths: the site and the field of every output of the jaxpr.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        shapes: list[jax.ShapeDtypeStruct],
+        skeleton: Skeleton,
+        discovery: Discovery,
+        placement: Placement,
+    ):
+        self.sites: dict[str, Site] = {}
+        self.distributions: dict[str, type] = {}
+        self.timed: dict[str, frozenset[tuple[str, ...]]] = {}
+        atoms = {name: _abstract(values) for name, values in placement.atoms.items()} | placement.one_atom
+        axes = {name: placement.atom_axes[latent_of(name)].axis for name in placement.one_atom}
+        self._parameters, self._atoms = sorted(placement.parameters), sorted(atoms)
+        self.inputs = (
+            *(("parameter", name) for name in self._parameters),
+            *(("latent", axes.get(name, name)) for name in self._atoms),
+            _SCAN_OUTPUTS,
+            *(("data", str(position)) for position in range(len(shapes))),
+        )
+        arguments = (placement.parameters, atoms, jax.ShapeDtypeStruct((), jnp.result_type(float)), shapes)
+        run = functools.partial(self._run, model, skeleton, discovery, placement)
+        self._traced, (arrays, self._conditions) = jax.make_jaxpr(run, return_shape=True)(*arguments)
+        self._dependence = Dependence(self._traced, self.inputs)
+        leaves, self._treedef = jax.tree_util.tree_flatten_with_path(arrays)
+        self.paths = [path_names(path) for path, _ in leaves]
+        self.jaxpr = prune(self._traced, list(range(len(leaves))))
+        # The axis of atoms along which every input, and every output, varies.
+        labels = {("latent", axis): axis for axis in axes.values()}
+        self._axis_of_input = [labels.get(label) for label in self.inputs]
+        self._axis_of_output = [
+            min((labels[label] for label in self._dependence.of_output(position) if label in labels), default=None)
+            for position in range(len(leaves))
+        ]
+        self._restricted = functools.cache(self._restrict)
+
+    def _run(
+        self, model: Callable, skeleton: Skeleton, discovery: Discovery, placement: Placement, *inputs: Any
+    ) -> tuple[dict[str, SiteArrays], list[list[jax.Array | None]]]:
+        """Run the model with every latent on its axis: arrays of the sites, and conditions in the steps of scans."""
+        params, atoms, poison, data = inputs
+        remaining = iter(discovery.scans)
+        scanned: dict[str, tuple[Site, SiteArrays]] = {}
+        conditions = []
+
+        def answer(msg: Message) -> jax.Array:
+            return atoms[msg["name"]] if msg["name"] in atoms else params[msg["name"]]
+
+        def answer_scan(recorder: Recorder, msg: Message) -> None:
+            carry = next(remaining)
+            time = placement.plates[carry.scan.time]
+            sites, steps = evaluate_scan(recorder, msg, carry, time, discovery.values, atoms, poison)
+            scanned.update(sites)
+            self.timed.update(steps.timed)
+            conditions.append(steps.conditions)
+
+        frame = run_model(model, answer, answer_scan, data, skeleton, jax.random.key(0)).frame
+        arrays: dict[str, SiteArrays] = {}
+        for name, msg in frame.messages.items():
+            if name in scanned:
+                self.sites[name], arrays[name] = scanned[name]
+                continue
+            shape = discovery.values[name].shape if name in discovery.values else None
+            site = static_site(name, frame, len(discovery.supports.get(name, ())), shape)
+            if msg["type"] == "sample":
+                arrays[name] = site_arrays(name, frame)
+                if name in placement.atom_axes:
+                    site = dataclasses.replace(site, kind="integrated")
+            self.sites[name] = site
+        self.distributions = {name: kind_of(array.distribution) for name, array in arrays.items()}
+        return arrays, conditions
+
+    def __call__(
+        self, params: Params, atoms: Params, data: Data, wanted: frozenset[tuple[str, str]] | None = None
+    ) -> dict[str, SiteArrays]:
+        """Arrays of every site; see :class:`Trace`."""
+        given = [*(params[name] for name in self._parameters), *(atoms[name] for name in self._atoms), 0.0, *data]
+        inputs = [jnp.asarray(value, aval.dtype) for value, aval in zip(given, self.jaxpr.in_avals, strict=True)]
+        outputs: list[Any] = [None] * len(self.paths)
+        for axis, positions, function in self._restricted(wanted):
+            # The atoms of other latents do not matter here: any one of them will do.
+            values = [
+                value if own in (None, axis) else value[0]
+                for value, own in zip(inputs, self._axis_of_input, strict=True)
+            ]
+            if axis is not None:
+                function = jax.vmap(function, [0 if own == axis else None for own in self._axis_of_input])
+            for position, value in zip(positions, function(*values), strict=True):
+                outputs[position] = jnp.asarray(value)
+        return jax.tree.unflatten(self._treedef, outputs)
+
+    def _restrict(self, wanted: frozenset[tuple[str, str]] | None) -> list[tuple[str | None, list[int], Callable]]:
+        """The outputs that are wanted, by the axis of atoms along which they vary, and what computes them."""
+        groups: dict[str | None, list[int]] = {axis: [] for axis in self._axis_of_output}
+        for position, (path, axis) in enumerate(zip(self.paths, self._axis_of_output, strict=True)):
+            if wanted is None or path[:2] in wanted:
+                groups[axis].append(position)
+        return [(axis, group, jaxpr_as_fun(prune(self.jaxpr, group))) for axis, group in groups.items() if group]
+
+    def over_atoms(self) -> dict[str, tuple[str, frozenset[tuple[str, ...]]]]:
+        """By site, the axis of atoms along which its fields vary, and the paths of these fields."""
+        fields: dict[str, tuple[str, frozenset[tuple[str, ...]]]] = {}
+        for axis, (site, *path) in zip(self._axis_of_output, self.paths, strict=True):
+            if axis is not None:
+                axis, paths = fields.get(site, (axis, frozenset()))
+                fields[site] = axis, paths | {tuple(path)}
+        return fields
+
+    def settled(self) -> list[dict[int, bool]]:
+        """For every scan, the conditions that no input of the model touches and that all later steps share."""
+        settled: list[dict[int, bool]] = []
+        position = len(self.paths)
+        for conditions in self._conditions:
+            settled.append({})
+            for number, condition in enumerate(conditions):
+                if condition is None:
+                    continue
+                if not self._dependence.of_output(position):
+                    with jax.ensure_compile_time_eval():
+                        nothing = [jnp.zeros(aval.shape, aval.dtype) for aval in self._traced.in_avals]
+                        value = np.asarray(jax.jit(jaxpr_as_fun(prune(self._traced, [position])))(*nothing)[0])
+                    if value.all() == value.any():
+                        settled[-1][number] = bool(value.all())
+                position += 1
+        return settled
+
+    def check_scans(self) -> None:
+        """Refuse sites that read the states out of what a scan returns."""
+        for position, (site, *_) in enumerate(self.paths):
+            if _SCAN_OUTPUTS in self._dependence.of_output(position):
+                raise ModelError(
+                    f"Site {site!r} depends on latents through what the scan returns. Put {site!r} inside the step, "
+                    "with its data among the arrays that are scanned over: scan(step, init, x)."
+                )
