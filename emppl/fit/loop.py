@@ -85,7 +85,6 @@ class Outcome(NamedTuple):
         interrupted: whether the user stopped it.
         accurate: whether the accurate path was taken.
         best: the restart that is the result; None for the best by objective.
-        rows: by iteration of that restart, what a stochastic fit decided.
         simulation: what a stochastic fit knows of its own error.
     """
 
@@ -94,7 +93,6 @@ class Outcome(NamedTuple):
     interrupted: bool
     accurate: bool = False
     best: int | None = None
-    rows: list[dict[str, Any]] | tuple = ()
     simulation: Any = None
 
 
