@@ -23,7 +23,7 @@ from emppl.fit import checks, loop
 from emppl.fit.progress import Progress
 from emppl.model.model import Model
 from emppl.model.options import Options
-from emppl.montecarlo import stochastic
+from emppl.montecarlo import simulation
 from emppl.parameters.constraints import check
 from emppl.parameters.held import split_fixed
 from emppl.result.ending import result_of
@@ -265,22 +265,25 @@ class EM:
         if isinstance(few, Fit):
             whole.check()
         fit = few if isinstance(few, Fit) else whole
-        if fit.compiled.simulator is None:
+        simulator = fit.compiled.simulator
+        if simulator is None:
             fit.compiled.compile_in_background(self.restarts, fit.data, self.accelerate is not None)
         inputs = fit.prepare()
         _say_float32()
         starts = self._starts(whole, rng_key, given)
         file = None if checkpoint is None else Checkpoint(checkpoint, self._identity(whole, rng_key, starts))
         progress = Progress(self.progress_bar, self.max_iterations)
-        by_draws = fit.compiled.simulator is not None
-        tolerance = (stochastic.TOLERANCE if by_draws else _TOLERANCE) if self.tolerance is None else self.tolerance
+        default = _TOLERANCE if simulator is None else simulation.TOLERANCE
+        tolerance = default if self.tolerance is None else self.tolerance
         settings = loop.Settings(tolerance, self.max_iterations, progress, file)
-        if by_draws:
-            outcome = self._by_draws(fit, rng_key, starts, inputs, settings)
-        else:
+        if simulator is None:
             outcome = self._by_blocks(fit, starts, inputs, settings)
+        else:
+            key, evidence = jax.random.fold_in(rng_key, 1), fit.compiled.random_log_likelihood
+            outcome = simulation.simulate(simulator, evidence, key, starts, inputs, settings)
         progress.close()
-        if not np.any(np.isfinite(outcome.states.gains.objective)) and not outcome.interrupted and not by_draws:
+        is_possible = np.any(np.isfinite(outcome.states.gains.objective))
+        if not is_possible and not outcome.interrupted and simulator is None:
             self._explain_impossible(whole, starts)
         return result_of(whole, outcome)
 
@@ -293,26 +296,6 @@ class EM:
         accelerate = self.accelerate is not None
         states = loop.initial_states(fit.model, starts, memory, self.restarts, jnp.result_type(float), accelerate)
         return loop.run_blocks(functools.partial(compiled.block, self.restarts), states, inputs, settings)
-
-    def _by_draws(
-        self, fit: Fit, rng_key: jax.Array, starts: dict[str, np.ndarray], inputs: loop.Inputs, settings: loop.Settings
-    ) -> loop.Outcome:
-        """Fit a model with simulated latents."""
-        simulator = fit.compiled.simulator
-        assert simulator is not None
-        states, history, rows, simulation, interrupted, best = stochastic.run(
-            simulator,
-            fit.compiled.random_log_likelihood,
-            jax.random.fold_in(rng_key, 1),
-            starts,
-            inputs.data,
-            inputs.prepared,
-            settings.tolerance,
-            settings.max_iterations,
-            settings.report,
-            settings.checkpoint,
-        )
-        return loop.Outcome(states, history, interrupted, False, best, rows, simulation)
 
     def _check_acceleration(self, fit: Fit) -> None:
         if self.accelerate is None:

@@ -23,7 +23,7 @@ from emppl.errors import ParameterError
 
 _IDENTITY = "identity"
 _FORMAT = "format"
-_NEWEST = 3
+_NEWEST = 4
 """One more whenever what a file holds is named otherwise, or means something else. The first files bear no number."""
 _SHARE = 0.05
 """Largest share of a fit's time that goes into writing."""

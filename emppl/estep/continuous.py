@@ -14,7 +14,7 @@ from emppl.integrals.importance import placed
 from emppl.integrals.integration import conditional, integrate_all
 from emppl.integrals.joint import Joint
 from emppl.integrals.limits import find_limits
-from emppl.integrals.mcmc import draw, first_chains
+from emppl.integrals.mcmc import draw_once
 from emppl.integrals.outcome import Integrated
 from emppl.integrals.smoother import draw_states
 from emppl.integrals.truncated import draw_inside
@@ -22,11 +22,7 @@ from emppl.model.integral import Integral
 from emppl.model.model import Model
 from emppl.names import first, model_name
 from emppl.numerics.guarded import safe_divide
-from emppl.numerics.small_matrices import lower_inverse
-from emppl.strategies import MCMCKernel, Quadrature, Simulated
-
-_FREEDOM = 5
-_STEPS = 100
+from emppl.strategies import Quadrature, Simulated
 
 
 def moments(model: Model, params, data, drawn: Drawn | None = None) -> dict[str, tuple[jax.Array, jax.Array]]:
@@ -168,8 +164,10 @@ def sample_given(
             limits = find_limits(model, integral, data)
             vectors = draw_inside(limits, *conditional(free, found.mean), key)
         else:
-            is_density = isinstance(integral.strategy, Quadrature | Simulated)
-            vectors = (_posterior_draw if is_density else _normal_draw)(joint, found.mean, found.root, key)
+            if isinstance(integral.strategy, Quadrature | Simulated):
+                vectors = draw_once(joint, found.mean, found.root, key)
+            else:
+                vectors = placed(found.mean, found.root, jax.random.normal(key, found.mean.shape, found.mean.dtype))
         values = joint.constrained(joint.unpack(vectors))
         if integral.chain is not None:
             drawn.update(_steps(model, integral, values))
@@ -193,43 +191,6 @@ def _steps(model: Model, integral: Integral, values: Mapping[str, jax.Array]) ->
         for name in _sites_of_chain(model, integral)
     }
     return whole_chains(model, integral, steps)
-
-
-def _normal_draw(joint: Joint, mean: jax.Array, root: jax.Array, rng_key: jax.Array) -> jax.Array:
-    """From the normal distribution with this mean and root of the precision."""
-    del joint
-    noise = jax.random.normal(rng_key, mean.shape, mean.dtype)
-    return placed(mean, root, noise)
-
-
-def _posterior_draw(joint: Joint, mean: jax.Array, root: jax.Array, rng_key: jax.Array) -> jax.Array:
-    """From the density itself: Metropolis-Hastings steps with independent t-distributed proposals around the mode.
-
-    The proposals have heavier tails than the normal distribution at the mode, and nearly always fit well, so that the
-    steps forget the start within a few. Of many numbers together they do not: there a chain takes Hamiltonian steps.
-    """
-    strategy = joint.integral.strategy
-    if isinstance(strategy, Simulated) and strategy.moved_by(mean.shape[1]) is not MCMCKernel.METROPOLIS:
-        return draw(joint, first_chains(mean.shape[0], mean.shape[1], 1), rng_key, _STEPS)[0][0, -1]
-    spread = lower_inverse(root)
-
-    def propose(key):
-        normal, gamma = jax.random.split(key)
-        noise = jax.random.normal(normal, mean.shape, mean.dtype)
-        radius = jax.random.gamma(gamma, _FREEDOM / 2, mean.shape[:1], mean.dtype) / (_FREEDOM / 2)
-        noise = noise / jnp.sqrt(radius)[:, None]
-        log_density = -(_FREEDOM + mean.shape[1]) / 2 * jnp.log1p(jnp.sum(noise**2, -1) / _FREEDOM)
-        there = mean + jnp.einsum("gji,gj->gi", spread, noise)
-        return there, joint.by_group(there) - log_density
-
-    def advance(here, key):
-        one, other = jax.random.split(key)
-        there, height = propose(one)
-        accepted = jnp.log(jax.random.uniform(other, height.shape, height.dtype)) < height - here[1]
-        return (jnp.where(accepted[:, None], there, here[0]), jnp.where(accepted, height, here[1])), None
-
-    begin, *keys = jax.random.split(rng_key, _STEPS + 1)
-    return jax.lax.scan(advance, propose(begin), jnp.stack(keys))[0][0]
 
 
 # ------------------------------------------------------------------------------------------------------- layouts

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +13,14 @@ from emppl.estep.plain import Expectations
 from emppl.integrals.importance import importance
 from emppl.integrals.integration import integrate
 from emppl.integrals.joint import Joint
-from emppl.integrals.mcmc import Chains, draw, first_chains
+from emppl.integrals.mcmc import Walkers, draw, first_walkers
 from emppl.integrals.outcome import Integrated, atoms_of
 from emppl.model.integral import Integral
 from emppl.model.model import Model
 from emppl.model.natural import Prepared
 from emppl.numerics.guarded import weighted
 from emppl.strategies import Simulated
+from emppl.types import Data, Params
 
 _EVIDENCE_POINTS = 64
 """Draws for the log-likelihood of one iteration, which is only watched."""
@@ -28,72 +28,72 @@ _EVIDENCE_POINTS = 64
 
 def simulated(model: Model) -> list[Integral]:
     """The integrals whose atoms are draws."""
-    return [one for one in model.integrals if isinstance(one.strategy, Simulated)]
+    return [integral for integral in model.integrals if isinstance(integral.strategy, Simulated)]
 
 
-def begin_chains(model: Model) -> dict[str, Chains]:
+def begin_walkers(model: Model) -> dict[str, Walkers]:
     """Chains of all integrals before the first draw."""
-    found = {}
-    for one in simulated(model):
-        assert isinstance(one.strategy, Simulated)
-        found[one.axis] = first_chains(one.groups, one.dimensions, one.strategy.num_chains)
-    return found
+    walkers = {}
+    for integral in simulated(model):
+        assert isinstance(integral.strategy, Simulated)
+        walkers[integral.axis] = first_walkers(integral.groups, integral.dimensions, integral.strategy.num_chains)
+    return walkers
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class Drawn:
+class Drawn(NamedTuple):
     """Outcome of moving all chains.
 
     Attributes:
         draws: by integral, unconstrained, ``(chains, draws, groups, dimensions)``.
         evidence: by integral, its log evidence by importance sampling, with the common axes.
-        chains: by integral, where they are now.
-        parts: by integral whose evidence decides between states, the share of every importance draw in it, along the
-            axis of the atoms.
+        walkers: by integral, where the chains are now.
+        evidence_shares: by integral whose evidence decides between states, the share of every importance draw in it,
+            along the axis of the atoms.
     """
 
     draws: dict[str, jax.Array]
     evidence: dict[str, jax.Array]
-    chains: dict[str, Chains]
-    parts: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+    walkers: dict[str, Walkers]
+    evidence_shares: dict[str, jax.Array]
 
 
-def draw_all(model: Model, params, chains: Mapping[str, Chains], key: jax.Array, data, number: int) -> Drawn:
+def draw_all(
+    model: Model, params: Params, walkers: Mapping[str, Walkers], key: jax.Array, data: Data, number: int
+) -> Drawn:
     """Draws of all simulated latents at given parameters.
 
     Args:
         model: the model.
         params: constrained parameter values.
-        chains: where the chains are.
+        walkers: where the chains are.
         key: random key.
         data: arrays of the model's arguments.
         number: draws to keep of every chain.
     """
-    draws, evidence, after, parts = {}, {}, {}, {}
-    for position, one in enumerate(simulated(model)):
-        joint = Joint(model, one, params, data)
-        first, second = jax.random.split(jax.random.fold_in(key, position))
-        found, now = draw(joint, chains[one.axis], first, number)
+    drawn = Drawn({}, {}, {}, {})
+    for position, integral in enumerate(simulated(model)):
+        axis, joint = integral.axis, Joint(model, integral, params, data)
+        moving_key, weighing_key = jax.random.split(jax.random.fold_in(key, position))
+        drawn.draws[axis], moved = draw(joint, walkers[axis], moving_key, number)
+        drawn.walkers[axis] = moved
         # Where discrete latents are given, the evidence of their states decides between them.
-        points = number * found.shape[0] if one.given else _EVIDENCE_POINTS
-        draws[one.axis], after[one.axis] = found, now
-        weighed = importance(joint, now.mean, now.root, second, points)
-        evidence[one.axis] = weighed.evidence
-        if one.given:
-            parts[one.axis] = weighed.shares
-    return Drawn(draws, evidence, after, parts)
+        points = number * len(moved.position) if integral.given else _EVIDENCE_POINTS
+        weighed = importance(joint, moved.mean, moved.root, weighing_key, points)
+        drawn.evidence[axis] = weighed.evidence
+        if integral.given:
+            drawn.evidence_shares[axis] = weighed.shares
+    return drawn
 
 
 def simulated_expectations(
     model: Model,
     fused: FusedPlan,
-    params,
+    params: Params,
     drawn: Drawn,
     shares: jax.Array | None,
-    data,
-    prepared,
-    key=None,
+    data: Data,
+    prepared: Mapping[str, Prepared],
+    key: jax.Array | None = None,
 ) -> Expectations:
     """What the M-step needs, from draws.
 
@@ -114,7 +114,9 @@ def simulated_expectations(
     return expectations(model, fused, params, data, prepared, None, integrated, key)
 
 
-def integrated_by_draws(model: Model, params, drawn: Drawn, shares: jax.Array | None, data) -> dict[str, Integrated]:
+def integrated_by_draws(
+    model: Model, params: Params, drawn: Drawn, shares: jax.Array | None, data: Data
+) -> dict[str, Integrated]:
     """Every integral of the model, those that are drawn by their draws.
 
     Args:
@@ -128,23 +130,22 @@ def integrated_by_draws(model: Model, params, drawn: Drawn, shares: jax.Array | 
         By integral.
     """
     integrated: dict[str, Integrated] = {}
-    for one in model.integrals:
-        if one.axis not in drawn.draws:
-            integrated[one.axis] = integrate(model, one, params, data)
+    for integral in model.integrals:
+        axis = integral.axis
+        if axis not in drawn.draws:
+            integrated[axis] = integrate(model, integral, params, data)
             continue
-        joint = Joint(model, one, params, data)
-        points = drawn.draws[one.axis]
+        joint, walkers = Joint(model, integral, params, data), drawn.walkers[axis]
+        points = drawn.draws[axis]
         points = jnp.reshape(points, (-1, *points.shape[2:]))
-        chains = drawn.chains[one.axis]
         table = joint.along_atoms(jnp.full(len(points), 1 / len(points)) if shares is None else shares)
-        integrated[one.axis] = Integrated(
-            drawn.evidence[one.axis], atoms_of(joint, points), table, chains.mean, chains.root
-        )
+        atoms = atoms_of(joint, points)
+        integrated[axis] = Integrated(drawn.evidence[axis], atoms, table, walkers.mean, walkers.root)
     return integrated
 
 
 def complete_log_densities(
-    model: Model, found: Expectations, prepared: Mapping[str, Prepared], params, data
+    model: Model, found: Expectations, prepared: Mapping[str, Prepared], params: Params, data: Data
 ) -> jax.Array:
     """Log density of data, latents and estimated parameters for every draw: its mean is Q plus the log prior.
 
@@ -160,7 +161,7 @@ def complete_log_densities(
     Returns:
         ``(draws,)`` (natural log).
     """
-    axis_of = {name: one.axis for one in simulated(model) for name in one.factors}
+    axis_of = {name: integral.axis for integral in simulated(model) for name in integral.factors}
     arrays = model.evaluate(params, data, atoms=found.atoms)
     total: Any = model.log_prior_from(arrays)
     for name, factor in model.factors.items():

@@ -86,7 +86,6 @@ class Outcome(NamedTuple):
         interrupted: whether the user stopped it.
         accurate: whether the accurate path was taken.
         best: the restart that is the result; None for the best by objective.
-        rows: by iteration of that restart, what a stochastic fit decided.
         simulation: what a stochastic fit knows of its own error.
     """
 
@@ -95,7 +94,6 @@ class Outcome(NamedTuple):
     interrupted: bool
     accurate: bool = False
     best: int | None = None
-    rows: list[dict[str, Any]] | tuple = ()
     simulation: Any = None
 
 

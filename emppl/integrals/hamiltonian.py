@@ -16,8 +16,8 @@ Reference:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,13 +30,13 @@ from emppl.integrals.joint import Joint
 from emppl.numerics.small_matrices import lower_inverse
 from emppl.strategies import MCMCKernel
 
-_QUARTER = math.pi / 2
+_QUARTER_PERIOD = math.pi / 2
 """Length of a trajectory of fixed length: after a quarter of its period a normal variable has forgotten its start."""
 
-_LONGEST = 32
-"""Most steps of one."""
+_MOST_STEPS = 32
+"""Most steps of a trajectory of fixed length."""
 
-_FIRST = (1 / 8, 1 / 4, 1 / 2, 1, 1)
+_FIRST_STEPS = (1 / 8, 1 / 4, 1 / 2, 1, 1)
 """Steps of the first moves, as shares of the others. Where the density bends sharply, far out on an exponential, say,
 steps that are right elsewhere never leave: chains begin there by chance, or because the parameters moved."""
 
@@ -84,13 +84,13 @@ def trajectories(
     lanes, steps = chains * groups, jnp.tile(step, chains)
     inverse = lower_inverse(root)
 
-    def place(white):
+    def place(white: jax.Array) -> jax.Array:
         return jnp.reshape(mean, (1,) * (white.ndim - 2) + mean.shape) + jnp.einsum("...gj,gji->...gi", white, inverse)
 
-    def every(white):
+    def potentials_and_slopes(white: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Potential of every group of one chain, and its gradient."""
 
-        def total(white):
+        def total(white: jax.Array) -> tuple[jax.Array, jax.Array]:
             potentials = -joint.by_group(place(white))
             return jnp.sum(potentials), potentials
 
@@ -100,7 +100,7 @@ def trajectories(
     white = jnp.einsum("cgi,gij->cgj", position - mean[None], root)
     # A chain where the density is now zero has no slope to follow: it goes to the mode.
     mode = jnp.zeros((1, groups, size), white.dtype)
-    potentials, slopes = jax.vmap(every)(jnp.concatenate([white, mode]))
+    potentials, slopes = jax.vmap(potentials_and_slopes)(jnp.concatenate([white, mode]))
     lost = jnp.isinf(potentials[:-1])
     begin = ParamInfo(
         jnp.where(lost[..., None], 0, white),
@@ -108,7 +108,7 @@ def trajectories(
         jnp.where(lost[..., None], slopes[-1], slopes[:-1]),
     )
     first, key = jax.random.split(key)
-    init, sample = hmc(_of_one_lane(every, position), algo="NUTS" if kernel is MCMCKernel.NUTS else "HMC")
+    init, sample = hmc(_of_one_lane(potentials_and_slopes, position), algo="NUTS" if kernel is MCMCKernel.NUTS else "HMC")
     state = jax.vmap(
         lambda begin, key: init(
             begin,
@@ -119,49 +119,49 @@ def trajectories(
             adapt_mass_matrix=False,
             rng_key=key,
         )
-    )(jax.tree.map(lambda one: jnp.reshape(one, (lanes, *one.shape[2:])), begin), jax.random.split(first, lanes))
+    )(jax.tree.map(lambda array: jnp.reshape(array, (lanes, *array.shape[2:])), begin), jax.random.split(first, lanes))
 
-    def advance(state, now):
-        key, share = now
+    def advance(state: Any, key_and_share: tuple[jax.Array, jax.Array]):
+        key, share = key_and_share
         state = state._replace(adapt_state=state.adapt_state._replace(step_size=share * steps))
         if kernel is MCMCKernel.HMC:
             # Lengths vary, so that no coordinate comes back to where it was every time.
-            length = jax.random.uniform(key, (), white.dtype, 0.8 * _QUARTER, 1.2 * _QUARTER)
-            state = state._replace(trajectory_length=jnp.minimum(jnp.sqrt(share) * length, _LONGEST * share * steps))
+            length = jax.random.uniform(key, (), white.dtype, 0.8 * _QUARTER_PERIOD, 1.2 * _QUARTER_PERIOD)
+            state = state._replace(trajectory_length=jnp.minimum(jnp.sqrt(share) * length, _MOST_STEPS * share * steps))
         state = jax.vmap(sample)(state)
         rate = jnp.mean(jnp.reshape(state.accept_prob, (chains, groups)), 0)
         return state, (place(jnp.reshape(state.z, position.shape)), rate, jnp.sum(state.diverging))
 
-    shares = jnp.ones(moves, white.dtype).at[: len(_FIRST)].set(jnp.asarray(_FIRST[:moves], white.dtype))
+    shares = jnp.ones(moves, white.dtype).at[: len(_FIRST_STEPS)].set(jnp.asarray(_FIRST_STEPS[:moves], white.dtype))
     _, (path, rate, diverging) = jax.lax.scan(advance, state, (jax.random.split(key, moves), shares))
     return Trajectories(path, rate, diverging)
 
 
-def _of_one_lane(every: Callable, position: jax.Array) -> Callable[[jax.Array], jax.Array]:
+def _of_one_lane(of_chain: Callable, position: jax.Array) -> Callable[[jax.Array], jax.Array]:
     """The potential of one lane, for kernels under a ``vmap`` over all lanes.
 
     Args:
-        every: potentials and gradients of all groups of one chain.
+        of_chain: potentials and gradients of all groups of one chain.
         position: vectors of all chains and groups.
     """
     shape, dtype = position.shape, position.dtype
     lanes, size = shape[0] * shape[1], shape[2]
     # What the potential reads are arguments: the rule is called inside of loops that others trace.
-    closed = jax.make_jaxpr(jax.vmap(every))(jax.ShapeDtypeStruct(shape, dtype))
+    closed = jax.make_jaxpr(jax.vmap(of_chain))(jax.ShapeDtypeStruct(shape, dtype))
 
     @custom_vmap
-    def both(reads, vector):
+    def both(reads: Sequence[jax.Array], vector: jax.Array) -> tuple[jax.Array, jax.Array]:
         del reads, vector  # one vector alone has no density
         return jnp.full((), jnp.nan, dtype), jnp.full(size, jnp.nan, dtype)
 
     @both.def_vmap
-    def _(number, is_batched, reads, vectors):
+    def _(number: int, is_batched: Any, reads: Sequence[jax.Array], vectors: jax.Array):
         assert number == lanes and is_batched[1] and not any(is_batched[0])
-        found = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, reads))(jnp.reshape(vectors, shape))
-        return tuple(jnp.reshape(one, (lanes, *one.shape[2:])) for one in found), (True, True)
+        of_lanes = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, reads))(jnp.reshape(vectors, shape))
+        return tuple(jnp.reshape(array, (lanes, *array.shape[2:])) for array in of_lanes), (True, True)
 
     @jax.custom_vjp
-    def value(reads, vector):
+    def value(reads: Sequence[jax.Array], vector: jax.Array) -> jax.Array:
         return both(reads, vector)[0]
 
     value.defvjp(both, lambda slope, change: (None, change * slope))

@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from emppl.integrals.joint import Joint
 from emppl.integrals.outcome import Integrated, atoms_of, evidence_and_shares
@@ -16,6 +17,8 @@ from emppl.numerics.guarded import impossible_to_infinite
 from emppl.numerics.small_matrices import half_log_det, lower_inverse
 
 _POINTS = (50, 1000)
+"""Fewest and most draws for functions of the parameters."""
+
 _CELLS = 2**23
 """Table cells that all points together may take."""
 
@@ -23,13 +26,9 @@ _CELLS = 2**23
 def importance_points(model: Model, integral: Integral) -> int:
     """How many draws the functions of the parameters take: as many as a table of moderate size holds."""
     sizes = model.axes.sizes
-    rows = max(
-        (
-            math.prod(sizes[n] for n in model.axes.plates_of(factor.site, factor.site.batch_shape))
-            for factor in map(model.factors.__getitem__, integral.factors)
-        ),
-        default=1,
-    )
+    sites = [model.factors[name].site for name in integral.factors]
+    plates = [model.axes.plates_of(site, site.batch_shape) for site in sites]
+    rows = max((math.prod(sizes[name] for name in names) for names in plates), default=1)
     states = math.prod(sizes[name] for name in integral.given)
     return int(np.clip(_CELLS // max(rows * states, 1), *_POINTS))
 
@@ -39,14 +38,14 @@ def degrees_of_freedom(dimensions: int) -> int:
     return 2 * (3 + dimensions // 4)
 
 
-def student_draws(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
+def student_draws(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
     """Draws from the standard multivariate Student-t distribution, ``(..., dimensions)``."""
-    one, two = jax.random.split(key)
+    direction_key, radius_key = jax.random.split(key)
     df = degrees_of_freedom(shape[-1])
     # Chi-squared with an even number of degrees of freedom is a sum of exponentials, which compiles ten times faster
     # than a general gamma.
-    squared = 2 * jnp.sum(jax.random.exponential(two, (*shape[:-1], df // 2), dtype), -1)
-    return jax.random.normal(one, shape, dtype) * jnp.sqrt(df / squared)[..., None]
+    squared = 2 * jnp.sum(jax.random.exponential(radius_key, (*shape[:-1], df // 2), dtype), -1)
+    return jax.random.normal(direction_key, shape, dtype) * jnp.sqrt(df / squared)[..., None]
 
 
 def student_log_density(draws: jax.Array, root: jax.Array) -> jax.Array:

@@ -42,20 +42,25 @@ from emppl.integrals.integration import climbing_root, find_modes
 from emppl.integrals.joint import Joint
 from emppl.strategies import MCMCKernel, Simulated
 
-_ACCEPTANCE = 0.8
-_BAND = 0.1
+_ACCEPTANCE_RATE = 0.8
+"""Acceptance rate of Hamiltonian trajectories that the step length is kept at."""
+
+_RATE_MARGIN = 0.1
 """So far may the acceptance rate be from that before the step length changes."""
 
-_MANY = 25
-"""Draws of a group whose acceptance rate is known well enough."""
+_RELIABLE_DRAWS = 25
+"""Draws of a group from which its acceptance rate is known well enough."""
 
 BURN_IN = 5
 """Moves that are dropped, for chains to follow the parameters: one independence proposal nearly forgets everything."""
 
+_FORGETTING_MOVES = 100
+"""Moves after which a chain that began at the mode has forgotten where it began."""
+
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class Chains:
+@dataclasses.dataclass(frozen=True)
+class Walkers:
     """Where the chains of one integral are.
 
     Attributes:
@@ -74,16 +79,16 @@ class Chains:
     divergences: jax.Array
     counted: jax.Array
 
-    def counted_afresh(self) -> Chains:
+    def counted_afresh(self) -> Walkers:
         """The same, where the count of divergences begins."""
-        none = jnp.zeros((), jnp.result_type(float))  # integers of 32 bits would overflow
-        return dataclasses.replace(self, divergences=none, counted=none)
+        zero = jnp.zeros((), jnp.result_type(float))  # integers of 32 bits would overflow
+        return dataclasses.replace(self, divergences=zero, counted=zero)
 
 
-def first_chains(groups: int, dimensions: int, chains: int) -> Chains:
-    """Before the first draw."""
+def first_walkers(groups: int, dimensions: int, chains: int) -> Walkers:
+    """Chains before the first draw."""
     dtype = jnp.result_type(float)  # said aloud: a weak type would compile everything twice
-    return Chains(
+    return Walkers(
         jnp.full((chains, groups, dimensions), jnp.nan, dtype),
         jnp.zeros((groups, dimensions), dtype),
         jnp.zeros((groups, dimensions, dimensions), dtype),
@@ -99,71 +104,102 @@ def approximation(joint: Joint, start: jax.Array) -> tuple[jax.Array, jax.Array]
     return mean, climbing_root(-joint.hessian(mean))
 
 
-def draw(joint: Joint, chains: Chains, key: jax.Array, number: int) -> tuple[jax.Array, Chains]:
-    """Move all chains of an integral.
+def draw(joint: Joint, walkers: Walkers, key: jax.Array, number: int) -> tuple[jax.Array, Walkers]:
+    """Move all chains of an integral, after its Laplace approximation has followed the parameters.
 
     Args:
         joint: the log joint density.
-        chains: where they are.
+        walkers: where the chains are.
         key: random key.
         number: draws to keep of every chain.
 
     Returns:
-        ``(draws, chains)``: ``(chains, number, groups, dimensions)``, and where the chains are now.
+        ``(draws, walkers)``: ``(chains, number, groups, dimensions)``, and where the chains are now.
     """
-    strategy = joint.integral.strategy
-    assert isinstance(strategy, Simulated)
-    mean, root = approximation(joint, chains.mean)
-    kernel, moves = strategy.moved_by(mean.shape[-1]), BURN_IN + number
-    first, key = jax.random.split(key)
+    mean, root = approximation(joint, walkers.mean)
+    return _move(joint, dataclasses.replace(walkers, mean=mean, root=root), key, number)
+
+
+def draw_once(joint: Joint, mean: jax.Array, root: jax.Array, key: jax.Array) -> jax.Array:
+    """One draw of every group, by a chain that is long enough to forget its start.
+
+    Args:
+        joint: the log joint density.
+        mean: conditional modes, ``(groups, dimensions)``.
+        root: roots of the precisions there.
+        key: random key.
+
+    Returns:
+        ``(groups, dimensions)``.
+    """
+    walkers = dataclasses.replace(first_walkers(mean.shape[0], mean.shape[1], 1), mean=mean, root=root)
+    return _move(joint, walkers, key, _FORGETTING_MOVES)[0][0, -1]
+
+
+def _move(joint: Joint, walkers: Walkers, key: jax.Array, number: int) -> tuple[jax.Array, Walkers]:
+    """Move all chains by the kernel of the strategy; of integrals that are not drawn, by Metropolis steps."""
+    mean, root, strategy = walkers.mean, walkers.root, joint.integral.strategy
+    kernel = strategy.moved_by(mean.shape[-1]) if isinstance(strategy, Simulated) else MCMCKernel.METROPOLIS
+    moves = BURN_IN + number
+    start_key, key = jax.random.split(key)
     noise = student_draws if kernel is MCMCKernel.METROPOLIS else jax.random.normal
-    fresh = placed(mean, root, noise(first, chains.position.shape, mean.dtype))
-    position = jnp.where(jnp.isnan(chains.position), fresh, chains.position)
+    fresh = placed(mean, root, noise(start_key, walkers.position.shape, mean.dtype))
+    position = jnp.where(jnp.isnan(walkers.position), fresh, walkers.position)
     if kernel is MCMCKernel.METROPOLIS:
-        found = _metropolis(joint, mean, root, position, key, moves)
+        moved = _metropolis(joint, mean, root, position, key, moves)
     else:
-        found = trajectories(joint, mean, root, position, chains.step, key, moves, kernel)
-    rate, step = jnp.mean(found.acceptance[BURN_IN:], 0), chains.step
+        moved = trajectories(joint, mean, root, position, walkers.step, key, moves, kernel)
+    rate, step = jnp.mean(moved.acceptance[BURN_IN:], 0), walkers.step
     if kernel is not MCMCKernel.METROPOLIS:
         # Of few draws the rate is noise: it moves the step by little.
-        change = min(1, number * len(position) / _MANY) * jnp.clip(rate - _ACCEPTANCE, -0.5, 0.2)
-        step = jnp.clip(step * jnp.where(jnp.abs(rate - _ACCEPTANCE) > _BAND, jnp.exp(change), 1), 1e-3, 2.0)
-    divergences = chains.divergences + jnp.sum(found.diverging[BURN_IN:])
-    counted = chains.counted + number * len(position) * len(mean)
-    now = Chains(found.path[-1], mean, root, step, divergences, counted)
-    return jnp.moveaxis(found.path[BURN_IN:], 0, 1), now
+        trust = min(1, number * len(position) / _RELIABLE_DRAWS)
+        change = trust * jnp.clip(rate - _ACCEPTANCE_RATE, -0.5, 0.2)
+        is_off = jnp.abs(rate - _ACCEPTANCE_RATE) > _RATE_MARGIN
+        step = jnp.clip(step * jnp.where(is_off, jnp.exp(change), 1), 1e-3, 2.0)
+    divergences = walkers.divergences + jnp.sum(moved.diverging[BURN_IN:])
+    counted = walkers.counted + number * len(position) * len(mean)
+    now = Walkers(moved.path[-1], mean, root, step, divergences, counted)
+    return jnp.moveaxis(moved.path[BURN_IN:], 0, 1), now
 
 
-def _finite(value):
-    return jnp.where(jnp.isnan(value), -jnp.inf, value)
-
-
-def _metropolis(joint: Joint, mean, root, position, key, moves: int) -> Trajectories:
+def _metropolis(
+    joint: Joint, mean: jax.Array, root: jax.Array, position: jax.Array, key: jax.Array, moves: int
+) -> Trajectories:
     """Independence proposals, each followed by a step of a random walk."""
-    density = jax.vmap(lambda at: _finite(joint.by_group(at)))
-    size = mean.shape[-1]
 
-    def advance(carry, key):
-        at, value = carry
-        one, two, three, four = jax.random.split(key, 4)
-        standard = student_draws(one, at.shape, at.dtype)
-        here = jnp.einsum("cgi,gij->cgj", at - mean[None], root)  # root^T (at - mean)
-        there = placed(mean, root, standard)
-        new = density(there)
-        ratio = (new - student_log_density(standard, root)) - (value - student_log_density(here, root))
-        at, value, moved = _accept(two, ratio, there, new, at, value)
-        walk = 2.4 / math.sqrt(size) * jax.random.normal(three, at.shape, at.dtype)
-        there = at + placed(jnp.zeros_like(mean), root, walk)
-        new = density(there)
-        at, value, walked = _accept(four, new - value, there, new, at, value)
+    def log_density(positions: jax.Array) -> jax.Array:
+        values = jax.vmap(joint.by_group)(positions)
+        return jnp.where(jnp.isnan(values), -jnp.inf, values)
+
+    def advance(state: tuple[jax.Array, jax.Array], key: jax.Array):
+        at, value = state
+        independent_key, first_key, walk_key, second_key = jax.random.split(key, 4)
+        standard = student_draws(independent_key, at.shape, at.dtype)
+        standard_at = jnp.einsum("cgi,gij->cgj", at - mean[None], root)  # root^T (at - mean)
+        proposal = placed(mean, root, standard)
+        height = log_density(proposal)
+        ratio = (height - student_log_density(standard, root)) - (value - student_log_density(standard_at, root))
+        at, value, moved = _accept(first_key, ratio, proposal, height, at, value)
+        walk = 2.4 / math.sqrt(mean.shape[-1]) * jax.random.normal(walk_key, at.shape, at.dtype)
+        proposal = at + placed(jnp.zeros_like(mean), root, walk)
+        height = log_density(proposal)
+        at, value, walked = _accept(second_key, height - value, proposal, height, at, value)
         return (at, value), (at, jnp.mean(jnp.maximum(moved, walked), 0))
 
-    _, (path, rate) = jax.lax.scan(advance, (position, density(position)), jax.random.split(key, moves))
+    start = position, log_density(position)
+    _, (path, rate) = jax.lax.scan(advance, start, jax.random.split(key, moves))
     return Trajectories(path, rate, jnp.zeros(moves, int))
 
 
-def _accept(key, ratio, there, new, at, value):
-    yes = jnp.log(jax.random.uniform(key, ratio.shape, ratio.dtype)) < ratio
+def _accept(
+    key: jax.Array, ratio: jax.Array, proposal: jax.Array, height: jax.Array, at: jax.Array, value: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Positions and log densities after a Metropolis decision, and where a proposal was accepted."""
+    accepted = jnp.log(jax.random.uniform(key, ratio.shape, ratio.dtype)) < ratio
     # A chain that starts where the density is zero takes anything better.
-    yes = yes | (jnp.isneginf(value) & (new > -jnp.inf))
-    return jnp.where(yes[..., None], there, at), jnp.where(yes, new, value), yes.astype(ratio.dtype)
+    accepted = accepted | (jnp.isneginf(value) & (height > -jnp.inf))
+    return (
+        jnp.where(accepted[..., None], proposal, at),
+        jnp.where(accepted, height, value),
+        accepted.astype(ratio.dtype),
+    )

@@ -17,117 +17,122 @@ Reference:
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
-from collections.abc import Callable
 
 import numpy as np
 
+from emppl.estep.simulated import Drawn
 from emppl.fit.outcome import StopReason
+from emppl.montecarlo.loop import Phase
 from emppl.montecarlo.path import Path, draw, joined
-from emppl.montecarlo.simulator import Improved, Simulator, batch_error
+from emppl.montecarlo.simulator import Improved, batch_error
 from emppl.strategies import MonteCarlo
 
-_CONFIDENCE = statistics.NormalDist().inv_cdf(0.75)
+_LOWER_QUANTILE = statistics.NormalDist().inv_cdf(0.75)
 """Of the lower bound: a step is accepted in error with probability 1/4 at most, as in the paper."""
 
-_POWER = statistics.NormalDist().inv_cdf(0.75)
+_POWER_QUANTILE = statistics.NormalDist().inv_cdf(0.75)
 """Draws of the next iteration: enough to see a gain like the last one with this probability."""
 
-_STOP = statistics.NormalDist().inv_cdf(0.95)
+_UPPER_QUANTILE = statistics.NormalDist().inv_cdf(0.95)
 """Of the upper bound."""
 
-_PATIENCE = 3
+_MOST_UNFINISHED = 3
 """So many M-steps in succession whose gain cannot be seen, and whose inner iteration stopped short, are the end."""
 
-_ENDS = {"converged": StopReason.CONVERGED, "too noisy": StopReason.NOISY}
+_ENDS = {"converged": StopReason.CONVERGED, "too noisy": StopReason.NOISY, "not finite": StopReason.NOT_FINITE}
 """Decisions that end the iterations."""
 
 
-def climb(
-    simulator: Simulator,
-    path: Path,
-    data,
-    prepared,
-    tolerance: float,
-    max_iterations: int,
-    report: Callable[[Path], None],
-    keep: Callable[[], None] = lambda: None,
-) -> None:
-    """Iterate until the gain cannot be told from less than the tolerance; ``path`` holds everything at every moment.
+@dataclasses.dataclass(frozen=True)
+class Ascent(Phase):
+    """M-steps that are seen to climb.
 
-    Args:
-        simulator: compiled steps.
-        path: the fit, changed in place.
-        data: arrays of the model's arguments.
-        prepared: their statistics.
+    Attributes:
         tolerance: in nats, on the gain of one iteration.
-        max_iterations: most M-steps that are accepted.
-        report: called after every M-step.
-        keep: called where the fit may be taken up again.
     """
-    strategy = simulator.strategy
-    assert isinstance(strategy, MonteCarlo)
-    bound = lower_bound(simulator.model.free_dimensions)
 
-    def step(drawn, number: int) -> tuple[str, Improved]:
-        """An M-step, and what is made of it."""
-        improved = simulator.improve(path.params, drawn, None, data, prepared, path.memory)
-        gains = np.asarray(improved.gains).reshape(strategy.num_chains, number, 1)
-        gain, error = float(gains.mean()), float(np.sqrt(batch_error(gains)[0, 0]))
-        unfinished = bool(improved.unfinished)
-        is_finite = np.isfinite(gain) and np.isfinite(improved.log_likelihood)
-        decision = _decide(strategy, gain, error, bound, tolerance, number)
-        decision = "unfinished" if unfinished and decision in _ENDS else decision
-        decision = decision if is_finite else "not finite"
-        path.log_likelihood = float(improved.log_likelihood)
-        path.objective = path.log_likelihood + float(improved.log_prior)
-        path.record(number * strategy.num_chains, decision, unfinished, gain, error)
-        report(path)
-        return decision, improved
+    tolerance: float
 
-    for _ in path.iterations(max_iterations, keep):
+    def begin(self, path: Path) -> Path:
+        """Running again, after a closing phase that found nothing."""
+        return path._replace(status=StopReason.RUNNING, closing=None)
+
+    def step(self, path: Path) -> Path:
+        """One accepted M-step, on as many draws as that takes."""
+        simulator, data, _ = self.problem
         number = path.number
-        drawn = draw(simulator, path, data, number)
-        decision, improved = step(drawn, number)
+        path, drawn = draw(simulator, path, data, number)
+        path, decision, improved = self._judged(path, drawn, number)
         while decision == "enlarged":
-            drawn = joined([drawn, draw(simulator, path, data, number)])
-            number *= 2
-            decision, improved = step(drawn, number)
+            path, more = draw(simulator, path, data, number)
+            drawn, number = joined([drawn, more]), 2 * number
+            path, decision, improved = self._judged(path, drawn, number)
+        path = path._replace(status=_ENDS.get(decision, StopReason.RUNNING))
         if decision == "not finite":
-            path.status = StopReason.NOT_FINITE
-            break
-        path.params, path.memory = improved.params, improved.memory
-        path.iteration += 1
+            return path
+        path = path._replace(params=improved.params, memory=improved.memory, iteration=path.iteration + 1)
         # Gains that die away because an inner iteration cannot make them are no convergence.
-        taken = [row["decision"] for row in path.rows if row["decision"] != "enlarged"][-_PATIENCE:]
-        if decision in _ENDS:
-            path.status = _ENDS[decision]
-        elif taken == ["unfinished"] * _PATIENCE:
-            path.status = StopReason.UNFINISHED
-        elif strategy.ascent:
-            last = path.rows[-1]
-            number = last["draws"] // strategy.num_chains
-            needed = number * (last["gain_error"] * (bound + _POWER) / max(last["gain"], 1e-300)) ** 2
-            while path.number < min(needed, number) and 2 * path.number <= strategy.max_samples:
-                path.number *= 2
+        decisions = path.history["decision"]
+        if list(decisions[decisions != "enlarged"][-_MOST_UNFINISHED:]) == ["unfinished"] * _MOST_UNFINISHED:
+            return path._replace(status=StopReason.UNFINISHED)
+        return self._with_number(path, number) if path.status is StopReason.RUNNING else path
+
+    @property
+    def _strategy(self) -> MonteCarlo:
+        strategy = self.problem.simulator.strategy
+        assert isinstance(strategy, MonteCarlo)
+        return strategy
+
+    @property
+    def _bound(self) -> float:
+        return lower_bound(self.problem.simulator.model.free_dimensions)
+
+    def _judged(self, path: Path, drawn: Drawn, number: int) -> tuple[Path, str, Improved]:
+        """An M-step, and what is made of it."""
+        simulator, data, prepared = self.problem
+        improved = simulator.improve(path.params, drawn, None, data, prepared, path.memory)
+        gains = np.asarray(improved.gains).reshape(self._strategy.num_chains, number, 1)
+        gain, error = float(gains.mean()), float(np.sqrt(batch_error(gains)[0, 0]))
+        unfinished, log_likelihood = bool(improved.unfinished), float(improved.log_likelihood)
+        if not (np.isfinite(gain) and np.isfinite(log_likelihood)):
+            decision = "not finite"
+        else:
+            decision = self._decision(gain, error, number)
+            decision = "unfinished" if unfinished and decision in _ENDS else decision
+        path = path.evaluated(log_likelihood, float(improved.log_prior))
+        draws = number * self._strategy.num_chains
+        path = path.recorded(draws, decision, unfinished=unfinished, gain=gain, gain_error=error)
+        return path, decision, improved
+
+    def _decision(self, gain: float, error: float, number: int) -> str:
+        if gain + _UPPER_QUANTILE * error < self.tolerance:
+            return "converged"
+        if not self._strategy.ascent or gain - self._bound * error > 0:
+            return "accepted"
+        return "enlarged" if 2 * number <= self._strategy.max_samples else "too noisy"
+
+    def _with_number(self, path: Path, number: int) -> Path:
+        """With the draws of the next iteration, where this one took so many."""
+        if not self._strategy.ascent:
+            return path
+        gain, error = (float(path.history[name][-1]) for name in ("gain", "gain_error"))
+        needed = number * (error * (self._bound + _POWER_QUANTILE) / max(gain, 1e-300)) ** 2
+        following = path.number
+        while following < min(needed, number) and 2 * following <= self._strategy.max_samples:
+            following *= 2
+        return path._replace(number=following)
 
 
 def lower_bound(dimensions: int) -> float:
     """Standard errors that a gain must exceed to be believed, of a step in so many dimensions."""
-    quantile = dimensions * chi_square_mean_quantile(max(dimensions, 1), _CONFIDENCE)
-    return max(_CONFIDENCE, math.sqrt(quantile) / 2)
+    quantile = dimensions * chi_square_mean_quantile(max(dimensions, 1), _LOWER_QUANTILE)
+    return max(_LOWER_QUANTILE, math.sqrt(quantile) / 2)
 
 
 def chi_square_mean_quantile(dimensions: float, normal: float) -> float:
     """Quantile of chi-square divided by its degrees of freedom, at the level of a standard normal quantile."""
     share = 2 / (9 * dimensions)
     return (1 - share + normal * math.sqrt(share)) ** 3
-
-
-def _decide(strategy: MonteCarlo, gain: float, error: float, bound: float, tolerance: float, number: int) -> str:
-    if gain + _STOP * error < tolerance:
-        return "converged"
-    if not strategy.ascent or gain - bound * error > 0:
-        return "accepted"
-    return "enlarged" if 2 * number <= strategy.max_samples else "too noisy"

@@ -1,86 +1,68 @@
-"""Stochastic approximation EM: few draws per iteration, a Q that remembers, estimates that are averaged.
-
-Q is kept as a set of past draws with shares: with step ``g`` the old shares shrink by ``1 - g``, and new draws share
-``g``. For rules that are sums of statistics this is stochastic approximation of those sums, and it serves every other
-rule as well. Draws whose share has become too small to matter are forgotten.
+"""Phases of iterations that do not come to rest: burn in until nothing drifts, then average.
 
 Reference:
-    Delyon, Lavielle and Moulines (1999), Convergence of a stochastic approximation version of the EM algorithm,
-    Annals of Statistics 27:94-128; Polyak and Juditsky (1992), Acceleration of stochastic approximation by averaging,
-    SIAM Journal on Control and Optimization 30:838-855.
+    Polyak and Juditsky (1992), Acceleration of stochastic approximation by averaging, SIAM Journal on Control and
+    Optimization 30:838-855.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from emppl.estep.simulated import Drawn
 from emppl.fit.outcome import StopReason
-from emppl.montecarlo.path import Path, draw
-from emppl.montecarlo.simulator import Simulator
-from emppl.montecarlo.trail import inside
-from emppl.montecarlo.window import Window
-from emppl.strategies import SAEM
+from emppl.montecarlo.loop import Decision, Phase
+from emppl.montecarlo.path import Path
+from emppl.montecarlo.trail import Trail, inside
 
 
-def average(
-    simulator: Simulator,
-    path: Path,
-    data,
-    prepared,
-    max_iterations: int,
-    closes: bool,
-    report: Callable[[Path], None],
-    keep: Callable[[], None] = lambda: None,
-) -> None:
-    """Burn in until nothing drifts, then average until nothing drifts; ``path`` ends at the averaged estimates.
+@dataclasses.dataclass(frozen=True)
+class BurnIn(Phase):
+    """Iterations until the estimates no longer drift.
 
-    Args:
-        simulator: compiled steps.
-        path: the fit, changed in place.
-        data: arrays of the model's arguments.
-        prepared: their statistics.
-        max_iterations: most M-steps.
-        closes: does a closing phase follow? It wants to begin near the maximum; else nothing may drift.
-        report: called after every M-step.
-        keep: called where the fit may be taken up again.
+    Attributes:
+        iterate: one iteration, or several; it extends the trail.
     """
-    strategy = simulator.strategy
-    assert isinstance(strategy, SAEM)
-    try:
-        for _ in path.iterations(max_iterations, keep):
-            drawn = draw(simulator, path, data, strategy.num_samples)
-            step = 1.0 if path.phase == "burn-in" else (len(path.trail.values) + 1) ** -strategy.decay
-            new = {axis: np.asarray(one).reshape(-1, *one.shape[2:]) for axis, one in drawn.draws.items()}
-            if path.window is None:
-                path.window = Window({axis: one[:0] for axis, one in new.items()}, np.zeros(0))
-            path.window = path.window.after(new, step, strategy.window)
-            draws, shares = path.window.padded()
-            remembered = Drawn(draws, drawn.evidence, drawn.chains)  # type: ignore[arg-type]
-            improved = simulator.improve(path.params, remembered, jnp.asarray(shares), data, prepared, path.memory)
-            path.log_likelihood = float(improved.log_likelihood)
-            path.objective = path.log_likelihood + float(improved.log_prior)
-            path.record(strategy.num_samples * strategy.num_chains, path.phase, bool(improved.unfinished))
-            if not all(np.all(np.isfinite(value)) for value in jax.device_get(improved.params).values()):
-                path.status = StopReason.NOT_FINITE
-                return
-            path.params, path.memory = improved.params, improved.memory
-            path.iteration += 1
-            report(path)
-            path.trail.add(path.params)
-            if path.trail.is_long and (path.trail.is_level or (closes and _is_close(path))):
-                if path.phase == "averaging":
-                    path.status = path.settled
-                else:
-                    path.begin("averaging")
-    finally:
-        if path.phase == "averaging" and path.trail.values:
-            path.params = inside(simulator.model, path.trail.mean(path.params), path.params)
+
+    iterate: Callable[[Path], Path]
+
+    def step(self, path: Path) -> Path:
+        """Iterate."""
+        return self.iterate(path)
+
+    def decide(self, path: Path) -> Decision:
+        """Averaging follows."""
+        is_over = path.status is StopReason.RUNNING and path.trail.is_long and path.trail.is_level
+        return Decision.NEXT if is_over else super().decide(path)
 
 
-def _is_close(path: Path) -> bool:
-    return path.spread is not None and path.trail.is_close(path.spread)
+@dataclasses.dataclass(frozen=True)
+class Averaging(Phase):
+    """Iterations whose estimates are averaged; the path ends at the average.
+
+    Attributes:
+        iterate: one iteration, or several; it extends the trail.
+        is_settled: whether the average is known.
+    """
+
+    iterate: Callable[[Path], Path]
+    is_settled: Callable[[Path], bool]
+
+    def begin(self, path: Path) -> Path:
+        """A new trail; what single estimates of the burn-in differed by is the measure of drift."""
+        return path._replace(spread=path.trail.spread, trail=Trail.empty(path.params)).counted_afresh()
+
+    def step(self, path: Path) -> Path:
+        """Iterate; at the end most M-steps must have come to theirs."""
+        path = self.iterate(path)
+        if path.status is not StopReason.RUNNING or not path.trail.is_long or not self.is_settled(path):
+            return path
+        is_unfinished = path.history["unfinished"][-len(path.trail.values) :].mean() > 0.5
+        return path._replace(status=StopReason.UNFINISHED if is_unfinished else StopReason.CONVERGED)
+
+    def end(self, path: Path) -> Path:
+        """At the averaged estimates."""
+        if not len(path.trail.values):
+            return path
+        mean = path.trail.mean(path.params)
+        return path._replace(params=inside(self.problem.simulator.model, mean, path.params))

@@ -20,20 +20,22 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emppl.estep.simulated import Drawn
 from emppl.fit.outcome import StopReason
 from emppl.model.model import Model
 from emppl.montecarlo.ascent import chi_square_mean_quantile
-from emppl.montecarlo.looks import Looks
-from emppl.montecarlo.mixing import Mixing, mixing
+from emppl.montecarlo.looks import Looks, Precision
+from emppl.montecarlo.loop import Decision, Phase
+from emppl.montecarlo.mixing import mixing
 from emppl.montecarlo.path import Path, draw
 from emppl.montecarlo.simulator import Simulator, batch_error
+from emppl.types import Data, Params
 from emppl.uncertainty.charts import Chart, Information, value_at
 from emppl.uncertainty.corners import hold_corners
 from emppl.uncertainty.information import charts, entry_gradients
@@ -41,182 +43,169 @@ from emppl.uncertainty.information import charts, entry_gradients
 MOST_DIMENSIONS = 200
 """So many free dimensions may a model have for which the information is computed unasked."""
 
-_FEWEST = 250
+_FEWEST_DRAWS = 250
 """Draws of one chain from which the information is estimated."""
 
-_FAR = 0.5
-"""A step that promises more nats is shortened: there is more to it than the parabola shows."""
+_LARGEST_GAIN = 0.5
+"""Nats. A step that promises more is shortened: there is more to it than the parabola shows."""
 
 _NEAR = 3
 """Averaging begins within this multiple of what noise makes: an error of the information is a share of the step."""
 
-_RARE = statistics.NormalDist().inv_cdf(0.999)
-"""Noise alone begins the averaging anew in one look of a thousand."""
+_RARE_QUANTILE = statistics.NormalDist().inv_cdf(0.999)
+"""Normal quantile: averaging restarts when the remaining gain exceeds it under pure noise."""
 
-_NOISY = 8
+_MOST_NOISE = 8
 """Noise beyond this multiple of the tolerance is not left to averaging."""
 
-_KNOWN = 0.1
+_MAX_RELATIVE_ERROR = 0.1
 """Largest relative error of the information for which errors are computed from it."""
 
 _MOST_STEPS = 50
 
+_MOST_HALVINGS = 60
+
 
 @dataclasses.dataclass(frozen=True)
-class Closing:
-    """What the closing phase found.
+class Closing(Phase):
+    """Monte Carlo Newton steps, until what is left to gain is below the tolerance.
+
+    The status stays what the phase before made it until this one ends.
 
     Attributes:
-        charts: local coordinates around the estimate.
-        information: observed information and score there, in the coordinates that are not held.
-        covariance: Monte Carlo covariance of the estimate, in the same coordinates.
-        left: what is left to gain, in nats; noise raises it.
-        noise: the part of it that noise alone would make.
-        steps: number of steps that were averaged.
-        mixing: how the chains of the last E-step mixed.
-        deviations: Monte Carlo errors of the standard errors of all entries of all parameters, one after the other.
-        note: why there is none of this, or None.
-        held: parameters without curvature, which stay where the last M-step left them.
+        tolerance: in nats, on the gain that is left, noise included.
     """
 
-    charts: Mapping[str, Chart]
-    information: Information
-    covariance: np.ndarray
-    left: float
-    noise: float
-    steps: int
-    mixing: Mixing
-    deviations: np.ndarray
-    note: str | None = None
-    held: tuple[str, ...] = ()
+    tolerance: float
 
-    @property
-    def relative_error(self) -> float:
-        """Largest Monte Carlo standard error of any coordinate, as a share of its standard error."""
-        if self.note is not None or not len(self.covariance):
-            return float("nan")
-        return float(
-            np.sqrt(np.max(np.diagonal(self.covariance) / np.diagonal(np.linalg.inv(self.information.matrix))))
-        )
+    def begin(self, path: Path) -> Path:
+        """Nothing was seen yet."""
+        return path._replace(looks=Looks(self._first_number(path)))
 
-    @property
-    def words(self) -> str:
-        """For summaries."""
-        if not len(self.covariance):
-            return self.mixing.words
-        known = f"; those of {', '.join(self.held)} are not known" if self.held else ""
+    def step(self, path: Path) -> Path:
+        """One look; then a step, or more draws."""
+        simulator, data, _ = self.problem
+        model, strategy = simulator.model, simulator.strategy
+        path, drawn = draw(simulator, path, data, path.looks.number, strategy.block)
+        local = _charts(model, jax.device_get(path.params), data)
+        looks = path.looks.with_look(*look(simulator, path.params, local, drawn, data, self._first_number(path)))
+        can_double = 2 * looks.number <= strategy.max_samples
+        if looks.note is not None:
+            if can_double:
+                return path._replace(looks=looks.doubled())
+            return path._replace(closing=self._precision(path, looks, local, drawn))
+        is_near = self._is_near(looks)
+        looks = looks if is_near else looks._replace(averaged=0)
+        draws, noise = looks.number * strategy.num_chains, looks.gain_of_noise
+        path = path.recorded(draws, "closing step", gain=looks.gain_left, gain_error=noise)
+        is_settled = self._is_settled(looks)
+        if is_settled or looks.steps >= _MOST_STEPS:
+            status = StopReason.CONVERGED if is_settled else StopReason.NOISY
+            return path._replace(status=status, closing=self._precision(path, looks, local, drawn))
+        if (noise > _MOST_NOISE * self.tolerance or looks.uncertainty > 3 * _MAX_RELATIVE_ERROR) and can_double:
+            return path._replace(looks=looks.doubled())  # averaging alone would take many steps
+        averaged = looks.averaged + is_near
+        length = 1 / averaged if averaged else min(math.sqrt(_LARGEST_GAIN / looks.gain_left), 1.0)
+        params = _moved(model, local, path.params, length * (looks.inverse @ looks.score))
+        if averaged <= 1:
+            looks = looks.forgotten()  # what was seen before the first step that counts was seen elsewhere
+        looks = looks._replace(steps=looks.steps + 1, averaged=averaged)
+        return path._replace(params=params, looks=looks, iteration=path.iteration + 1)
+
+    def decide(self, path: Path) -> Decision:
+        """Where nothing was found, an ascent may do what this phase should have done."""
+        if path.closing is None:
+            return Decision.AGAIN
+        return Decision.STOP if path.closing.note is None else Decision.NEXT
+
+    def _first_number(self, path: Path) -> int:
+        """Draws of one chain in the first look, whole blocks."""
+        strategy = self.problem.simulator.strategy
+        number = strategy.block * math.ceil(path.number / strategy.block)
+        while number < _FEWEST_DRAWS and 2 * number <= strategy.max_samples:
+            number *= 2
+        return number
+
+    def _is_near(self, looks: Looks) -> bool:
+        """Whether the step may be averaged; else the parabola was not right, or this look's noise is an extreme one."""
+        # How many directions share the noise.
+        shared = looks.inverse @ looks.noise
+        dimensions = max(4 * looks.gain_of_noise**2 / max(np.sum(shared * shared.T), 1e-300), 1.0)
+        share = chi_square_mean_quantile(dimensions, _RARE_QUANTILE) if looks.averaged else _NEAR
+        return bool(looks.gain_left <= max(share * _expected(looks), self.tolerance / 100))
+
+    def _is_settled(self, looks: Looks) -> bool:
+        """Whether the average is known, and nothing is left to gain."""
         return (
-            f"{self.mixing.words} Monte Carlo standard errors of the estimates are at most {self.relative_error:.2g} "
-            f"of their standard errors (result.monte_carlo_errors){known}."
+            looks.averaged > 0
+            and looks.gain_of_noise / looks.averaged <= self.tolerance / 2
+            and looks.gain_left <= max(self.tolerance, _NEAR * _expected(looks))
+            and looks.uncertainty <= _MAX_RELATIVE_ERROR
         )
 
+    def _precision(self, path: Path, looks: Looks, local: Mapping[str, Chart], drawn: Drawn) -> Precision:
+        """What was found; NaN where the information is none."""
+        simulator, data, _ = self.problem
+        if looks.note is None:
+            inverse = looks.inverse
+            covariance = inverse @ looks.noise @ inverse / max(looks.averaged, 1)
+            deviations = _deviations(simulator, path.params, local, drawn, data, inverse, covariance, len(looks.scores))
+        else:
+            covariance = np.full_like(looks.information, np.nan)
+            deviations = np.full(sum(chart.boundary.size for chart in local.values()), np.nan)
+        information, rough = Information(looks.information, looks.score), tuple(simulator.model.rough)
+        mixed = mixing(simulator.model, drawn.draws)
+        return Precision(local, information, covariance, mixed, deviations, looks.note, rough)
 
-def close(
-    simulator: Simulator,
-    path: Path,
-    data,
-    tolerance: float,
-    report: Callable[[Path], None],
-    keep: Callable[[], None] = lambda: None,
-) -> Closing:
-    """Step to the root of the score until what is left to gain is below the tolerance.
+
+def _expected(looks: Looks) -> float:
+    """Gain that noise would make: that of the point, and that of this look at it."""
+    return looks.gain_of_noise * (1 + 1 / max(looks.averaged, 1))
+
+
+def _charts(model: Model, params: Params, data: Data) -> dict[str, Chart]:
+    """Local coordinates; at corners, where no parabola says where the maximum is, nothing moves."""
+    local = hold_corners(model, charts(model, params), params, data)
+    for name in model.rough:
+        local[name] = dataclasses.replace(local[name], active=np.zeros_like(local[name].active))
+    return local
+
+
+def look(
+    simulator: Simulator, params: Params, local: Mapping[str, Chart], drawn: Drawn, data: Data, block: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Derivatives of the log-likelihood at the parameters of draws, in the coordinates that are free.
 
     Args:
         simulator: compiled steps.
-        path: the fit, changed in place; what was seen so far is in its ``looks``.
+        params: where the draws were made.
+        local: local coordinates around them.
+        drawn: the draws.
         data: arrays of the model's arguments.
-        tolerance: in nats, on the gain that is left, noise included.
-        report: called after every step.
-        keep: called where the fit may be taken up again.
+        block: draws of a chain that are looked at together.
 
     Returns:
-        Errors and diagnostics.
+        Score, information, information chain by chain, covariance of the score's noise.
     """
-    model, strategy = simulator.model, simulator.strategy
-    block = strategy.block
-    first = block * math.ceil(path.number / block)
-    while first < _FEWEST and 2 * first <= strategy.max_samples:
-        first *= 2
-    if path.looks is None:
-        path.looks = Looks(first)
-    looks = path.looks
-    held = tuple(model.rough)
-    while True:
-        keep()
-        drawn = draw(simulator, path, data, looks.number, block)
-        local = _charts(model, jax.device_get(path.params), data)
-        looks.add(*_look(simulator, path, local, drawn, data, first))
-        can_double = 2 * looks.number <= strategy.max_samples
-        note = looks.note
-        if note is not None and can_double:
-            looks.double()
-            continue
-        if note is not None:
-            nothing = np.full_like(looks.matrix, np.nan)
-            nowhere = Information(looks.matrix, looks.score)
-            mixed, unknown = (
-                mixing(model, drawn.draws),
-                np.full(sum(one.boundary.size for one in local.values()), np.nan),
-            )
-            return Closing(local, nowhere, nothing, np.nan, np.nan, looks.averaged, mixed, unknown, note, held)
-        inverse = np.linalg.inv(looks.matrix)
-        step = inverse @ looks.score
-        left, noise = float(step @ looks.score) / 2, float(np.sum(inverse * looks.errors)) / 2
-        # Noise of the point and of this look at it; how many directions share it.
-        expected = noise * (1 + 1 / max(looks.averaged, 1))
-        shared = inverse @ looks.errors
-        apart = chi_square_mean_quantile(max(4 * noise**2 / max(np.sum(shared * shared.T), 1e-300), 1.0), _RARE)
-        is_near = left <= max((apart if looks.averaged else _NEAR) * expected, tolerance / 100)
-        if not is_near:
-            looks.averaged = 0  # not counted: the parabola was not right, or this look's noise is an extreme one
-        averaged = looks.averaged
-        settled = averaged > 0 and noise / averaged <= tolerance / 2 and left <= max(tolerance, _NEAR * expected)
-        settled = settled and looks.uncertainty <= _KNOWN
-        path.record(looks.number * strategy.num_chains, "closing step", gain=left, gain_error=noise)
-        report(path)
-        if settled or looks.steps >= _MOST_STEPS:
-            path.status = StopReason.CONVERGED if settled else StopReason.NOISY
-            covariance = inverse @ looks.errors @ inverse / max(averaged, 1)
-            found = Information(looks.matrix, looks.score)
-            deviations = _deviations(simulator, path, local, drawn, data, inverse, covariance, len(looks.seen))
-            mixed = mixing(model, drawn.draws)
-            return Closing(local, found, covariance, left, noise, averaged, mixed, deviations, held=held)
-        if (noise > _NOISY * tolerance or looks.uncertainty > 3 * _KNOWN) and can_double:
-            looks.double()  # averaging alone would take many steps
-            continue
-        looks.steps += 1
-        if is_near:
-            looks.averaged += 1
-        length = 1 / looks.averaged if looks.averaged else min(math.sqrt(_FAR / left), 1.0)
-        if looks.averaged <= 1:
-            looks.forget()  # what was seen before the first step that counts was seen elsewhere
-        path.params = _moved(model, local, path.params, length * step)
-        path.iteration += 1
-
-
-def _charts(model: Model, params, data) -> dict[str, Chart]:
-    """Local coordinates; at corners, where no parabola says where the maximum is, nothing moves."""
-    found = hold_corners(model, charts(model, params), params, data)
-    for name in model.rough:
-        found[name] = dataclasses.replace(found[name], active=np.zeros_like(found[name].active))
-    return found
-
-
-def _look(simulator: Simulator, path: Path, local, drawn, data, block: int):
-    """Score, information, information chain by chain, covariance of the score's noise.
-
-    All in the coordinates that are not held.
-    """
-    frames = {name: one.frame for name, one in local.items()}
-    measured = simulator.derivatives.measure(path.params, frames, drawn, data, block)
-    active = np.concatenate([one.active for one in local.values()])
+    frames = {name: chart.frame for name, chart in local.items()}
+    measured = simulator.derivatives.measure(params, frames, drawn, data, block)
+    active = np.concatenate([chart.active for chart in local.values()])
     scores = measured.scores[active]
-    errors = batch_error(np.moveaxis(scores, 0, -1)) + measured.weighing[np.ix_(active, active)]
-    information, by_chain = (one[..., active, :][..., active] for one in (measured.information, measured.by_chain))
-    return scores.mean((1, 2)), information, by_chain, errors
+    noise = batch_error(np.moveaxis(scores, 0, -1)) + measured.weighing[np.ix_(active, active)]
+    information, by_chain = (each[..., active, :][..., active] for each in (measured.information, measured.by_chain))
+    return scores.mean((1, 2)), information, by_chain, noise
 
 
-def _deviations(simulator, path, local, drawn, data, inverse, covariance, looks: int) -> np.ndarray:
+def _deviations(
+    simulator: Simulator,
+    params: Params,
+    local: Mapping[str, Chart],
+    drawn: Drawn,
+    data: Data,
+    inverse: np.ndarray,
+    covariance: np.ndarray,
+    looks: int,
+) -> np.ndarray:
     """Monte Carlo errors of standard errors, by the delta method.
 
     With ``a`` the inverse information times the gradient of an entry, its variance changes with the information as
@@ -224,34 +213,34 @@ def _deviations(simulator, path, local, drawn, data, inverse, covariance, looks:
     estimate that is off by its own Monte Carlo error.
     """
     gradients = entry_gradients(simulator.model, local)
-    active = np.concatenate([one.active for one in local.values()])
+    active = np.concatenate([chart.active for chart in local.values()])
     along = np.zeros((len(gradients), len(active)))
     along[:, active] = gradients @ inverse
-    frames = {name: one.frame for name, one in local.items()}
-    found = simulator.derivatives.curvatures(path.params, frames, drawn, data, jnp.asarray(along))
-    each = np.asarray(found.second).reshape(len(along), simulator.strategy.num_chains, -1)
-    change = np.asarray(found.change)[:, active]
+    frames = {name: chart.frame for name, chart in local.items()}
+    curvatures = simulator.derivatives.curvatures(params, frames, drawn, data, jnp.asarray(along))
+    each = np.asarray(curvatures.second).reshape(len(along), simulator.strategy.num_chains, -1)
+    change = np.asarray(curvatures.change)[:, active]
     noise = np.diagonal(batch_error(np.moveaxis(each, 0, -1))) / looks
     noise = noise + np.einsum("ij,jk,ik->i", change, covariance, change)
     variances = np.einsum("ij,ij->i", gradients, along[:, active])
-    # A variance that is zero, of an entry that is held, has no error.
+    # A variance that is zero, of an entry that is at its bound, has no error.
     return np.sqrt(noise) / (2 * np.sqrt(np.where(variances > 0, variances, 1)))
 
 
-def _moved(model: Model, local: Mapping[str, Chart], params, step: np.ndarray) -> dict[str, Any]:
+def _moved(model: Model, local: Mapping[str, Chart], params: Params, step: np.ndarray) -> dict[str, jax.Array]:
     """Parameters after a step, which is halved until they stay inside their constraints."""
-    whole = np.zeros(sum(len(one.active) for one in local.values()))
-    whole[np.concatenate([one.active for one in local.values()])] = step
-    parts = np.split(whole, np.cumsum([one.frame.size for one in local.values()])[:-1])
-    for _ in range(60):
+    whole = np.zeros(sum(len(chart.active) for chart in local.values()))
+    whole[np.concatenate([chart.active for chart in local.values()])] = step
+    steps = np.split(whole, np.cumsum([chart.frame.size for chart in local.values()])[:-1])
+    for _ in range(_MOST_HALVINGS):
         moved = {}
-        for (name, one), part in zip(local.items(), parts, strict=True):
+        for (name, chart), along in zip(local.items(), steps, strict=True):
             constraint = model.trace.sites[name].constraint
-            value = value_at(constraint, one.frame, jnp.asarray(part))
+            value = value_at(constraint, chart.frame, jnp.asarray(along))
             if not np.all(np.asarray(constraint(value))):
                 break
             moved[name] = model.pin(name, value)
         if len(moved) == len(local):
             return {**params, **moved}
-        parts = [part / 2 for part in parts]
+        steps = [along / 2 for along in steps]
     return dict(params)

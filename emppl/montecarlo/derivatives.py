@@ -164,10 +164,10 @@ class Derivatives:
             return jax.jvp(value, (zero,), (along,))[1]
 
         weighing: Any = jnp.zeros((len(unit), len(unit)))
-        if drawn.parts:
-            known = {axis: drawn.evidence[axis] for axis in drawn.parts}
+        if drawn.evidence_shares:
+            known = {axis: drawn.evidence[axis] for axis in drawn.evidence_shares}
             changes = jax.lax.map(lambda along: jax.grad(score)(known, along), unit)
-            for axis, parts in drawn.parts.items():
+            for axis, parts in drawn.evidence_shares.items():
                 position = self.model.axes.names.index(axis)
                 parts = jnp.where(jnp.isfinite(parts), parts, 0)  # of states that are impossible
                 each = jnp.moveaxis(parts * parts.shape[position] - 1, position, 0)

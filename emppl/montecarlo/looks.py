@@ -1,18 +1,17 @@
-"""What the closing phase of a stochastic fit has seen, from which it may be taken up again."""
+"""What the closing phase of a stochastic fit has seen, and what it found."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
-_PIECES = ("scores", "information", "by_chain", "errors")
+from emppl.montecarlo.mixing import Mixing
+from emppl.uncertainty.charts import Chart, Information
 
 
-@dataclasses.dataclass
-class Looks:
+class Looks(NamedTuple):
     """Several looks near one point: the information wants more draws than the score does.
 
     The information is the difference of two matrices which, where EM is slow, are nearly equal: a small relative error
@@ -22,80 +21,125 @@ class Looks:
         number: draws of every chain in a look.
         steps: how many were made.
         averaged: how many of the last of them are averaged.
-        seen: of every look, the score, the information, the same by chain, and the covariance of the score's noise.
+        scores: of every look, ``(looks, coordinates)``.
+        informations: observed information, ``(looks, coordinates, coordinates)``.
+        by_chain: the same from every chain alone, ``(looks, chains, coordinates, coordinates)``.
+        noises: covariance of the score's noise, ``(looks, coordinates, coordinates)``.
     """
 
     number: int
     steps: int = 0
     averaged: int = 0
-    seen: list[tuple[np.ndarray, ...]] = dataclasses.field(default_factory=list)
+    scores: np.ndarray = np.zeros((0, 0))
+    informations: np.ndarray = np.zeros((0, 0, 0))
+    by_chain: np.ndarray = np.zeros((0, 0, 0, 0))
+    noises: np.ndarray = np.zeros((0, 0, 0))
 
-    @property
-    def arrays(self) -> dict[str, Any]:
-        """All of it, by name."""
-        pieces = {name: np.array([look[place] for look in self.seen]) for place, name in enumerate(_PIECES)}
-        return {"counts": np.array([self.number, self.steps, self.averaged]), **pieces}
+    def forgotten(self) -> Looks:
+        """Without what was seen, which was seen elsewhere."""
+        return Looks(self.number, self.steps, self.averaged)
 
-    @classmethod
-    def like(cls) -> dict[str, Any]:
-        """Names of :attr:`arrays`."""
-        return dict.fromkeys(("counts", *_PIECES), 0)
+    def doubled(self) -> Looks:
+        """Afresh with twice the draws."""
+        return Looks(2 * self.number, self.steps)
 
-    @classmethod
-    def of(cls, arrays: Mapping[str, np.ndarray]) -> Looks:
-        """Inverse of :attr:`arrays`."""
-        number, steps, averaged = arrays["counts"].tolist()
-        return cls(number, steps, averaged, list(zip(*(arrays[name] for name in _PIECES), strict=True)))
-
-    def forget(self) -> None:
-        """What was seen was seen elsewhere."""
-        self.seen = []
-
-    def double(self) -> None:
-        """Start afresh with twice the draws."""
-        self.number *= 2
-        self.averaged, self.seen = 0, []
-
-    def add(self, score: np.ndarray, information: np.ndarray, by_chain: np.ndarray, errors: np.ndarray) -> None:
-        """One look; one in other coordinates than those before it starts afresh."""
-        if self.seen and self.seen[-1][0].shape != score.shape:
-            self.seen = []
-        self.seen.append((score, information, by_chain, errors))
+    def with_look(self, score: np.ndarray, information: np.ndarray, by_chain: np.ndarray, noise: np.ndarray) -> Looks:
+        """With one more look; one in other coordinates than those before it starts afresh."""
+        seen = [self.scores, self.informations, self.by_chain, self.noises]
+        newest = [score[None], information[None], by_chain[None], noise[None]]
+        if len(self.scores) and self.scores.shape[1:] == score.shape:
+            newest = [np.concatenate(pair) for pair in zip(seen, newest, strict=True)]
+        return Looks(self.number, self.steps, self.averaged, *newest)
 
     @property
     def score(self) -> np.ndarray:
         """Of the last look, where the parameters are now."""
-        return self.seen[-1][0]
+        return self.scores[-1]
 
     @property
-    def matrix(self) -> np.ndarray:
-        """Observed information."""
-        return np.mean([information for _, information, *_ in self.seen], 0)
+    def information(self) -> np.ndarray:
+        """Observed information, the mean of all looks."""
+        return np.mean(self.informations, 0)
 
     @property
-    def errors(self) -> np.ndarray:
+    def noise(self) -> np.ndarray:
         """Covariance of the score's noise in one look."""
-        return np.mean([errors for *_, errors in self.seen], 0)
+        return np.mean(self.noises, 0)
+
+    @property
+    def inverse(self) -> np.ndarray:
+        """Inverse of the information."""
+        return np.linalg.inv(self.information)
+
+    @property
+    def gain_left(self) -> float:
+        """What is left to gain, in nats; noise raises it."""
+        return float((self.inverse @ self.score) @ self.score) / 2
+
+    @property
+    def gain_of_noise(self) -> float:
+        """The part of it that noise alone would make."""
+        return float(np.sum(self.inverse * self.noise)) / 2
 
     @property
     def uncertainty(self) -> float:
         """Largest relative error of the information in any coordinate, from the spread of the chains."""
-        root = np.linalg.cholesky(self.matrix)
-        each = np.concatenate([by_chain for *_, by_chain, _ in self.seen])
+        root = np.linalg.cholesky(self.information)
+        each = np.concatenate(self.by_chain)
         white = np.linalg.solve(root, np.swapaxes(np.linalg.solve(root, each), -1, -2))
         return float(np.max(np.std(np.diagonal(white, axis1=-2, axis2=-1), 0, ddof=1), initial=0) / np.sqrt(len(each)))
 
     @property
     def note(self) -> str | None:
         """Why there is no closing phase, or None."""
-        matrix, score = self.matrix, self.score
-        if not np.all(np.isfinite(matrix)) or not np.all(np.isfinite(score)):
-            found = "The observed information is not finite"
-        elif len(score) and np.linalg.eigvalsh(_scaled(matrix))[0] <= 1e-8:
-            found = "The observed information, estimated from the draws, is not positive definite"
+        if not np.all(np.isfinite(self.information)) or not np.all(np.isfinite(self.score)):
+            reason = "The observed information is not finite"
+        elif len(self.score) and np.linalg.eigvalsh(_scaled(self.information))[0] <= 1e-8:
+            reason = "The observed information, estimated from the draws, is not positive definite"
         else:
             return None
-        return found + ": the fit ends without a closing phase, and without Monte Carlo standard errors."
+        return reason + ": the fit ends without a closing phase, and without Monte Carlo standard errors."
+
+
+class Precision(NamedTuple):
+    """How far from the maximum the estimate may be because draws were used: what the closing phase found.
+
+    Attributes:
+        charts: local coordinates around the estimate.
+        information: observed information and score there, in the coordinates that are free.
+        covariance: Monte Carlo covariance of the estimate, in the same coordinates.
+        mixing: how the chains of the last E-step mixed.
+        deviations: Monte Carlo errors of the standard errors of all entries of all parameters, one after the other.
+        note: why there is none of this, or None.
+        rough: parameters without curvature, which stay where the last M-step left them.
+    """
+
+    charts: Mapping[str, Chart]
+    information: Information
+    covariance: np.ndarray
+    mixing: Mixing
+    deviations: np.ndarray
+    note: str | None
+    rough: tuple[str, ...]
+
+    @property
+    def relative_error(self) -> float:
+        """Largest Monte Carlo standard error of any coordinate, as a share of its standard error."""
+        if self.note is not None or not len(self.covariance):
+            return float("nan")
+        variances = np.diagonal(np.linalg.inv(self.information.matrix))
+        return float(np.sqrt(np.max(np.diagonal(self.covariance) / variances)))
+
+    @property
+    def words(self) -> str:
+        """For summaries."""
+        if not len(self.covariance):
+            return self.mixing.words
+        unknown = f"; those of {', '.join(self.rough)} are not known" if self.rough else ""
+        return (
+            f"{self.mixing.words} Monte Carlo standard errors of the estimates are at most {self.relative_error:.2g} "
+            f"of their standard errors (result.monte_carlo_errors){unknown}."
+        )
 
 
 def _scaled(matrix: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Do the chains of an E-step agree, and do they go everywhere? R-hat, effective sample size, divergences.
+"""Whether the chains of an E-step agree and go everywhere: R-hat, effective sample size, divergences.
 
 Reference:
     Gelman, Carlin, Stern, Dunson, Vehtari and Rubin (2013), Bayesian Data Analysis, 3rd edition, section 11.4-11.5.
@@ -14,16 +14,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 
 from emppl.estep.simulated import simulated
-from emppl.integrals.mcmc import Chains
+from emppl.integrals.mcmc import Walkers
 from emppl.model.integral import Integral
 from emppl.model.model import Model
 from emppl.names import first, model_name
 from emppl.uncertainty.information import label
 
 LARGEST_R_HAT = 1.05
-_LARGEST = 2**22
+_MOST_NUMBERS = 2**22
 """So many numbers are looked at; of more groups only some are, evenly spaced."""
 
 
@@ -47,7 +48,7 @@ class Mixing:
 
     @property
     def is_poor(self) -> bool:
-        """Does some chain not mix? Of few draws R-hat varies by more than its usual limit."""
+        """Whether some chain does not mix; of few draws R-hat varies by more than its usual limit."""
         limit = max(LARGEST_R_HAT, 1 + 5 / max(self.chain_draws // 2, 1))
         return bool(max(self.r_hat.values(), default=1.0) > limit)
 
@@ -76,19 +77,19 @@ def mixing(model: Model, draws: Mapping[str, Any]) -> Mixing:
     effective: dict[str, float] = {}
     worst, highest, number, length = "", 0.0, 0, 0
     for integral in simulated(model):
-        found = np.asarray(draws[integral.axis])
-        number, length = found.shape[0] * found.shape[1], found.shape[1]
-        every = max(1, found.size // _LARGEST)
-        found = found[:, :, ::every]
-        there, sizes = split_r_hat(found), effective_draws(found)
-        owners, entries = (one[::every] for one in _owners(integral))
+        vectors = np.asarray(draws[integral.axis])
+        number, length = vectors.shape[0] * vectors.shape[1], vectors.shape[1]
+        every = max(1, vectors.size // _MOST_NUMBERS)
+        vectors = vectors[:, :, ::every]
+        ratios, sizes = split_r_hat(vectors), effective_draws(vectors)
+        owners, entries = (numbers[::every] for numbers in _owners(integral))
         for position, name in enumerate(integral.latents):
-            mine = owners == position
-            r_hat[name] = float(np.max(there[mine], initial=1.0))
-            effective[name] = float(np.min(sizes[mine], initial=number))
+            is_own = owners == position
+            r_hat[name] = float(np.max(ratios[is_own], initial=1.0))
+            effective[name] = float(np.min(sizes[is_own], initial=number))
             if r_hat[name] > highest:
                 highest = r_hat[name]
-                flat = entries[mine][np.argmax(there[mine])]
+                flat = entries[is_own][np.argmax(ratios[is_own])]
                 worst = label(name, np.unravel_index(flat, _whole_shape(integral, name)))
     return Mixing(r_hat, effective, number, length, worst)
 
@@ -110,11 +111,11 @@ class Divergences:
     @property
     def words(self) -> str | None:
         """For the certificate; None where there are none."""
-        there = {name: number for name, number in self.numbers.items() if number}
-        if not there:
+        numbers = {name: number for name, number in self.numbers.items() if number}
+        if not numbers:
             return None
-        each = ", ".join(f"{number:,} of {self.counted[name]:,} for {name!r}" for name, number in there.items())
-        name = next(iter(there))
+        each = ", ".join(f"{number:,} of {self.counted[name]:,} for {name!r}" for name, number in numbers.items())
+        name = next(iter(numbers))
         return (
             f"Trajectories diverged: {each}. The conditional density of the latents bends too sharply there for steps "
             "that serve elsewhere, and the draws may lack such places, whatever R-hat says. Write the model in "
@@ -124,19 +125,19 @@ class Divergences:
         )
 
 
-def divergences(model: Model, chains: Mapping[str, Chains]) -> Divergences:
+def divergences(model: Model, walkers: Mapping[str, Walkers]) -> Divergences:
     """Count the divergences of the newest draws.
 
     Args:
         model: the model.
-        chains: by integral.
+        walkers: by integral, where the chains are.
 
     Returns:
         Counts by latent.
     """
     numbers, counted, strategy = {}, {}, ""
     for integral in simulated(model):
-        now, strategy = chains[integral.axis], type(integral.strategy).__name__
+        now, strategy = walkers[integral.axis], type(integral.strategy).__name__
         for name in integral.latents:
             numbers[name], counted[name] = int(now.divergences), int(now.counted)
     return Divergences(numbers, counted, strategy)
@@ -154,7 +155,7 @@ def _owners(integral: Integral) -> tuple[np.ndarray, np.ndarray]:
             for step in range(order):
                 entries[first(name, step)] += step * size
             entries[name] += order * size
-    owner, entry = (integral.layout.pack(jax.tree.map(jnp.asarray, one)) for one in (owners, entries))
+    owner, entry = (integral.layout.pack(jax.tree.map(jnp.asarray, arrays)) for arrays in (owners, entries))
     return np.asarray(owner).astype(int), np.asarray(entry).astype(int)
 
 
@@ -165,40 +166,29 @@ def _whole_shape(integral: Integral, name: str) -> tuple[int, ...]:
 
 
 def split_r_hat(draws: np.ndarray) -> np.ndarray:
-    """Potential scale reduction of halved chains; one where nothing moves is infinite.
+    """Potential scale reduction of halved chains: NaN of fewer than four draws, infinite where nothing moves.
 
     Args:
         draws: ``(chains, draws, ...)``.
     """
-    number = draws.shape[1] // 2
-    if number < 2:
+    if draws.shape[1] < 4:
         return np.full(draws.shape[2:], np.nan)
-    halves = np.concatenate([draws[:, :number], draws[:, -number:]])
-    within = halves.var(1, ddof=1).mean(0)
-    between = halves.mean(1).var(0, ddof=1)
-    total = (number - 1) / number * within + between
-    return np.sqrt(np.where(within > 0, total / np.where(within > 0, within, 1), np.inf))
+    r_hat = split_gelman_rubin(draws)
+    return np.where(np.isnan(r_hat), np.inf, r_hat)
 
 
 def effective_draws(draws: np.ndarray) -> np.ndarray:
-    """Effective sample size of all chains together, by Geyer's initial positive sequence.
+    """Effective sample size of all chains together, by Geyer's initial positive sequence; 0 where nothing moves.
 
     Args:
         draws: ``(chains, draws, ...)``.
     """
-    chains, number = draws.shape[:2]
-    if number < 4:
-        return np.full(draws.shape[2:], float(chains * number))
-    centred = draws - draws.mean(1, keepdims=True)
-    length = 2 ** int(np.ceil(np.log2(2 * number)))
-    power = np.abs(np.fft.rfft(centred, length, axis=1)) ** 2
-    covariance = np.fft.irfft(power, length, axis=1)[:, :number].mean(0) / number
-    within = covariance[0] * number / (number - 1)
-    total = (number - 1) / number * within + draws.mean(1).var(0, ddof=1)
-    safe = np.where(total > 0, total, 1)
-    rho = 1 - (within - covariance) / safe
-    pairs = rho[: number // 2 * 2].reshape(-1, 2, *rho.shape[1:]).sum(1)
-    positive = np.cumprod(pairs > 0, axis=0)
-    pairs = np.minimum.accumulate(np.where(positive, pairs, 0), axis=0)
-    time = np.maximum(2 * pairs.sum(0) - 1, 1 / np.log10(max(chains * number, 11)))
-    return np.where(total > 0, chains * number / time, 0.0)
+    number = draws.shape[0] * draws.shape[1]
+    if draws.shape[1] < 4:
+        return np.full(draws.shape[2:], float(number))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        effective = effective_sample_size(draws)
+    # Of draws that alternate the sum of all correlations is nearly zero, and its estimate may be below.
+    most = number * np.log10(max(number, 11))
+    effective = np.where((effective > 0) & (effective < most), effective, most)
+    return np.where(np.ptp(draws, (0, 1)) > 0, effective, 0.0)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from emppl import estep
-from emppl.estep.simulated import begin_chains, complete_log_densities, draw_all, simulated, simulated_expectations
+from emppl.estep.informed import informed_shares
+from emppl.estep.simulated import Drawn, begin_walkers, complete_log_densities, draw_all, simulated_expectations
 from emppl.fit.loop import smallest_scale
+from emppl.integrals.mcmc import Walkers
+from emppl.model.natural import Prepared
 from emppl.montecarlo.derivatives import Derivatives
-from emppl.montecarlo.informed import informed_shares
 from emppl.program import Program
 from emppl.strategies import Simulated
+from emppl.types import Data, Params
 
 
 class Improved(NamedTuple):
@@ -23,33 +27,36 @@ class Improved(NamedTuple):
     Attributes:
         params: the new values.
         memory: what M-step rules remember.
-        unfinished: did an inner iteration stop short?
+        unfinished: whether an inner iteration stopped short.
         gains: for every draw, by how much its complete-data log density rose.
         log_likelihood: at the old parameters, by importance sampling.
         log_prior: at the old parameters.
     """
 
-    params: Any
+    params: dict[str, jax.Array]
     memory: Any
-    unfinished: Any
-    gains: Any
-    log_likelihood: Any
-    log_prior: Any
+    unfinished: jax.Array
+    gains: jax.Array
+    log_likelihood: jax.Array
+    log_prior: jax.Array
 
 
-class Wandered(NamedTuple):
-    """Outcome of a block of stochastic EM.
+class Iterations(NamedTuple):
+    """What iterations of stochastic EM went through, a leading axis over them.
 
     Attributes:
-        memory: what M-step rules remember at its end.
-        chains: where the chains are then.
-        every: of every iteration, the new values, log-likelihood and log prior before, smallest relative scale, and
-            whether an inner iteration stopped short.
+        params: the new values.
+        log_likelihood: before them.
+        log_prior: before them.
+        scale: smallest relative scale of a component before them; below one it has collapsed.
+        unfinished: whether an inner iteration of the M-step stopped short.
     """
 
-    memory: Any
-    chains: Any
-    every: Any
+    params: dict[str, Any]
+    log_likelihood: Any
+    log_prior: Any
+    scale: Any
+    unfinished: Any
 
 
 class Simulator:
@@ -61,7 +68,6 @@ class Simulator:
 
     def __init__(self, program: Program):
         self.program, self.model = program, program.model
-        self.integrals = simulated(self.model)
         self.draw = jax.jit(functools.partial(draw_all, self.model), static_argnames="number")
         self.improve = jax.jit(self._improve)
         self.derivatives = Derivatives(self.model)
@@ -71,44 +77,72 @@ class Simulator:
     @property
     def strategy(self) -> Simulated:
         """The options, which all simulated latents share."""
-        return next(one for one in self.model.strategies.values() if isinstance(one, Simulated))
+        return next(strategy for strategy in self.model.strategies.values() if isinstance(strategy, Simulated))
 
-    def begin(self):
+    def begin(self) -> dict[str, Walkers]:
         """Chains before the first draw."""
-        return begin_chains(self.model)
+        return begin_walkers(self.model)
 
-    def _improve(self, params, drawn, shares, data, prepared, memory) -> Improved:
+    def _improve(
+        self,
+        params: Params,
+        drawn: Drawn,
+        shares: jax.Array | None,
+        data: Data,
+        prepared: Mapping[str, Prepared],
+        memory: Any,
+    ) -> Improved:
         found = simulated_expectations(self.model, self.program.fused, params, drawn, shares, data, prepared)
         step = self.program.maximise(params, found, data, prepared, memory)
         before, after = (complete_log_densities(self.model, found, prepared, at, data) for at in (params, step.params))
-        return Improved(
-            step.params,
-            step.memory,
-            step.unfinished,
-            after - before,
-            found.log_likelihood,
-            self.model.log_prior(params, data),
-        )
+        log_prior = self.model.log_prior(params, data)
+        return Improved(step.params, step.memory, step.unfinished, after - before, found.log_likelihood, log_prior)
 
-    def _wander(self, params, memory, chains, key, data, prepared, number: int) -> Wandered:
+    def _wander(
+        self,
+        params: Params,
+        memory: Any,
+        walkers: Mapping[str, Walkers],
+        key: jax.Array,
+        data: Data,
+        prepared: Mapping[str, Prepared],
+        number: int,
+    ) -> tuple[Any, Mapping[str, Walkers], Iterations]:
+        """Iterations of stochastic EM, with what M-step rules remember and where the chains are at their end."""
         program, model = self.program, self.model
 
-        def advance(carry, key):
-            params, memory, chains = carry
-            one, other = jax.random.split(key)
-            floor, _ = smallest_scale(model, params, data, prepared)
-            if self.integrals:
-                drawn = draw_all(model, params, chains, one, data, self.strategy.num_samples)
-                chains = drawn.chains
-                found = simulated_expectations(model, program.fused, params, drawn, None, data, prepared, other)
+        def advance(carry: tuple[Params, Any, Mapping[str, Walkers]], key: jax.Array):
+            params, memory, walkers = carry
+            moving_key, choosing_key = jax.random.split(key)
+            scale, _ = smallest_scale(model, params, data, prepared)
+            if walkers:
+                drawn = draw_all(model, params, walkers, moving_key, data, self.strategy.num_samples)
+                walkers = drawn.walkers
+                found = simulated_expectations(model, program.fused, params, drawn, None, data, prepared, choosing_key)
             else:
-                found = estep.expectations(model, program.fused, params, data, prepared, key=other)
+                found = estep.expectations(model, program.fused, params, data, prepared, key=choosing_key)
             step = program.maximise(params, found, data, prepared, memory)
-            seen = step.params, found.log_likelihood, model.log_prior(params, data), floor, step.unfinished
-            return (step.params, step.memory, chains), seen
+            log_prior = model.log_prior(params, data)
+            iteration = Iterations(step.params, found.log_likelihood, log_prior, scale, step.unfinished)
+            return (step.params, step.memory, walkers), iteration
 
-        (_, memory, chains), every = jax.lax.scan(advance, (params, memory, chains), jax.random.split(key, number))
-        return Wandered(memory, chains, every)
+        start = params, memory, walkers
+        (_, memory, walkers), iterations = jax.lax.scan(advance, start, jax.random.split(key, number))
+        return memory, walkers, iterations
+
+
+class Problem(NamedTuple):
+    """The compiled steps of a fit, and what they run on.
+
+    Attributes:
+        simulator: compiled steps.
+        data: arrays of the model's arguments.
+        prepared: their statistics.
+    """
+
+    simulator: Simulator
+    data: Data
+    prepared: Mapping[str, Prepared]
 
 
 def batch_error(values: np.ndarray) -> np.ndarray:

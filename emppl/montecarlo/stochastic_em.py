@@ -1,4 +1,4 @@
-"""Stochastic EM: one draw of the latents per iteration, an M-step on it, and the average of the estimates.
+"""Iterations of stochastic EM: one draw of the latents, and an M-step on it.
 
 The iterations do not come to rest: they are a Markov chain around the maximum, whose spread is less than that of the
 estimator itself (with one parameter, ``f / (1 + f)`` of its variance, where ``f`` is the share of information that is
@@ -12,80 +12,72 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
 
 import jax
 import numpy as np
 
 from emppl.fit.outcome import StopReason
 from emppl.montecarlo.path import Path
-from emppl.montecarlo.simulator import Simulator
-from emppl.montecarlo.trail import CHECK, inside
+from emppl.montecarlo.simulator import Problem
+from emppl.montecarlo.trail import CHECK
 
-_SPREAD = 0.5
+SPREAD_SHARE = 0.5
 """Most that the variance of the iterations may be, as a share of the estimator's."""
 
 
-def wander(
-    simulator: Simulator,
-    path: Path,
-    data,
-    prepared,
-    tolerance: float,
-    max_iterations: int,
-    report: Callable[[Path], None],
-    keep: Callable[[], None] = lambda: None,
-) -> None:
-    """Iterate until nothing drifts, then until the average is known; ``path`` ends there.
+@dataclasses.dataclass(frozen=True)
+class Wandering:
+    """A block of iterations, between two looks at whether the estimates drift.
 
-    Args:
-        simulator: compiled steps.
-        path: the fit, changed in place.
-        data: arrays of the model's arguments.
-        prepared: their statistics.
-        tolerance: in nats, on what the noise of the average costs.
-        max_iterations: most M-steps.
-        report: called after every block of iterations.
-        keep: called where the fit may be taken up again.
+    Attributes:
+        problem: compiled steps and data.
+        phase: its name in the history.
+        max_iterations: most M-steps of the fit.
     """
-    # In nats, an error of e standard errors costs e^2 / 2.
-    known = float(np.sqrt(2 * tolerance / _SPREAD))
-    try:
-        for _ in path.iterations(max_iterations, keep):
-            _block(simulator, path, data, prepared, min(CHECK, max_iterations - path.iteration))
-            report(path)
-            if path.status is not StopReason.RUNNING or not path.trail.is_long:
-                continue
-            if path.phase == "burn-in":
-                if path.trail.is_level:
-                    path.begin("averaging")
-            elif path.trail.relative_error <= known and path.trail.is_level:
-                path.status = path.settled
-    finally:
-        if path.phase == "averaging" and path.trail.values:
-            path.errors = path.trail.errors(path.params)
-            path.params = inside(simulator.model, path.trail.mean(path.params), path.params)
 
+    problem: Problem
+    phase: str
+    max_iterations: int
 
-def _block(simulator: Simulator, path: Path, data, prepared, number: int) -> None:
-    """A block of iterations, of which the first few are used."""
-    strategy = simulator.strategy
-    wandered = simulator.wander(path.params, path.memory, path.chains, path.split(), data, prepared, number=CHECK)
-    every, log_likelihoods, log_priors, floors, unfinished = jax.device_get(wandered.every)
-    # The M-step of an iteration may fail after its E-step was sound.
-    sound = np.isfinite(log_likelihoods)
-    for values in every.values():
-        sound = sound & np.all(np.isfinite(values.reshape(CHECK, -1)), 1)
-    wide = floors >= 1
-    for row in range(number):
-        if not sound[row] or not wide[row]:
-            path.status = StopReason.NOT_FINITE if not sound[row] else StopReason.COLLAPSED
-            return
-        path.log_likelihood = float(log_likelihoods[row])
-        path.objective = path.log_likelihood + float(log_priors[row])
-        path.record(strategy.num_samples * strategy.num_chains, path.phase, bool(unfinished[row]))
-        path.total_draws += strategy.num_samples
-        path.params = {name: values[row] for name, values in every.items()}
-        path.trail.add(path.params)
-        path.iteration += 1
-    path.memory, path.chains = wandered.memory, wandered.chains
+    def __call__(self, path: Path) -> Path:
+        """As many iterations as are sound and wanted."""
+        simulator, data, prepared = self.problem
+        path, key = path.split()
+        memory, walkers, iterations = simulator.wander(
+            path.params, path.memory, path.walkers, key, data, prepared, number=CHECK
+        )
+        every = jax.device_get(iterations)
+        values = np.concatenate([value.reshape(CHECK, -1) for value in every.params.values()], 1)
+        # The M-step of an iteration may fail after its E-step was sound.
+        is_finite = np.isfinite(every.log_likelihood) & np.all(np.isfinite(values), 1)
+        is_sound = is_finite & (every.scale >= 1)
+        wanted = min(CHECK, self.max_iterations - path.iteration)
+        count = wanted if np.all(is_sound[:wanted]) else int(np.argmin(is_sound))
+        if count:
+            path = self._after(path, jax.tree.map(lambda column: column[:count], every), values[:count])
+        if count == wanted:
+            return path._replace(memory=memory, walkers=walkers)
+        return path._replace(status=StopReason.COLLAPSED if is_finite[count] else StopReason.NOT_FINITE)
+
+    def _after(self, path: Path, every, values: np.ndarray) -> Path:
+        """The path after some iterations."""
+        strategy = self.problem.simulator.strategy
+        log_likelihoods = np.asarray(every.log_likelihood, float)
+        objectives = log_likelihoods + np.asarray(every.log_prior, float)
+        number = len(values)
+        return path.recorded(
+            strategy.num_samples * strategy.num_chains,
+            self.phase,
+            iteration=path.iteration + np.arange(number),
+            unfinished=every.unfinished,
+            objective=objectives,
+            log_likelihood=log_likelihoods,
+        )._replace(
+            log_likelihood=float(log_likelihoods[-1]),
+            objective=float(objectives[-1]),
+            total_draws=path.total_draws + strategy.num_samples * number,
+            params={name: column[-1] for name, column in every.params.items()},
+            trail=path.trail.extended(values),
+            iteration=path.iteration + number,
+        )

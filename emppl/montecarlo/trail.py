@@ -3,52 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from emppl.model.model import Model
+from emppl.types import Params
 
 CHECK = 20
 """Iterations between two looks at whether the estimates drift."""
 
-_SHORTEST = 40
-_FEW = 5
+_FEWEST_ITERATIONS = 40
+"""A look takes at least so many."""
+
+_BATCHES_OF_A_QUARTER = 5
 """Few and long batches: successive estimates are as correlated as EM is slow."""
 
 _BATCHES = 25
-_DRIFT = 3.0
-_SHARE = 0.5
+"""Of a whole phase."""
+
+_DRIFT_ERRORS = 3.0
+"""Standard errors of their difference by which two quarters of the estimates may differ."""
+
+_DRIFT_SHARE = 0.5
+"""Share of the spread of single estimates by which they may differ where batches show no noise."""
 
 
-class Trail:
+class Trail(NamedTuple):
     """Estimates of one phase.
 
-    Args:
-        values: those so far, every one flattened.
+    Attributes:
+        values: those so far, ``(iterations, numbers)``.
     """
 
-    def __init__(self, values: list[np.ndarray] | None = None) -> None:
-        self.values: list[np.ndarray] = [] if values is None else list(values)
+    values: np.ndarray
 
-    def add(self, params: Mapping[str, Any]) -> None:
-        """One more."""
-        self.values.append(flat(params))
+    @classmethod
+    def empty(cls, params: Params) -> Trail:
+        """No estimates of these parameters."""
+        return cls(flat(params)[None][:0])
+
+    def extended(self, values: np.ndarray) -> Trail:
+        """With more estimates, ``(iterations, numbers)``."""
+        return Trail(np.concatenate([self.values, values]))
 
     @property
     def is_long(self) -> bool:
         """Long enough for a look, which comes every few iterations, and where they are many every twentieth of them."""
         number = len(self.values)
-        return number >= _SHORTEST and number % (CHECK * max(number // (20 * CHECK), 1)) == 0
+        return number >= _FEWEST_ITERATIONS and number % (CHECK * max(number // (20 * CHECK), 1)) == 0
 
     @property
     def is_level(self) -> bool:
-        """Do the two quarters of the last half agree, within the noise that batches of them show?"""
-        one, other = self._last_quarters
-        noise = np.sqrt(_variance_of_mean(one, _FEW) + _variance_of_mean(other, _FEW))
-        return bool(np.all(np.abs(one.mean(0) - other.mean(0)) <= _DRIFT * noise + 1e-12))
+        """Whether the two quarters of the last half agree, within the noise that batches of them show."""
+        third, fourth = self._last_quarters
+        variances = [_variance_of_mean(quarter, _BATCHES_OF_A_QUARTER) for quarter in (third, fourth)]
+        return self._differ_by_at_most(_DRIFT_ERRORS * np.sqrt(sum(variances)))
 
     @property
     def spread(self) -> np.ndarray:
@@ -56,32 +68,35 @@ class Trail:
         return np.std(self.values[len(self.values) // 2 :], 0)
 
     def is_close(self, spread: np.ndarray) -> bool:
-        """Do the two quarters of the last half differ by less than a share of what single estimates did?
+        """Whether the two quarters of the last half differ by less than a share of what single estimates did.
 
         Where steps shrink, estimates are correlated over more iterations than there are, and batches show no noise.
         """
-        one, other = self._last_quarters
-        return bool(np.all(np.abs(one.mean(0) - other.mean(0)) <= _SHARE * spread + 1e-12))
+        return self._differ_by_at_most(_DRIFT_SHARE * spread)
+
+    def _differ_by_at_most(self, limit: np.ndarray) -> bool:
+        third, fourth = self._last_quarters
+        return bool(np.all(np.abs(third.mean(0) - fourth.mean(0)) <= limit + 1e-12))
 
     @property
-    def _last_quarters(self) -> list[np.ndarray]:
-        quarter = len(self.values) // 4
-        return [np.array(self.values[len(self.values) - end * quarter :][:quarter]) for end in (2, 1)]
+    def _last_quarters(self) -> tuple[np.ndarray, np.ndarray]:
+        values, quarter = self.values, len(self.values) // 4
+        return values[len(values) - 2 * quarter :][:quarter], values[len(values) - quarter :]
 
-    def mean(self, like: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Averaged estimates."""
+    def mean(self, like: Params) -> dict[str, np.ndarray]:
+        """Averaged estimates, in the shapes of these parameters."""
         return _shaped(np.mean(self.values, 0), like)
 
-    def errors(self, like: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def errors(self, like: Params) -> dict[str, np.ndarray]:
         """Standard errors of the average, by batch means; NaN for too short a trail."""
         if len(self.values) < 2 * _BATCHES:
             return _shaped(np.full_like(self.values[0], np.nan), like)
-        return _shaped(np.sqrt(_variance_of_mean(np.array(self.values), _BATCHES)), like)
+        return _shaped(np.sqrt(_variance_of_mean(self.values, _BATCHES)), like)
 
     @property
     def relative_error(self) -> float:
         """Largest standard error of an average, as a share of the standard deviation of the estimates themselves."""
-        values = np.array(self.values)
+        values = self.values
         if len(values) < 2 * _BATCHES:
             return np.inf
         spread = values.std(0)
@@ -89,12 +104,12 @@ class Trail:
         return float(np.max(np.sqrt(_variance_of_mean(values, _BATCHES))[moving] / spread[moving], initial=0.0))
 
 
-def flat(params: Mapping[str, Any]) -> np.ndarray:
+def flat(params: Params) -> np.ndarray:
     """All values of one set of parameters."""
     return np.concatenate([np.ravel(value) for value in jax.device_get(dict(params)).values()])
 
 
-def _shaped(values: np.ndarray, like: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _shaped(values: np.ndarray, like: Params) -> dict[str, np.ndarray]:
     shapes = {name: np.shape(value) for name, value in like.items()}
     sizes = np.cumsum([int(np.prod(shape, dtype=int)) for shape in shapes.values()])[:-1]
     return {n: part.reshape(shapes[n]) for n, part in zip(shapes, np.split(values, sizes), strict=True)}
@@ -106,7 +121,7 @@ def _variance_of_mean(values: np.ndarray, batches: int) -> np.ndarray:
     return means.var(0, ddof=1) / batches
 
 
-def inside(model: Model, mean: Mapping[str, np.ndarray], last: Mapping[str, Any]) -> dict[str, Any]:
+def inside(model: Model, mean: Mapping[str, np.ndarray], last: Params) -> dict[str, jax.Array]:
     """Averages, as far as their constraint (which need not be convex) lets them be.
 
     Args:
@@ -114,9 +129,9 @@ def inside(model: Model, mean: Mapping[str, np.ndarray], last: Mapping[str, Any]
         mean: averaged estimates.
         last: the last of them, for what cannot be averaged.
     """
-    found = {}
+    params = {}
     for name, value in mean.items():
         constraint = model.trace.sites[name].constraint
         is_inside = bool(np.all(np.asarray(constraint(jnp.asarray(value)))))
-        found[name] = model.pin(name, jnp.asarray(value)) if is_inside else last[name]
-    return found
+        params[name] = model.pin(name, jnp.asarray(value)) if is_inside else last[name]
+    return params

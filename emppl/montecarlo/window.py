@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
-_FORGOTTEN = 1e-7
+from emppl.integrals.mcmc import Walkers
+
+_SMALLEST_SHARE = 1e-7
+"""Draws that share less are forgotten."""
 
 
-@dataclasses.dataclass
-class Window:
+class Window(NamedTuple):
     """Past draws that Q remembers.
 
     Attributes:
@@ -19,23 +21,24 @@ class Window:
         shares: ``(draws,)``, adding up to one.
     """
 
-    draws: dict[str, np.ndarray]
+    draws: Mapping[str, np.ndarray]
     shares: np.ndarray
 
-    def after(self, new: dict[str, np.ndarray], step: float, most: int) -> Window:
+    @classmethod
+    def empty(cls, walkers: Mapping[str, Walkers]) -> Window:
+        """No draws, of the chains of these integrals."""
+        positions = {axis: one.position for axis, one in walkers.items()}
+        return cls({axis: np.zeros((0, *at.shape[1:]), at.dtype) for axis, at in positions.items()}, np.zeros(0))
+
+    def after(self, new: Mapping[str, np.ndarray], step: float, most: int) -> Window:
         """With new draws that share ``step``, and without those that are too light, or older than ``most`` others."""
         number = len(next(iter(new.values())))
         shares = np.concatenate([self.shares * (1 - step), np.full(number, step / number)])
         draws = {axis: np.concatenate([self.draws[axis], new[axis]]) for axis in new}
-        kept = shares > _FORGOTTEN
+        kept = shares > _SMALLEST_SHARE
         kept &= np.cumsum(kept[::-1])[::-1] <= most
         shares = shares[kept]
-        return Window({axis: one[kept] for axis, one in draws.items()}, shares / shares.sum())
-
-    @property
-    def arrays(self) -> dict[str, Any]:
-        """Both, by name."""
-        return {"draws": self.draws, "shares": self.shares}
+        return Window({axis: vectors[kept] for axis, vectors in draws.items()}, shares / shares.sum())
 
     def padded(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """One of few sizes, so that few programs are compiled: filled up with draws of no share."""
@@ -44,5 +47,5 @@ class Window:
         while size < number:
             size *= 4
         fill = np.zeros(size - number, int)
-        draws = {axis: np.concatenate([one, one[fill]])[None] for axis, one in self.draws.items()}
+        draws = {axis: np.concatenate([vectors, vectors[fill]])[None] for axis, vectors in self.draws.items()}
         return draws, np.concatenate([self.shares, np.zeros(size - number)])

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from emppl.compiled import Fit
-from emppl.montecarlo.stochastic import Simulation
+from emppl.montecarlo.simulation import Simulation
 from emppl.result.criteria import Criteria
 from emppl.uncertainty.boundary import remarks, scales
 from emppl.uncertainty.charts import Chart, Information
@@ -155,7 +155,7 @@ class Accuracy:
         if self._closing is None:
             return self._unknown()
         errors = spread_over_entries(self._fit.model, self._closing.charts, self._closing.covariance)
-        return {**errors, **{name: np.full(self._params[name].shape, np.nan) for name in self._closing.held}}
+        return {**errors, **{name: np.full(self._params[name].shape, np.nan) for name in self._closing.rough}}
 
     @functools.cached_property
     def standard_error_errors(self) -> dict[str, np.ndarray]:
@@ -167,7 +167,7 @@ class Accuracy:
         if any(np.any(local.active != held[name].active) for name, local in closing.charts.items()):
             return self._unknown()  # coordinates are held that were not when the errors were computed
         return {
-            name: np.where(closing.charts[name].boundary | (name in closing.held), np.nan, errors)
+            name: np.where(closing.charts[name].boundary | (name in closing.rough), np.nan, errors)
             for name, errors in self._by_parameter(closing.deviations).items()
         }
 

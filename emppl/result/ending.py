@@ -11,7 +11,7 @@ from emppl.fit.loop import LaneState, Outcome
 from emppl.fit.outcome import Ending, StopReason
 from emppl.fit.restarts import best_restart, collapsed_name
 from emppl.model.model import Model
-from emppl.montecarlo.stochastic import Simulation
+from emppl.montecarlo.simulation import Simulation
 from emppl.program import Program
 from emppl.result.components import symmetric_latent
 from emppl.result.result import EMResult
@@ -67,13 +67,12 @@ def result_of(fit: Fit, outcome: Outcome) -> EMResult:
 def _history(outcome: Outcome, status: np.ndarray, objective: np.ndarray, best: int) -> dict[str, np.ndarray]:
     objectives, log_likelihoods = (column[:, best] for column in outcome.history)
     used = ~np.isnan(objectives)
-    rows = outcome.rows
     return {
         "objective": objectives[used],
         "log_likelihood": log_likelihoods[used],
         "final_objectives": objective,
         "final_status": np.array([reason.name for reason in status]),
-        **{name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())},
+        **({} if outcome.simulation is None else outcome.simulation.history),
     }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from emppl.compiled import Fit
 from emppl.fit.outcome import Ending, StopReason
-from emppl.montecarlo.stochastic import Simulation
+from emppl.montecarlo.simulation import Simulation
 from emppl.result.accuracy import Accuracy
 from emppl.result.criteria import Criteria
 from emppl.result.integration_error import IntegrationError, integration_error, integration_notes

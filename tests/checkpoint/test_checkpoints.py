@@ -81,7 +81,7 @@ CLOSED = ("monte_carlo", "saem")
 def closing_steps(file):
     """How many are in a checkpoint."""
     with np.load(file) as saved:
-        return max((int(saved[name][1]) for name in saved.files if name.endswith("looks['counts']")), default=0)
+        return max((int(saved[name]) for name in saved.files if name.endswith("looks.steps")), default=0)
 
 
 @pytest.mark.parametrize(

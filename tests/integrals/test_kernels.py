@@ -34,7 +34,7 @@ def draws_of(simulator, params, leaves, blocks, number=250, start=None):
         chains = {axis: dataclasses.replace(one, position=start) for axis, one in chains.items()}
     for key in jax.random.split(jax.random.key(1), blocks):
         drawn = simulator.draw(params, chains, key, leaves, number=number)
-        chains = drawn.chains
+        chains = drawn.walkers
         found.append(np.asarray(next(iter(drawn.draws.values()))))
     return np.concatenate(found[1:], 1), next(iter(chains.values()))
 

@@ -88,7 +88,7 @@ def test_draws_of_trajectories():
     chains, found = compiled.simulator.begin(), []
     for key in jax.random.split(jax.random.key(1), 20):
         found.append(compiled.simulator.draw(params, chains, key, leaves, number=100))
-        chains = found[-1].chains
+        chains = found[-1].walkers
     (draws,) = joined(found[1:]).draws.values()
     draws = np.asarray(draws)[:, :, 0]
     number = effective_draws(draws)

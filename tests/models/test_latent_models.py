@@ -138,7 +138,7 @@ def test_draws_of_volatility_have_no_score_at_the_maximum():
     simulator, chains = compiled.simulator, compiled.simulator.begin()
     for key in jax.random.split(jax.random.key(3), 3):
         drawn = simulator.draw(params, chains, key, leaves, number=800)
-        chains = drawn.chains
+        chains = drawn.walkers
     frames = {name: one.frame for name, one in charts(compiled.program.model, jax.device_get(params)).items()}
     scores = simulator.derivatives.measure(params, frames, drawn, leaves, 400).scores
     noise = np.sqrt(np.diagonal(batch_error(np.moveaxis(scores, 0, -1))))

@@ -1,6 +1,5 @@
 """The closing phase of fits by Monte Carlo: information and noise of the score from draws, and when it ends a fit."""
 
-import dataclasses
 import functools
 
 import jax
@@ -10,17 +9,18 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from scipy import stats
-from test_monte_carlo import cbpp, glmm, pump_data
-from test_monte_carlo import pumps as pump_model
 
 import emppl
 from emppl import MonteCarlo, Quadrature, StopReason
-from emppl.montecarlo import closing, stochastic
+from emppl.montecarlo import simulation
 from emppl.montecarlo.ascent import chi_square_mean_quantile
+from emppl.montecarlo.closing import Closing, look
 from emppl.montecarlo.nearby import log_densities, nearby_log_likelihood
 from emppl.montecarlo.path import Path, draw
 from emppl.montecarlo.trail import Trail
 from emppl.uncertainty.information import charts
+from tests.montecarlo.test_monte_carlo import cbpp, glmm, pump_data
+from tests.montecarlo.test_monte_carlo import pumps as pump_model
 
 POSITIVE = dist.constraints.positive
 
@@ -87,10 +87,10 @@ def test_densities_belong_to_groups():
     ):
         whole = emppl.EM(model, latents={latent: MonteCarlo(10)})._fit(data, {})
         compiled, leaves = whole.compiled, whole.data
-        (integral,) = compiled.program.integrals
+        (integral,) = compiled.program.model.integrals
         draws = rng.normal(0, 0.7, (4, 20, integral.groups, 1))
         before, after = (
-            log_densities(compiled.program, jax.tree.map(jnp.asarray, params), {integral.axis: draws}, leaves)
+            log_densities(compiled.program.model, jax.tree.map(jnp.asarray, params), {integral.axis: draws}, leaves)
             for params in (old, new)
         )
         ratios = after[integral.axis] - before[integral.axis]
@@ -107,11 +107,12 @@ def test_information_and_noise_of_the_score(name):
     whole = emppl.EM(model, latents={"b": MonteCarlo(), **others})._fit(args, {})
     compiled, leaves = whole.compiled, whole.data
     simulator = compiled.simulator
-    path = Path(jax.tree.map(jnp.asarray, exact.params), simulator.begin(), {}, jax.random.key(3), 100)
+    path = Path.starting(simulator, jax.tree.map(jnp.asarray, exact.params), {}, jax.random.key(3), 100)
     local = charts(simulator.program.model, exact.params)
-    looks = [
-        closing._look(simulator, path, local, draw(simulator, path, leaves, 200, 100), leaves, 100) for _ in range(40)
-    ]
+    looks = []
+    for _ in range(40):
+        path, drawn = draw(simulator, path, leaves, 200, 100)
+        looks.append(look(simulator, path.params, local, drawn, leaves, 100))
     scores, information, by_chain, errors = (np.array(one) for one in zip(*looks, strict=True))
     covariance = exact.covariance().matrix
     root = np.linalg.cholesky(covariance)
@@ -133,10 +134,10 @@ def test_blocks_of_draws_say_together_what_all_draws_say(name):
     compiled, leaves = whole.compiled, whole.data
     simulator, program = compiled.simulator, compiled.program
     params = em.start(jax.random.key(1), *args)
-    path = Path(params, simulator.begin(), {}, jax.random.key(3), 100)
+    path = Path.starting(simulator, params, {}, jax.random.key(3), 100)
     local = charts(program.model, jax.device_get(params))
-    drawn = draw(simulator, path, leaves, 300, 100)
-    score, information, by_chain, errors = closing._look(simulator, path, local, drawn, leaves, 100)
+    _, drawn = draw(simulator, path, leaves, 300, 100)
+    score, information, by_chain, errors = look(simulator, params, local, drawn, leaves, 100)
 
     def nearby(draws, step):
         near = nearby_log_likelihood(program.model, params, draws, drawn.evidence, leaves)
@@ -154,7 +155,7 @@ def test_blocks_of_draws_say_together_what_all_draws_say(name):
     for found, draws in zip(by_chain, chains, strict=True):
         np.testing.assert_allclose(found, -jax.hessian(functools.partial(nearby, draws))(zero), rtol=1e-9, atol=1e-9)
     for one, other in zip(
-        closing._look(simulator, path, local, drawn, leaves, 300)[:3], (score, information, by_chain), strict=True
+        look(simulator, params, local, drawn, leaves, 300)[:3], (score, information, by_chain), strict=True
     ):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
 
@@ -184,17 +185,19 @@ def test_a_closing_phase_that_does_not_come_about_leaves_the_tolerance_to_the_as
     """The ascent hands over at a hundredth of a nat; whoever does not take over must not pass for converged there."""
     em = emppl.EM(pumps, latents={"rate": MonteCarlo()}, tolerance=5e-4, progress_bar=False)
     y = np.array([5.0, 1.0, 3.0, 0.0, 7.0, 2.0])
-    close, calls = stochastic.close, []
+    step, calls = Closing.step, []
 
-    def fails_once(*args):
-        calls.append(args)
-        found = close(*args)
-        return dataclasses.replace(found, note="No closing phase.") if len(calls) == 1 else found
+    def fails_once(self, path):
+        path = step(self, path)
+        if path.closing is not None:
+            calls.append(path)
+        fails = path.closing is not None and len(calls) == 1
+        return path._replace(closing=path.closing._replace(note="No closing phase.")) if fails else path
 
-    monkeypatch.setattr(stochastic, "close", fails_once)
+    monkeypatch.setattr(Closing, "step", fails_once)
     result = em.run(jax.random.key(0), y)
     assert len(calls) == 2 and result.stop_reason is StopReason.CONVERGED and last_bound(result) < 5e-4
-    monkeypatch.setattr(stochastic, "MOST_DIMENSIONS", 0)
+    monkeypatch.setattr(simulation, "MOST_DIMENSIONS", 0)
     result = em.run(jax.random.key(0), y)
     assert len(calls) == 2 and result.stop_reason is StopReason.CONVERGED and last_bound(result) < 5e-4
 
@@ -202,7 +205,7 @@ def test_a_closing_phase_that_does_not_come_about_leaves_the_tolerance_to_the_as
 def test_drift_is_measured_by_the_spread_of_single_estimates():
     """Where steps shrink, all batches of a phase lie on one slow excursion: they show no noise, and any drift is large."""
     slow = 0.3 * np.exp(-np.arange(200) / 100)[:, None] * np.array([1.0, -2.0])
-    trail = Trail(list(slow))
+    trail = Trail(slow)
     drift = np.abs(slow[100:150].mean(0) - slow[150:].mean(0))
     assert not trail.is_level
     assert trail.is_close(drift / 0.49) and not trail.is_close(drift / np.array([0.49, 0.51]))

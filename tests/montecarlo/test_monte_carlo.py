@@ -18,9 +18,9 @@ from scipy import integrate, stats
 
 import emppl
 from emppl import SAEM, MonteCarlo, Quadrature, StochasticEM, StopReason
-from emppl.montecarlo.averaging import Window
 from emppl.montecarlo.mixing import effective_draws, split_r_hat
 from emppl.montecarlo.path import joined
+from emppl.montecarlo.window import Window
 from models import absences, law_school
 
 ORACLES = pathlib.Path(__file__).parents[1] / "oracles"
@@ -258,7 +258,7 @@ def many_draws(compiled, params, leaves, blocks, seed=1, skipped=0):
     chains, found = compiled.simulator.begin(), []
     for key in jax.random.split(jax.random.key(seed), blocks + skipped):
         found.append(compiled.simulator.draw(params, chains, key, leaves, number=100))
-        chains = found[-1].chains
+        chains = found[-1].walkers
     return joined(found[skipped:])
 
 
@@ -381,7 +381,7 @@ def test_interrupting_keeps_everything(monkeypatch):
     assert stopped.stop_reason is StopReason.INTERRUPTED
     assert len(stopped.history["gain"]) == 2
     assert np.all(np.isnan(entries(stopped.monte_carlo_errors)))
-    # The step that had just been made when the interrupt came was reported with the parameters before it.
+    # The step that had just been made when the interrupt came is kept.
     np.testing.assert_array_equal(entries(stopped.params), entries(seen[-1]))
 
 
