@@ -27,6 +27,11 @@ if "EMPPL_TEST_PROGRAMS" not in os.environ:  # workers inherit it from the proce
 jax.config.update("jax_compilation_cache_dir", os.environ["EMPPL_TEST_PROGRAMS"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
+# A bar of progress has nobody to look at it.
+os.environ["TQDM_DISABLE"] = "1"
+# The kit holds assertions, which are to say as much as those in tests.
+pytest.register_assert_rewrite("tests.kit")
+
 # models/ and benchmarks/ are not in the wheel; tests import them from the repository.
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 

@@ -94,7 +94,7 @@ def test_a_killed_fit_goes_on_to_the_same_end(kind, tmp_path, monkeypatch):
     A fit with a closing phase is killed in that the second time.
     """
     model, data, options = KINDS[kind]
-    em = emppl.EM(model, progress_bar=False, **options)
+    em = emppl.EM(model, **options)
     run = functools.partial(em.run, jax.random.key(5), data())
     monkeypatch.setattr(checkpoints, "_SHARE", 1e9)  # save at every chance
     monkeypatch.setattr(loop, "_BUFFER", 8)  # short blocks
@@ -140,7 +140,7 @@ def test_a_file_of_another_fit_is_refused_by_what_differs(tmp_path):
     file = tmp_path / "fit.npz"
 
     def run(model=mixture, key=0, data=x, start=None, spread=10.0, **options):
-        em = emppl.EM(model, progress_bar=False, max_iterations=2, **options)
+        em = emppl.EM(model, max_iterations=2, **options)
         return em.run(jax.random.key(key), data, spread, init_params=start, checkpoint=file)
 
     run()

@@ -116,7 +116,7 @@ def test_another_optimiser_or_another_rate_is_refused(tmp_path):
     """Not only an optimiser with another state."""
 
     def run(rule):
-        em = emppl.EM(KINDS["optimiser"][0], m_step={"mu": rule}, max_iterations=2, progress_bar=False)
+        em = emppl.EM(KINDS["optimiser"][0], m_step={"mu": rule}, max_iterations=2)
         return em.run(jax.random.key(0), x, checkpoint=tmp_path / "fit.npz")
 
     first = run(optax.sgd(1e-3))

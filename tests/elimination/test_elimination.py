@@ -17,14 +17,14 @@ from emppl.elimination.run import log_normalizer
 from emppl.errors import ModelError
 from emppl.numerics.guarded import logsumexp
 from tests.kit.brute_force import BruteForce
+from tests.kit.fits import fit
 
 SIZES = {"a": 2, "b": 3, "c": 2, "d": 4, "e": 3}
 
 
 def at(model, params, *args):
     """A result of the public interface at given parameters, without any iteration."""
-    em = emppl.EM(model, max_iterations=0, progress_bar=False)
-    return em.run(jax.random.key(0), *args, init_params=params)
+    return fit(model, *args, init_params=params, max_iterations=0)
 
 
 def graph(edges, rng):

@@ -17,10 +17,9 @@ from numpyro.distributions import biject_to
 
 import emppl  # noqa: F401  registers the families
 from emppl import estep
-from emppl.derivation.derive import derive
-from emppl.model.options import Options
 from emppl.trace.arguments import split_arguments
 from tests.kit.brute_force import BruteForce, unconstrained_gradient
+from tests.kit.fits import program_of
 from tests.kit.random_models import model, random_data, random_params, specs
 
 DRAWS = 5
@@ -37,12 +36,6 @@ def many(examples, shard, *strategies):
         phases=(Phase.explicit, Phase.generate),  # specifications are small as they are: shrinking only costs time
     )
     return lambda law: hypothesis.seed(shard)(chosen(given(*strategies)(law)))()
-
-
-def derived(spec, priors, data):
-    """The program of a specification, and its data."""
-    leaves, skeleton = split_arguments((data, spec, priors), {})
-    return derive(model, leaves, skeleton, Options()), leaves
 
 
 def em_step(program, fused, params, leaves, prepared):
@@ -82,7 +75,7 @@ def check(spec, priors):
         params, data = random_params(spec, rng), random_data(spec, rng)
         oracle = BruteForce(model, params, data, spec, priors)
         if compiled is None:
-            program, leaves = derived(spec, priors, data)
+            program, leaves = program_of(model, data, spec, priors)
             assert {rule.kind for rule in program.rules.values()} == {"closed form"}
             function = functools.partial(everything, program, program.fused)
             compiled = jax.jit(function)
@@ -141,7 +134,7 @@ def m_step_is_stationary(spec, priors):
     rng = np.random.default_rng(spec.seed)
     params, data = random_params(spec, rng), random_data(spec, rng)
     oracle = BruteForce(model, params, data, spec, priors)
-    program, leaves = derived(spec, priors, data)
+    program, leaves = program_of(model, data, spec, priors)
 
     def solve(params, leaves):
         posterior = estep.e_step(program.model, params, leaves)
@@ -183,7 +176,7 @@ def fixed_point_is_stationary(spec):
     rng = np.random.default_rng(spec.seed)
     params, data = random_params(spec, rng), random_data(spec, rng)
     oracle = BruteForce(model, params, data, spec, True)
-    program, leaves = derived(spec, True, data)
+    program, leaves = program_of(model, data, spec, True)
     fused = program.fused
 
     def run(params, leaves):

@@ -20,12 +20,10 @@ import scipy.stats
 from numpyro.distributions import biject_to, constraints
 
 from emppl import estep
-from emppl.derivation.derive import derive
 from emppl.families import registered_families
 from emppl.families.check import check_family
-from emppl.model.options import Options
-from emppl.trace.arguments import split_arguments
 from tests.kit.brute_force import unconstrained_gradient
+from tests.kit.fits import fit, program_of, rules
 from tests.mstep import test_closed_forms
 
 ROWS, K = 80, 2
@@ -54,10 +52,6 @@ POSITIVE, REAL, UNIT = constraints.positive, constraints.real, constraints.unit_
 SHAPES = ([2.0, 6.0], POSITIVE)
 LOC, SCALE = ([-1.0, 2.0], REAL), ([1.5, 0.7], POSITIVE)
 stats = scipy.stats
-
-
-def counts_of(generate):
-    return lambda rng, k: generate(rng, k).astype(float)
 
 
 def negative_binomial(rng, k):
@@ -329,11 +323,9 @@ def model(x, weight, name, tied=(), priors=()):
 def compiled(name, fixed=(), tied=(), priors=(), dtype="float64", held=None):
     """``step(params, x, weight)``: one M-step, compiled once per family; and the rules."""
     case = CASES[name]
-    leaves, skeleton = split_arguments(
-        (data_of(case, 0).astype(_kind(case, dtype)), np.ones(ROWS, dtype), name, tied, priors), {}
-    )
+    data = data_of(case, 0).astype(_kind(case, dtype)), np.ones(ROWS, dtype)
     first = {} if held is None else {held: first_cell_only(start_of(case)[held])}
-    program = derive(model, leaves, skeleton, Options(fixed={n: start_of(case)[n] for n in fixed}, held=first))
+    program, _ = program_of(model, *data, name, tied, priors, fixed={n: start_of(case)[n] for n in fixed}, held=first)
 
     by_sums = program.model.factors["x"].is_exponential and not tied
 
@@ -571,8 +563,7 @@ def test_location_with_corners_is_the_best_data_value(build):
     rng = np.random.default_rng(11)
     x, weight = np.where(FIRST, rng.laplace(-2, 1, ROWS), rng.laplace(3, 0.6, ROWS)), rng.uniform(0.5, 2, ROWS)
     start = {"loc": jnp.array([-1.0, 2.0]), "scale": jnp.array([1.5, 0.7])}
-    leaves, skeleton = split_arguments((x, weight, "x", build), {})
-    program = derive(laplace, leaves, skeleton, Options(fixed={"scale": start["scale"]}))
+    program, leaves = program_of(laplace, x, weight, "x", build, fixed={"scale": start["scale"]})
     assert program.rules["loc"].kind == "weighted median"
 
     def step(params, leaves):
@@ -605,8 +596,7 @@ def test_scale_of_a_laplace_is_the_mean_deviation():
     rng = np.random.default_rng(15)
     x = np.where(FIRST[:, None], rng.laplace(-2, 1, (ROWS, 2)), rng.laplace(3, 0.6, (ROWS, 2)))
     seen = rng.random((ROWS, 2)) < 0.8
-    leaves, skeleton = split_arguments((np.where(seen, x, np.nan), seen), {})
-    program = derive(deviations, leaves, skeleton, Options())
+    program, leaves = program_of(deviations, np.where(seen, x, np.nan), seen)
     assert program.rules["scale"].kind == "closed form"
     found, prepared = estep.from_posterior(program.model, START, estep.e_step(program.model, START, leaves), leaves)
     new = program.m_step(START, found, leaves, prepared)["scale"]
@@ -636,9 +626,9 @@ def test_priors_move_a_laplace_off_the_data():
 
     rng = np.random.default_rng(16)
     x = np.where(FIRST, rng.laplace(-2, 1, ROWS), rng.laplace(3, 0.6, ROWS))
-    em = emppl.EM(with_priors, progress_bar=False)
-    rules = {one.name: (one.rule, one.prior) for one in em.plan(x).parameters}
-    assert rules == {"loc": ("weighted median", "Normal"), "scale": ("closed form", "InverseGamma")}
+    em = emppl.EM(with_priors)
+    plans = {plan.name: (plan.rule, plan.prior) for plan in em.plan(x).parameters}
+    assert plans == {"loc": ("weighted median", "Normal"), "scale": ("closed form", "InverseGamma")}
     result = em.run(jax.random.key(0), x)
     assert result.converged, result.stop_message
 
@@ -679,8 +669,8 @@ def test_bounds_of_a_uniform_are_the_extremes_of_what_has_weight():
     rng = np.random.default_rng(13)
     x = np.concatenate([rng.uniform(-3, 1, ROWS // 2), rng.uniform(0, 4, ROWS // 2)])
     mask = np.arange(ROWS) % 9 != 4
-    em = emppl.EM(bounded, progress_bar=False)
-    assert {one.rule for one in em.plan(x, mask, "Uniform").parameters} == {"edge of the support"}
+    em = emppl.EM(bounded)
+    assert set(rules(em, x, mask, "Uniform").values()) == {"edge of the support"}
     result = em.run(jax.random.key(0), x, mask, "Uniform")
     assert result.converged
     seen = x[mask]
@@ -697,9 +687,8 @@ def test_both_arguments_of_a_pareto():
 
     rng = np.random.default_rng(14)
     x = 0.7 * (1 + np.where(FIRST, rng.pareto(0.8, ROWS), rng.pareto(6.0, ROWS)))
-    em = emppl.EM(bounded, progress_bar=False)
-    rules = {one.name: one.rule for one in em.plan(x, np.ones(ROWS, bool), "Pareto").parameters}
-    assert rules == {"low": "edge of the support", "alpha": "newton"}
+    em = emppl.EM(bounded)
+    assert rules(em, x, np.ones(ROWS, bool), "Pareto") == {"low": "edge of the support", "alpha": "newton"}
     result = em.run(jax.random.key(0), x, np.ones(ROWS, bool), "Pareto")
     assert result.converged, result.stop_reason
     np.testing.assert_allclose(result.params["low"], x.min(), rtol=1e-14)
@@ -765,9 +754,7 @@ def test_narrow_gamma_keeps_its_digits():
             numpyro.sample("z", dist.Categorical(jnp.ones(1)))
             numpyro.sample("x", dist.Gamma(concentration, rate), obs=x)
 
-    import emppl
-
-    result = emppl.EM(model, progress_bar=False).run(jax.random.key(0), x)
+    result = fit(model, x)
     d = (x.astype(np.longdouble) - 1000000) / 1000000
     gap = float(np.log1p(d.mean()) - np.log1p(d).mean())  # log of the mean minus mean of the log
 

@@ -14,6 +14,7 @@ from scipy import stats
 
 import emppl
 from tests.kit import dense_gaussian as dense
+from tests.kit.fits import fit
 
 # Compiling one structure takes about ten seconds: these few cover the paths, the rest runs with the slow tests.
 FEW = ("factor analysis", "groups by index", "weighted schools", "mixed mixture")
@@ -27,7 +28,7 @@ SEEDS = 3
 def em(name: str) -> emppl.EM:
     structure = dense.STRUCTURES[name]
     latents = {latent: emppl.Gaussian() for latent in structure.latents}
-    return emppl.EM(structure.model, latents=latents, tolerance=0, progress_bar=False)
+    return emppl.EM(structure.model, latents=latents, tolerance=0)
 
 
 @functools.cache
@@ -159,8 +160,9 @@ def test_draws_by_quadrature():
     """The nodes of a quadrature are no draws: Metropolis-Hastings steps make some."""
     name, number = "flat prior", 2000
     data, params, _ = drawn(name, 0)
-    fit = emppl.EM(dense.STRUCTURES[name].model, latents={"a": emppl.Quadrature(5)}, max_iterations=0)
-    result = fit.run(jax.random.key(0), *data, init_params=params)
+    result = fit(
+        dense.STRUCTURES[name].model, *data, init_params=params, latents={"a": emppl.Quadrature(5)}, max_iterations=0
+    )
     mean, variance = result.posterior("a")
     exact, cov = map(np.asarray, oracle(name, dense.mixture_moments)(data, params))
     np.testing.assert_allclose(mean, exact[:, 0], rtol=1e-9)
@@ -212,8 +214,7 @@ def _gated(y, w):
 @pytest.mark.slow
 def test_a_discrete_latent_given_a_continuous_one():
     y, w = np.random.default_rng(0).normal(size=(2, 6))
-    fit = emppl.EM(_gated, latents={"a": emppl.Quadrature(30)}, max_iterations=0, progress_bar=False)
-    result = fit.run(jax.random.key(0), y, w)
+    result = fit(_gated, y, w, latents={"a": emppl.Quadrature(30)}, max_iterations=0)
     a = np.linspace(-9, 9, 4001)[:, None, None]
     gate = 1 / (1 + np.exp(a * np.array([1.0, -1.0])))
     density = stats.norm.pdf(a, 0.3) * stats.norm.pdf(w[:, None], a) * gate

@@ -15,6 +15,7 @@ import emppl
 from emppl import SAEM, MonteCarlo, StochasticEM
 from tests.integrals.test_state_space import poisson_walk
 from tests.integrals.test_trajectories import COUNTS, walk_on_grid
+from tests.kit.fits import compiled_of, fit
 from tests.montecarlo.test_monte_carlo import many_pumps
 
 POSITIVE = dist.constraints.positive
@@ -22,8 +23,7 @@ KERNELS = ("metropolis", "hmc", "nuts")
 
 
 def simulator_of(model, latents, *args):
-    whole = emppl.EM(model, latents=latents)._fit(args, {})
-    compiled, leaves = whole.compiled, whole.data
+    compiled, leaves = compiled_of(emppl.EM(model, latents=latents), *args)
     return compiled.simulator, leaves
 
 
@@ -131,8 +131,7 @@ def test_a_curved_density(kernel):
 def test_a_fit_by_nuts():
     """Against the maximum of the likelihood on a grid, and the posterior of the seven latents there."""
     best = optimize.minimize_scalar(lambda log_sd: -walk_on_grid(float(np.exp(log_sd)))[0], bracket=(-1.0, 0.0))
-    em = emppl.EM(poisson_walk, latents={"level": MonteCarlo(kernel="nuts")}, progress_bar=False)
-    result = em.run(jax.random.key(0), COUNTS)
+    result = fit(poisson_walk, COUNTS, latents={"level": MonteCarlo(kernel="nuts")})
     assert result.converged and result.certificate.divergences == {"level": 0}
     error = float(result.monte_carlo_errors["sd"])
     assert abs(float(result.params["sd"]) - np.exp(best.x)) < 3 * error
@@ -161,8 +160,7 @@ def funnel(y):
 @pytest.mark.parametrize("strategy", [MonteCarlo(), StochasticEM(kernel="nuts")])
 def test_divergences_are_said(strategy, capsys):
     y = np.random.default_rng(0).standard_normal((2, 5))
-    em = emppl.EM(funnel, latents={"w": strategy}, max_iterations=3, progress_bar=False)
-    result = em.run(jax.random.key(0), y)
+    result = fit(funnel, y, latents={"w": strategy}, max_iterations=3)
     there = result.certificate.divergences
     assert set(there) == {"w"} and 0 < there["w"] <= 2 * strategy.num_chains * strategy.num_samples * 25
     assert any("diverged" in note and f"{type(strategy).__name__}(kernel=" in note for note in result.certificate.notes)

@@ -12,6 +12,7 @@ from numpyro.infer.util import log_density
 
 import emppl
 from emppl.numerics.block_tridiagonal import smooth_in_lanes, smooth_in_turn
+from tests.kit.fits import fit
 
 positive = constraints.positive
 
@@ -190,7 +191,7 @@ def test_a_mixture_of_chains():
         logs = [dense(model, (one, jnp.array([z])), params, {"level": (7, 1)})[0] for z in range(2)]
         total += np.logaddexp(*logs)
     np.testing.assert_allclose(em.log_likelihood(params, y), total, rtol=1e-10)
-    result = emppl.EM(model, progress_bar=False, max_iterations=200).run(jax.random.key(0), y)
+    result = fit(model, y, max_iterations=200)
     assert np.all(np.diff(result.history["objective"]) > -1e-9)
 
 

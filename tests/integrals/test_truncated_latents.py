@@ -13,8 +13,8 @@ from scipy import integrate, stats
 
 import emppl
 from emppl.numerics import truncated_normal as interval
+from tests.kit.fits import KEY
 
-KEY = jax.random.key(0)
 POSITIVE = constraints.positive
 EDGES = np.array([-1.0, 0.0, 0.5, 2.0])
 MU, SIGMA = 0.3, 1.1
@@ -234,7 +234,7 @@ def expectation(row, at, function):
 
 @functools.cache
 def em():
-    return emppl.EM(everything, tolerance=0, progress_bar=False)
+    return emppl.EM(everything, tolerance=0)
 
 
 @pytest.mark.slow

@@ -11,8 +11,8 @@ from jax import flatten_util
 from numpyro.distributions import constraints
 
 import emppl
+from tests.kit.fits import KEY, rules
 
-KEY = jax.random.key(0)
 RNG = np.random.default_rng(5)
 ROWS = 60
 CODES = RNG.integers(0, 4, ROWS)
@@ -112,9 +112,9 @@ def gradients_along_the_simplex(em, params, posterior, *args):
 
 @pytest.mark.parametrize("model", CATEGORIES, ids=lambda model: model.__name__)
 def test_tables_put_together_from_pieces_keep_their_closed_form(model):
-    em = emppl.EM(model, progress_bar=False)
+    em = emppl.EM(model)
     args = (CODES, MASK)
-    assert {one.rule for one in em.plan(*args).parameters} == {"closed form"}
+    assert set(rules(em, *args).values()) == {"closed form"}
     params = started(em, *args)
     posterior = em.e_step(params, *args)
     new = em.m_step(params, posterior, *args)
@@ -173,7 +173,7 @@ TIED = {
 )
 def test_tables_without_a_closed_form_reach_the_maximum_by_newton_steps(model):
     """The plan says what ties the entries together; a direct maximiser of the log-likelihood finds nothing higher."""
-    em = emppl.EM(model, progress_bar=False)
+    em = emppl.EM(model)
     args = (CODES, MASK)
     for one in em.plan(*args).parameters:
         assert one.rule == "newton"
@@ -240,8 +240,8 @@ def test_a_location_where_a_condition_holds(by):
             holds = jnp.asarray(mask) if by == "row" else z == 1
             numpyro.sample("x", dist.Normal(jnp.where(holds, mu[z], 0.0), sigma[z]), obs=x)
 
-    em = emppl.EM(model, progress_bar=False)
-    assert {one.rule for one in em.plan(NUMBERS, MASK).parameters} == {"closed form"}
+    em = emppl.EM(model)
+    assert set(rules(em, NUMBERS, MASK).values()) == {"closed form"}
     params = {"mu": jnp.array([-1.0, 2.0]), "sigma": jnp.array([0.7, 1.3])}
     posterior = em.e_step(params, NUMBERS, MASK)
     new = em.m_step(params, posterior, NUMBERS, MASK)
@@ -270,7 +270,7 @@ def contaminated(codes):
 def test_newton_ends_on_the_edge_of_a_simplex():
     counts = np.array([40, 0, 25, 1, 0, 30])
     codes = np.repeat(np.arange(6), counts)
-    em = emppl.EM(contaminated, progress_bar=False)
+    em = emppl.EM(contaminated)
     (plan,) = em.plan(codes).parameters
     assert plan.rule == "newton"
     result = em.run(KEY, codes)
@@ -316,8 +316,8 @@ def by_columns(x, last=True):
 def test_cells_along_other_axes_keep_their_closed_form():
     fits = {}
     for last in (True, False):
-        em = emppl.EM(by_columns, progress_bar=False)
-        assert {one.rule for one in em.plan(VECTORS, last).parameters} == {"closed form"}
+        em = emppl.EM(by_columns)
+        assert set(rules(em, VECTORS, last).values()) == {"closed form"}
         fits[last] = em.run(KEY, VECTORS, last)
     assert fits[True].num_iterations == fits[False].num_iterations
     assert fits[True].log_likelihood == pytest.approx(fits[False].log_likelihood, abs=1e-10)
@@ -344,11 +344,11 @@ def test_a_prior_along_other_axes_and_mixing_are_named():
             z = numpyro.sample("z", dist.Categorical(jnp.array([0.4, 0.6])))
             numpyro.sample("x", dist.MultivariateNormal(mu.T[z], jnp.eye(3)), obs=x)
 
-    em = emppl.EM(simple, progress_bar=False)
+    em = emppl.EM(simple)
     (plan,) = em.plan(VECTORS).parameters
     assert plan.rule == "quadratic"
     assert "does not lie along the axes of 'weighted mean'" in str(em.plan(VECTORS))
-    text = str(emppl.EM(model, progress_bar=False).plan(VECTORS))
+    text = str(emppl.EM(model).plan(VECTORS))
     assert "constrain what sums to one to a simplex" in text
 
 
@@ -362,7 +362,7 @@ def test_a_linear_equality_constraint_keeps_an_exact_rule():
             z = numpyro.sample("z", dist.Categorical(jnp.array([0.4, 0.6])))
             numpyro.sample("x", dist.Normal(jnp.stack([a, -a])[z], sigma[z]), obs=x)
 
-    em = emppl.EM(model, progress_bar=False)
+    em = emppl.EM(model)
     rules = {one.name: one for one in em.plan(NUMBERS).parameters}
     assert rules["a"].rule == "quadratic" and rules["sigma"].rule == "closed form"
     params = {"a": jnp.asarray(1.0), "sigma": jnp.array([0.7, 1.3])}

@@ -9,8 +9,8 @@ import pytest
 from numpyro.distributions import constraints
 
 import emppl
+from tests.kit.fits import KEY, fit
 
-KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 X = np.where(RNG.random(40) < 0.5, RNG.normal(-2, 1, 40), RNG.normal(2, 1, 40))
 PARAMS = {"mu": np.array([-1.0, 1.5])}
@@ -55,8 +55,8 @@ def test_weights_equal_replication():
 
     counts = rng.integers(1, 4, 40)
     assert log_likelihood(weighted, X, counts) == pytest.approx(np.sum(counts * by_hand(X)), abs=1e-9)
-    one = emppl.EM(weighted, progress_bar=False).run(KEY, X, counts)
-    other = emppl.EM(plain, progress_bar=False).run(KEY, np.repeat(X, counts))
+    one = fit(weighted, X, counts)
+    other = fit(plain, np.repeat(X, counts))
     np.testing.assert_allclose(one.params["mu"], other.params["mu"], rtol=1e-6)
     assert one.bic == pytest.approx(other.bic, rel=1e-8)
     np.testing.assert_allclose(np.repeat(one.posterior("z"), counts, 0), other.posterior("z"), atol=1e-6)
@@ -73,8 +73,8 @@ def test_cells_of_weight_zero_count_nothing_but_have_a_posterior():
     counts = np.ones(40)
     counts[5] = 0
     assert log_likelihood(weighted, X, counts) == pytest.approx(np.sum(counts * by_hand(X)), abs=1e-9)
-    result = emppl.EM(weighted, progress_bar=False).run(KEY, X, counts)
-    full = emppl.EM(plain, progress_bar=False, max_iterations=0).run(KEY, X, init_params=result.params)
+    result = fit(weighted, X, counts)
+    full = fit(plain, X, init_params=result.params, max_iterations=0)
     np.testing.assert_allclose(result.posterior("z"), full.posterior("z"), atol=1e-12)
     np.testing.assert_array_equal(result.decode()["z"], full.decode()["z"])
 
@@ -119,7 +119,7 @@ def test_posterior_of_known_labels_is_certain():
     """The posterior of a labelled row is its label."""
     rng = np.random.default_rng(0)
     labels, known = rng.integers(0, 2, 40), rng.random(40) < 0.4
-    result = emppl.EM(labelled, progress_bar=False).run(KEY, X, labels, known, np.ones(40, bool))
+    result = fit(labelled, X, labels, known, np.ones(40, bool))
     np.testing.assert_allclose(result.posterior("z")[known, labels[known]], 1.0, atol=1e-12)
     np.testing.assert_array_equal(result.decode()["z"][known], labels[known])
 
@@ -135,7 +135,7 @@ def test_subsampled_plate_is_scaled_and_said():
     em = emppl.EM(subsampled)
     assert "fixed subsample of plate 'data'" in str(em.plan(np.full(40, 0.5)))
     assert log_likelihood(subsampled, np.full(40, 0.5)) == pytest.approx(40 * by_hand(np.array([0.5]))[0], abs=1e-9)
-    result = emppl.EM(subsampled, progress_bar=False, max_iterations=1).run(jax.random.key(0), X)
+    result = fit(subsampled, X, max_iterations=1)
     assert any("subsample of plate 'data', 10 of its 40 cells" in note for note in result.remarks)
 
 
@@ -176,7 +176,7 @@ def test_hyperparameters_feel_the_priors_they_enter():
         with numpyro.plate("data", len(x)):
             body(x, mu)
 
-    em = emppl.EM(model, estimate=["mu"], progress_bar=False)
+    em = emppl.EM(model, estimate=["mu"])
     result = em.run(KEY, X)
 
     def objective(params):
@@ -228,7 +228,7 @@ def test_unbounded_factor_is_not_called_converged():
         numpyro.factor("push", numpyro.param("b", 0.0))
         plain(x)
 
-    result = emppl.EM(model, progress_bar=False).run(KEY, X)
+    result = fit(model, X)
     assert not result.converged
 
 
@@ -242,6 +242,6 @@ def test_small_units_are_no_boundary():
             z = numpyro.sample("z", dist.Bernoulli(0.5))
             numpyro.sample("x", dist.Normal(mu[z], sigma), obs=x)
 
-    result = emppl.EM(model, progress_bar=False).run(KEY, 1e-6 * X)
+    result = fit(model, 1e-6 * X)
     assert result.boundary == []
     assert np.all(np.isfinite(result.standard_errors()["sigma"]))

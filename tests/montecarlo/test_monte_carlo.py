@@ -1,9 +1,6 @@
 """Monte Carlo EM against exact answers: conjugate posteriors, the oracles of non-Gaussian models, closed algebra."""
 
-import csv
 import functools
-import json
-import pathlib
 import re
 
 import jax
@@ -22,19 +19,10 @@ from emppl.montecarlo.averaging import Window
 from emppl.montecarlo.mixing import effective_draws, split_r_hat
 from emppl.montecarlo.path import joined
 from models import absences, law_school
+from tests.kit.fits import compiled_of, fit
+from tests.kit.oracles import data_set, oracle
 
-ORACLES = pathlib.Path(__file__).parents[1] / "oracles"
 POSITIVE = dist.constraints.positive
-
-
-@functools.cache
-def oracle(name):
-    return json.loads((ORACLES / f"{name}.json").read_text())
-
-
-def rows(name):
-    with open(ORACLES / "data" / f"{name}.csv") as file:
-        return list(csv.DictReader(file))
 
 
 # ------------------------------------------------------------------------------------------------------------ models
@@ -72,12 +60,9 @@ def glmm(design, group, size, successes, groups):
 
 
 def cbpp():
-    table = rows("cbpp")
-    period = np.array([int(row["period"]) for row in table])
-    design = np.stack([np.ones(len(table))] + [(period == k) * 1.0 for k in (2, 3, 4)], 1)
-    group = np.array([int(row["herd"]) for row in table]) - 1
-    size, y = (np.array([float(row[name]) for row in table]) for name in ("size", "incidence"))
-    return design, group, size, y, 15
+    herd, y, size, period = data_set("cbpp").T
+    design = np.stack([np.ones(len(y))] + [(period == k) * 1.0 for k in (2, 3, 4)], 1)
+    return design, herd.astype(int) - 1, size, y, 15
 
 
 def seeds():
@@ -88,10 +73,8 @@ def seeds():
 
 
 def booth_hobert():
-    table = rows("booth_hobert")
-    x, y = (np.array([float(row[name]) for row in table]) for name in ("x", "y"))
-    group = np.array([int(row["cluster"]) for row in table]) - 1
-    return x[:, None], group, np.ones(len(y)), y, 10
+    y, x, cluster = data_set("booth_hobert").T
+    return x[:, None], cluster.astype(int) - 1, np.ones(len(y)), y, 10
 
 
 def examinees():
@@ -135,10 +118,10 @@ def entries(params):
 def em_of(name, strategy):
     """One EM object for all tests of a model: what was compiled for it stays."""
     model, _, latent = CASES[name]
-    return emppl.EM(model, latents={latent: strategy}, progress_bar=False)
+    return emppl.EM(model, latents={latent: strategy})
 
 
-def fit(name, strategy, seed, tolerance=None):
+def fit_case(name, strategy, seed, tolerance=None):
     em = em_of(name, strategy)
     em.tolerance = tolerance
     return em.run(jax.random.key(seed), *CASES[name][1]())
@@ -166,7 +149,7 @@ def standard_errors(name):
 
 
 def test_pumps_reach_the_oracle_within_their_own_error(capsys):
-    result = fit("pump_gamma_poisson", MonteCarlo(), 0, tolerance=1e-4)
+    result = fit_case("pump_gamma_poisson", MonteCarlo(), 0, tolerance=1e-4)
     check_oracle("pump_gamma_poisson", result)
     shares = {n: error / result.standard_errors()[n] for n, error in result.standard_error_errors.items()}
     assert all(0 < share < 0.05 for share in shares.values()), shares
@@ -176,7 +159,7 @@ def test_pumps_reach_the_oracle_within_their_own_error(capsys):
 
 def test_posterior_moments_of_drawn_latents():
     """Exact gamma posteriors at the estimate; importance sampling is off by more in the group with the longest tail."""
-    result = fit("pump_gamma_poisson", MonteCarlo(), 0, tolerance=1e-4)
+    result = fit_case("pump_gamma_poisson", MonteCarlo(), 0, tolerance=1e-4)
     time, failures = pump_data()
     shape, rate = result.params["alpha"] + failures, result.params["beta"] + time
     mean, variance = result.posterior("rate")
@@ -188,7 +171,7 @@ def test_posterior_moments_of_drawn_latents():
 
 @pytest.mark.slow
 def test_stochastic_approximation_reaches_the_oracle():
-    result = fit("pump_gamma_poisson", SAEM(window=64), 0, tolerance=1e-4)
+    result = fit_case("pump_gamma_poisson", SAEM(window=64), 0, tolerance=1e-4)
     check_oracle("pump_gamma_poisson", result)
     decisions = list(result.history["decision"])
     assert decisions == sorted(decisions, key=["burn-in", "averaging", "closing step"].index)
@@ -209,7 +192,7 @@ TOLERANCE = {"lsat7_2pl": 3e-3, "cbpp": 5e-5, "pump_gamma_poisson": 1e-4}
 def test_oracles_from_five_seeds(name, strategy):
     """All seeds in one test, which compiles once for all of them."""
     for seed in range(5):
-        check_oracle(name, fit(name, strategy, seed, tolerance=TOLERANCE.get(name, 3e-4)))
+        check_oracle(name, fit_case(name, strategy, seed, tolerance=TOLERANCE.get(name, 3e-4)))
 
 
 @pytest.mark.long
@@ -217,7 +200,7 @@ def test_stated_errors_cover_the_maximum():
     expected = reference("pump_gamma_poisson")
     covered = []
     for seed in range(50):
-        result = fit("pump_gamma_poisson", MonteCarlo(), seed)
+        result = fit_case("pump_gamma_poisson", MonteCarlo(), seed)
         off = np.abs(entries(result.params) - expected)
         covered.append(off <= stats.norm.ppf(0.975) * entries(result.monte_carlo_errors))
     assert np.all((np.mean(covered, 0) >= 0.85) & (np.mean(covered, 0) <= 0.99)), np.mean(covered, 0)
@@ -231,9 +214,9 @@ def test_stated_errors_of_standard_errors_cover_those_by_quadrature(name):
         "pump_gamma_poisson": (pumps, pump_data(), "rate"),
         "cbpp": (glmm, cbpp(), "b"),
     }[name]
-    exact = emppl.EM(model, latents={latent: emppl.Quadrature(41)}, progress_bar=False).run(jax.random.key(0), *data)
+    exact = fit(model, *data, latents={latent: emppl.Quadrature(41)})
     expected = entries(exact.standard_errors())
-    em = emppl.EM(model, latents={latent: MonteCarlo(25)}, progress_bar=False)
+    em = emppl.EM(model, latents={latent: MonteCarlo(25)})
     scores = []
     for seed in range(100):
         result = em.run(jax.random.key(seed), *data)
@@ -245,12 +228,6 @@ def test_stated_errors_of_standard_errors_cover_those_by_quadrature(name):
 
 
 # ----------------------------------------------------------------------------------------------------------- pieces
-
-
-def derived(model, latents, *args):
-    em = emppl.EM(model, latents=latents)
-    whole = em._fit(args, {})
-    return whole.compiled, whole.data
 
 
 def many_draws(compiled, params, leaves, blocks, seed=1, skipped=0):
@@ -276,8 +253,7 @@ def check_gamma_draws(draws, shape, rate):
 
 def test_small_groups_are_drawn_from_their_posterior():
     time, failures = pump_data()
-    whole = em_of("pump_gamma_poisson", MonteCarlo())._fit((time, failures), {})
-    compiled, leaves = whole.compiled, whole.data
+    compiled, leaves = compiled_of(em_of("pump_gamma_poisson", MonteCarlo()), time, failures)
     params = {"alpha": jnp.asarray(0.8), "beta": jnp.asarray(1.3)}
     drawn = many_draws(compiled, params, leaves, 20)
     found = np.exp(np.asarray(drawn.draws["rate@atoms"]))[..., 0]
@@ -301,7 +277,7 @@ def test_larger_groups_are_drawn_by_hamiltonian_steps():
     rng = np.random.default_rng(0)
     time = rng.uniform(0.5, 5, 6)
     failures = rng.poisson(3 * time, (3, 6)).astype(float)
-    compiled, leaves = derived(many_pumps, {}, time, failures)
+    compiled, leaves = compiled_of(emppl.EM(many_pumps), time, failures)
     (integral,) = compiled.program.model.integrals
     assert isinstance(integral.strategy, MonteCarlo)  # six numbers are too many for quadrature
     assert (integral.groups, integral.dimensions) == (3, 6)
@@ -338,8 +314,7 @@ def test_discrete_latents_are_summed_out_inside():
     states = np.array([[(1 - 0.4) * joint(one, -1.0, 0), 0.4 * joint(one, 1.5, 0)] for one in y])
     assert abs(float(posterior.log_likelihood) - np.log(states.sum(1)).sum()) < 0.02
     # Chains, their evidence and the weights of states, as the loop puts them together.
-    whole = em._fit((10, y), {})
-    compiled, leaves = whole.compiled, whole.data
+    compiled, leaves = compiled_of(em, 10, y)
     simulator = compiled.simulator
     drawn = many_draws(compiled, params, leaves, 10)
     prepared, _ = compiled.prepare(leaves)
@@ -377,7 +352,7 @@ def test_interrupting_keeps_everything(monkeypatch):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(progress.Progress, "__call__", report)
-    stopped = fit("pump_gamma_poisson", MonteCarlo(), 3)
+    stopped = fit_case("pump_gamma_poisson", MonteCarlo(), 3)
     assert stopped.stop_reason is StopReason.INTERRUPTED
     assert len(stopped.history["gain"]) == 2
     assert np.all(np.isnan(entries(stopped.monte_carlo_errors)))
@@ -386,7 +361,7 @@ def test_interrupting_keeps_everything(monkeypatch):
 
 
 def test_every_decision_is_in_the_history():
-    result = fit("pump_gamma_poisson", MonteCarlo(5), 0)  # few draws, which must grow
+    result = fit_case("pump_gamma_poisson", MonteCarlo(5), 0)  # few draws, which must grow
     history = result.history
     assert {"iteration", "draws", "gain", "gain_error", "decision", "objective"} <= set(history)
     assert len({len(history[name]) for name in ("draws", "gain", "decision", "objective", "log_likelihood")}) == 1
@@ -399,7 +374,7 @@ def test_every_decision_is_in_the_history():
 
 
 def test_too_few_draws_are_no_convergence():
-    result = fit("pump_gamma_poisson", MonteCarlo(max_samples=100), 0, tolerance=1e-7)
+    result = fit_case("pump_gamma_poisson", MonteCarlo(max_samples=100), 0, tolerance=1e-7)
     assert result.stop_reason is StopReason.NOISY
     assert "max_samples" in result.stop_message
 
@@ -460,8 +435,7 @@ def test_options_that_are_no_numbers_are_named(make, option):
 def test_inner_iterations_that_do_not_end_are_no_convergence(strategy, rate):
     """Steps far too small or too large: no gain is seen, nothing drifts, and the maximum (1.1) is far."""
     y = np.array([3.0, 1.0, 4.0, 5.0, 2.0, 6.0, 3.0, 2.0])
-    em = emppl.EM(effects, latents={"u": strategy}, m_step={"a": optax.sgd(rate)}, progress_bar=False)
-    result = em.run(jax.random.key(0), y, ("u",))
+    result = fit(effects, y, ("u",), latents={"u": strategy}, m_step={"a": optax.sgd(rate)})
     assert result.params["a"] == pytest.approx(0.0, abs=1e-4)
     assert result.stop_reason is StopReason.UNFINISHED and not result.converged
     assert "learning rate" in result.stop_message and np.all(result.history["unfinished"])
@@ -477,7 +451,7 @@ def test_inner_iterations_that_do_not_end_are_no_convergence(strategy, rate):
 )
 def test_latents_that_are_drawn_need_one_strategy(latents, line):
     """One loop makes the fit: it would take the options of the first, without a word."""
-    em = emppl.EM(effects, latents=latents, progress_bar=False)
+    em = emppl.EM(effects, latents=latents)
     with pytest.raises(emppl.ModelError, match=f"one and the same.*{re.escape(f'latents={line}')}"):
         em.plan(np.arange(4.0))
     emppl.EM(effects, latents=line).plan(np.arange(4.0))
@@ -487,6 +461,5 @@ def test_latents_that_are_drawn_need_one_strategy(latents, line):
 def test_draws_are_counted():
     """A block of stochastic EM that max_iterations shortens has used its first draws alone."""
     strategy = StochasticEM(num_samples=3, num_chains=2)
-    em = emppl.EM(effects, latents={"u": strategy}, max_iterations=25, progress_bar=False)
-    result = em.run(jax.random.key(0), np.arange(4.0), ("u",))
+    result = fit(effects, np.arange(4.0), ("u",), latents={"u": strategy}, max_iterations=25)
     assert result.simulation.total_draws == np.sum(result.history["draws"]) == 25 * 6

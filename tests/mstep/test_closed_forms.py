@@ -20,11 +20,9 @@ from numpyro.distributions import constraints
 
 import emppl  # noqa: F401  registers the families
 from emppl import estep
-from emppl.derivation.derive import derive
 from emppl.families import registered_families
-from emppl.model.options import Options
-from emppl.trace.arguments import split_arguments
 from tests.kit.brute_force import unconstrained_gradient
+from tests.kit.fits import program_of
 
 ROWS, K = 60, 2
 WEIGHTS = np.array([0.4, 0.6])
@@ -298,8 +296,9 @@ def start_of(case, argument, variant, shift=0.0):
 
 def update(x, weight, name, variant, params, fixed=None, components=K, held=None):
     """One M-step, by the derived closed forms; the rule that gave each parameter."""
-    leaves, skeleton = split_arguments((x, weight, name, variant, components), {})
-    program = derive(model, leaves, skeleton, Options(fixed=dict(fixed or {}), held=dict(held or {})))
+    program, leaves = program_of(
+        model, x, weight, name, variant, components, fixed=dict(fixed or {}), held=dict(held or {})
+    )
 
     def step(params, leaves):
         posterior = estep.e_step(program.model, params, leaves)

@@ -14,20 +14,7 @@ from numpyro.distributions import constraints
 import emppl
 from emppl import estep
 from emppl.jaxpr.layout import find_layout
-
-KEY = jax.random.key(0)
-
-
-def rules(em, *args):
-    return {one.name: one.rule for one in em.plan(*args).parameters}
-
-
-def run(model, *args, init_params=None, **options):
-    return emppl.EM(model, progress_bar=False, **options).run(KEY, *args, init_params=init_params)
-
-
-def never_falls(result):
-    return bool(np.all(np.diff(result.history["objective"]) > -1e-8))
+from tests.kit.fits import KEY, compiled_of, fit, never_falls, rules
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +55,7 @@ def test_closed_form_through_a_map(x, name):
             z = numpyro.sample("z", dist.Bernoulli(0.5))
             numpyro.sample("x", dist.Normal(jnp.array([-2.0, 2.0])[z], to_scale(s)[z]), obs=x)
 
-    em = emppl.EM(model, progress_bar=False)
+    em = emppl.EM(model)
     (plan,) = em.plan(x).parameters
     assert plan.rule == "closed form" and "through" in plan.update
     params = {"s": jnp.full(2, start)}
@@ -97,7 +84,7 @@ def test_maps_of_location_and_probability_reach_the_same_maximum(x):
             z = numpyro.sample("z", dist.Bernoulli(jax.nn.sigmoid(w)))
             numpyro.sample("x", dist.Normal(2 * mu[z] + 1, jnp.exp(sigma)[z]), obs=x)
 
-    one, other = run(plain, x), run(mapped, x)
+    one, other = fit(plain, x), fit(mapped, x)
     assert set(rules(emppl.EM(mapped), x).values()) == {"closed form"}
     assert other.num_iterations == one.num_iterations
     assert other.log_likelihood == pytest.approx(one.log_likelihood, abs=1e-9)
@@ -105,7 +92,7 @@ def test_maps_of_location_and_probability_reach_the_same_maximum(x):
     np.testing.assert_allclose(np.exp(other.params["sigma"]), one.params["sigma"], rtol=1e-8)
     np.testing.assert_allclose(scipy.special.expit(other.params["w"]), one.params["w"], rtol=1e-8)
     # Seeds from the data are values of the argument: they are mapped back.
-    assert run(mapped, x, restarts=3).log_likelihood == pytest.approx(one.log_likelihood, abs=1e-8)
+    assert fit(mapped, x, restarts=3).log_likelihood == pytest.approx(one.log_likelihood, abs=1e-8)
 
 
 def test_maps_that_bind_or_have_a_prior_say_so(x):
@@ -196,8 +183,7 @@ def weighted_least_squares(design, y, weight):
 
 def pieces(em, *args, **params):
     """One M-step by the fused path and one by the plain path, from the same parameters."""
-    whole = em._fit(args, {})
-    derived, leaves = whole.compiled, whole.data
+    derived, leaves = compiled_of(em, *args)
     start = {name: jnp.asarray(value) for name, value in params.items()}
     prepared, _ = derived.prepare(leaves)
     program = derived.program
@@ -211,7 +197,7 @@ def pieces(em, *args, **params):
 def test_intercepts_and_slopes_are_solved_together(table):
     """Two parameters, one weighted least-squares problem per component, by both paths."""
     X, y = table
-    em = emppl.EM(regressions, progress_bar=False)
+    em = emppl.EM(regressions)
     assert rules(em, X, y) == {"beta": "quadratic", "alpha": "quadratic", "sigma": "closed form"}
     assert "beta, alpha jointly" in str(em.plan(X, y)) and "2 groups of 4" in str(em.plan(X, y))
     start = {"beta": np.array([[1.0, 0, 0], [-1.0, 0, 0]]), "alpha": np.array([1.0, -1.0]), "sigma": np.ones(2)}
@@ -242,9 +228,8 @@ def test_common_slope_offsets_weights_masks_and_a_prior():
 
     y = np.where(present, y, np.nan)
     args = (X, y, offset, counts, present)
-    em = emppl.EM(model, progress_bar=False)
-    whole = em._fit(args, {})
-    derived, _ = whole.compiled, whole.data
+    em = emppl.EM(model)
+    derived, _ = compiled_of(em, *args)
     assert set(derived.program.model.regressions) == {"y"}
     fused, plain, posterior = pieces(em, *args, slope=np.array([0.5, 0.5]), alpha=np.array([1.0, -1.0]))
     weight = np.where(present, np.broadcast_to(posterior.weights["y"], (2, 80)), 0.0)
@@ -285,7 +270,7 @@ def test_nearly_collinear_columns_far_from_the_origin_keep_their_digits(table):
     near = np.stack([X[:, 0], X[:, 0] + 1e-5 * X[:, 1], 1e4 * X[:, 2]], 1)
     far = y + 1e6
     start = {"beta": np.zeros((2, 3)), "alpha": np.array([1e6 + 2, 1e6 - 2]), "sigma": np.array([2.0, 2.0])}
-    fused, plain, posterior = pieces(emppl.EM(regressions, progress_bar=False), near, far, **start)
+    fused, plain, posterior = pieces(emppl.EM(regressions), near, far, **start)
     design = np.concatenate([near, np.ones((len(y), 1))], 1)
     for k, weight in enumerate(np.asarray(posterior.weights["y"])):
         exact = longdouble_least_squares(design, far, weight)
@@ -302,7 +287,7 @@ def test_a_flat_direction_gives_the_smallest_step(table):
     X, y = table
     twice = np.concatenate([X[:, :2], X[:, 1:2]], 1)
     start = {"beta": np.zeros((2, 3)), "alpha": np.array([1.0, -1.0]), "sigma": np.ones(2)}
-    fused, plain, posterior = pieces(emppl.EM(regressions, progress_bar=False), twice, y, **start)
+    fused, plain, posterior = pieces(emppl.EM(regressions), twice, y, **start)
     design = np.concatenate([X[:, :2], np.ones((len(y), 1))], 1)
     for k, weight in enumerate(np.asarray(posterior.weights["y"])):
         slope, twin, intercept = weighted_least_squares(design, y, weight)
@@ -322,9 +307,8 @@ def test_a_design_that_differs_between_states_is_no_common_predictor(table):
             column = jnp.where(z == 1, X[:, 1], X[:, 2])
             numpyro.sample("y", dist.Normal(beta[z, 0] * X[:, 0] + beta[z, 1] * column, 1.0), obs=y)
 
-    em = emppl.EM(model, progress_bar=False)
-    whole = em._fit((X, y), {})
-    derived, _ = whole.compiled, whole.data
+    em = emppl.EM(model)
+    derived, _ = compiled_of(em, X, y)
     assert rules(em, X, y) == {"beta": "quadratic"} and not derived.program.model.regressions
     params = {"beta": jnp.array([[1.0, 0.0], [-1.0, 0.0]])}
     posterior = em.e_step(params, X, y)
@@ -351,7 +335,7 @@ def mixture(x):
 def test_fixed_entries_keep_the_closed_forms(x):
     """Some means, scales and weights stay; the others are where scipy finds the maximum given these."""
     fixed = {"mu": [NAN, 0.5, NAN], "sigma": [NAN, 1.5, NAN], "weights": [NAN, 0.1, NAN]}
-    em = emppl.EM(mixture, fixed=fixed, progress_bar=False)
+    em = emppl.EM(mixture, fixed=fixed)
     assert set(rules(em, x).values()) == {"closed form"}
     result = em.run(KEY, x)
     assert result.converged and never_falls(result)
@@ -377,7 +361,7 @@ def test_fixed_entries_keep_the_closed_forms(x):
 def test_fixed_entries_of_a_linear_predictor(table):
     """A coefficient that stays takes its column to the other side of the normal equations, by both paths."""
     X, y = table
-    em = emppl.EM(regressions, fixed={"beta": [[NAN, -2.0, NAN], [NAN, NAN, NAN]]}, progress_bar=False)
+    em = emppl.EM(regressions, fixed={"beta": [[NAN, -2.0, NAN], [NAN, NAN, NAN]]})
     start = {"beta": np.array([[1.0, -2.0, 0], [-1.0, 0, 0]]), "alpha": np.array([1.0, -1.0]), "sigma": np.ones(2)}
     fused, plain, posterior = pieces(em, X, y, **start)
     weight = np.asarray(posterior.weights["y"])
@@ -400,7 +384,7 @@ def test_fixed_entries_of_a_smooth_block(table):
             z = numpyro.sample("z", dist.Bernoulli(0.5))
             numpyro.sample("y", dist.Bernoulli(logits=X @ beta + jnp.array([-1.0, 1.0])[z]), obs=y)
 
-    em = emppl.EM(model, fixed={"beta": [NAN, 0.5, NAN]}, progress_bar=False)
+    em = emppl.EM(model, fixed={"beta": [NAN, 0.5, NAN]})
     assert rules(em, X, y) == {"beta": "newton"}
     result = em.run(KEY, X, y)
     assert result.converged and result.params["beta"][1] == 0.5 and result.num_parameters == 2
@@ -438,8 +422,8 @@ def two_normals(constraint, start):
 def test_ordered_means_take_the_closed_form_as_long_as_they_are_ordered(x):
     """The constraint does not bind: the fit of the free means, step by step."""
     start = [-1.0, 1.0]
-    free = run(two_normals(constraints.real, start), x)
-    em = emppl.EM(two_normals(constraints.ordered_vector, start), progress_bar=False)
+    free = fit(two_normals(constraints.real, start), x)
+    em = emppl.EM(two_normals(constraints.ordered_vector, start))
     (plan,) = em.plan(x).parameters
     assert plan.rule == "constrained" and "or else newton" in plan.update
     result = em.run(KEY, x)
@@ -450,7 +434,7 @@ def test_ordered_means_take_the_closed_form_as_long_as_they_are_ordered(x):
 def test_a_bound_is_where_the_maximum_is():
     """Means beyond their interval: the bound, as scipy's bounded maximiser says, and the boundary is named."""
     x = np.concatenate([np.random.default_rng(0).normal(-2, 1, 80), np.random.default_rng(1).normal(0.5, 1, 80)])
-    em = emppl.EM(two_normals(constraints.interval(-1.0, 1.0), [-0.5, 0.6]), progress_bar=False)
+    em = emppl.EM(two_normals(constraints.interval(-1.0, 1.0), [-0.5, 0.6]))
     (plan,) = em.plan(x).parameters
     assert plan.rule == "constrained" and "or else the bound" in plan.update
     result = em.run(KEY, x)

@@ -15,16 +15,7 @@ from numpyro.distributions import constraints
 import emppl
 from emppl import mstep
 from emppl.fit import loop
-
-KEY = jax.random.key(0)
-
-
-def rules(em, *args):
-    return {one.name: one.rule for one in em.plan(*args).parameters}
-
-
-def never_falls(result):
-    return bool(np.all(np.diff(result.history["objective"]) > -1e-8))
+from tests.kit.fits import KEY, compiled_of, fit, never_falls, rules
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +78,7 @@ def test_m_step_of_a_regression_equals_scipy(covariates, name):
             z = numpyro.sample("z", dist.Bernoulli(0.5))
             numpyro.sample("y", distribution((X * beta[z]).sum(-1) + alpha[z], auxiliary), obs=y)
 
-    em = emppl.EM(model, progress_bar=False)
+    em = emppl.EM(model)
     assert set(rules(em, X, y).values()) == {"newton"}
     start = {"beta": jnp.array([[0.5, 0.0], [-0.5, 0.0]]), "alpha": jnp.array([0.2, 0.8])}
     start |= {extra: jnp.array(2.0)} if extra else {}
@@ -131,7 +122,7 @@ def test_mixture_of_poisson_regressions_with_an_offset(covariates):
             eta = beta[z, 0] + (X * beta[z, 1:]).sum(-1)
             numpyro.sample("y", dist.Poisson(exposure * jnp.exp(eta)), obs=y)
 
-    em = emppl.EM(model, progress_bar=False)
+    em = emppl.EM(model)
     assert rules(em, X, y, exposure) == {"w": "closed form", "beta": "newton"}
     assert "(2 groups of 3)" in str(em.plan(X, y, exposure))
     result = em.run(KEY, X, y, exposure)
@@ -165,7 +156,7 @@ def test_multinomial_logit_on_class_membership(covariates):
             chances = jnp.where(jnp.eye(3)[z] == 1, right, (1 - right) / 2)
             numpyro.sample("y", dist.Categorical(probs=chances), obs=y)
 
-    em = emppl.EM(model, progress_bar=False)
+    em = emppl.EM(model)
     assert rules(em, X, y) == {"gate": "newton", "right": "newton"}
     result = em.run(KEY, X, y)
     assert result.converged and never_falls(result)
@@ -192,7 +183,7 @@ def test_newton_climbs_from_where_the_hessian_points_the_wrong_way():
     x = np.random.default_rng(0).standard_cauchy(40)
     far = -scipy.stats.cauchy.logpdf(x, 30.0 - 1e-3).sum() + 2 * scipy.stats.cauchy.logpdf(x, 30.0).sum()
     assert far - scipy.stats.cauchy.logpdf(x, 30.0 + 1e-3).sum() < 0  # the second difference is positive: convex
-    result = emppl.EM(model, progress_bar=False).run(KEY, x)
+    result = fit(model, x)
     assert result.converged and never_falls(result)
     best = scipy.optimize.minimize_scalar(
         lambda m: -scipy.stats.cauchy.logpdf(x, m).sum(), bounds=(-2, 2), method="bounded", options={"xatol": 1e-10}
@@ -213,7 +204,7 @@ def test_a_prior_without_closed_form_takes_newton_steps_on_the_statistics(covari
             z = numpyro.sample("z", dist.Bernoulli(0.5))
             numpyro.sample("x", dist.Normal(mu[z], sigma[z]), obs=x)
 
-    em = emppl.EM(model, progress_bar=False)
+    em = emppl.EM(model)
     plan = em.plan(x)
     assert rules(em, x) == {"mu": "closed form", "sigma": "newton"}
     assert {one.name: one.form for one in plan.factors}["x"] == "statistics x natural parameters"
@@ -261,7 +252,7 @@ OPTIMIZERS = {"lbfgs": optax.lbfgs(), "adam": optax.adam(1e-2), "small steps": o
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_any_optimizer_reaches_the_maximum(logistic_data, logistic_maximum, name):
     """Whatever the user passes: monotone, to scipy's maximum."""
-    em = emppl.EM(logistic_mixture, optimizer=OPTIMIZERS[name], progress_bar=False)
+    em = emppl.EM(logistic_mixture, optimizer=OPTIMIZERS[name])
     assert rules(em, logistic_data) == {"mu": "optax", "width": "optax"}
     assert "not newton: an optimizer is given" in str(em.plan(logistic_data))
     result = em.run(KEY, logistic_data)
@@ -271,7 +262,7 @@ def test_any_optimizer_reaches_the_maximum(logistic_data, logistic_maximum, name
 
 def test_an_optimizer_for_one_parameter(logistic_data, logistic_maximum):
     """The others keep their rules."""
-    em = emppl.EM(logistic_mixture, m_step={"width": optax.lbfgs()}, progress_bar=False)
+    em = emppl.EM(logistic_mixture, m_step={"width": optax.lbfgs()})
     assert rules(em, logistic_data) == {"mu": "newton", "width": "optax"}
     result = em.run(KEY, logistic_data)
     assert result.converged and result.log_likelihood == pytest.approx(logistic_maximum, abs=1e-6)
@@ -279,16 +270,15 @@ def test_an_optimizer_for_one_parameter(logistic_data, logistic_maximum):
 
 def test_an_optimizer_that_only_overshoots_is_not_called_converged(logistic_data):
     """Steps far too large never raise Q: nothing falls, nothing is gained, and that is no convergence."""
-    result = emppl.EM(logistic_mixture, optimizer=optax.sgd(1e3), progress_bar=False).run(KEY, logistic_data)
+    result = fit(logistic_mixture, logistic_data, optimizer=optax.sgd(1e3))
     assert result.stop_reason is emppl.StopReason.UNFINISHED and not result.converged
     assert never_falls(result) and "learning rate" in result.stop_message
 
 
 def test_state_is_kept_between_iterations(logistic_data):
     """Adam goes on counting its steps, restart by restart."""
-    em = emppl.EM(logistic_mixture, optimizer=optax.adam(1e-3), restarts=2, progress_bar=False)
-    whole = em._fit((logistic_data,), {})
-    derived, leaves = whole.compiled, whole.data
+    em = emppl.EM(logistic_mixture, optimizer=optax.adam(1e-3), restarts=2)
+    derived, leaves = compiled_of(em, logistic_data)
     params = {name: np.asarray(value) for name, value in derived.start(KEY, leaves, 2).items()}
     states = loop.initial_states(derived.program, params, derived.begin(params), 2, jnp.result_type(float))
     prepared, _ = derived.prepare(leaves)

@@ -11,8 +11,8 @@ import scipy.stats
 from numpyro.distributions import constraints
 
 import emppl
+from tests.kit.fits import KEY, fit
 
-KEY = jax.random.key(0)
 K, D, ROWS = 2, 3, 70
 POSITIVE = constraints.positive
 RNG = np.random.default_rng(3)
@@ -101,7 +101,7 @@ def scatters(posterior, x, mu):
 
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_entries_of_a_diagonal_are_mean_squares(name):
-    em = emppl.EM(model, progress_bar=False)
+    em = emppl.EM(model)
     (plan,) = em.plan(X, name).parameters
     assert plan.rule == "closed form" and "on the diagonal" in plan.update
     params = em.start(KEY, X, name)
@@ -130,7 +130,7 @@ def known(x, kind):
 
 @pytest.mark.parametrize("kind", ["known shape", "twice", "plus the identity", "beside correlations"])
 def test_other_structures_are_exact_on_the_sums(kind):
-    em = emppl.EM(known, progress_bar=False)
+    em = emppl.EM(known)
     (plan,) = em.plan(X, kind).parameters
     assert plan.rule == "newton"
     params = em.start(KEY, X, kind)
@@ -164,7 +164,7 @@ def test_conjugate_priors_of_single_entries(name):
             z = numpyro.sample("z", dist.Categorical(jnp.array([0.4, 0.6])))
             numpyro.sample("x", dist.MultivariateNormal(jnp.asarray(MU)[z], **{argument: eye(v)[z]}), obs=x)
 
-    em = emppl.EM(model, progress_bar=False)
+    em = emppl.EM(model)
     (plan,) = em.plan(X).parameters
     assert plan.rule == "closed form"
     params = {"v": jnp.array([0.7, 1.8])}
@@ -195,8 +195,8 @@ def test_a_fit_far_from_the_origin_equals_the_one_near_it():
             numpyro.sample("x", dist.MultivariateNormal(mu[z], covariance[z]), obs=x)
 
     x = np.round(X * 2**20) / 2**20
-    near = emppl.EM(free, progress_bar=False).run(KEY, x, name)
-    far = emppl.EM(free, progress_bar=False).run(KEY, x + 2**20, name)
+    near = fit(free, x, name)
+    far = fit(free, x + 2**20, name)
     assert near.converged and far.converged
     np.testing.assert_allclose(far.params["v"], near.params["v"], rtol=1e-6)
     assert far.log_likelihood == pytest.approx(near.log_likelihood, abs=1e-5)
@@ -215,7 +215,7 @@ def test_low_rank_covariance_equals_a_direct_maximum():
     rng = np.random.default_rng(4)
     loading = np.array([1.0, -0.8, 0.6, 0.4])
     x = rng.normal(size=(150, 1)) * loading + rng.normal(size=(150, 4)) * [0.5, 0.7, 0.9, 1.1]
-    em = emppl.EM(low_rank, progress_bar=False)
+    em = emppl.EM(low_rank)
     plan = {one.name: one for one in em.plan(x).parameters}
     assert plan["mu"].rule == "closed form"
     assert plan["factor"].rule == plan["noise"].rule == "newton"

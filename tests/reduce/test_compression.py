@@ -24,6 +24,7 @@ from emppl.reduce import rows as compression
 from emppl.reduce.reduction import Source
 from emppl.trace.arguments import split_arguments
 from tests.kit import random_models
+from tests.kit.fits import fit
 
 
 def factors(x):
@@ -156,10 +157,7 @@ RARE = (
 def test_iterations_are_the_same(name):
     model, data, options = CASES[name]
     fits = [
-        emppl.EM(model, compress=compress, tolerance=0.0, max_iterations=4, progress_bar=False, **options).run(
-            jax.random.key(0), *data
-        )
-        for compress in (True, False)
+        fit(model, *data, compress=compress, tolerance=0.0, max_iterations=4, **options) for compress in (True, False)
     ]
     np.testing.assert_allclose(fits[0].history["objective"], fits[1].history["objective"], rtol=1e-11)
     for parameter, value in fits[1].params.items():
@@ -184,8 +182,8 @@ def test_the_plan_says_it():
 
 
 def test_a_model_that_says_its_number_of_rows_keeps_them():
-    fit = emppl.EM(counts, progress_bar=False, max_iterations=2).run(jax.random.key(0), WORDS, 3000)
-    assert fit.posterior("z").shape == (3000, 2)
+    result = fit(counts, WORDS, 3000, max_iterations=2)
+    assert result.posterior("z").shape == (3000, 2)
 
 
 def counting(where):
@@ -291,10 +289,7 @@ def test_a_prior_that_reads_the_rows_keeps_them():
 
     x = jnp.exp(draw(300, 5)[:, 0])
     assert "site 'mean', outside the plate, reads the rows too" in str(emppl.EM(centred).plan(x))
-    fits = [
-        emppl.EM(centred, compress=compress, progress_bar=False).run(jax.random.key(0), x).params["mean"]
-        for compress in (True, False)
-    ]
+    fits = [fit(centred, x, compress=compress).params["mean"] for compress in (True, False)]
     np.testing.assert_allclose(fits[0], fits[1], atol=1e-8)
 
 

@@ -14,14 +14,11 @@ from scipy import stats
 
 import emppl
 from emppl.uncertainty import charts
+from tests.kit.differences import numerical_errors
+from tests.kit.fits import KEY, fit
 
-KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 X = np.where(RNG.random(80) < 0.4, RNG.normal(-1.5, 1, 80), RNG.normal(1.5, 1, 80))
-
-
-def fit(model, *args, init_params=None, **options):
-    return emppl.EM(model, progress_bar=False, **options).run(KEY, *args, init_params=init_params)
 
 
 def mixture(x, counts=None, seen=True):
@@ -177,7 +174,7 @@ def test_logits_that_enter_elsewhere_count_in_full(classes):
             numpyro.sample("x", dist.Normal(mu[z] + table[0], 1.0), obs=x)
             numpyro.sample("y", dist.Categorical(logits=table * jnp.array([1.0, 2.0, 3.0])), obs=y)
 
-    assert emppl.EM(model, progress_bar=False, max_iterations=0).run(KEY, *classes).num_parameters == 5
+    assert fit(model, *classes, max_iterations=0).num_parameters == 5
 
 
 def test_a_prior_identifies_logits(classes):
@@ -198,21 +195,6 @@ def test_a_prior_identifies_logits(classes):
 
 
 # ------------------------------------------------------------------------------------- boundary and curvature
-
-
-def numerical_errors(log_likelihood, at, step=1e-4):
-    """Standard errors from central differences of a function written by hand."""
-    unit = np.eye(len(at)) * step
-    hessian = np.array(
-        [
-            [
-                sum(s * t * log_likelihood(at + s * unit[i] + t * unit[j]) for s in (1, -1) for t in (1, -1))
-                for j in range(len(at))
-            ]
-            for i in range(len(at))
-        ]
-    ) / (4 * step**2)
-    return np.sqrt(np.diag(np.linalg.inv(-hessian)))
 
 
 INTERVALS = {
@@ -377,7 +359,7 @@ def test_chart_jacobian_is_the_derivative_of_its_map(constraint, shape):
 
 def test_uncertainty_compiles_once_and_is_computed_once():
     """A second fit of equal shape compiles no Hessian anew, and one result computes it once."""
-    em = emppl.EM(mixture, progress_bar=False)
+    em = emppl.EM(mixture)
     results = [em.run(KEY, data) for data in (X, X + 0.5)]
     compiled = results[0].fit.compiled.hessian_columns
     calls = []

@@ -13,12 +13,11 @@ from numpyro.contrib.control_flow import scan
 
 import emppl
 from emppl import Enumerate, Gaussian, Hard, MonteCarlo, estep
-from emppl.derivation.derive import derive
-from emppl.model.options import Options
 from emppl.trace.arguments import split_arguments
 from tests.elimination.test_chains import CASES
 from tests.estep.test_random_models import em_step, many
 from tests.kit.brute_force import BruteForce
+from tests.kit.fits import fit, program_of
 from tests.kit.random_models import model as random_model
 from tests.kit.random_models import random_data, random_params, specs
 
@@ -40,7 +39,7 @@ def points():
 
 @functools.cache
 def k_means():
-    em = emppl.EM(clusters, latents={"z": Hard()}, progress_bar=False)
+    em = emppl.EM(clusters, latents={"z": Hard()})
     return em.run(jax.random.key(0), points(), K=3, init_params={"mu": points()[:3]})
 
 
@@ -92,7 +91,7 @@ def test_classification_em_ends_at_a_fixed_point():
             numpyro.sample("x", dist.Normal(mu[z], sigma[z]), obs=x)
 
     x = points()[:, 1]
-    em = emppl.EM(mixture, latents={"z": Hard()}, restarts=3, progress_bar=False)
+    em = emppl.EM(mixture, latents={"z": Hard()}, restarts=3)
     result = em.run(jax.random.key(1), x, K=2, init_params={"mu": np.array([0.0, 4.0])})
     assert result.converged and len(result.history["final_objectives"]) == 3
     labels = result.decode()["z"]
@@ -146,7 +145,7 @@ def test_viterbi_training_is_that_of_all_paths():
     rng = np.random.default_rng(3)
     states = (rng.random((7, 6)) < 0.4).cumsum(0) % 2
     x = rng.normal(2.5 * states)
-    em = emppl.EM(hidden_markov, latents={"z": Hard()}, progress_bar=False)
+    em = emppl.EM(hidden_markov, latents={"z": Hard()})
     result = em.run(jax.random.key(0), x)
     start = np.array([0.6, 0.4]), np.array([[0.7, 0.3], [0.4, 0.6]]), np.array([0.0, 1.0])
     objectives, (init, trans, mu) = viterbi_training(x, *start)
@@ -166,10 +165,10 @@ def check_structure(spec):
         rng = np.random.default_rng([spec.seed, draw])
         params, data = random_params(spec, rng), random_data(spec, rng)
         oracle = BruteForce(random_model, params, data, spec, False)
-        leaves, skeleton = split_arguments((data, spec, False), {})
+        leaves, _ = split_arguments((data, spec, False), {})
         if names is None:
             names = oracle.latents
-            program = derive(random_model, leaves, skeleton, Options(latents=dict.fromkeys(names, Hard())))
+            program, _ = program_of(random_model, data, spec, False, latents=dict.fromkeys(names, Hard()))
             fused = program.fused
 
             @jax.jit
@@ -208,7 +207,7 @@ def test_best_path_of_chains(name):
     """Ragged sequences, higher order, several chains: objective by enumeration of all paths, fused equals plain."""
     model, data = CASES[name]
     names = emppl.EM(model).plan(*data).latents
-    em = emppl.EM(model, latents={one.name: Hard() for one in names}, max_iterations=5, progress_bar=False)
+    em = emppl.EM(model, latents={one.name: Hard() for one in names}, max_iterations=5)
     start = em.start(jax.random.key(0), *data)
     oracle = BruteForce(model, start, *data)
     best = oracle.log_joint().max()
@@ -236,8 +235,7 @@ def test_continuous_latents_are_integrated_given_the_assignment():
     stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(0)
     x = rng.normal(3.0 * (rng.random(30) < 0.5) + rng.normal(0, 0.7, 30), 1.0, (4, 30))
-    em = emppl.EM(two_latents, latents={"z": Hard(), "b": Gaussian()}, progress_bar=False)
-    result = em.run(jax.random.key(0), x, None)
+    result = fit(two_latents, x, None, latents={"z": Hard(), "b": Gaussian()})
     covariance = np.eye(4) + result.params["sd"] ** 2
     heights = [stats.multivariate_normal(np.full(4, mu), covariance).logpdf(x.T) for mu in result.params["mu"]]
     np.testing.assert_allclose(result.classification, np.max(heights, 0).sum() - 30 * np.log(2), rtol=1e-10)
@@ -265,4 +263,4 @@ def test_what_hard_em_cannot_do_is_refused():
     with pytest.raises(emppl.ParameterError, match=r"EM\(model, estimate=\['b'\]\)"):
         emppl.EM(two_latents, latents={"b": Hard()}).plan(y, None)
     with pytest.raises(emppl.ParameterError, match="assignments jump"):
-        emppl.EM(meeting, latents={"z": Hard(), "w": Hard()}, accelerate="squarem").run(jax.random.key(0), x)
+        fit(meeting, x, latents={"z": Hard(), "w": Hard()}, accelerate="squarem")
