@@ -20,11 +20,8 @@ import scipy.stats
 from numpyro.distributions import biject_to, constraints
 
 from emppl import estep
-from emppl.families import registered_families
-from emppl.families.check import check_family
 from tests.kit.brute_force import unconstrained_gradient
 from tests.kit.fits import fit, program_of, rules
-from tests.mstep import test_closed_forms
 
 ROWS, K = 80, 2
 WEIGHTS = np.array([0.4, 0.6])
@@ -505,38 +502,6 @@ def test_float32_is_close_to_float64(name):
         assert rough[n].dtype == np.float32
         # A maximum is as wide as the square root of the rounding of Q.
         np.testing.assert_allclose(rough[n], exact[n], rtol=3e-3)
-
-
-@pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(f, marks=() if f.name in ("Gamma", "HalfNormal") else pytest.mark.slow, id=f.name)
-        for f in registered_families()
-    ],
-)
-def test_description_obeys_its_laws(family):
-    """Natural form, additivity, and zero gradient at every ``solve`` with every prior."""
-    with jax.numpy_rank_promotion("allow"):
-        check_family(family)
-
-
-def _is_numpyros(kind) -> bool:
-    """Not registered by an example of the documentation that ran in the same process."""
-    return kind.__module__.startswith("numpyro.")
-
-
-def test_every_family_has_a_case():
-    seen = set()
-    for case in CASES.values():
-        seen.add(type(case.build({n: v[:, None] for n, v in start_of(case).items()})))
-    for case in test_closed_forms.CASES.values():
-        seen.add(type(case.build({n: jnp.asarray(a.values) for n, a in case.arguments.items()})))
-    missing = {
-        kind.__name__ for family in registered_families() for kind in family.distributions if _is_numpyros(kind)
-    } - {k.__name__ for k in seen}
-    # Corners in the location: see below. SoftLaplace would test nothing that Gumbel and Logistic do not.
-    # The bounds of a Uniform have no rule of their own: see below.
-    assert missing == {"Uniform", "Laplace", "SoftLaplace"}
 
 
 # --------------------------------------------------------------------------------------- corners in the location

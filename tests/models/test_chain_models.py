@@ -24,19 +24,6 @@ from models import (
 from tests.kit.fits import fit
 from tests.kit.oracles import check, oracle
 
-TESTED = (
-    "earthquakes",
-    "response_speed",
-    "dippers",
-    "dishonest_casino",
-    "old_faithful_durations",
-    "old_faithful_second_order",
-    "nile",
-    "lynx",
-    "two_sources",
-    "unigram_tokenizer",
-)
-
 
 @functools.cache
 def fitted(module, *data):

@@ -24,19 +24,6 @@ from models import (
 )
 from tests.kit.oracles import check_block, oracle
 
-TESTED = (
-    "bcg_vaccine",
-    "dyestuff",
-    "eight_schools",
-    "fitness_club",
-    "holzinger",
-    "iris_factors",
-    "pearson_line",
-    "penicillin",
-    "sleep_study",
-    "swiss_fertility",
-)
-
 
 def em(model, **options):
     return emppl.EM(model, **{"max_iterations": 5000, **options})

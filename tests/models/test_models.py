@@ -5,8 +5,6 @@ The answers and their tolerances are the files in tests/oracles (see tests/kit/o
 
 import dataclasses
 import functools
-import importlib
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -634,59 +632,3 @@ def test_line_with_outliers():
     # Points 2, 3 and 4 cannot be on the line; point 1, with its long error bar, might be.
     bad = result.posterior("bad")[:, 1]
     assert np.all(bad[1:4] > 0.99) and np.all(np.delete(bad, [1, 2, 3]) < 0.4)
-
-
-MODULES = sorted(path.stem for path in pathlib.Path(two_coins.__file__).parent.glob("[a-z]*.py"))
-# Several fits of different size each, or NUTS.
-LONG = ("carcinoma", "response_speed", "dippers", "galaxies", "hair_eye", "old_faithful", "lynx", "two_sources")
-LONG += ("dyestuff", "eight_schools", "fitness_club", "holzinger", "iris_factors", "pearson_line", "penicillin")
-LONG += ("sleep_study", "swiss_fertility", "absences", "graded_responses", "matings", "toenails", "booth_hobert")
-LONG += (
-    "affairs",
-    "bcg_vaccine",
-    "stack_loss",
-    "teaching_method",
-    "cattle",
-    "law_school",
-    "orange_trees",
-    "pumps",
-    "seeds",
-    "uk_gas",
-    "nile_level",
-    "spiking_neurons",
-    "synchroniser",
-    "chest_clinic",
-)
-
-
-# Fits of minutes, which tests with the slow mark make as well.
-LONGEST = ("polio", "stochastic_volatility")
-MARKED = [
-    pytest.param(n, marks=pytest.mark.long if n in LONGEST else pytest.mark.slow if n in LONG else ()) for n in MODULES
-]
-
-
-@pytest.mark.parametrize("name", MARKED)
-def test_main_runs(name, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    module = importlib.import_module(f"models.{name}")
-    if name == "old_faithful":
-        # NUTS runs the model in numpyro's own code, which relies on rank promotion.
-        with jax.numpy_rank_promotion("allow"):
-            module.main(num_warmup=30, num_samples=30)
-    else:
-        module.main()
-    printed = capsys.readouterr().out
-    assert printed.startswith("EM plan")
-    assert "published" in printed or "known" in printed
-    assert (tmp_path / "out" / "old_faithful.png").exists() == (name == "old_faithful")
-
-
-def test_every_model_has_a_test():
-    tested = {case.em.model.__module__ for case in CASES} | {ibm_model1.__name__, line_with_outliers.__name__}
-    kinds = ("chain", "gaussian", "mixed", "latent", "network")
-    others = [pathlib.Path(__file__).with_name(f"test_{kind}_models.py").read_text() for kind in kinds]
-    tested |= {
-        f"models.{name}" for name in MODULES if any(f'"{name}"' in text or f"{name}.model" in text for text in others)
-    }
-    assert tested == {f"models.{name}" for name in MODULES}
