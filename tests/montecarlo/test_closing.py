@@ -10,8 +10,6 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from scipy import stats
-from test_monte_carlo import cbpp, glmm, pump_data
-from test_monte_carlo import pumps as pump_model
 
 import emppl
 from emppl import MonteCarlo, Quadrature, StopReason
@@ -22,6 +20,8 @@ from emppl.montecarlo.path import Path, draw
 from emppl.montecarlo.trail import Trail
 from emppl.uncertainty.information import charts
 from tests.kit.fits import compiled_of
+from tests.montecarlo.test_monte_carlo import cbpp, glmm, pump_data
+from tests.montecarlo.test_monte_carlo import pumps as pump_model
 
 POSITIVE = dist.constraints.positive
 
@@ -87,10 +87,10 @@ def test_densities_belong_to_groups():
         (pump_model, (time, failures), "rate", pump_rates, {"alpha": 0.8, "beta": 1.3}, {"alpha": 1.0, "beta": 1.2}),
     ):
         compiled, leaves = compiled_of(emppl.EM(model, latents={latent: MonteCarlo(10)}), *data)
-        (integral,) = compiled.program.integrals
+        (integral,) = compiled.program.model.integrals
         draws = rng.normal(0, 0.7, (4, 20, integral.groups, 1))
         before, after = (
-            log_densities(compiled.program, jax.tree.map(jnp.asarray, params), {integral.axis: draws}, leaves)
+            log_densities(compiled.program.model, jax.tree.map(jnp.asarray, params), {integral.axis: draws}, leaves)
             for params in (old, new)
         )
         ratios = after[integral.axis] - before[integral.axis]
