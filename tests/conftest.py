@@ -9,6 +9,7 @@ import tempfile
 
 import jax
 import jaxlib
+import numpy as np
 import pytest
 
 # Oracles are compared to many digits; the precision must be set before anything is traced.
@@ -48,3 +49,20 @@ def forget_compiled():
     """Thousands of compiled programs take gigabytes: no module needs those of another."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def x():
+    """Two normal components."""
+    rng = np.random.default_rng(0)
+    return np.where(rng.random(300) < 0.4, rng.normal(-2, 0.7, 300), rng.normal(2, 1.2, 300))
+
+
+@pytest.fixture(scope="session")
+def table():
+    """Covariates, and responses about two lines."""
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=(150, 3))
+    z = rng.random(150) < 0.4
+    loc = np.where(z, X @ [1.0, -2.0, 0.5] + 3.0, X @ [-1.0, 1.0, 2.0] - 1.0)
+    return X, loc + np.where(z, 0.5, 1.0) * rng.normal(size=150)

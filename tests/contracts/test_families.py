@@ -1,6 +1,6 @@
 """Every registered family: its description obeys the laws of families/check.py, and a test knows its M-step.
 
-The laws of the M-step are in the tables of families/test_families.py and mstep/test_closed_forms.py, which check them
+The laws of the M-step are in the tables of families/test_families.py and mstep/test_closed_form.py, which check them
 for every family that has a row there.
 """
 
@@ -11,7 +11,7 @@ import pytest
 from emppl.families import registered_families
 from emppl.families.check import check_family
 from tests.families import test_families
-from tests.mstep import test_closed_forms
+from tests.mstep import test_closed_form
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_every_family_has_a_case():
     seen = set()
     for case in test_families.CASES.values():
         seen.add(type(case.build({n: v[:, None] for n, v in test_families.start_of(case).items()})))
-    for case in test_closed_forms.CASES.values():
+    for case in test_closed_form.CASES.values():
         seen.add(type(case.build({n: jnp.asarray(a.values) for n, a in case.arguments.items()})))
     missing = {
         kind.__name__ for family in registered_families() for kind in family.distributions if _is_numpyros(kind)

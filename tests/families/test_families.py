@@ -1,4 +1,4 @@
-"""One contract for every family without a table of its own in ``test_closed_forms``, one compiled M-step per family.
+"""One contract for every family without a table of its own in ``test_closed_form``, one compiled M-step per family.
 
 The oracle is NumPyro's ``log_prob`` with responsibilities computed here by Bayes' rule, scipy's densities under scipy's
 optimiser, and replication. Newton steps solve the likelihood equations, so that the gradient must vanish to rounding.

@@ -14,7 +14,7 @@ from scipy import special, stats
 import emppl
 from emppl.montecarlo.mixing import effective_draws, mixing
 from emppl.montecarlo.path import joined
-from tests.integrals.test_state_space import CASES, dense, poisson_walk
+from tests.integrals.test_smoother import CASES, dense, poisson_walk
 from tests.kit.fits import compiled_of
 from tests.kit.oracles import oracle
 

@@ -12,7 +12,7 @@ import pytest
 import emppl
 from emppl import StochasticEM, StopReason, estep
 from tests.kit.fits import program_of
-from tests.strategies.test_hard import hidden_markov
+from tests.strategies.test_discrete import hidden_markov
 
 
 def quiet(model, latents, **options):

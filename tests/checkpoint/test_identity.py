@@ -21,7 +21,7 @@ from emppl.checkpoint.identity import closure_words, fit_identity
 from emppl.model.options import Options
 from emppl.trace import trace_model
 from emppl.trace.arguments import split_arguments
-from tests.checkpoint.test_checkpoints import KINDS
+from tests.checkpoint.test_file import KINDS
 
 x = np.random.default_rng(2).normal(size=30)
 
@@ -175,7 +175,7 @@ sys.path[:0] = {path!r}
 import jax
 jax.config.update("jax_enable_x64", True)
 import json
-from tests.checkpoint.test_fit_identity import everything
+from tests.checkpoint.test_identity import everything
 print(json.dumps(everything()))
 """
 

@@ -21,7 +21,7 @@ import emppl.em
 from emppl import SAEM, MonteCarlo, StochasticEM
 from emppl.checkpoint import file as checkpoints
 from emppl.fit import loop
-from tests.strategies.test_hard import hidden_markov
+from tests.strategies.test_discrete import hidden_markov
 
 positive = dist.constraints.positive
 
@@ -182,7 +182,7 @@ import jax
 jax.config.update("jax_enable_x64", True)
 import numpy as np
 import emppl, emppl.em
-from tests.checkpoint.test_checkpoints import mixture, overlapping
+from tests.checkpoint.test_file import mixture, overlapping
 
 def slow(self, states):
     print(int(states.iteration.max()), flush=True)

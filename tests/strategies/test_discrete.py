@@ -15,7 +15,7 @@ import emppl
 from emppl import Enumerate, Gaussian, Hard, MonteCarlo, estep
 from emppl.trace.arguments import split_arguments
 from tests.elimination.test_chains import CASES
-from tests.estep.test_random_models import em_step, many
+from tests.estep.test_fused import em_step, many
 from tests.kit.brute_force import BruteForce
 from tests.kit.fits import fit, program_of
 from tests.kit.random_models import model as random_model
