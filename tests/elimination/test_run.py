@@ -15,7 +15,6 @@ import emppl
 from emppl.elimination.order import Factor, plan_elimination
 from emppl.elimination.run import log_normalizer
 from emppl.errors import ModelError
-from emppl.numerics.guarded import logsumexp
 from tests.kit.brute_force import BruteForce
 from tests.kit.fits import fit
 
@@ -103,17 +102,6 @@ def test_constant_tables_count_once_per_plate_cell():
 
 
 # -------------------------------------------------------------------------------------------- structural zeros
-
-
-def test_logsumexp_of_impossible_states():
-    """Minus infinity where all states are impossible; the derivative is zero there, never NaN."""
-    table = jnp.array([[0.0, -jnp.inf, -jnp.inf], [-jnp.inf, -jnp.inf, 1.0]])
-    np.testing.assert_array_equal(logsumexp(table, 0)[0], [0.0, -np.inf, 1.0])
-    gradient = jax.jacobian(lambda t: logsumexp(t, 0)[0])(table)
-    assert np.all(np.isfinite(gradient))
-    np.testing.assert_array_equal(gradient[1], 0)
-    second = jax.hessian(lambda t: logsumexp(t, 0)[0, 0])(table)
-    assert np.all(np.isfinite(second))
 
 
 def left_right(x, known=None):

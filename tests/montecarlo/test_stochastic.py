@@ -10,13 +10,11 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
-from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from scipy import integrate, stats
 
 import emppl
 from emppl import SAEM, MonteCarlo, Quadrature, StochasticEM, StopReason
-from emppl.montecarlo.averaging import Window
-from emppl.montecarlo.mixing import effective_draws, split_r_hat
+from emppl.montecarlo.mixing import effective_draws
 from emppl.montecarlo.path import joined
 from models import absences, law_school
 from tests.kit.fits import compiled_of, fit
@@ -327,17 +325,6 @@ def test_discrete_latents_are_summed_out_inside():
     np.testing.assert_allclose(improved.params["level"], expected, atol=0.04)
 
 
-def test_diagnostics_agree_with_numpyro():
-    rng = np.random.default_rng(1)
-    noise = rng.standard_normal((4, 400, 3))
-    chains = np.zeros_like(noise)
-    for step in range(1, 400):
-        chains[:, step] = np.array([0.0, 0.5, 0.95]) * chains[:, step - 1] + noise[:, step]
-    chains[0, :, 0] += 1  # one chain elsewhere
-    np.testing.assert_allclose(split_r_hat(chains), split_gelman_rubin(chains), rtol=1e-10)
-    np.testing.assert_allclose(effective_draws(chains), effective_sample_size(chains), rtol=0.05)
-
-
 # ---------------------------------------------------------------------------------------------------------- the loop
 
 
@@ -377,22 +364,6 @@ def test_too_few_draws_are_no_convergence():
     result = fit_case("pump_gamma_poisson", MonteCarlo(max_samples=100), 0, tolerance=1e-7)
     assert result.stop_reason is StopReason.NOISY
     assert "max_samples" in result.stop_message
-
-
-def test_draws_that_are_forgotten_are_the_oldest():
-    window = Window({"b": np.zeros((0, 1, 1))}, np.zeros(0))
-    for step in range(1, 30):
-        new = {"b": np.full((2, 1, 1), float(step))}
-        window = window.after(new, 1 / step, 16)
-    assert len(window.shares) == 16
-    assert window.draws["b"].min() == 22  # the newest sixteen stay
-    np.testing.assert_allclose(window.shares.sum(), 1)
-    window = Window({"b": np.zeros((0, 1, 1))}, np.zeros(0))
-    for step in (1.0, 0.5, 0.25):
-        window = window.after({"b": np.full((1, 1, 1), step)}, step, 16)
-    np.testing.assert_allclose(window.shares, [0.375, 0.375, 0.25])
-    window = window.after({"b": np.ones((2, 1, 1))}, 1.0, 16)
-    np.testing.assert_allclose(window.shares, [0.5, 0.5])
 
 
 def test_options_are_checked():
