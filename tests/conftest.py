@@ -9,6 +9,7 @@ import tempfile
 
 import jax
 import jaxlib
+import numpy as np
 import pytest
 
 # Oracles are compared to many digits; the precision must be set before anything is traced.
@@ -27,6 +28,11 @@ if "EMPPL_TEST_PROGRAMS" not in os.environ:  # workers inherit it from the proce
 jax.config.update("jax_compilation_cache_dir", os.environ["EMPPL_TEST_PROGRAMS"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
+# A bar of progress has nobody to look at it.
+os.environ["TQDM_DISABLE"] = "1"
+# The kit holds assertions, which are to say as much as those in tests.
+pytest.register_assert_rewrite("tests.kit")
+
 # models/ and benchmarks/ are not in the wheel; tests import them from the repository.
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
@@ -43,3 +49,20 @@ def forget_compiled():
     """Thousands of compiled programs take gigabytes: no module needs those of another."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def x():
+    """Two normal components."""
+    rng = np.random.default_rng(0)
+    return np.where(rng.random(300) < 0.4, rng.normal(-2, 0.7, 300), rng.normal(2, 1.2, 300))
+
+
+@pytest.fixture(scope="session")
+def table():
+    """Covariates, and responses about two lines."""
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=(150, 3))
+    z = rng.random(150) < 0.4
+    loc = np.where(z, X @ [1.0, -2.0, 0.5] + 3.0, X @ [-1.0, 1.0, 2.0] - 1.0)
+    return X, loc + np.where(z, 0.5, 1.0) * rng.normal(size=150)

@@ -11,8 +11,8 @@ import pytest
 from numpyro.distributions import constraints
 
 import emppl
+from tests.kit.fits import KEY, fit
 
-KEY = jax.random.key(0)
 X = np.array([0.1, 0.2, 2.1, 1.9, 0.0, 2.2])
 
 
@@ -23,10 +23,6 @@ def mixture(x, K=2):
     with numpyro.plate("data", len(x)):
         z = numpyro.sample("z", dist.Categorical(weights))
         numpyro.sample("x", dist.Normal(mu[z], sigma), obs=x)
-
-
-def fit(model, *args, init_params=None, **options):
-    return emppl.EM(model, progress_bar=False, **options).run(KEY, *args, init_params=init_params)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -206,7 +202,7 @@ def test_impossible_observation_names_the_row():
 def test_more_components_than_data():
     """K larger than the number of rows."""
     with pytest.raises(emppl.DataError, match="9 states but only 6 data cells"):
-        emppl.EM(mixture, progress_bar=False).run(KEY, X, K=9)
+        emppl.EM(mixture).run(KEY, X, K=9)
 
 
 def test_latent_that_cannot_be_enumerated():

@@ -13,8 +13,8 @@ from numpyro.distributions import constraints
 
 import emppl
 from emppl import DataError, ModelError
+from tests.kit.fits import KEY, fit
 
-KEY = jax.random.key(0)
 WEIGHTS, MEANS = np.array([0.3, 0.7]), np.array([-1.0, 2.0])
 
 
@@ -90,7 +90,7 @@ def test_a_row_of_probability_zero_is_named(model):
     """Row 2 is impossible under both states."""
     d = np.array([0, 1, 2, 0, 1])
     with pytest.raises(DataError, match="row 2"):
-        emppl.EM(model, progress_bar=False).run(KEY, d)
+        fit(model, d)
     assert float(emppl.EM(model).log_likelihood({"w": WEIGHTS}, d)) == -np.inf
 
 
@@ -106,7 +106,7 @@ def test_a_nearly_symmetric_start_is_left():
 
     rng = np.random.default_rng(0)
     x = np.where(rng.random(100) < 0.4, -2.0, 2.0) + rng.normal(size=100)
-    result = emppl.EM(model, progress_bar=False).run(KEY, x)
+    result = fit(model, x)
     assert result.converged
     assert np.sort(result.params["mu"]) == pytest.approx([-2, 2], abs=0.5)
 
@@ -185,7 +185,7 @@ def test_an_unbounded_gamma_prior_is_refused():
             numpyro.sample("x", dist.Poisson(rate[z]), obs=x)
 
     with pytest.raises(ModelError, match="(?s)'rate'.*concentration"):
-        emppl.EM(model, progress_bar=False).run(KEY, np.array([0, 0, 0, 5, 6]))
+        fit(model, np.array([0, 0, 0, 5, 6]))
 
 
 def test_a_users_update_sees_the_weights_of_every_site():
@@ -196,8 +196,8 @@ def test_a_users_update_sees_the_weights_of_every_site():
         # A weight for every cell of a site's log-probability table: one per row for x, one per state for z.
         return jnp.reshape(posterior.weights["x"], (2, -1)) @ x / jnp.reshape(posterior.weights["z"], (2,))
 
-    own = emppl.EM(mixture, m_step={"mu": means}, progress_bar=False, max_iterations=5).run(KEY, x)
-    closed = emppl.EM(mixture, progress_bar=False, max_iterations=5).run(KEY, x)
+    own = fit(mixture, x, m_step={"mu": means}, max_iterations=5)
+    closed = fit(mixture, x, max_iterations=5)
     np.testing.assert_allclose(own.params["mu"], closed.params["mu"], rtol=1e-10)
 
 
@@ -211,10 +211,10 @@ def test_missing_cells_of_a_continuous_observation():
             numpyro.sample("x", dist.Normal(mu[z], 1.0), obs=x, obs_mask=seen)
 
     x, seen = np.array([0.1, 3.0, -2.0, 0.7]), np.array([True, False, True, True])
-    em = emppl.EM(model, progress_bar=False)
+    em = emppl.EM(model)
     assert float(em.log_likelihood(PARAMS, x, seen)) == pytest.approx(mixture_log_likelihood(x[seen]), rel=1e-12)
     result = em.run(KEY, x, seen)
-    only = emppl.EM(mixture, progress_bar=False).run(KEY, x[seen])
+    only = fit(mixture, x[seen])
     assert result.log_likelihood == pytest.approx(only.log_likelihood, abs=1e-8)
     assert set(result.params) == {"w", "mu"}
 
@@ -270,7 +270,7 @@ def test_a_mask_that_depends_on_a_latent():
     density = np.stack([0.4 * scipy.stats.norm.pdf(x, -1), 0.6 * scipy.stats.norm.pdf(x, 1) / 3])
     responsibility = density[1] / density.sum(0)
     expected = np.bincount(d, responsibility) / responsibility.sum()
-    em = emppl.EM(model, progress_bar=False, max_iterations=1)
+    em = emppl.EM(model, max_iterations=1)
     params = {"probs": np.ones(3) / 3}
     new = em.m_step(params, em.e_step(params, d, x), d, x)
     np.testing.assert_allclose(new["probs"], expected, rtol=1e-12)
@@ -285,4 +285,4 @@ def test_more_poisson_components_than_rows_is_refused():
             numpyro.sample("x", dist.Poisson(rate[z]), obs=x)
 
     with pytest.raises(DataError, match="more components than data"):
-        emppl.EM(model, progress_bar=False).run(KEY, np.array([1, 2, 3]), K=6)
+        emppl.EM(model).run(KEY, np.array([1, 2, 3]), K=6)

@@ -14,8 +14,9 @@ from numpyro.distributions import constraints
 
 import emppl
 from emppl.trace.distributions import log_density
+from tests.kit.differences import numerical_errors
+from tests.kit.fits import KEY, fit
 
-KEY = jax.random.key(0)
 WEIGHTS = np.array([0.3, 0.7])
 
 
@@ -52,16 +53,11 @@ def test_outcomes_that_a_state_makes_impossible_leave_derivatives_alone(model):
             seen = scipy.stats.poisson.pmf(y, np.exp(line))
         return -np.log(psi * seen + (1 - psi) * (y == 0)).sum()
 
-    result = emppl.EM(model, progress_bar=False).run(KEY, y, x)
+    result = fit(model, y, x)
     assert result.converged
     best = scipy.optimize.minimize(minus_log_likelihood, np.zeros(3), tol=1e-9)
     assert result.log_likelihood == pytest.approx(-best.fun, abs=1e-6)
-    step = 1e-3 * np.eye(3)
-    hessian = [
-        [sum(a * b * minus_log_likelihood(best.x + a * u + b * v) for a in (1, -1) for b in (1, -1)) for v in step]
-        for u in step
-    ]
-    expected = np.sqrt(np.diagonal(np.linalg.inv(np.array(hessian) / 4e-6)))
+    expected = numerical_errors(lambda at: -minus_log_likelihood(at), best.x, step=1e-3)
     np.testing.assert_allclose(result.standard_errors()["slope"], expected[1:], rtol=1e-3)
 
 
@@ -81,7 +77,7 @@ def test_no_number_of_visits_makes_a_detection_possible_where_nobody_lives(dtype
     detected = np.array([1, 100, 0])
     with jax.enable_x64(dtype == "float64"):
         y = (np.arange(200) < detected[:, None]).astype(dtype)
-        em = emppl.EM(occupancy, progress_bar=False)
+        em = emppl.EM(occupancy)
         result = em.run(KEY, y)
         p, psi = 101 / 400, 2 / 3  # a site with no detection in 200 visits is empty: 0.75**200
         assert result.params["p"] == pytest.approx(p, rel=1e-6)
@@ -133,7 +129,7 @@ def test_survival_by_a_latent_that_the_next_step_is_multiplied_by():
         return total
 
     best = scipy.optimize.minimize(minus_log_likelihood, np.zeros(2), tol=1e-9)
-    result = emppl.EM(model, progress_bar=False).run(KEY, seen)
+    result = fit(model, seen)
     assert result.log_likelihood == pytest.approx(-best.fun, abs=1e-6)
     found = [result.params["survive"], result.params["detect"]]
     np.testing.assert_allclose(found, scipy.special.expit(best.x), atol=1e-4)
@@ -149,7 +145,7 @@ def test_curvature_that_is_not_finite_is_no_convergence():
             z = numpyro.sample("z", dist.Bernoulli(psi))
             numpyro.sample("y", dist.NegativeBinomial2(z * mean, 2.0), obs=y)
 
-    result = emppl.EM(model, progress_bar=False).run(KEY, np.array([0, 0, 7, 3, 0, 9, 12, 1, 0, 5]))
+    result = fit(model, np.array([0, 0, 7, 3, 0, 9, 12, 1, 0, 5]))
     assert not result.converged
 
 
@@ -166,7 +162,7 @@ def test_a_latent_number_of_trials():
             with numpyro.plate("visits", counts.shape[1], dim=-1):
                 numpyro.sample("counts", dist.Binomial(animals, detect), obs=counts)
 
-    result = emppl.EM(model, progress_bar=False, max_iterations=5).run(KEY, counts, 12)
+    result = fit(model, counts, 12, max_iterations=5)
     n = np.arange(13)
     weights = scipy.stats.poisson.pmf(n, result.params["mean"])
     each = scipy.stats.binom.pmf(counts[:, :, None], n, result.params["detect"]).prod(1)
@@ -190,13 +186,13 @@ def test_numbers_of_trials_that_vary_between_rows(family):
             numpyro.sample("counts", family(*given), obs=counts)
 
     trials = counts.sum(1)
-    result = emppl.EM(model, progress_bar=False, max_iterations=1).run(KEY, counts, trials)
+    result = fit(model, counts, trials, max_iterations=1)
     law = scipy.stats.multinomial if family is dist.Multinomial else scipy.stats.dirichlet_multinomial
     theta = result.params["theta"]
     args = [(trials, one) if family is dist.Multinomial else (one, trials) for one in theta]
     each = np.exp(np.stack([law.logpmf(counts, *one) for one in args], 1))
     assert result.log_likelihood == pytest.approx(np.log(each @ result.params["w"]).sum(), rel=1e-10)
-    again = emppl.EM(model, progress_bar=False).log_likelihood(result.params, counts[::-1], trials[::-1])
+    again = emppl.EM(model).log_likelihood(result.params, counts[::-1], trials[::-1])
     assert float(again) == pytest.approx(result.log_likelihood, rel=1e-10)
 
 
@@ -212,7 +208,7 @@ def test_a_distribution_with_one_copy_for_several_elements_of_an_event():
     t = np.array([[0.1, 0.4, 0.2], [1.1, 2.4, 0.7], [0.2, 0.3, 0.1], [0.6, 0.9, 1.4]])
     rate = np.array([1.0, 3.0])
     expected = np.log(np.prod(scipy.stats.expon.pdf(t[:, :, None], scale=1 / rate), 1) @ WEIGHTS).sum()
-    em = emppl.EM(model, progress_bar=False)
+    em = emppl.EM(model)
     assert float(em.log_likelihood({"rate": rate}, t)) == pytest.approx(expected, rel=1e-12)
     assert em.run(KEY, t).converged
 
@@ -229,7 +225,7 @@ def test_weights_that_add_up_to_one_are_no_lack_of_data(weight):
                 numpyro.sample("x", dist.Normal(mu[z], 1.0), obs=x)
 
     x = np.random.default_rng(0).normal(size=(100, 1) if weight < 1 else (1, 5))
-    result = emppl.EM(model, progress_bar=False, max_iterations=3).run(KEY, x, weight)
+    result = fit(model, x, weight, max_iterations=3)
     density = scipy.stats.norm.pdf(x[:, :, None], result.params["mu"]).prod(1)
     assert result.log_likelihood == pytest.approx(weight * np.log(density @ WEIGHTS).sum(), rel=1e-12)
 
@@ -259,7 +255,7 @@ def test_a_median_regression_is_not_taken_for_converged(mine):
 
     options = {"xatol": 1e-9, "fatol": 1e-12}
     best = scipy.optimize.minimize(minus_log_likelihood, [1.0, 2.0], method="Nelder-Mead", options=options)
-    result = emppl.EM(model, progress_bar=False).run(KEY, x, y)
+    result = fit(model, x, y)
     assert not result.converged
     if not mine:
         assert result.log_likelihood == pytest.approx(-best.fun, abs=0.1)
@@ -285,7 +281,7 @@ def test_holes_in_a_covariate_are_named(model):
     """They are no zeros: a probability of NaN is not an impossible one."""
     y, x = np.array([0, 1, 2, 0]), np.array([0.1, 0.2, np.nan, 0.4])
     with pytest.raises(emppl.DataError, match=r"array 2 among the model's arguments \(shape \(4,\), first at \[2\]\)"):
-        emppl.EM(model, progress_bar=False).run(KEY, y, x)
+        fit(model, y, x)
 
 
 def test_a_coefficient_at_the_corner_of_its_prior_has_no_standard_error():
@@ -300,7 +296,7 @@ def test_a_coefficient_at_the_corner_of_its_prior_has_no_standard_error():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 2))
     y = 2 * x[:, 0] + rng.normal(size=60)
-    result = emppl.EM(model, progress_bar=False, max_iterations=0).run(KEY, x, y, init_params={"slope": [1.8, 0.0]})
+    result = fit(model, x, y, init_params={"slope": [1.8, 0.0]}, max_iterations=0)
     with pytest.warns(UserWarning, match=r"slope\[1\]"):
         found = result.standard_errors()["slope"]
 
@@ -349,7 +345,7 @@ def test_a_median_between_bounds(bounds):
 
     rng = np.random.default_rng(0)
     y = np.where(rng.random(30) < 0.7, 3.0, -2.0) + rng.laplace(scale=0.7, size=30)
-    em, params = emppl.EM(model, progress_bar=False), {"mu": np.array([-0.5, 1.5])}
+    em, params = emppl.EM(model), {"mu": np.array([-0.5, 1.5])}
     new = em.m_step(params, em.e_step(params, y), y)["mu"]
     density = WEIGHTS * scipy.stats.laplace.pdf(y[:, None], params["mu"], 0.7)
     shares = density / density.sum(1, keepdims=True)
@@ -371,7 +367,7 @@ def test_a_start_beyond_the_bounds(prior):
     rng = np.random.default_rng(0)
     group = np.arange(20) % 2
     y = rng.laplace(size=20) + np.array([0.4, -3.0])[group]
-    result = emppl.EM(model, progress_bar=False).run(KEY, y, group)
+    result = fit(model, y, group)
     assert result.converged
     grid = np.linspace(1e-9, 1.5, 150_001)[:, None]
     grid = grid[np.asarray(prior.support(grid))][:, None]
@@ -393,7 +389,7 @@ def test_a_subclass_keeps_its_own_density():
         with numpyro.plate("rows", len(y)):
             numpyro.sample("y", Misread(p), obs=y)
 
-    result = emppl.EM(model, progress_bar=False).run(KEY, np.repeat([1.0, 0.0], [3, 7]))
+    result = fit(model, np.repeat([1.0, 0.0], [3, 7]))
     assert result.params["p"] == pytest.approx(0.25, abs=1e-6)
 
 
@@ -433,7 +429,7 @@ def test_a_state_that_makes_all_data_of_a_group_impossible():
         return -np.logaddexp(np.log1p(-none) + seen, np.where(y.any(1), -np.inf, np.log(none))).sum()
 
     best = scipy.optimize.minimize(minus_log_likelihood, np.zeros(4), tol=1e-9)
-    result = emppl.EM(model, progress_bar=False).run(KEY, y, x)
+    result = fit(model, y, x)
     assert result.converged
     assert result.log_likelihood == pytest.approx(-best.fun, abs=1e-6)
     np.testing.assert_allclose(result.params["line"], best.x[1:3], atol=1e-4)
@@ -461,7 +457,7 @@ def test_steps_that_are_added_up_beside_a_constant_keep_persons_apart():
     logits -= scipy.special.logsumexp(logits, -1, keepdims=True)
     every = sum(logits[:, item, :][:, y[:, item]] for item in range(3))
     expected = scipy.special.logsumexp(every + weights[:, None], axis=0).sum()
-    em = emppl.EM(model, progress_bar=False)
+    em = emppl.EM(model)
     found = em.log_likelihood({"steps": jnp.array(steps), "sd": jnp.array(sd)}, y)
     assert float(found) == pytest.approx(expected, abs=1e-6)
 
@@ -480,7 +476,7 @@ def test_a_standard_deviation_that_draws_took_to_zero_is_no_convergence(strategy
 
     rng = np.random.default_rng(0)
     y = rng.poisson(np.exp(rng.normal(size=(6, 3)) * 0.7 + 1))
-    result = emppl.EM(model, latents={"b": strategy}, progress_bar=False).run(KEY, y)
+    result = fit(model, y, latents={"b": strategy})
     assert result.params["sd"] < 0.05
     assert result.stop_reason is emppl.StopReason.UNMIXED
     assert "'b'" in result.stop_message and "standard normal" in result.stop_message

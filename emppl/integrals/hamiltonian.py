@@ -108,7 +108,9 @@ def trajectories(
         jnp.where(lost[..., None], slopes[-1], slopes[:-1]),
     )
     first, key = jax.random.split(key)
-    init, sample = hmc(_of_one_lane(potentials_and_slopes, position), algo="NUTS" if kernel is MCMCKernel.NUTS else "HMC")
+    init, sample = hmc(
+        _of_one_lane(potentials_and_slopes, position), algo="NUTS" if kernel is MCMCKernel.NUTS else "HMC"
+    )
     state = jax.vmap(
         lambda begin, key: init(
             begin,

@@ -15,6 +15,7 @@ from numpyro.contrib.control_flow import scan
 import emppl
 from emppl import compiled, estep
 from tests.kit.brute_force import BruteForce
+from tests.kit.fits import compiled_of
 
 simplex = dist.constraints.simplex
 positive = dist.constraints.positive
@@ -195,8 +196,7 @@ def test_evidence_and_posterior_are_those_of_all_paths(name):
     params = em.start(jax.random.key(0), *data)
     truth = BruteForce(model, params, *data)
     np.testing.assert_allclose(em.log_likelihood(params, *data), truth.log_likelihood(), rtol=1e-12)
-    whole = em._fit(data, {})
-    derived, leaves = whole.compiled, whole.data
+    derived, leaves = compiled_of(em, *data)
     found, expected = derived.marginals(params, leaves), truth.marginals()
     assert set(found) == set(expected)
     for latent, wanted in expected.items():
@@ -212,7 +212,7 @@ LONG = set(CASES) - {"basic", "sequences", "factorial"}
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in CASES])
 def test_an_iteration_raises_the_likelihood_and_both_paths_agree(name):
     model, data = CASES[name]
-    em = emppl.EM(model, max_iterations=3, tolerance=0, progress_bar=False)
+    em = emppl.EM(model, max_iterations=3, tolerance=0)
     start = em.start(jax.random.key(0), *data)
     result = em.run(jax.random.key(0), *data)
     params = start
@@ -245,7 +245,7 @@ def test_many_symbols_are_looked_up():
         scan(step, (jnp.zeros(x.shape[1], int), 0), x)
 
     data = np.random.default_rng(0).integers(0, 40, (6, 4)), np.array([6, 3, 6, 5])
-    em = emppl.EM(model, max_iterations=2, tolerance=0, progress_bar=False)
+    em = emppl.EM(model, max_iterations=2, tolerance=0)
     params = em.start(jax.random.key(0), *data)
     result = em.run(jax.random.key(0), *data)
     for _ in range(2):
@@ -267,8 +267,7 @@ def test_known_states_and_missing_values_are_conditioned_on():
     log_joint = np.where(np.all((paths == np.asarray(labels)) | ~np.asarray(known), 1), log_joint, -np.inf)
     evidence = jax.scipy.special.logsumexp(log_joint)
     np.testing.assert_allclose(em.log_likelihood(params, x, labels, known), evidence, rtol=1e-12)
-    whole = em._fit((x, labels, known), {})
-    derived, leaves = whole.compiled, whole.data
+    derived, leaves = compiled_of(em, x, labels, known)
     found = derived.marginals(params, leaves)["z_unobserved"]
     np.testing.assert_allclose(found[:, 1], np.exp(log_joint - evidence) @ paths, atol=1e-10)
     result = em.run(jax.random.key(0), x, labels, known)
@@ -308,8 +307,7 @@ def test_draws_follow_the_posterior_of_whole_paths(name):
     em = emppl.EM(model)
     params = em.start(jax.random.key(0), *data)
     truth = BruteForce(model, params, *data)
-    whole = em._fit(data, {})
-    derived, leaves = whole.compiled, whole.data
+    derived, leaves = compiled_of(em, *data)
     draws = derived.sample(params, leaves, jax.random.split(jax.random.key(1), 20_000))
     rows = {z: np.reshape(truth.assignments[z], (len(truth.posterior()), -1)) for z in truth.latents}
     code = {row.tobytes(): number for number, row in enumerate(np.concatenate(list(rows.values()), 1).astype(int))}
@@ -328,8 +326,7 @@ def test_draws_are_made_in_groups_where_memory_is_short(monkeypatch):
     for cells in (2**24, 40):
         monkeypatch.setattr(compiled, "_CELLS_OF_DRAWS", cells)
         em = emppl.EM(basic)
-        whole = em._fit((X,), {})
-        derived, leaves = whole.compiled, whole.data
+        derived, leaves = compiled_of(em, X)
         params = em.start(jax.random.key(0), X)
         draws.append(derived.sample(params, leaves, jax.random.split(jax.random.key(1), 7))["z"])
     np.testing.assert_array_equal(*draws)
@@ -341,8 +338,7 @@ def test_decoding_equals_its_twin(name):
     model, data = CASES[name]
     em = emppl.EM(model)
     params = em.start(jax.random.key(0), *data)
-    whole = em._fit(data, {})
-    derived, leaves = whole.compiled, whole.data
+    derived, leaves = compiled_of(em, *data)
     twin = jax.jit(lambda params, leaves: estep.decode(derived.program.model, params, leaves, twin=True))(
         params, leaves
     )
@@ -465,7 +461,7 @@ def test_other_data_of_the_same_shapes_compile_nothing():
         if event.startswith("/jax/core/compile"):
             events.append((event, details))
 
-    em = emppl.EM(sequences, max_iterations=3, progress_bar=False)
+    em = emppl.EM(sequences, max_iterations=3)
 
     def use(seed, lengths):
         arguments = draw((4, 3, 2), seed, "real"), jnp.array(lengths)
@@ -487,13 +483,13 @@ def test_other_data_of_the_same_shapes_compile_nothing():
 
 def test_an_option_that_the_compiler_no_longer_has_is_left_out(monkeypatch):
     """The options are XLA's internal ones, so a release without them must not stop a fit."""
-    em = emppl.EM(basic, max_iterations=1, progress_bar=False)
+    em = emppl.EM(basic, max_iterations=1)
     has_option = jax.__version_info__ < (0, 12)  # where it has been looked for; later compilers have it no more
     expected = {"xla_cpu_use_fusion_emitters": False} if has_option else None
-    assert em._fit((X,), {}).compiled._compiler_options == expected
+    assert compiled_of(em, X)[0]._compiler_options == expected
     monkeypatch.setattr(compiled, "_WITHOUT_EMITTERS", {"xla_no_such_option": False})
-    em = emppl.EM(basic, max_iterations=1, progress_bar=False)
-    assert em._fit((X,), {}).compiled._compiler_options is None
+    em = emppl.EM(basic, max_iterations=1)
+    assert compiled_of(em, X)[0]._compiler_options is None
     assert em.run(jax.random.key(0), X).num_iterations == 1
 
 
@@ -623,8 +619,7 @@ def check_structure(how, steps, seed, decode=False):
     params = em.start(jax.random.key(0), *data)
     truth = BruteForce(generated, params, *data)
     np.testing.assert_allclose(em.log_likelihood(params, *data), truth.log_likelihood(), rtol=1e-10)
-    whole = em._fit(data, {})
-    derived, leaves = whole.compiled, whole.data
+    derived, leaves = compiled_of(em, *data)
     found, expected = derived.marginals(params, leaves), truth.marginals()
     for latent, wanted in expected.items():
         seen = ~np.isnan(wanted)

@@ -1,4 +1,4 @@
-"""One contract for every family without a table of its own in ``test_closed_forms``, one compiled M-step per family.
+"""One contract for every family without a table of its own in ``test_closed_form``, one compiled M-step per family.
 
 The oracle is NumPyro's ``log_prob`` with responsibilities computed here by Bayes' rule, scipy's densities under scipy's
 optimiser, and replication. Newton steps solve the likelihood equations, so that the gradient must vanish to rounding.
@@ -20,13 +20,8 @@ import scipy.stats
 from numpyro.distributions import biject_to, constraints
 
 from emppl import estep
-from emppl.derivation.derive import derive
-from emppl.families import registered_families
-from emppl.families.check import check_family
-from emppl.model.options import Options
-from emppl.trace.arguments import split_arguments
 from tests.kit.brute_force import unconstrained_gradient
-from tests.mstep import test_closed_forms
+from tests.kit.fits import fit, program_of
 
 ROWS, K = 80, 2
 WEIGHTS = np.array([0.4, 0.6])
@@ -54,10 +49,6 @@ POSITIVE, REAL, UNIT = constraints.positive, constraints.real, constraints.unit_
 SHAPES = ([2.0, 6.0], POSITIVE)
 LOC, SCALE = ([-1.0, 2.0], REAL), ([1.5, 0.7], POSITIVE)
 stats = scipy.stats
-
-
-def counts_of(generate):
-    return lambda rng, k: generate(rng, k).astype(float)
 
 
 def negative_binomial(rng, k):
@@ -329,11 +320,9 @@ def model(x, weight, name, tied=(), priors=()):
 def compiled(name, fixed=(), tied=(), priors=(), dtype="float64", held=None):
     """``step(params, x, weight)``: one M-step, compiled once per family; and the rules."""
     case = CASES[name]
-    leaves, skeleton = split_arguments(
-        (data_of(case, 0).astype(_kind(case, dtype)), np.ones(ROWS, dtype), name, tied, priors), {}
-    )
+    data = data_of(case, 0).astype(_kind(case, dtype)), np.ones(ROWS, dtype)
     first = {} if held is None else {held: first_cell_only(start_of(case)[held])}
-    program = derive(model, leaves, skeleton, Options(fixed={n: start_of(case)[n] for n in fixed}, held=first))
+    program, _ = program_of(model, *data, name, tied, priors, fixed={n: start_of(case)[n] for n in fixed}, held=first)
 
     by_sums = program.model.factors["x"].is_exponential and not tied
 
@@ -515,204 +504,6 @@ def test_float32_is_close_to_float64(name):
         np.testing.assert_allclose(rough[n], exact[n], rtol=3e-3)
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(f, marks=() if f.name in ("Gamma", "HalfNormal") else pytest.mark.slow, id=f.name)
-        for f in registered_families()
-    ],
-)
-def test_description_obeys_its_laws(family):
-    """Natural form, additivity, and zero gradient at every ``solve`` with every prior."""
-    with jax.numpy_rank_promotion("allow"):
-        check_family(family)
-
-
-def _is_numpyros(kind) -> bool:
-    """Not registered by an example of the documentation that ran in the same process."""
-    return kind.__module__.startswith("numpyro.")
-
-
-def test_every_family_has_a_case():
-    seen = set()
-    for case in CASES.values():
-        seen.add(type(case.build({n: v[:, None] for n, v in start_of(case).items()})))
-    for case in test_closed_forms.CASES.values():
-        seen.add(type(case.build({n: jnp.asarray(a.values) for n, a in case.arguments.items()})))
-    missing = {
-        kind.__name__ for family in registered_families() for kind in family.distributions if _is_numpyros(kind)
-    } - {k.__name__ for k in seen}
-    # Corners in the location: see below. SoftLaplace would test nothing that Gumbel and Logistic do not.
-    # The bounds of a Uniform have no rule of their own: see below.
-    assert missing == {"Uniform", "Laplace", "SoftLaplace"}
-
-
-# --------------------------------------------------------------------------------------- corners in the location
-
-
-def laplace(x, weight, site, build):
-    with numpyro.plate("rows", len(x)), numpyro.handlers.scale(scale=weight):
-        z = numpyro.sample("z", dist.Categorical(jnp.asarray(WEIGHTS, jnp.result_type(float))))
-        loc = numpyro.param("loc", jnp.array([-1.0, 2.0]))
-        scale = numpyro.param("scale", jnp.array([1.5, 0.7]), constraint=POSITIVE)
-        numpyro.sample(site, build(loc[z], scale[z]), obs=x)
-
-
-@pytest.mark.parametrize(
-    "build",
-    [
-        dist.Laplace,
-        pytest.param(lambda loc, scale: dist.AsymmetricLaplaceQuantile(loc, scale, 0.3), marks=pytest.mark.slow),
-        pytest.param(lambda loc, scale: dist.AsymmetricLaplace(loc, scale, 1.4), marks=pytest.mark.slow),
-    ],
-)
-def test_location_with_corners_is_the_best_data_value(build):
-    """Q of every data value, evaluated by NumPyro's ``log_prob``: the update is the best of them all."""
-    rng = np.random.default_rng(11)
-    x, weight = np.where(FIRST, rng.laplace(-2, 1, ROWS), rng.laplace(3, 0.6, ROWS)), rng.uniform(0.5, 2, ROWS)
-    start = {"loc": jnp.array([-1.0, 2.0]), "scale": jnp.array([1.5, 0.7])}
-    leaves, skeleton = split_arguments((x, weight, "x", build), {})
-    program = derive(laplace, leaves, skeleton, Options(fixed={"scale": start["scale"]}))
-    assert program.rules["loc"].kind == "weighted median"
-
-    def step(params, leaves):
-        found, prepared = estep.from_posterior(
-            program.model, params, estep.e_step(program.model, params, leaves), leaves
-        )
-        return program.m_step(params, found, leaves, prepared)
-
-    new = jax.jit(step)({"loc": start["loc"]}, leaves)["loc"]
-    with jax.numpy_rank_promotion("allow"):
-        joint = build(start["loc"][:, None], start["scale"][:, None]).log_prob(x[None]) + np.log(WEIGHTS)[:, None]
-        responsibility = jax.nn.softmax(joint, 0) * weight
-        at_values = build(x[:, None, None], start["scale"][:, None]).log_prob(x)
-        best = jnp.argmax(jnp.sum(at_values * responsibility, -1), 0)
-    np.testing.assert_allclose(new, x[best], rtol=1e-14)
-
-
-def deviations(x, seen):
-    """Two numbers a row, some of them not seen; a component's scale is that of both."""
-    with numpyro.plate("rows", len(x)):
-        z = numpyro.sample("z", dist.Categorical(jnp.asarray(WEIGHTS)))
-        scale = numpyro.param("scale", jnp.array([1.5, 0.7]), constraint=POSITIVE)
-        loc = jnp.array([-2.0, 3.0])
-        site = dist.Laplace(loc[z][..., None], scale[z][..., None]).expand((*jnp.shape(z), 2)).mask(seen)
-        numpyro.sample("x", site.to_event(1), obs=x)
-
-
-def test_scale_of_a_laplace_is_the_mean_deviation():
-    """Weighted by the responsibilities, over the cells that are seen; computed here."""
-    rng = np.random.default_rng(15)
-    x = np.where(FIRST[:, None], rng.laplace(-2, 1, (ROWS, 2)), rng.laplace(3, 0.6, (ROWS, 2)))
-    seen = rng.random((ROWS, 2)) < 0.8
-    leaves, skeleton = split_arguments((np.where(seen, x, np.nan), seen), {})
-    program = derive(deviations, leaves, skeleton, Options())
-    assert program.rules["scale"].kind == "closed form"
-    found, prepared = estep.from_posterior(program.model, START, estep.e_step(program.model, START, leaves), leaves)
-    new = program.m_step(START, found, leaves, prepared)["scale"]
-    loc, scale = np.array([-2.0, 3.0])[:, None, None], np.asarray(START["scale"])[:, None, None]
-    joint = np.log(WEIGHTS)[:, None] + np.sum(np.where(seen, stats.laplace.logpdf(x, loc, scale), 0), -1)
-    responsibility = np.where(seen, scipy.special.softmax(joint, 0)[..., None], 0)
-    np.testing.assert_allclose(
-        new, np.sum(responsibility * np.abs(x - loc), (1, 2)) / responsibility.sum((1, 2)), rtol=1e-13
-    )
-
-
-START = {"scale": jnp.array([1.5, 0.7])}
-
-
-def with_priors(x):
-    with numpyro.plate("components", 2):
-        loc = numpyro.sample("loc", dist.Normal(0.0, 0.2))
-        scale = numpyro.sample("scale", dist.InverseGamma(2.0, 1.0))
-    with numpyro.plate("rows", len(x)):
-        z = numpyro.sample("z", dist.Categorical(jnp.asarray(WEIGHTS)))
-        numpyro.sample("x", dist.Laplace(loc[z], scale[z]), obs=x)
-
-
-def test_priors_move_a_laplace_off_the_data():
-    """No direction of scipy's goes up from the estimate, which no gradient of the posterior describes."""
-    import emppl
-
-    rng = np.random.default_rng(16)
-    x = np.where(FIRST, rng.laplace(-2, 1, ROWS), rng.laplace(3, 0.6, ROWS))
-    em = emppl.EM(with_priors, progress_bar=False)
-    rules = {one.name: (one.rule, one.prior) for one in em.plan(x).parameters}
-    assert rules == {"loc": ("weighted median", "Normal"), "scale": ("closed form", "InverseGamma")}
-    result = em.run(jax.random.key(0), x)
-    assert result.converged, result.stop_message
-
-    def loss(free):
-        loc, scale = free[:2, None], np.exp(free[2:, None])
-        prior = stats.norm.logpdf(free[:2], 0, 0.2) + stats.invgamma.logpdf(np.exp(free[2:]), 2.0)
-        return -np.log(WEIGHTS @ stats.laplace.pdf(x, loc, scale)).sum() - prior.sum()
-
-    here = np.concatenate([result.params["loc"], np.log(result.params["scale"])])
-    assert result.objective == pytest.approx(-loss(here), abs=1e-9)
-    for method in ("Powell", "Nelder-Mead"):
-        assert scipy.optimize.minimize(loss, here, method=method, tol=1e-10).fun > loss(here) - 1e-7
-    with pytest.raises(ValueError, match="corners or jumps in loc"):
-        result.standard_errors()
-    assert np.isnan(result.certificate.score_norm)
-
-
-# ------------------------------------------------------------------------------------------ bounds of a support
-
-
-def bounded(x, mask, kind):
-    with numpyro.plate("rows", len(x)):
-        z = numpyro.sample("z", dist.Categorical(jnp.asarray(WEIGHTS)))
-        with numpyro.handlers.mask(mask=mask):
-            if kind == "Uniform":
-                low, high = numpyro.param("low", jnp.array([-9.0, 0.5])), numpyro.param("high", jnp.array([1.5, 9.0]))
-                numpyro.sample("x", dist.Uniform(low[z], high[z]), obs=x)
-            else:
-                low = numpyro.param("low", 0.01, constraint=POSITIVE)
-                alpha = numpyro.param("alpha", jnp.array([1.0, 3.0]), constraint=POSITIVE)
-                numpyro.sample("x", dist.Pareto(low, alpha[z]), obs=x)
-
-
-def test_bounds_of_a_uniform_are_the_extremes_of_what_has_weight():
-    """Values inside both supports count for both components; masked and impossible ones for none."""
-    import emppl
-
-    rng = np.random.default_rng(13)
-    x = np.concatenate([rng.uniform(-3, 1, ROWS // 2), rng.uniform(0, 4, ROWS // 2)])
-    mask = np.arange(ROWS) % 9 != 4
-    em = emppl.EM(bounded, progress_bar=False)
-    assert {one.rule for one in em.plan(x, mask, "Uniform").parameters} == {"edge of the support"}
-    result = em.run(jax.random.key(0), x, mask, "Uniform")
-    assert result.converged
-    seen = x[mask]
-    first, second = seen[seen <= 1.5], seen[seen >= 0.5]
-    np.testing.assert_allclose(result.params["low"], [first.min(), second.min()], rtol=1e-12)
-    np.testing.assert_allclose(result.params["high"], [first.max(), second.max()], rtol=1e-12)
-    density = [stats.uniform.pdf(seen, one.min(), np.ptp(one)) for one in (first, second)]
-    assert result.log_likelihood == pytest.approx(np.log(WEIGHTS @ np.array(density)).sum(), abs=1e-9)
-
-
-def test_both_arguments_of_a_pareto():
-    """The smallest value, and scipy's maximum in the others given that one."""
-    import emppl
-
-    rng = np.random.default_rng(14)
-    x = 0.7 * (1 + np.where(FIRST, rng.pareto(0.8, ROWS), rng.pareto(6.0, ROWS)))
-    em = emppl.EM(bounded, progress_bar=False)
-    rules = {one.name: one.rule for one in em.plan(x, np.ones(ROWS, bool), "Pareto").parameters}
-    assert rules == {"low": "edge of the support", "alpha": "newton"}
-    result = em.run(jax.random.key(0), x, np.ones(ROWS, bool), "Pareto")
-    assert result.converged, result.stop_reason
-    np.testing.assert_allclose(result.params["low"], x.min(), rtol=1e-14)
-
-    def loss(free):
-        density = [stats.pareto.pdf(x, a, scale=x.min()) for a in np.exp(free)]
-        return -np.log(WEIGHTS @ np.array(density)).sum()
-
-    best = scipy.optimize.minimize(loss, np.log([1.0, 3.0]), method="BFGS", options={"gtol": 1e-8})
-    assert result.log_likelihood == pytest.approx(-best.fun, abs=1e-7)
-    np.testing.assert_allclose(result.params["alpha"], np.exp(best.x), rtol=1e-3)
-
-
 # ------------------------------------------------------------------------- far from the origin, tiny and huge units
 
 MOVES = {
@@ -765,9 +556,7 @@ def test_narrow_gamma_keeps_its_digits():
             numpyro.sample("z", dist.Categorical(jnp.ones(1)))
             numpyro.sample("x", dist.Gamma(concentration, rate), obs=x)
 
-    import emppl
-
-    result = emppl.EM(model, progress_bar=False).run(jax.random.key(0), x)
+    result = fit(model, x)
     d = (x.astype(np.longdouble) - 1000000) / 1000000
     gap = float(np.log1p(d.mean()) - np.log1p(d).mean())  # log of the mean minus mean of the log
 

@@ -18,7 +18,9 @@ from emppl.integrals.joint import Joint
 from emppl.integrals.nodes import nodes
 from emppl.result.integration_error import IntegrationError, _compared
 from emppl.uncertainty.corners import no_standard_errors
-from tests.montecarlo.test_monte_carlo import many_pumps
+from tests.kit.differences import numerical_hessian
+from tests.kit.fits import compiled_of, fit
+from tests.montecarlo.test_stochastic import many_pumps
 
 positive = dist.constraints.positive
 
@@ -254,8 +256,7 @@ def test_stochastic_frontier():
         return -np.sum(np.log(2) + stats.norm.logpdf(rest, 0, both) + stats.norm.logcdf(-rest * spread / noise / both))
 
     best = optimize.minimize(minus_log_likelihood, [1.0, 0.5, -1.2, 0.0], method="BFGS")
-    em = emppl.EM(model, latents={"shortfall": emppl.Quadrature(41)}, accelerate="squarem", progress_bar=False)
-    result = em.run(jax.random.key(0), x, y)
+    result = fit(model, x, y, latents={"shortfall": emppl.Quadrature(41)}, accelerate="squarem")
     assert result.converged and result.log_likelihood == pytest.approx(-best.fun, abs=1e-4)
     np.testing.assert_allclose(result.params["line"], best.x[:2], atol=1e-3)
     np.testing.assert_allclose([result.params["noise"], result.params["spread"]], np.exp(best.x[2:]), rtol=3e-3)
@@ -323,7 +324,7 @@ def test_error_of_laplace_in_many_dimensions():
     rng = np.random.default_rng(0)
     time = rng.uniform(0.5, 5, 6)
     failures = rng.poisson(rng.gamma(0.8, 1 / 1.3, (8, 6)) * time).astype(float)
-    result = EM(many_pumps, latents={"rate": Laplace()}, progress_bar=False).run(jax.random.key(0), time, failures)
+    result = fit(many_pumps, time, failures, latents={"rate": Laplace()})
     assert result.converged
 
     def exact(beta):
@@ -364,15 +365,7 @@ def test_laplace_with_second_derivatives():
         value = lambda v, em=em: em.log_likelihood({"mu": v[0], "sd": v[1]}, COUNTS)  # noqa: E731
         at = np.array([0.5, 0.8])
         assert float(value(jnp.asarray(at))) == pytest.approx(laplace_by_hand(at, COUNTS), abs=1e-9)
-    step = 1e-3 * np.eye(2)
-    numeric = [
-        [
-            sum(s * t * laplace_by_hand(at + s * step[i] + t * step[j], COUNTS) for s in (-1, 1) for t in (-1, 1))
-            / 4e-6
-            for j in range(2)
-        ]
-        for i in range(2)
-    ]
+    numeric = numerical_hessian(lambda at: laplace_by_hand(at, COUNTS), at, step=1e-3)
     np.testing.assert_allclose(jax.hessian(value)(jnp.asarray(at)), numeric, atol=2e-4)
 
 
@@ -435,12 +428,13 @@ def test_fixed_point_is_a_maximum():
 
 def test_an_m_step_that_lowers_q_is_named():
     y, group = binary_data()
-    em = EM(
+    result = fit(
         functools.partial(answers, groups=40),
+        y,
+        group,
         latents={"b": Laplace()},
         m_step={"mu": lambda params, posterior: params["mu"] + 0.5},
     )
-    result = em.run(jax.random.key(0), y, group)
     assert result.stop_reason is emppl.StopReason.DECREASED
     assert "Q" in result.stop_message
 
@@ -450,8 +444,7 @@ def test_an_m_step_that_lowers_q_is_named():
 
 def mode_finder(model, latent, data):
     """Modes as a function of parameters and start, compiled once."""
-    whole = EM(model, latents={latent: Quadrature(5)})._fit(data, {})
-    derived, leaves = whole.compiled, whole.data
+    derived, leaves = compiled_of(EM(model, latents={latent: Quadrature(5)}), *data)
     (integral,) = derived.program.model.integrals
 
     @jax.jit
@@ -555,7 +548,7 @@ def test_a_latent_with_a_laplace_density():
         return -(top[:, 0] + np.log(np.trapezoid(np.exp(joint - top), grid, axis=1))).sum()
 
     best = optimize.minimize(loss, [np.log(0.3), 0.0], method="Nelder-Mead", options={"xatol": 1e-5})
-    result = EM(with_corners, progress_bar=False).run(jax.random.key(0), y)
+    result = fit(with_corners, y)
     assert result.converged
     for name, truth in zip(("tau", "s"), np.exp(best.x), strict=True):
         assert abs(result.params[name] - truth) < 5 * result.monte_carlo_errors[name]
@@ -581,14 +574,14 @@ def test_corners_that_are_integrated_over(own):
             b = numpyro.sample("b", dist.Laplace(mu, 0.5) if own else dist.Normal(0.0, 0.5))
             numpyro.sample("y", dist.Normal(b, 1.0) if own else dist.Laplace(mu + b, 1.0), obs=y)
 
-    program = EM(model)._fit((np.zeros(5),), {}).compiled.program
+    program = compiled_of(EM(model), np.zeros(5))[0].program
     told = no_standard_errors(program.model)
     assert "The likelihood, its integral, has none" in told
     assert "the log density of the data" not in told
     expected = "latent 'b' has corners in mu" if own else r"put mu into the prior of 'b', such as b ~ Normal(mu, tau)"
     assert expected in told
     if not own:
-        result = EM(model, latents={"b": Quadrature()}, progress_bar=False, max_iterations=0)
+        result = EM(model, latents={"b": Quadrature()}, max_iterations=0)
         result = result.run(jax.random.key(0), np.arange(5.0))
         with pytest.raises(ValueError, match="put mu into the prior of 'b'"):
             result.standard_errors()

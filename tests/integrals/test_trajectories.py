@@ -1,8 +1,6 @@
 """Chains of continuous latents that are integrated as whole trajectories: dense algebra, and filters on a fine grid."""
 
 import functools
-import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +14,10 @@ from scipy import special, stats
 import emppl
 from emppl.montecarlo.mixing import effective_draws, mixing
 from emppl.montecarlo.path import joined
-from tests.integrals.test_state_space import CASES, dense, poisson_walk
+from tests.integrals.test_smoother import CASES, dense, poisson_walk
+from tests.kit.fits import compiled_of
+from tests.kit.oracles import oracle
 
-ORACLES = pathlib.Path(__file__).parents[1] / "oracles"
 COUNTS = jnp.array([1, 2, 0, 3, 4, 9, 2])
 
 
@@ -81,8 +80,7 @@ def test_laplace_is_exact_where_the_smoother_is(name):
 def test_draws_of_trajectories():
     """Moments of the draws, and the evidence by importance sampling, against the grid."""
     em = emppl.EM(poisson_walk)
-    whole = em._fit((COUNTS,), {})
-    compiled, leaves = whole.compiled, whole.data
+    compiled, leaves = compiled_of(em, COUNTS)
     params = {"sd": jnp.asarray(0.6)}
     value, mean, variance = walk_on_grid(0.6)
     chains, found = compiled.simulator.begin(), []
@@ -165,7 +163,7 @@ def test_polio_by_its_importance_sampler():
     """At the published maximum the log-likelihood, by importance sampling, is that of the oracle's grid."""
     from models import polio
 
-    known = json.loads((ORACLES / "polio_poisson_ar1.json").read_text())["reference"]
+    known = oracle("polio_poisson_ar1")["reference"]
     params = {name: known["params"][name] for name in ("phi", "sigma")}
     params["coefficients"] = np.array(list(known["params"]["coef"].values()))
     em = emppl.EM(polio.model)

@@ -21,25 +21,13 @@ from models import (
     two_sources,
     unigram_tokenizer,
 )
-from tests.models.test_models import check, oracle
-
-TESTED = (
-    "earthquakes",
-    "response_speed",
-    "dippers",
-    "dishonest_casino",
-    "old_faithful_durations",
-    "old_faithful_second_order",
-    "nile",
-    "lynx",
-    "two_sources",
-    "unigram_tokenizer",
-)
+from tests.kit.fits import fit
+from tests.kit.oracles import check, oracle
 
 
 @functools.cache
-def fit(module, *data):
-    return emppl.EM(module.model, progress_bar=False).run(jax.random.key(0), *DATA[module, data])
+def fitted(module, *data):
+    return fit(module.model, *DATA[module, data])
 
 
 def forward(initial, transition, log_emission):
@@ -83,7 +71,7 @@ DATA = {
 
 @pytest.mark.parametrize("states", [2, 3, 4])
 def test_earthquakes_of_baum_and_welch(states):
-    result, known = fit(earthquakes, states), oracle("earthquakes_poisson_hmm")
+    result, known = fitted(earthquakes, states), oracle("earthquakes_poisson_hmm")
     reference, limits = known["reference"]["free_start"][f"m{states}"], known["tolerance"]
     assert result.converged
     check(result.log_likelihood, reference["loglik"], limits["loglik"], "loglik")
@@ -93,7 +81,7 @@ def test_earthquakes_of_baum_and_welch(states):
 
 
 def test_earthquakes_with_a_stationary_start_and_their_standard_errors():
-    result, known = fit(earthquakes, "stationary"), oracle("earthquakes_poisson_hmm")
+    result, known = fitted(earthquakes, "stationary"), oracle("earthquakes_poisson_hmm")
     reference = known["reference"]["stationary_start"]["m2"]
     check(result.log_likelihood, reference["loglik"], known["tolerance"]["loglik"], "loglik")
     check(result.params["transition"], reference["Gamma"], known["tolerance"]["params"], "Gamma")
@@ -107,10 +95,9 @@ def test_earthquakes_with_a_stationary_start_and_their_standard_errors():
 def test_earthquakes_decoded():
     known = oracle("earthquakes_poisson_hmm")
     reference, wanted = known["reference"]["stationary_start"]["m3"], known["reference"]["decoding_m3_stationary"]
-    em = emppl.EM(earthquakes.model, max_iterations=0)
     start = {"rate": np.array(reference["lambda"]), "transition": np.array(reference["Gamma"])}
     start["transition"] = start["transition"] / start["transition"].sum(-1, keepdims=True)
-    result = em.run(jax.random.key(0), earthquakes.data(), 3, init_params=start)
+    result = fit(earthquakes.model, earthquakes.data(), 3, init_params=start, max_iterations=0)
     limit = known["tolerance"]["decoding"]
     check(result.posterior("state")[:5], wanted["smoothed_state_probs_first_5"], limit, "first 5")
     check(result.posterior("state")[40:51], wanted["smoothed_state_probs_years_1940_1950"], limit, "1940-1950")
@@ -119,7 +106,7 @@ def test_earthquakes_decoded():
 
 @pytest.mark.parametrize("variant", ["rt_three_series", "rt_corr_three_series", "rt_corr_transition_previous_pacc"])
 def test_response_speed(variant):
-    result, known = fit(response_speed, variant), oracle("speed_hmm")
+    result, known = fitted(response_speed, variant), oracle("speed_hmm")
     reference, limits = known["reference"], known["tolerance"]
     check(result.log_likelihood, reference["loglik"][variant], limits["loglik"], "loglik")
     theirs = reference["params"][variant]
@@ -135,7 +122,7 @@ def test_response_speed(variant):
 
 @pytest.mark.parametrize("variant", ["constant", "flood"])
 def test_dippers(variant):
-    result, known = fit(dippers, variant), oracle("dipper_cjs")
+    result, known = fitted(dippers, variant), oracle("dipper_cjs")
     theirs, limits = known["reference"]["params"][variant], known["tolerance"]
     check(result.log_likelihood, known["reference"]["loglik"][variant], limits["loglik"], "loglik")
     survival = [theirs["phi"]] if variant == "constant" else [theirs["phi_normal"], theirs["phi_flood"]]
@@ -145,7 +132,7 @@ def test_dippers(variant):
 
 def test_the_casino_is_that_of_hmmlearn():
     hmm = pytest.importorskip("hmmlearn.hmm")
-    result, rolls = fit(dishonest_casino), dishonest_casino.data()
+    result, rolls = fitted(dishonest_casino), dishonest_casino.data()
     theirs = hmm.CategoricalHMM(2, n_iter=5000, tol=1e-10, init_params="")
     theirs.startprob_, theirs.transmat_ = np.array([0.5, 0.5]), np.array([[0.9, 0.1], [0.1, 0.9]])
     theirs.emissionprob_ = np.array([[1 / 6] * 6, [0.1] * 5 + [0.5]])
@@ -161,7 +148,7 @@ def test_the_casino_is_that_of_hmmlearn():
 
 
 def test_old_faithful_durations():
-    result, published = fit(old_faithful_durations), old_faithful_durations.published
+    result, published = fitted(old_faithful_durations), old_faithful_durations.published
     is_long = old_faithful_durations.data()
     assert (len(is_long), is_long.sum()) == (299, 194)
     np.testing.assert_allclose(result.log_likelihood, published["log_likelihood"], atol=0.005)
@@ -180,7 +167,7 @@ def test_old_faithful_durations():
 
 
 def test_the_nile_by_enumeration_of_its_change_points():
-    result, flow = fit(nile, 2), nile.data()
+    result, flow = fitted(nile, 2), nile.data()
     years = len(flow)
 
     def paths(level, spread, move):
@@ -220,7 +207,7 @@ def test_the_nile_with_three_levels():
 
 
 def test_lynx_by_direct_maximisation():
-    result, trapped = fit(lynx), lynx.data()
+    result, trapped = fitted(lynx), lynx.data()
 
     def log_likelihood(params):
         mean = params["intercept"] + params["lag1"] * trapped[1:-1, None] + params["lag2"] * trapped[:-2, None]
@@ -247,7 +234,7 @@ def test_lynx_by_direct_maximisation():
 
 
 def test_old_faithful_with_a_memory_of_two():
-    result, is_long = fit(old_faithful_second_order), old_faithful_second_order.data()
+    result, is_long = fitted(old_faithful_second_order), old_faithful_second_order.data()
 
     def log_likelihood(params):
         """Pairs (last but one, last) are the states of a chain of first order, which starts at the second step."""
@@ -281,7 +268,7 @@ def test_old_faithful_with_a_memory_of_two():
 
 
 def test_two_sources_of_earthquakes():
-    result, counts = fit(two_sources), two_sources.data()
+    result, counts = fitted(two_sources), two_sources.data()
 
     def log_likelihood(params):
         """The pair of sources is one chain of four states."""
@@ -328,7 +315,7 @@ def lattice(probability, longest=4):
 
 
 def test_the_unigram_tokenizer_by_em_on_its_lattice():
-    result, data = fit(unigram_tokenizer), unigram_tokenizer.data()
+    result, data = fitted(unigram_tokenizer), unigram_tokenizer.data()
     ours = unigram_tokenizer.probabilities(result.params)
     check(result.log_likelihood, lattice(ours)[0], 1e-10, "loglik")
     theirs = unigram_tokenizer.probabilities(emppl.EM(unigram_tokenizer.model).start(jax.random.key(0), *data))

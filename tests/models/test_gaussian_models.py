@@ -22,32 +22,17 @@ from models import (
     sleep_study,
     swiss_fertility,
 )
-from tests.models.test_models import check, oracle
-
-TESTED = (
-    "bcg_vaccine",
-    "dyestuff",
-    "eight_schools",
-    "fitness_club",
-    "holzinger",
-    "iris_factors",
-    "pearson_line",
-    "penicillin",
-    "sleep_study",
-    "swiss_fertility",
-)
+from tests.kit.oracles import check_block, oracle
 
 
 def em(model, **options):
-    return emppl.EM(model, progress_bar=False, **{"max_iterations": 5000, **options})
+    return emppl.EM(model, **{"max_iterations": 5000, **options})
 
 
 def compare(name, found):
     """Blocks of an oracle, as far as they are given, to its tolerances."""
-    case = oracle(name)
     for block, value in found.items():
-        limit = case["tolerance"].get(block, case["tolerance"]["params"])
-        check(value, case["reference"][block], limit, f"{name}.{block}")
+        check_block(name, block, value)
 
 
 def sound(result):

@@ -15,12 +15,13 @@ from emppl.montecarlo.simulator import batch_error
 from emppl.uncertainty.information import charts
 from models import air_quality, nile_level, polio, stochastic_volatility, uk_gas
 from tests.integrals.test_trajectories import grid_filter
-from tests.models.test_models import check, oracle
+from tests.kit.fits import compiled_of, fit
+from tests.kit.oracles import check, oracle
 
 
 def test_air_quality():
     days = air_quality.data()
-    result = emppl.EM(air_quality.model, progress_bar=False).run(jax.random.key(0), days)
+    result = fit(air_quality.model, days)
     known = oracle("mvn_missing")
     check(result.log_likelihood, known["reference"]["loglik"]["airquality"], known["tolerance"]["loglik"], "loglik")
     path = known["reference"]["iterations"]["airquality_loglik_0_to_4"]
@@ -32,8 +33,7 @@ def test_air_quality():
 def test_the_nile_iteration_by_iteration():
     known = oracle("nile_local_level")
     path = np.array(known["reference"]["iterations"]["em_var_obs_var_level_loglik"])
-    em = emppl.EM(nile_level.model, max_iterations=5, progress_bar=False)
-    result = em.run(jax.random.key(0), nile_level.data())
+    result = fit(nile_level.model, nile_level.data(), max_iterations=5)
     check(result.history["log_likelihood"], path[:, 2], known["tolerance"]["iterations"], "path")
     found = [result.params["observation_variance"], result.params["level_variance"]]
     check(found, path[5, :2], known["tolerance"]["iterations"], "variances")
@@ -41,8 +41,7 @@ def test_the_nile_iteration_by_iteration():
 
 def test_the_nile_accelerated():
     known = oracle("nile_local_level")
-    em = emppl.EM(nile_level.model, accelerate="squarem", max_iterations=20_000, progress_bar=False)
-    result = em.run(jax.random.key(0), nile_level.data())
+    result = fit(nile_level.model, nile_level.data(), accelerate="squarem", max_iterations=20_000)
     assert result.converged
     assert result.num_iterations < 200
     check(result.log_likelihood, known["reference"]["loglik"]["prior_N_0_1e7"], known["tolerance"]["loglik"], "loglik")
@@ -54,8 +53,7 @@ def test_the_nile_accelerated():
 @pytest.mark.slow
 def test_gas_by_quarter():
     known = oracle("ukgas_bsm")
-    em = emppl.EM(uk_gas.model, accelerate="squarem", max_iterations=20_000, progress_bar=False)
-    result = em.run(jax.random.key(0), uk_gas.data())
+    result = fit(uk_gas.model, uk_gas.data(), accelerate="squarem", max_iterations=20_000)
     assert result.converged
     check(result.log_likelihood, known["reference"]["loglik"], known["tolerance"]["loglik"], "loglik")
     for ours, theirs in (("slope", "slope"), ("seasonal", "seasonal"), ("observation", "obs")):
@@ -79,8 +77,7 @@ def check_within_its_errors(result, expected):
 @pytest.mark.long
 def test_polio_by_monte_carlo():
     known = oracle("polio_poisson_ar1")["reference"]
-    em = emppl.EM(polio.model, latents={"u": emppl.MonteCarlo(num_samples=1600)}, tolerance=1e-2, progress_bar=False)
-    result = em.run(jax.random.key(0), *polio.data())
+    result = fit(polio.model, *polio.data(), latents={"u": emppl.MonteCarlo(num_samples=1600)}, tolerance=1e-2)
     check_within_its_errors(result, by_name({"coef": [*known["params"]["coef"].values()], **only(known["params"])}))
     assert abs(result.log_likelihood - known["loglik"]) < 4 * result.simulation.log_likelihood_error
     errors = by_name({"coef": [*known["standard_errors"]["coef"].values()], **only(known["standard_errors"])})
@@ -98,7 +95,7 @@ def only(values):
 def test_polio_by_laplace():
     """Approximate as announced: the log-likelihood is off by a tenth, the estimates by little of their errors."""
     known = oracle("polio_poisson_ar1")["reference"]
-    em = emppl.EM(polio.model, latents={"u": emppl.Laplace()}, progress_bar=False)
+    em = emppl.EM(polio.model, latents={"u": emppl.Laplace()})
     result = em.run(jax.random.key(0), *polio.data())
     assert "approximate" in str(em.plan(*polio.data()))
     assert abs(result.log_likelihood - known["loglik"]) < 0.2
@@ -132,8 +129,7 @@ def test_draws_of_volatility_have_no_score_at_the_maximum():
     best, value, means = volatility()
     np.testing.assert_allclose([*best, value], list(stochastic_volatility.known.values()), atol=2e-5)
     em = emppl.EM(stochastic_volatility.model, latents={"h": emppl.MonteCarlo(num_samples=800)})
-    whole = em._fit((stochastic_volatility.data(),), {})
-    compiled, leaves = whole.compiled, whole.data
+    compiled, leaves = compiled_of(em, stochastic_volatility.data())
     params = dict(zip(("level", "phi", "sigma"), map(jnp.asarray, best), strict=True))
     simulator, chains = compiled.simulator, compiled.simulator.begin()
     for key in jax.random.split(jax.random.key(3), 3):
@@ -160,7 +156,11 @@ def test_draws_of_volatility_have_no_score_at_the_maximum():
 @pytest.mark.long
 def test_stochastic_volatility():
     best, value, _ = volatility()
-    em = emppl.EM(stochastic_volatility.model, latents={"h": emppl.MonteCarlo(num_samples=1600)}, tolerance=1e-2)
-    result = em.run(jax.random.key(0), stochastic_volatility.data())
+    result = fit(
+        stochastic_volatility.model,
+        stochastic_volatility.data(),
+        latents={"h": emppl.MonteCarlo(num_samples=1600)},
+        tolerance=1e-2,
+    )
     check_within_its_errors(result, best)
     assert abs(result.log_likelihood - value) < 4 * result.simulation.log_likelihood_error

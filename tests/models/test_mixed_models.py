@@ -8,7 +8,6 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from scipy import linalg, optimize, special, stats
@@ -27,7 +26,8 @@ from models import (
     seeds,
     toenails,
 )
-from tests.models.test_models import check_block, oracle
+from tests.kit.fits import fit
+from tests.kit.oracles import check_block, oracle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +144,7 @@ LONG = ("toenails", "booth_hobert", "absences", "seeds", "law_school", "law_scho
 @functools.cache
 def fitted(name: str) -> emppl.EMResult:
     case = CASES[name]
-    result = emppl.EM(case.model, latents=case.latents).run(jax.random.key(0), *case.data)
+    result = fit(case.model, *case.data, latents=case.latents)
     assert result.converged, result.stop_message
     return result
 
@@ -200,7 +200,7 @@ def maximum(minus, start) -> optimize.OptimizeResult:
 
 def test_overdispersed_counts():
     days, covariates = absences.data()
-    result = emppl.EM(absences.log_normal).run(jax.random.key(0), days, covariates)
+    result = fit(absences.log_normal, days, covariates)
 
     def minus(v):
         predictor = covariates @ v[:-1]
@@ -216,7 +216,7 @@ def test_overdispersed_counts():
 @pytest.mark.slow
 def test_graded_responses():
     (answers,) = graded_responses.data()
-    result = emppl.EM(graded_responses.model, latents={"trait": Quadrature(21)}).run(jax.random.key(0), answers)
+    result = fit(graded_responses.model, answers, latents={"trait": Quadrature(21)})
 
     def value(slopes, thresholds):
         def log_density(trait):
@@ -237,7 +237,7 @@ def test_graded_responses():
 
 def test_orange_trees():
     circumference, days = orange_trees.data()
-    result = emppl.EM(orange_trees.model).run(jax.random.key(0), circumference, days)
+    result = fit(orange_trees.model, circumference, days)
     assert result.converged
 
     def minus(v):
@@ -292,8 +292,9 @@ def test_crossed_effects_by_laplace():
         ratio = np.exp(height(v, draws) - height(v, effects) + 0.5 * (noise**2).sum(-1))
         return np.log(ratio.mean()), ratio.std() / ratio.mean() / np.sqrt(len(ratio))
 
-    em = emppl.EM(matings.model, latents={"f": emppl.Laplace(), "m": emppl.Laplace()})
-    result = em.run(jax.random.key(0), mated, mixed, female, male, animals)
+    result = fit(
+        matings.model, mated, mixed, female, male, animals, latents={"f": emppl.Laplace(), "m": emppl.Laplace()}
+    )
     assert result.converged
     at = np.concatenate([result.params["coefficients"], np.log([result.params["female_sd"], result.params["male_sd"]])])
     assert -minus(at) == pytest.approx(result.log_likelihood, abs=1e-8)

@@ -1,14 +1,10 @@
 """Every model in models/ against answers that papers print and other programs compute.
 
-The answers and their tolerances are the files in tests/oracles. A limit ``t`` there means
-``|got - reference| <= t * max(1, |reference|)``, entry by entry; its key is the block it applies to.
+The answers and their tolerances are the files in tests/oracles (see tests/kit/oracles.py).
 """
 
 import dataclasses
 import functools
-import importlib
-import json
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,39 +39,8 @@ from models import (
     trypanosomes,
     two_coins,
 )
-
-ORACLES = pathlib.Path(__file__).parents[1] / "oracles"
-
-# Blocks without a limit of their own follow the quantity that they are computed from.
-FOLLOWS = {
-    "posterior": "params",
-    "map_beta_2_2": "params",
-    "information": "params",
-    "bic_mclust_convention": "loglik",
-}
-
-
-@functools.cache
-def oracle(name: str) -> dict:
-    return json.loads((ORACLES / f"{name}.json").read_text())
-
-
-def check(got: Any, reference: Any, limit: float, where: str) -> None:
-    if isinstance(got, Mapping):
-        for key, value in got.items():
-            check(value, reference[key], limit, f"{where}.{key}")
-        return
-    expected = np.asarray(reference, float)
-    got = np.asarray(got, float)
-    assert got.shape == expected.shape, where
-    error = np.max(np.abs(got - expected) / np.maximum(1, np.abs(expected)))
-    assert error <= limit, f"{where}: scaled difference {error:.2g}, limit {limit:.0e}"
-
-
-def check_block(name: str, block: str, got: Any) -> None:
-    tolerance = oracle(name)["tolerance"]
-    assert "relative_keys" not in tolerance
-    check(got, oracle(name)["reference"][block], tolerance[FOLLOWS.get(block, block)], f"{name}.{block}")
+from tests.kit.fits import fit
+from tests.kit.oracles import check, check_block, oracle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -503,7 +468,7 @@ EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 @functools.cache
-def fit(name: str) -> emppl.EMResult:
+def fitted(name: str) -> emppl.EMResult:
     case = BY_NAME[name]
     return case.em.run(jax.random.key(0), *case.data, init_params=case.start, **case.options)
 
@@ -525,7 +490,7 @@ def iterate(case: Case, steps: int) -> tuple[list, list]:
     [pytest.param(case, block, id=f"{case.name}-{block}") for case in CASES for block in case.blocks],
 )
 def test_answer(case, block):
-    check_block(case.oracle, block, case.blocks[block](fit(case.name)))
+    check_block(case.oracle, block, case.blocks[block](fitted(case.name)))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.path], ids=lambda case: case.name)
@@ -542,7 +507,7 @@ def test_plan_has_the_strongest_rules(case):
 
 @EVERY
 def test_fit_is_sound(case):
-    result = fit(case.name)
+    result = fitted(case.name)
     assert result.converged, result.stop_message
     objective = result.history["objective"]
     rounding = 1e-12 * np.abs(objective[-1])
@@ -555,7 +520,7 @@ def test_fit_is_sound(case):
 @pytest.mark.parametrize("module", [two_coins, genetic_linkage], ids=["two_coins", "genetic_linkage"])
 def test_prior_gives_posterior_mode(module):
     case = next(case for case in CASES if case.em.model is module.model)
-    result = emppl.EM(module.model).run(jax.random.key(0), *case.data, init_params=case.start)
+    result = fit(module.model, *case.data, init_params=case.start)
     expected = oracle(case.oracle)["reference"]["map_beta_2_2"]
     found = result.params | ({"log_joint": result.log_posterior} if "log_joint" in expected else {})
     check_block(case.oracle, "map_beta_2_2", found)
@@ -563,13 +528,13 @@ def test_prior_gives_posterior_mode(module):
 
 def test_two_coins_posterior_at_start():
     case = BY_NAME["two_coins"]
-    result = emppl.EM(two_coins.model, max_iterations=0).run(jax.random.key(0), *case.data, init_params=case.start)
+    result = fit(two_coins.model, *case.data, init_params=case.start, max_iterations=0)
     check_block(case.oracle, "posterior", {"p_coin_A_at_start": result.posterior("coin")[..., 0].ravel()})
 
 
 def test_linkage_information_by_louis():
     """The curvature of Q is the complete information; what Q misses of the observed information is the missing one."""
-    case, result = BY_NAME["genetic_linkage"], fit("genetic_linkage")
+    case, result = BY_NAME["genetic_linkage"], fitted("genetic_linkage")
     posterior = case.em.e_step(result.params, *case.data)
     pi = jnp.asarray(result.params["pi"])
     complete = -jax.hessian(lambda value: case.em.q({"pi": value}, posterior, *case.data))(pi)
@@ -599,7 +564,7 @@ def test_dawid_skene_random_starts_find_the_higher_maximum():
 @pytest.mark.parametrize(("name", "parameter"), [("carcinoma_3", "positive"), ("dawid_skene", "confusion")])
 def test_boundary_is_named(name, parameter):
     """Probabilities at 0 or 1 have no standard error, and are named instead."""
-    result = fit(name)
+    result = fitted(name)
     value = result.params[parameter]
     expected = [f"{parameter}[{', '.join(map(str, at))}]" for at in np.argwhere((value < 1e-8) | (value > 1 - 1e-8))]
     assert set(expected) <= set(result.boundary)
@@ -629,13 +594,13 @@ def test_ibm_model1_translation_tables():
 @pytest.mark.slow
 def test_scale_mixture_is_the_t_distribution():
     """Weights integrated by quadrature; the error of integration that the fit states is what it is off."""
-    em = emppl.EM(stack_loss.model, latents={"weight": emppl.Quadrature(31)}, progress_bar=False)
+    em = emppl.EM(stack_loss.model, latents={"weight": emppl.Quadrature(31)})
     result = em.run(jax.random.key(0), *stack_loss.data(), scaled=True)
     assert result.converged
-    off = fit("stack_loss").log_likelihood - result.log_likelihood
+    off = fitted("stack_loss").log_likelihood - result.log_likelihood
     np.testing.assert_allclose(result.integration_error.log_likelihood, off, rtol=0.05)
     # EM stops where the gain that is left is below its tolerance: to about a thousandth of a standard error.
-    np.testing.assert_allclose(result.params["coef"], fit("stack_loss").params["coef"], rtol=1e-3)
+    np.testing.assert_allclose(result.params["coef"], fitted("stack_loss").params["coef"], rtol=1e-3)
     # Given the parameters, the weight of a day has a gamma distribution.
     loss, covariates = stack_loss.data()
     squares = ((loss - covariates @ result.params["coef"]) / result.params["sigma"]) ** 2
@@ -650,8 +615,7 @@ def test_line_with_outliers():
     spread = np.sqrt(np.diagonal(np.linalg.inv(good.T @ good)))
     np.testing.assert_allclose([line[0], spread[0]], [2.24, 0.11], atol=0.005)
     np.testing.assert_allclose([line[1], spread[1]], [34, 18], atol=0.5)
-    em = emppl.EM(line_with_outliers.model, progress_bar=False)
-    result = em.run(jax.random.key(0), x, y, error)
+    result = fit(line_with_outliers.model, x, y, error)
     assert result.converged
 
     def loss(free):
@@ -668,59 +632,3 @@ def test_line_with_outliers():
     # Points 2, 3 and 4 cannot be on the line; point 1, with its long error bar, might be.
     bad = result.posterior("bad")[:, 1]
     assert np.all(bad[1:4] > 0.99) and np.all(np.delete(bad, [1, 2, 3]) < 0.4)
-
-
-MODULES = sorted(path.stem for path in pathlib.Path(two_coins.__file__).parent.glob("[a-z]*.py"))
-# Several fits of different size each, or NUTS.
-LONG = ("carcinoma", "response_speed", "dippers", "galaxies", "hair_eye", "old_faithful", "lynx", "two_sources")
-LONG += ("dyestuff", "eight_schools", "fitness_club", "holzinger", "iris_factors", "pearson_line", "penicillin")
-LONG += ("sleep_study", "swiss_fertility", "absences", "graded_responses", "matings", "toenails", "booth_hobert")
-LONG += (
-    "affairs",
-    "bcg_vaccine",
-    "stack_loss",
-    "teaching_method",
-    "cattle",
-    "law_school",
-    "orange_trees",
-    "pumps",
-    "seeds",
-    "uk_gas",
-    "nile_level",
-    "spiking_neurons",
-    "synchroniser",
-    "chest_clinic",
-)
-
-
-# Fits of minutes, which tests with the slow mark make as well.
-LONGEST = ("polio", "stochastic_volatility")
-MARKED = [
-    pytest.param(n, marks=pytest.mark.long if n in LONGEST else pytest.mark.slow if n in LONG else ()) for n in MODULES
-]
-
-
-@pytest.mark.parametrize("name", MARKED)
-def test_main_runs(name, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    module = importlib.import_module(f"models.{name}")
-    if name == "old_faithful":
-        # NUTS runs the model in numpyro's own code, which relies on rank promotion.
-        with jax.numpy_rank_promotion("allow"):
-            module.main(num_warmup=30, num_samples=30)
-    else:
-        module.main()
-    printed = capsys.readouterr().out
-    assert printed.startswith("EM plan")
-    assert "published" in printed or "known" in printed
-    assert (tmp_path / "out" / "old_faithful.png").exists() == (name == "old_faithful")
-
-
-def test_every_model_has_a_test():
-    tested = {case.em.model.__module__ for case in CASES} | {ibm_model1.__name__, line_with_outliers.__name__}
-    kinds = ("chain", "gaussian", "mixed", "latent", "network")
-    others = [pathlib.Path(__file__).with_name(f"test_{kind}_models.py").read_text() for kind in kinds]
-    tested |= {
-        f"models.{name}" for name in MODULES if any(f'"{name}"' in text or f"{name}.model" in text for text in others)
-    }
-    assert tested == {f"models.{name}" for name in MODULES}

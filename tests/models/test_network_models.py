@@ -2,13 +2,13 @@
 
 import itertools
 
-import jax
 import numpy as np
 import pytest
 from scipy import optimize, special, stats
 
 import emppl
 from models import chest_clinic, spiking_neurons, synchroniser
+from tests.kit.fits import fit
 
 # ------------------------------------------------------------------------------------------------------ chest clinic
 
@@ -53,7 +53,7 @@ def clinic_step(tables, rows, possible):
 
 def test_chest_clinic():
     observed = chest_clinic.data()
-    result = emppl.EM(chest_clinic.model, progress_bar=False).run(jax.random.key(0), *observed)
+    result = fit(chest_clinic.model, *observed)
     assert result.converged
     tables = {name: np.full((2,) * len(parents), 0.3) for name, (_, parents) in NODES.items()}
     for name in set(NODES) - {"asia", "smoker"}:
@@ -86,7 +86,7 @@ def spikes(presence, baseline, effect, counts):
 @pytest.mark.slow
 def test_spiking_neurons():
     counts, causes = spiking_neurons.data()
-    result = emppl.EM(spiking_neurons.model, restarts=10, progress_bar=False).run(jax.random.key(0), counts, causes)
+    result = fit(spiking_neurons.model, counts, causes, restarts=10)
     assert result.converged
     found = spiking_neurons.oriented(result.params)
     values = [found[name] for name in ("presence", "baseline", "effect")]
@@ -137,7 +137,7 @@ def trellis(phase, delay, gain, noise, received):
 
 @pytest.mark.slow
 def test_synchroniser():
-    em = emppl.EM(synchroniser.model, progress_bar=False)
+    em = emppl.EM(synchroniser.model)
     received = synchroniser.data()
     result = synchroniser.synchronise(em, received)
     assert result.converged

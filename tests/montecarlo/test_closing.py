@@ -19,8 +19,9 @@ from emppl.montecarlo.nearby import log_densities, nearby_log_likelihood
 from emppl.montecarlo.path import Path, draw
 from emppl.montecarlo.trail import Trail
 from emppl.uncertainty.information import charts
-from tests.montecarlo.test_monte_carlo import cbpp, glmm, pump_data
-from tests.montecarlo.test_monte_carlo import pumps as pump_model
+from tests.kit.fits import compiled_of
+from tests.montecarlo.test_stochastic import cbpp, glmm, pump_data
+from tests.montecarlo.test_stochastic import pumps as pump_model
 
 POSITIVE = dist.constraints.positive
 
@@ -85,8 +86,7 @@ def test_densities_belong_to_groups():
         (glmm, cbpp(), "b", herds, {"coef": coef, "sd": 0.6}, {"coef": coef + 0.1, "sd": 0.8}),
         (pump_model, (time, failures), "rate", pump_rates, {"alpha": 0.8, "beta": 1.3}, {"alpha": 1.0, "beta": 1.2}),
     ):
-        whole = emppl.EM(model, latents={latent: MonteCarlo(10)})._fit(data, {})
-        compiled, leaves = whole.compiled, whole.data
+        compiled, leaves = compiled_of(emppl.EM(model, latents={latent: MonteCarlo(10)}), *data)
         (integral,) = compiled.program.model.integrals
         draws = rng.normal(0, 0.7, (4, 20, integral.groups, 1))
         before, after = (
@@ -102,10 +102,9 @@ def test_densities_belong_to_groups():
 def test_information_and_noise_of_the_score(name):
     """Against the information by quadrature at its maximum, and the spread of forty scores there, whose mean is zero."""
     model, args, others = MODELS[name]
-    exact = emppl.EM(model, latents={"b": Quadrature(31), **others}, tolerance=1e-12, progress_bar=False)
+    exact = emppl.EM(model, latents={"b": Quadrature(31), **others}, tolerance=1e-12)
     exact = exact.run(jax.random.key(0), *args)
-    whole = emppl.EM(model, latents={"b": MonteCarlo(), **others})._fit(args, {})
-    compiled, leaves = whole.compiled, whole.data
+    compiled, leaves = compiled_of(emppl.EM(model, latents={"b": MonteCarlo(), **others}), *args)
     simulator = compiled.simulator
     path = Path.starting(simulator, jax.tree.map(jnp.asarray, exact.params), {}, jax.random.key(3), 100)
     local = charts(simulator.program.model, exact.params)
@@ -130,8 +129,7 @@ def test_blocks_of_draws_say_together_what_all_draws_say(name):
     """The twin: gradient and Hessian of the log-likelihood around the draws, differentiated as a whole."""
     model, args, others = MODELS[name]
     em = emppl.EM(model, latents={"b": MonteCarlo(), **others})
-    whole = em._fit(args, {})
-    compiled, leaves = whole.compiled, whole.data
+    compiled, leaves = compiled_of(em, *args)
     simulator, program = compiled.simulator, compiled.program
     params = em.start(jax.random.key(1), *args)
     path = Path.starting(simulator, params, {}, jax.random.key(3), 100)
@@ -183,7 +181,7 @@ def last_bound(result):
 @pytest.mark.slow
 def test_a_closing_phase_that_does_not_come_about_leaves_the_tolerance_to_the_ascent(monkeypatch):
     """The ascent hands over at a hundredth of a nat; whoever does not take over must not pass for converged there."""
-    em = emppl.EM(pumps, latents={"rate": MonteCarlo()}, tolerance=5e-4, progress_bar=False)
+    em = emppl.EM(pumps, latents={"rate": MonteCarlo()}, tolerance=5e-4)
     y = np.array([5.0, 1.0, 3.0, 0.0, 7.0, 2.0])
     step, calls = Closing.step, []
 
@@ -225,7 +223,7 @@ def test_parameters_without_curvature_stay_at_their_m_step():
             numpyro.sample("x", dist.Laplace(median, 1.0), obs=x)
 
     args = counts(np.full(10, -0.5), 0.5), x
-    result = emppl.EM(model, latents={"b": MonteCarlo()}, tolerance=0.01, progress_bar=False)
+    result = emppl.EM(model, latents={"b": MonteCarlo()}, tolerance=0.01)
     result = result.run(jax.random.key(0), *args)
     assert result.converged, result.stop_message
     assert result.params["median"] == pytest.approx(np.median(x), abs=1e-12)

@@ -11,16 +11,12 @@ import pytest
 
 import emppl
 from emppl import StochasticEM, StopReason, estep
-from emppl.derivation.derive import derive
-from emppl.model.options import Options
-from emppl.trace.arguments import split_arguments
-from tests.strategies.test_hard import hidden_markov
-
-simplex, positive = dist.constraints.simplex, dist.constraints.positive
+from tests.kit.fits import program_of
+from tests.strategies.test_discrete import hidden_markov
 
 
 def quiet(model, latents, **options):
-    return emppl.EM(model, latents=latents, progress_bar=False, **options)
+    return emppl.EM(model, latents=latents, **options)
 
 
 def through_another(x):
@@ -36,8 +32,7 @@ def through_another(x):
 def test_every_row_has_a_draw_of_its_own(rows):
     """Numbers of rows in each joint state are multinomial: mean and variance over draws; 1,200 rows are two chunks."""
     x = np.full(rows, 0.8)
-    leaves, skeleton = split_arguments((x,), {})
-    program = derive(through_another, leaves, skeleton, Options(latents={"z": StochasticEM(), "w": StochasticEM()}))
+    program, leaves = program_of(through_another, x, latents={"z": StochasticEM(), "w": StochasticEM()})
     fused = program.fused
     params = {"mu": jnp.array([0.0, 1.0])}
     prepared = estep.prepare(program.model, fused, leaves)

@@ -11,8 +11,8 @@ import scipy.stats
 from numpyro.distributions import constraints
 
 import emppl
+from tests.kit.fits import KEY, fit, rules
 
-KEY = jax.random.key(0)
 ROWS = 60
 
 
@@ -67,7 +67,7 @@ def slope_of_q(em, params, *args):
 @pytest.mark.parametrize("name", ENTERS)
 def test_q_has_no_slope_at_the_closed_form(name):
     y = ENTERS[name][1]
-    em = emppl.EM(mixture, progress_bar=False)
+    em = emppl.EM(mixture)
     (rule,) = [one for one in em.plan(y, EXPOSURE, name).parameters if one.name == "p"]
     assert rule.rule == "closed form" and "of entries times known factors" in rule.update, rule
     after, slope = slope_of_q(em, {"p": jnp.array([0.6, 1.3])}, y, EXPOSURE, name)
@@ -81,7 +81,7 @@ def test_q_has_no_slope_at_the_closed_form(name):
 )
 def test_conjugate_priors_are_those_of_the_entries(name, prior):
     y = ENTERS[name][1]
-    em = emppl.EM(mixture, progress_bar=False)
+    em = emppl.EM(mixture)
     (rule,) = [one for one in em.plan(y, EXPOSURE, name, prior).parameters if one.name == "p"]
     assert rule.rule == "closed form"
     _, slope = slope_of_q(em, {"p": jnp.array([0.6, 1.3])}, y, EXPOSURE, name, prior)
@@ -101,7 +101,7 @@ def test_events_and_exposure_by_hand():
             with numpyro.handlers.mask(mask=seen):
                 numpyro.sample("y", dist.Poisson(rate[z] * e), obs=y)
 
-    em = emppl.EM(model, progress_bar=False)
+    em = emppl.EM(model)
     rates = np.array([0.7, 2.0])
     joint = np.array([0.6, 0.4])[:, None] * scipy.stats.poisson.pmf(y, rates[:, None] * e)
     shares = joint / joint.sum(0) * seen
@@ -121,8 +121,8 @@ def test_a_rate_shared_by_sites_with_and_without_an_exposure():
             numpyro.sample("w", dist.Poisson(rate[z]), obs=w)
 
     w = np.random.default_rng(5).poisson(2.0, ROWS).astype(float)
-    em = emppl.EM(model, fixed={"rate": [np.nan, 1.5, np.nan]}, progress_bar=False)
-    assert {one.rule for one in em.plan(COUNTS, EXPOSURE, w).parameters} == {"closed form"}
+    em = emppl.EM(model, fixed={"rate": [np.nan, 1.5, np.nan]})
+    assert set(rules(em, COUNTS, EXPOSURE, w).values()) == {"closed form"}
     result = em.run(KEY, COUNTS, EXPOSURE, w)
 
     def loss(logs):
@@ -156,7 +156,7 @@ def test_exposures_of_a_hidden_markov_model():
 
     rng = np.random.default_rng(2)
     y = rng.poisson(np.repeat([0.6, 3.5, 0.6], 20) * EXPOSURE).astype(float)
-    one = emppl.EM(model, progress_bar=False, tolerance=1e-12)
+    one = emppl.EM(model, tolerance=1e-12)
     rules = [str(next(p.rule for p in one.plan(y, EXPOSURE, how).parameters)) for how in (False, True)]
     assert rules == ["closed form", "newton"]
     found, other = (one.run(KEY, y, EXPOSURE, how) for how in (False, True))
@@ -178,7 +178,7 @@ def test_what_is_multiplied_before_a_map_is_none(known):
     plan = emppl.EM(model).plan(COUNTS, EXPOSURE)
     assert plan.parameters[0].rule == "newton"
     assert known != "data" or "multiplied by data before it goes through a map (exp)" in str(plan)
-    result = emppl.EM(model, progress_bar=False).run(KEY, COUNTS, EXPOSURE)
+    result = fit(model, COUNTS, EXPOSURE)
 
     def loss(a):
         factor = np.log(10) if known == "one number" else EXPOSURE

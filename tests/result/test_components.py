@@ -9,13 +9,10 @@ import pytest
 from numpyro.distributions import constraints
 
 import emppl
-from emppl.derivation.derive import derive
 from emppl.jaxpr.depends import Dependence
-from emppl.model.options import Options
 from emppl.result.components import component_axes
-from emppl.trace.arguments import split_arguments
+from tests.kit.fits import fit, program_of
 
-KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 X = np.where(RNG.random(60) < 0.5, RNG.normal(-2, 0.6, 60), RNG.normal(2, 1.1, 60))
 DESIGN = RNG.normal(size=(60, 2))
@@ -46,11 +43,6 @@ LOCATIONS = {
 }
 
 
-def derived(model, *args):
-    leaves, skeleton = split_arguments(args, {})
-    return derive(model, leaves, skeleton, Options())
-
-
 @pytest.mark.parametrize("case", LOCATIONS)
 def test_indexed_axes_are_found_through_maps(case):
     """Elementwise operations keep an axis, sums and products drop the one they mix."""
@@ -62,7 +54,7 @@ def test_indexed_axes_are_found_through_maps(case):
             z = numpyro.sample("z", dist.Categorical(jnp.ones(3) / 3))
             numpyro.sample("x", dist.Normal(location(p, z), 1.0), obs=x)
 
-    program = derived(model, X)
+    program, _ = program_of(model, X)
     dependence = Dependence(program.model.trace.jaxpr, program.model.trace.inputs)
     assert dependence.indexed("p") == tuple(frozenset(latents) for latents in expected)
     axes = tuple(number for number, latents in enumerate(expected) if latents)
@@ -79,7 +71,7 @@ def test_a_sum_of_parameters_is_followed_for_each():
             y = numpyro.sample("y", dist.Bernoulli(0.5))
             numpyro.sample("x", dist.Normal((a + b)[y, z], 1.0), obs=x)
 
-    program = derived(model, X)
+    program, _ = program_of(model, X)
     dependence = Dependence(program.model.trace.jaxpr, program.model.trace.inputs)
     assert dependence.indexed("a") == (frozenset("z"),)
     assert dependence.indexed("b") == (frozenset("y"), frozenset("z"))
@@ -106,7 +98,7 @@ def test_own_class_probabilities_are_found_through_maps(latent):
             z = numpyro.sample("z", latent(p))
             numpyro.sample("x", dist.Normal(1.0 * z, 1.0), obs=x)
 
-    assert component_axes(derived(model, X).model) == {"z": {"p": (0,)}}
+    assert component_axes(program_of(model, X)[0].model) == {"z": {"p": (0,)}}
 
 
 def test_an_axis_of_another_length_is_no_component_axis():
@@ -119,7 +111,7 @@ def test_an_axis_of_another_length_is_no_component_axis():
             y = numpyro.sample("y", dist.Bernoulli(0.5))
             numpyro.sample("x", dist.Normal(p[3 * y + z], 1.0), obs=x)
 
-    assert component_axes(derived(model, X).model) == {"z": {}, "y": {}}
+    assert component_axes(program_of(model, X)[0].model) == {"z": {}, "y": {}}
 
 
 def mapped(x):
@@ -135,9 +127,9 @@ def mapped(x):
 def test_symmetric_start_behind_maps():
     """Identical components are noticed though every parameter goes through a map; different weights do not help."""
     init = {"mu": [0.5, 0.5], "log_sigma": [0.1, 0.1], "logits": [0.3, -0.3]}
-    result = emppl.EM(mapped, progress_bar=False).run(KEY, X, init_params=init)
+    result = fit(mapped, X, init_params=init)
     assert result.stop_reason is emppl.StopReason.SYMMETRIC
-    assert emppl.EM(mapped, progress_bar=False).run(KEY, X).converged
+    assert fit(mapped, X).converged
 
 
 def test_fixed_parameters_tell_components_apart():
@@ -152,7 +144,7 @@ def test_fixed_parameters_tell_components_apart():
 
     # Data and means are mirror images, so that the best scales are equal.
     mirrored = np.concatenate([X, -X])
-    result = emppl.EM(model, fixed={"mu": np.array([-2.0, 2.0])}, progress_bar=False).run(KEY, mirrored)
+    result = fit(model, mirrored, fixed={"mu": np.array([-2.0, 2.0])})
     assert result.stop_reason is not emppl.StopReason.SYMMETRIC
     np.testing.assert_allclose(result.params["sigma"][0], result.params["sigma"][1], rtol=1e-10)
 
@@ -160,7 +152,7 @@ def test_fixed_parameters_tell_components_apart():
 @pytest.mark.filterwarnings("ignore:No standard error for 'logits'")
 def test_compare_aligns_components_behind_maps():
     """Draws whose components are swapped, in every mapped parameter, are matched to the estimate."""
-    result = emppl.EM(mapped, progress_bar=False).run(KEY, X)
+    result = fit(mapped, X)
     noise = np.random.default_rng(1)
     draws = {n: v[None] + 0.01 * noise.normal(size=(100, *v.shape)) for n, v in result.params.items()}
     swapped = {name: np.concatenate([draw[:50, ::-1], draw[50:]]) for name, draw in draws.items()}

@@ -16,13 +16,12 @@ from numpyro.ops.indexing import Vindex
 
 import emppl
 from tests.kit.brute_force import BruteForce
-
-KEY = jax.random.key(0)
+from tests.kit.fits import KEY
 
 
 def agrees(model, params, *args):
     """Log-likelihood, posterior marginals and decoding equal brute force; the M-step raises its objective."""
-    oracle, em = BruteForce(model, params, *args), emppl.EM(model, max_iterations=0, progress_bar=False)
+    oracle, em = BruteForce(model, params, *args), emppl.EM(model, max_iterations=0)
     expected = float(oracle.log_likelihood())
     np.testing.assert_allclose(em.log_likelihood(params, *args), expected, rtol=1e-10, atol=1e-10)
     result = em.run(KEY, *args, init_params=params)
@@ -58,7 +57,7 @@ def test_partly_known_labels():
     x, labels = np.array([0.3, -0.7, 1.9, 0.1]), np.array([0, 1, 2, 0])
     known = np.array([True, False, True, False])
     oracle = BruteForce(model, MIXTURE, x, labels, known)
-    em = emppl.EM(model, max_iterations=0, progress_bar=False)
+    em = emppl.EM(model, max_iterations=0)
     np.testing.assert_allclose(em.log_likelihood(MIXTURE, x, labels, known), oracle.log_likelihood(), rtol=1e-12)
     result = em.run(KEY, x, labels, known, init_params=MIXTURE)
     table = oracle.marginals()["z_unobserved"]
@@ -344,7 +343,7 @@ def test_model_runs_again_only_for_new_shapes():
         em.m_step(MIXTURE, posterior, x), em.q(MIXTURE, posterior, x), em.log_likelihood(MIXTURE, x)
         em.run(KEY, x).posterior("z")
 
-    em = emppl.EM(model, max_iterations=3, progress_bar=False)
+    em = emppl.EM(model, max_iterations=3)
     x = np.random.default_rng(8).normal(size=20)
     use(x)
     seen = len(calls)

@@ -1,0 +1,60 @@
+"""Every module of emppl has a test file of the same place and name, or stands here with the file that exercises it."""
+
+import pathlib
+
+import emppl
+
+TESTS = pathlib.Path(__file__).parents[1]
+MODULES = {
+    path.relative_to(pathlib.Path(emppl.__file__).parent).with_suffix("").as_posix()
+    for path in pathlib.Path(emppl.__file__).parent.rglob("*.py")
+    if path.stem != "__init__"
+}
+# By test file, modules that it exercises together; "" for those that hold declarations only.
+THROUGH = {
+    "": "names types model/options strategies/base fit/outcome",
+    "checkpoint/test_file": "fit/acceleration",
+    "contracts/test_families": """families/bounded families/check families/counts families/discrete families/gaussian
+        families/locations families/multivariate families/positive families/registry""",
+    "contracts/test_rules": "mstep/given mstep/maximisation mstep/policy mstep/rule",
+    "elimination/chain/test_evidence": """elimination/chain/associative elimination/chain/blocked
+        elimination/chain/choose elimination/chain/emission elimination/chain/logspace elimination/chain/paths
+        elimination/chain/plain elimination/chain/posterior elimination/chain/problem elimination/chain/recursion
+        elimination/chain/scaled""",
+    "elimination/test_chains": "estep/filtering trace/scan trace/scan_first trace/scan_later",
+    "elimination/test_run": "elimination/order elimination/reductions estep/latents estep/memory model/parts",
+    "estep/test_fused": "estep/plain model/natural model/site",
+    "integrals/test_exact": "estep/continuous integrals/joint integrals/outcome model/integral numerics/small_matrices",
+    "integrals/test_mcmc": "integrals/hamiltonian estep/simulated montecarlo/simulator strategies/simulated",
+    "integrals/test_quadrature": """integrals/importance integrals/integration integrals/nodes integrals/settle
+        jaxpr/quadratic result/integration_error strategies/integrated uncertainty/corners""",
+    "integrals/test_smoother": "model/scans",
+    "integrals/test_truncated": "integrals/limits jaxpr/monotone",
+    "jaxpr/test_layout": "jaxpr/separation",
+    "jaxpr/test_selection": """jaxpr/folding jaxpr/group_gather jaxpr/group_rules jaxpr/groups jaxpr/numbering
+        jaxpr/prune""",
+    "montecarlo/test_closing": "montecarlo/derivatives montecarlo/looks montecarlo/nearby montecarlo/trail",
+    "montecarlo/test_stochastic": "fit/progress montecarlo/ascent montecarlo/averaging montecarlo/path",
+    "models/test_models": "montecarlo/informed",
+    "mstep/test_quadratic": "model/regression mstep/analysis mstep/linear_predictors",
+    "reduce/test_rows": "reduce/moments reduce/reduction reduce/same_model reduce/steps reduce/weighted_rows",
+    "result/test_components": "jaxpr/axes jaxpr/depends",
+    "strategies/test_discrete": "model/compatible",
+    "test_docs": "families/table",
+    "test_em": """compiled derivation/derive derivation/plan fit/loop fit/restarts fit/start program result/accuracy
+        result/certificate result/compare result/ending result/fitted result/latents result/summary""",
+    "test_errors": "fit/checks model/roles trace/handlers",
+    "trace/test_semantics": """estep/cell_weights model/axes trace/arguments trace/discover trace/record
+        trace/site_messages""",
+    "uncertainty/test_charts": "parameters/constraints",
+    "models/test_latent_models": "trace/missing",
+}
+
+
+def test_every_module_has_a_test_file_or_a_reason():
+    listed = [module for modules in THROUGH.values() for module in modules.split()]
+    assert len(listed) == len(set(listed)) and set(listed) <= MODULES, set(listed) - MODULES
+    assert all((TESTS / f"{file}.py").exists() for file in THROUGH if file)
+    own = {module for module in MODULES if (TESTS / module).with_name(f"test_{pathlib.Path(module).name}.py").exists()}
+    assert own & set(listed) == set(), "these have files of their own by now"
+    assert MODULES - own == set(listed), MODULES - own - set(listed)
