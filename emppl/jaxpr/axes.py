@@ -13,7 +13,7 @@ from typing import TypeAlias
 from jax.extend.core import Var
 
 from emppl.jaxpr.primitives import Equation
-from emppl.jaxpr.walk import Computation, Domain, Labels, picking_labels, tracked
+from emppl.jaxpr.walk import Computation, Domain, Labels, picking_labels
 
 AxisPositions: TypeAlias = tuple[frozenset[int], ...]
 """For every axis of the parameter, the axes of an array along which it runs (entry i beside entry i)."""
@@ -45,6 +45,6 @@ class AxisDomain(Domain[AxisPositions]):
         operands = equation.axes.operands
         moved = [
             [{operands[position].whole[axis] for axis in axes & operands[position].whole.keys()} for axes in entry]
-            for position, entry in tracked(equation, entries)
+            for position, entry in self.tracked(entries)
         ]
         return tuple(frozenset().union(*places) for places in zip(*moved, strict=True))

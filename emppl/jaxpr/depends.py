@@ -12,6 +12,7 @@ from jax.extend.core import ClosedJaxpr, Var
 
 from emppl.errors import Refusal
 from emppl.jaxpr.axes import AxisDomain, AxisPositions
+from emppl.jaxpr.primitives import shape_of
 from emppl.jaxpr.selection import Entry, Selection, SelectionDomain
 from emppl.jaxpr.walk import Computation, Label, Labels, LabelSets, entry_of, interpret
 from emppl.names import model_name
@@ -29,9 +30,7 @@ class Dependence:
         self.jaxpr = jaxpr.jaxpr
         self.inputs = inputs
         self.computation = Computation(jaxpr)
-        start = {
-            variable: frozenset([label]) for variable, label in zip(self.computation.inputs, inputs, strict=True)
-        }
+        start = {variable: frozenset([label]) for variable, label in zip(self.computation.inputs, inputs, strict=True)}
         self.labels = interpret(self.computation, start, LabelSets(self.computation))
         self._positions = functools.cache(self._follow_axes)
         self._selections = functools.cache(self._follow_selections)
@@ -89,17 +88,17 @@ class Dependence:
         """The variable of an input."""
         return self.computation.inputs[self.inputs.index(label)]
 
-    def _follow_axes(self, parameter: str) -> tuple[AxisDomain, dict[Var, AxisPositions | None]]:
+    def _follow_axes(self, parameter: str) -> tuple[AxisDomain, dict[Var, AxisPositions]]:
         source = self.source(("parameter", parameter))
-        rank = len(source.aval.shape)
+        rank = len(shape_of(source))
         domain = AxisDomain(self.computation, self.labels, rank)
-        start: dict[Var, AxisPositions | None] = {source: tuple(frozenset([axis]) for axis in range(rank))}
+        start: dict[Var, AxisPositions] = {source: tuple(frozenset([axis]) for axis in range(rank))}
         return domain, interpret(self.computation, start, domain)
 
-    def _follow_selections(self, parameter: str) -> dict[Var, Entry | None]:
+    def _follow_selections(self, parameter: str) -> dict[Var, Entry]:
         source = self.source(("parameter", parameter))
-        rank = len(source.aval.shape)
-        start: dict[Var, Entry | None] = {source: Selection(tuple(range(rank)), (frozenset(),) * rank)}
+        rank = len(shape_of(source))
+        start: dict[Var, Entry] = {source: Selection(tuple(range(rank)), (frozenset(),) * rank)}
         return interpret(self.computation, start, SelectionDomain(self.computation, self.labels))
 
 

@@ -85,7 +85,8 @@ def moved(entry: Grouped, axes: OperandAxes, rank: int) -> Grouped | None:
     numbers = merged(entry.numbers, gone)
     if numbers is None or any(entry.picks[axis] is not None for axis in gone):
         return None
-    shape, varies, picks = [1] * rank, [False] * rank, [None] * rank
+    shape, varies = [1] * rank, [False] * rank
+    picks: list[int | None] = [None] * rank
     for axis, place in axes.cut.items():
         varies[place] = entry.varies[axis] or entry.numbers.shape[axis] > 1
     for axis, place in axes.whole.items():

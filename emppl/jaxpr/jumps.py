@@ -7,7 +7,6 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Var
 
 from emppl.jaxpr.primitives import Equation, Kind
 from emppl.jaxpr.walk import Computation, Domain, Values, entry_of, interpret
@@ -73,10 +72,10 @@ class _Steps(Domain[bool]):
         return True
 
     def _scanned(self, equation: Equation) -> bool | None:
-        """The operations of the body; the carry may come to depend on the block."""
+        """The operations of the body."""
         body = Computation(equation.params["jaxpr"])
-        environment = dict.fromkeys(body.inputs[equation.params["num_consts"] :], True)
-        interpret(body, environment, self)
+        carried = body.inputs[equation.params["num_consts"] :]  # may come to depend on the block
+        environment = interpret(body, dict.fromkeys(carried, True), self)
         return any(entry_of(environment, atom) for atom in body.outputs) or None
 
 
@@ -100,8 +99,7 @@ def with_gaps_fixed(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
         closed, shape = jax.make_jaxpr(function, return_shape=True)(block)
         computation = Computation(closed)
         values = _WithoutGaps(computation, dict(zip(computation.inputs, jax.tree.leaves(block), strict=True)))
-        start: dict[Var, bool | None] = {}
-        interpret(computation, start, values)
+        interpret(computation, {}, values)
         return jax.tree.unflatten(jax.tree.structure(shape), map(values.value, computation.outputs))
 
     return fixed

@@ -14,7 +14,7 @@ from jax.extend.core import Var
 
 from emppl.jaxpr.depends import Dependence
 from emppl.jaxpr.primitives import FALLS, ONE_WAY, RISES, Equation, Kind
-from emppl.jaxpr.walk import Domain, Label, entry_of, interpret, tracked
+from emppl.jaxpr.walk import Domain, Label, entry_of, interpret
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ def direction(dependence: Dependence, source: Label, position: int) -> Direction
         depend on the input.
     """
     computation = dependence.computation
-    start: dict[Var, Direction | None] = {dependence.source(source): RISES}
+    start: dict[Var, Direction] = {dependence.source(source): RISES}
     return entry_of(interpret(computation, start, _Monotone(computation)), computation.outputs[position])
 
 
@@ -54,7 +54,7 @@ class _Monotone(Domain[Direction]):
     def apply(self, equation: Equation, entries: list[Direction | None]) -> Direction:
         """The direction after one operation."""
         moving: dict[int, int] = {}
-        for position, entry in tracked(equation, entries):
+        for position, entry in self.tracked(entries):
             if isinstance(entry, Turns):
                 return entry
             moving[position] = entry
@@ -63,8 +63,8 @@ class _Monotone(Domain[Direction]):
         elif equation.name == "select_n":
             found = self._selected(equation, moving)
         else:
-            ways = equation.directions
-            found = _agreed(None if ways[p] is None else ways[p] * way for p, way in moving.items())
+            ways = ((equation.directions[position], way) for position, way in moving.items())
+            found = _agreed(None if own is None else own * way for own, way in ways)
             if found == ONE_WAY and equation.row.kind is Kind.MIXES:  # of the entries one may rise and another fall
                 found = None
         return Turns(equation.name) if found is None else found

@@ -13,11 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Var
 
 from emppl.jaxpr.groups import SHARED
-from emppl.jaxpr.primitives import Equation, OperandAxes
-from emppl.jaxpr.walk import Computation, Values, entry_of, interpret, tracked
+from emppl.jaxpr.primitives import Equation, OperandAxes, shape_of
+from emppl.jaxpr.walk import Computation, Values, entry_of, interpret
 
 
 def number_cells(function: Callable[[Any], Any], numbers: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -35,8 +34,7 @@ def number_cells(function: Callable[[Any], Any], numbers: Mapping[str, np.ndarra
     closed, shape = jax.make_jaxpr(function, return_shape=True)(block)
     computation = Computation(closed)
     start = [jnp.asarray(numbers[name], jnp.int32) for name in sorted(numbers)]
-    environment: dict[Var, jax.Array | None] = dict(zip(computation.inputs, start, strict=True))
-    interpret(computation, environment, _CellNumbers(computation))
+    environment = interpret(computation, dict(zip(computation.inputs, start, strict=True)), _CellNumbers(computation))
     found = [entry_of(environment, atom) for atom in computation.outputs]
     flat, treedef = jax.tree.flatten(shape)
     filled = [jnp.full(one.shape, SHARED) if n is None else n for n, one in zip(found, flat, strict=True)]
@@ -48,7 +46,7 @@ class _CellNumbers(Values[jax.Array]):
 
     def apply(self, equation: Equation, entries: list[jax.Array | None]) -> jax.Array | list[jax.Array | None]:
         """The largest number that meets in a cell; of what only moves, the number that arrives."""
-        axes, numbers = equation.axes.operands, dict(tracked(equation, entries))
+        axes, numbers = equation.axes.operands, dict(self.tracked(entries))
         sources = set(equation.row.sources(equation))
         is_whole = len(sources) == 1 and all(len(axes[p].whole) == number.ndim for p, number in numbers.items())
         if numbers.keys() <= sources and not is_whole:
@@ -61,7 +59,7 @@ class _CellNumbers(Values[jax.Array]):
             if position not in sources:
                 operands[position] = self.value(atom)
             elif entries[position] is None:
-                operands[position] = jnp.full(atom.aval.shape, SHARED, jnp.int32)
+                operands[position] = jnp.full(shape_of(atom), SHARED, jnp.int32)
         changed = {"fill_value": SHARED} if equation.name == "gather" else {}
         return list(equation.bind(*operands, **changed))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import itertools
+import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,7 +48,7 @@ class OperandAxes:
 
     Attributes:
         whole: by axis of the operand, the axis of the result along which its entries lie in the same order.
-        cut: by axis of the operand, the axis of the result along which its entries lie, some of them or in another order.
+        cut: by axis of the operand, the axis of the result along which some of its entries lie, or in another order.
     """
 
     whole: Mapping[int, int] = dataclasses.field(default_factory=dict)
@@ -68,6 +68,16 @@ class AxisMap:
     varying: frozenset[int] = frozenset()
 
 
+def shape_of(atom: Atom) -> tuple[int, ...]:
+    """The shape of a variable or a number."""
+    return atom.aval.shape  # type: ignore[attr-defined]
+
+
+def dtype_of(atom: Atom) -> Any:
+    """The type of the entries of a variable or a number."""
+    return atom.aval.dtype  # type: ignore[attr-defined]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Equation:
     """An operation of a traced computation, or a call of a function of JAX that has a row of its own."""
@@ -78,12 +88,12 @@ class Equation:
     params: Mapping[str, Any]
     primitive: Primitive
 
-    @property
+    @functools.cached_property
     def row(self) -> Row:
         """What is known of the operation."""
         return ROWS.get(self.name, UNKNOWN)
 
-    @property
+    @functools.cached_property
     def axes(self) -> AxisMap:
         """Where the axes of the operands go."""
         return self.row.axes(self)
@@ -113,11 +123,12 @@ class Equation:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the (first) result."""
-        return self.results[0].aval.shape
+        return shape_of(self.results[0])
 
-    def shape_of(self, position: int) -> tuple[int, ...]:
-        """Shape of an operand."""
-        return self.operands[position].aval.shape
+    @functools.cached_property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the operands."""
+        return [shape_of(atom) for atom in self.operands]
 
     def bind(self, *values: Any, **changed: Any) -> list[Any]:
         """The results, for values of the operands."""
@@ -162,7 +173,7 @@ class Row:
 
 def _same_place(equation: Equation) -> AxisMap:
     """Operands that are shorter in some axis are repeated along it."""
-    return AxisMap(tuple(_aligned(atom.aval.shape, equation.shape) for atom in equation.operands))
+    return AxisMap(tuple(_aligned(shape, equation.shape) for shape in equation.shapes))
 
 
 def _aligned(shape: tuple[int, ...], target: tuple[int, ...]) -> OperandAxes:
@@ -174,31 +185,30 @@ def _looked_up(position: int) -> Callable[[Equation], AxisMap]:
     """Every entry of one operand is looked for in the others."""
 
     def axes(equation: Equation) -> AxisMap:
-        shapes = [atom.aval.shape for atom in equation.operands]
-        own = (_aligned(s, equation.shape) if p == position else OperandAxes() for p, s in enumerate(shapes))
+        own = [OperandAxes()] * len(equation.operands)
+        own[position] = _aligned(equation.shapes[position], equation.shape)
         return AxisMap(tuple(own))
 
     return axes
 
 
 def _nowhere(equation: Equation) -> AxisMap:
-    rank = max((len(result.aval.shape) for result in equation.results), default=0)
+    rank = max((len(shape_of(result)) for result in equation.results), default=0)
     return AxisMap((OperandAxes(),) * len(equation.operands), frozenset(range(rank)))
 
 
 def _broadcast(equation: Equation) -> AxisMap:
-    before, places = equation.shape_of(0), equation.params["broadcast_dimensions"]
+    before, places = equation.shapes[0], equation.params["broadcast_dimensions"]
     whole = {axis: place for axis, place in enumerate(places) if before[axis] == equation.shape[place]}
     return AxisMap((OperandAxes(whole), *(OperandAxes() for _ in equation.operands[1:])))
 
 
 def _reshape(equation: Equation) -> AxisMap:
     """An axis stays whole beside another of its size with as many entries before it."""
-    before, after = equation.shape_of(0), equation.shape
-    whole = {}
-    for axis, size in enumerate(before):
-        same = (p for p, new in enumerate(after) if new == size and math.prod(after[:p]) == math.prod(before[:axis]))
-        whole |= {axis: place for place in itertools.islice(same, 1)}
+    before, after = equation.shapes[0], equation.shape
+    places = {(size, math.prod(after[:place])): place for place, size in reversed(list(enumerate(after)))}
+    keys = ((axis, (size, math.prod(before[:axis]))) for axis, size in enumerate(before))
+    whole = {axis: places[key] for axis, key in keys if key in places}
     return AxisMap((OperandAxes(whole),), frozenset(range(len(after))) - set(whole.values()))
 
 
@@ -211,7 +221,7 @@ def _without(parameter: str) -> Callable[[Equation], AxisMap]:
 
     def axes(equation: Equation) -> AxisMap:
         gone = equation.params[parameter]
-        kept = [axis for axis in range(len(equation.shape_of(0))) if axis not in gone]
+        kept = [axis for axis in range(len(equation.shapes[0])) if axis not in gone]
         return AxisMap((OperandAxes({axis: place for place, axis in enumerate(kept)}),) * len(equation.operands))
 
     return axes
@@ -236,8 +246,9 @@ def _reverse(equation: Equation) -> AxisMap:
 
 def _cut_out(equation: Equation) -> AxisMap:
     """A piece keeps the axes that stay whole."""
-    sizes = list(enumerate(zip(equation.shape_of(0), equation.shape, strict=True)))
-    piece = OperandAxes({a: a for a, (old, new) in sizes if old == new}, {a: a for a, (old, new) in sizes if old != new})
+    before, after = equation.shapes[0], equation.shape
+    whole = {axis: axis for axis, size in enumerate(before) if size == after[axis]}
+    piece = OperandAxes(whole, {axis: axis for axis in range(len(before)) if axis not in whole})
     return AxisMap((piece, *(OperandAxes() for _ in equation.operands[1:])))
 
 
@@ -263,7 +274,7 @@ def _written_over(equation: Equation) -> AxisMap:
 
 
 def _gather(equation: Equation) -> AxisMap:
-    dims, sizes, shape = equation.params["dimension_numbers"], equation.params["slice_sizes"], equation.shape_of(0)
+    dims, sizes, shape = equation.params["dimension_numbers"], equation.params["slice_sizes"], equation.shapes[0]
     gone = {*dims.collapsed_slice_dims, *dims.operand_batching_dims}
     kept = [axis for axis in range(len(shape)) if axis not in gone]
     windows = dict(zip(kept, dims.offset_dims, strict=True))
@@ -284,7 +295,7 @@ def _dot_general(equation: Equation) -> AxisMap:
     contracted, batches = equation.params["dimension_numbers"]
     operands, start = [], len(batches[0])
     for side in (0, 1):
-        rank = len(equation.shape_of(side))
+        rank = len(equation.shapes[side])
         free = [axis for axis in range(rank) if axis not in (*contracted[side], *batches[side])]
         whole = {axis: place for place, axis in enumerate(batches[side])}
         operands.append(OperandAxes(whole | {axis: place for place, axis in enumerate(free, start)}))
@@ -363,17 +374,17 @@ def _raised(params: Mapping[str, Any], constants: Sequence[float | None]) -> Ste
 
 def _conversion_rises(equation: Equation) -> int | None:
     """Whole numbers may wrap round."""
-    before, after = equation.operands[0].aval.dtype, equation.results[0].aval.dtype
+    before, after = dtype_of(equation.operands[0]), dtype_of(equation.results[0])
     return RISES if not jnp.issubdtype(before, jnp.integer) or bool(np.can_cast(before, after)) else None
 
 
 def _becomes_whole(equation: Equation) -> bool:
-    before, after = equation.operands[0].aval.dtype, equation.results[0].aval.dtype
+    before, after = dtype_of(equation.operands[0]), dtype_of(equation.results[0])
     return jnp.issubdtype(before, jnp.inexact) and not jnp.issubdtype(after, jnp.inexact)
 
 
 def _condition_rises(equation: Equation) -> int | None:
-    return RISES if equation.results[0].aval.dtype == bool else None
+    return RISES if jnp.issubdtype(dtype_of(equation.results[0]), jnp.bool_) else None
 
 
 def _odd_power_rises(equation: Equation) -> int | None:
@@ -419,7 +430,8 @@ ROWS: dict[str, Row] = {
     **dict(
         _each(
             "abs acos acosh asin atan2 atanh bessel_i0e bessel_i1e cos cosh digamma erf_inv erfc igamma igamma_grad_a "
-            "igammac imag lgamma nextafter polygamma random_gamma_grad real regularized_incomplete_beta sin tan xor zeta",
+            "igammac imag lgamma nextafter polygamma random_gamma_grad real regularized_incomplete_beta sin tan xor "
+            "zeta",
             _elementwise(),
         )
     ),

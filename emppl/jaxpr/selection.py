@@ -14,7 +14,7 @@ from jax.extend.core import Var
 from emppl.errors import Refusal
 from emppl.jaxpr.maps import MULTIPLY, ElementMap
 from emppl.jaxpr.primitives import Equation, Kind
-from emppl.jaxpr.walk import Computation, Domain, Labels, entry_of, picking_labels, tracked
+from emppl.jaxpr.walk import Computation, Domain, Labels, entry_of, picking_labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class SelectionDomain(Domain[Entry]):
     def apply(self, equation: Equation, entries: list[Entry | None]) -> Entry:
         """The selection after one operation, or why it is none."""
         found: dict[int, Selection] = {}
-        for position, entry in tracked(equation, entries):
+        for position, entry in self.tracked(entries):
             if isinstance(entry, Refusal):
                 return entry
             found[position] = entry
@@ -133,7 +133,9 @@ class SelectionDomain(Domain[Entry]):
         labels = entry_of(self.labels, factor)
         if labels and any(kind != "data" for kind, _ in labels):
             return Refusal("it is multiplied by other values")
-        multiple = dataclasses.replace(selection, **{"scaled" if labels else "masked": True})
+        multiple = dataclasses.replace(
+            selection, scaled=selection.scaled or bool(labels), masked=selection.masked or not labels
+        )
         return _placed(multiple, _except(self.computation.varying_axes(factor)))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -20,9 +20,8 @@ import numpy as np
 from jax.extend.core import Literal, Var
 
 from emppl.jaxpr.groups import MOST_CELLS, SHARED, Grouped, Meeting, compact, form, merged, moved, together
-from emppl.jaxpr.primitives import Atom, Equation, Kind
-from emppl.jaxpr.walk import Computation, Domain, column_of, entry_of, interpret, tracked
-
+from emppl.jaxpr.primitives import Atom, Equation, Kind, shape_of
+from emppl.jaxpr.walk import Computation, Domain, column_of, entry_of, interpret
 
 Entry: TypeAlias = Grouped | Meeting
 
@@ -50,14 +49,14 @@ class Separation:
         Returns:
             For every output: its groups, or that they meet, or None if it does not depend on the block.
         """
-        start: dict[Var, Entry | None] = {}
+        start: dict[Var, Entry] = {}
         for variable, name in zip(self.computation.inputs, self.names, strict=False):
             own = compact(numbers[name])
             # Along an axis of group numbers the function is one and the same: entry k of group k is itself.
             varies = tuple(size > 1 and own.shape[axis] == 1 for axis, size in enumerate(numbers[name].shape))
             start[variable] = Grouped(own, varies)
-        interpret(self.computation, start, GroupNumbers(self.computation))
-        return [entry_of(start, atom) for atom in self.computation.outputs]
+        environment = interpret(self.computation, start, GroupNumbers(self.computation))
+        return [entry_of(environment, atom) for atom in self.computation.outputs]
 
 
 def _struct(shape: Any) -> jax.ShapeDtypeStruct:
@@ -82,26 +81,28 @@ class GroupNumbers(Domain[Entry]):
 
     def apply(self, equation: Equation, entries: list[Entry | None]) -> Entry:
         """What is known of the result."""
-        for _, entry in tracked(equation, entries):
+        for _, entry in self.tracked(entries):
             if isinstance(entry, Meeting):
                 return entry
         operands = [
             entry if isinstance(entry, Grouped) else self._outside(atom)
             for entry, atom in zip(entries, equation.operands, strict=True)
         ]
-        is_touched = [entry is not None for entry in entries]
-        kind = equation.row.kind
-        if kind is Kind.UNKNOWN:
+        if equation.row.kind is Kind.UNKNOWN:
             return Meeting(f"it goes through `{equation.name}`")
-        if equation.name == "gather" and not is_touched[1]:
-            return self._gathered(equation, operands[0])
-        if equation.name == "gather" and is_touched[0]:
-            return Meeting("it is used as an index")
-        if equation.name == "select_n" and not is_touched[0] and self._is_one_value(equation.operands[0]):
+        if equation.name == "gather":
+            if entries[1] is None:
+                return self._gathered(equation, operands[0])
+            # A table that all groups share, indexed by an array of the block: every group picks for itself.
+            is_shared = bool(np.all(operands[0].numbers == SHARED))
+            return self._combined(equation, operands) if is_shared else Meeting("it is used as an index")
+        if equation.name == "select_n" and entries[0] is None and self._is_one_value(equation.operands[0]):
             # A `where` whose condition is one known value is the branch that it takes.
             return operands[1 + int(np.ravel(self._value(equation.operands[0]))[0])]
-        if kind is Kind.MOVES and equation.name != "gather":
-            return self._moved(equation, operands, is_touched)
+        if equation.row.kind is Kind.MOVES:
+            sources = equation.row.sources(equation)
+            is_index = any(entry is not None and position not in sources for position, entry in enumerate(entries))
+            return Meeting("it is used as an index") if is_index else self._moved(equation, operands, sources)
         return self._combined(equation, operands)
 
     def untouched(self, equation: Equation) -> None:
@@ -132,12 +133,9 @@ class GroupNumbers(Domain[Entry]):
             return found
         return Grouped(found.numbers, self._varying(equation, found), found.picks)
 
-    def _moved(self, equation: Equation, operands: list[Grouped], is_touched: list[bool]) -> Entry:
+    def _moved(self, equation: Equation, operands: list[Grouped], sources: Sequence[int]) -> Entry:
         """Entries that only move; where they do not move with whole axes, their numbers are moved as they are."""
-        sources, axes = equation.row.sources(equation), equation.axes
-        if any(touched and position not in sources for position, touched in enumerate(is_touched)):
-            return Meeting("it is used as an index")
-        own = [axes.operands[position] for position in sources]
+        own = [equation.axes.operands[position] for position in sources]
         entries = [operands[position] for position in sources]
         strays = [[a for a in entry.along if a not in o.whole] for entry, o in zip(entries, own, strict=True)]
         if len(sources) == 1 and not strays[0]:
@@ -147,12 +145,13 @@ class GroupNumbers(Domain[Entry]):
             return Meeting(f"it goes through `{equation.name}`")
         spread = []
         for position, entry, o, gone in zip(sources, entries, own, strays, strict=True):
+            full = equation.shapes[position]
             # Axes that only come apart are spread out; otherwise, as in a reshape, all are.
-            full, everything = equation.shape_of(position), not set(gone) <= o.cut.keys()
-            if everything and math.prod(full) > MOST_CELLS:
+            cut = o.cut.keys() if set(gone) <= o.cut.keys() else range(len(full))
+            if cut != o.cut.keys() and math.prod(full) > MOST_CELLS:
                 return Meeting(f"it goes through a `{equation.name}` of a large array")
-            shape = [n if everything or a in o.cut else k for a, (n, k) in enumerate(zip(full, entry.numbers.shape))]
-            spread.append(np.broadcast_to(entry.numbers, shape))
+            sizes = [full[axis] if axis in cut else size for axis, size in enumerate(entry.numbers.shape)]
+            spread.append(np.broadcast_to(entry.numbers, sizes))
         common = np.broadcast_shapes(
             *([1 if a in o.cut else n for a, n in enumerate(s.shape)] for s, o in zip(spread, own, strict=True))
         )
@@ -175,12 +174,13 @@ class GroupNumbers(Domain[Entry]):
     def _gathered(self, equation: Equation, entry: Grouped) -> Entry:
         """What an index picks from an array of the block."""
         indices, dims, axes = equation.operands[1], equation.params["dimension_numbers"], equation.axes.operands[0]
-        columns = {a: column for a, (_, column) in equation.row.picks(equation).items() if a not in axes.whole}
+        columns = {a: column or 0 for a, (_, column) in equation.row.picks(equation).items() if a not in axes.whole}
         strays = [axis for axis in entry.along if axis not in axes.whole]
         unknown = [axis for axis in strays if axis in columns and not self._is_known(indices)]
         places = [place for place in range(len(equation.shape)) if place not in dims.offset_dims]
-        varies, picks = [False] * len(equation.shape), [None] * len(equation.shape)
-        for axis, place in (axes.whole | axes.cut).items():
+        varies = [False] * len(equation.shape)
+        picks: list[int | None] = [None] * len(equation.shape)
+        for axis, place in {**axes.whole, **axes.cut}.items():
             varies[place], picks[place] = entry.varies[axis], entry.picks[axis]
         if unknown or dims.operand_batching_dims or any(entry.varies[axis] for axis in columns):
             for place in places:  # which entry is picked may differ
@@ -204,7 +204,7 @@ class GroupNumbers(Domain[Entry]):
     def _positions(self, equation: Equation, wanted: list[int]) -> dict[int, np.ndarray]:
         """By axis of the operand of a gather, the entry that every cell picks; cells along all axes, or size one."""
         dims, axes, rank = equation.params["dimension_numbers"], equation.axes.operands[0], len(equation.shape)
-        sizes, shape, picks = equation.params["slice_sizes"], equation.shape_of(0), equation.row.picks(equation)
+        sizes, shape, picks = equation.params["slice_sizes"], equation.shapes[0], equation.row.picks(equation)
         lead = [1 if place in dims.offset_dims else size for place, size in enumerate(equation.shape)]
         positions = {}
         for axis in wanted:
@@ -223,7 +223,7 @@ class GroupNumbers(Domain[Entry]):
         key = []
         for column in columns:
             part = column_of(self.computation, indices, column)
-            is_alone = part.aval.shape[-1] == 1
+            is_alone = shape_of(part)[-1] == 1
             key.append((self._expression(part), 0) if is_alone else (self._expression(indices), column))
         return self._picked.setdefault(tuple(key), SHARED - 1 - len(self._picked))
 
@@ -231,7 +231,7 @@ class GroupNumbers(Domain[Entry]):
 
     def _outside(self, atom: Atom) -> Grouped:
         """An array that the block does not touch, as one of no group in particular."""
-        shape, along = atom.aval.shape, self.computation.varying_axes(atom)
+        shape, along = shape_of(atom), self.computation.varying_axes(atom)
         if self._is_known(atom):
             value = self._value(atom)
             along = frozenset(axis for axis in along if np.any(value != np.take(value, [0], axis)))

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import numpy as np
 from jax.extend.core import Literal, Var
 
-from emppl.jaxpr.primitives import Atom, Equation, Kind, is_known_call
+from emppl.jaxpr.primitives import Atom, Equation, Kind, is_known_call, shape_of
 
 T = TypeVar("T")
 Label: TypeAlias = tuple[str, str]
@@ -60,12 +60,11 @@ class Computation:
                 self.constants |= zip(constants.values(), _constants(equation), strict=True)
                 within = {**dict(zip(inner.invars, operands, strict=True)), **constants}
                 self._write_out(inner, within, nested=True)
-                results = [a if isinstance(a, Literal) else within[a] for a in inner.outvars]
-                atoms.update(zip(equation.outvars, results, strict=True))
+                outputs = (a if isinstance(a, Literal) else within[a] for a in inner.outvars)
+                atoms.update(zip(equation.outvars, outputs, strict=True))
                 continue
-            if nested:
-                atoms.update((variable, Var(variable.aval)) for variable in equation.outvars)
-            results = tuple(atoms.get(variable, variable) for variable in equation.outvars)
+            results = tuple(Var(v.aval) if nested else v for v in equation.outvars)
+            atoms.update(zip(equation.outvars, results, strict=True))
             known = equation.params["name"] if name in _CALLS else name
             self.equations.append(Equation(known, operands, results, equation.params, equation.primitive))
 
@@ -84,7 +83,7 @@ class Computation:
 
     def varying_axes(self, atom: Atom) -> frozenset[int]:
         """Axes along which an array may vary: not those along which it was broadcast, before other operations too."""
-        along = frozenset(axis for axis, size in enumerate(atom.aval.shape) if size > 1)
+        along = frozenset(axis for axis, size in enumerate(shape_of(atom)) if size > 1)
         producer = self.producer(atom)
         if producer is None or (producer.row.kind is not Kind.ELEMENTWISE and producer.name != "broadcast_in_dim"):
             return along
@@ -125,15 +124,24 @@ class Domain(Generic[T]):
     def untouched(self, equation: Equation) -> None:
         """Take note of an operation none of whose operands carries anything."""
 
+    @staticmethod
+    def tracked(entries: Sequence[T | None]) -> Iterator[tuple[int, T]]:
+        """The operands that carry something, with their positions."""
+        return ((position, entry) for position, entry in enumerate(entries) if entry is not None)
 
-def interpret(computation: Computation, environment: dict[Var, T | None], domain: Domain[T]) -> dict[Var, T | None]:
+
+def interpret(computation: Computation, start: Mapping[Var, T], domain: Domain[T]) -> dict[Var, T]:
     """Follow a domain through a computation.
 
     Args:
         computation: the computation.
-        environment: what inputs carry; what all variables carry is added to it.
+        start: what inputs carry.
         domain: the rules.
+
+    Returns:
+        What every variable carries that carries anything.
     """
+    environment = dict(start)
     for equation in computation.equations:
         entries = [entry_of(environment, atom) for atom in equation.operands]
         if all(entry is None for entry in entries):
@@ -141,18 +149,13 @@ def interpret(computation: Computation, environment: dict[Var, T | None], domain
             continue
         result = domain.apply(equation, entries)
         results = result if isinstance(result, list) else [result] * len(equation.results)
-        environment.update(zip(equation.results, results, strict=True))
+        environment.update((v, entry) for v, entry in zip(equation.results, results, strict=True) if entry is not None)
     return environment
 
 
-def entry_of(environment: Mapping[Var, T | None], atom: Atom) -> T | None:
+def entry_of(environment: Mapping[Var, T], atom: Atom) -> T | None:
     """What an atom carries; numbers carry nothing."""
     return None if isinstance(atom, Literal) else environment.get(atom)
-
-
-def tracked(equation: Equation, entries: Sequence[T | None]) -> Iterator[tuple[int, T]]:
-    """The operands that carry something, with their positions."""
-    return ((position, entry) for position, entry in enumerate(entries) if entry is not None)
 
 
 class LabelSets(Domain[Labels]):
@@ -173,7 +176,9 @@ def picking_labels(computation: Computation, labels: Mapping[Var, Labels], equat
     for axis, (position, column) in equation.row.picks(equation).items():
         index = equation.operands[position]
         if axis not in whole:
-            picked[axis] = entry_of(labels, index if column is None else column_of(computation, index, column)) or frozenset()
+            picked[axis] = (
+                entry_of(labels, index if column is None else column_of(computation, index, column)) or frozenset()
+            )
     return picked
 
 
@@ -182,7 +187,7 @@ def column_of(computation: Computation, index: Atom, column: int) -> Atom:
     producer = computation.producer(index)
     if producer is None or producer.name != "concatenate" or producer.params["dimension"] != len(producer.shape) - 1:
         return index
-    columns = [operand for operand in producer.operands for _ in range(operand.aval.shape[-1])]
+    columns = [operand for operand in producer.operands for _ in range(shape_of(operand)[-1])]
     return columns[column]
 
 
