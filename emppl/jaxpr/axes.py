@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from jax.extend.core import Var
 
-from emppl.jaxpr.primitives import Equation
+from emppl.jaxpr.equations import Equation
 from emppl.jaxpr.walk import Computation, Domain, Labels, picking_labels
 
 AxisPositions: TypeAlias = tuple[frozenset[int], ...]

@@ -12,7 +12,7 @@ from jax.extend.core import ClosedJaxpr, Var
 
 from emppl.errors import Refusal
 from emppl.jaxpr.axes import AxisDomain, AxisPositions
-from emppl.jaxpr.primitives import shape_of
+from emppl.jaxpr.equations import shape_of
 from emppl.jaxpr.selection import Entry, Selection, SelectionDomain
 from emppl.jaxpr.walk import Computation, Label, Labels, LabelSets, entry_of, interpret
 from emppl.names import model_name

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from emppl.jaxpr.primitives import OperandAxes
+from emppl.jaxpr.equations import OperandAxes
 
 SHARED = -1
 """Number of an entry that may meet every group. Smaller numbers are groups picked by the data, one for every index."""

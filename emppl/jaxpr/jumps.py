@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from emppl.jaxpr.primitives import Equation, Kind
+from emppl.jaxpr.equations import Equation
 from emppl.jaxpr.walk import Computation, Domain, Values, entry_of, interpret
 
 Shapes: TypeAlias = Mapping[str, jax.ShapeDtypeStruct]
@@ -85,7 +85,7 @@ class _Slopes(_Steps):
     def apply(self, equation: Equation, entries: list[bool | None]) -> bool | None:
         """Behind a step nothing depends on the block; an unknown operation may have a slope."""
         depends = super().apply(equation, entries)
-        return depends if equation.row.kind is Kind.UNKNOWN or equation.row.has_slope or not equation.jumps else None
+        return None if equation.jumps and not equation.row.has_slope else depends
 
 
 def with_gaps_fixed(function: Callable[[Any], Any]) -> Callable[[Any], Any]:

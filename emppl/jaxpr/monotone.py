@@ -13,7 +13,7 @@ from typing import TypeAlias
 from jax.extend.core import Var
 
 from emppl.jaxpr.depends import Dependence
-from emppl.jaxpr.primitives import FALLS, ONE_WAY, RISES, Equation, Kind
+from emppl.jaxpr.equations import FALLS, ONE_WAY, RISES, Equation, Kind
 from emppl.jaxpr.walk import Domain, Label, entry_of, interpret
 
 

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emppl.jaxpr.equations import Equation, OperandAxes, shape_of
 from emppl.jaxpr.groups import SHARED
-from emppl.jaxpr.primitives import Equation, OperandAxes, shape_of
 from emppl.jaxpr.walk import Computation, Values, entry_of, interpret
 
 

@@ -12,8 +12,8 @@ from typing import TypeAlias
 from jax.extend.core import Var
 
 from emppl.errors import Refusal
+from emppl.jaxpr.equations import Equation, Kind
 from emppl.jaxpr.maps import MULTIPLY, ElementMap
-from emppl.jaxpr.primitives import Equation, Kind
 from emppl.jaxpr.walk import Computation, Domain, Labels, entry_of, picking_labels
 
 

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal, Var
 
+from emppl.jaxpr.equations import Atom, Equation, Kind, shape_of
 from emppl.jaxpr.groups import MOST_CELLS, SHARED, Grouped, Meeting, compact, form, merged, moved, together
-from emppl.jaxpr.primitives import Atom, Equation, Kind, shape_of
 from emppl.jaxpr.walk import Computation, Domain, column_of, entry_of, interpret
 
 Entry: TypeAlias = Grouped | Meeting

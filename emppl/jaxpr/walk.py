@@ -12,7 +12,8 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import numpy as np
 from jax.extend.core import Literal, Var
 
-from emppl.jaxpr.primitives import Atom, Equation, Kind, is_known_call, shape_of
+from emppl.jaxpr.equations import Atom, Equation, Kind, shape_of
+from emppl.jaxpr.primitives import ROWS, UNKNOWN, call_row
 
 T = TypeVar("T")
 Label: TypeAlias = tuple[str, str]
@@ -51,22 +52,26 @@ class Computation:
         return atom if isinstance(atom, Literal) else self._atoms.get(atom, atom)
 
     def _write_out(self, jaxpr: Any, atoms: dict[Var, Atom], nested: bool = False) -> None:
-        """Add the equations of a jaxpr, whose variables go by other names: it may be called several times."""
+        """Add the equations of a jaxpr, whose variables go by other names if it is nested: it may be called again."""
         for equation in jaxpr.eqns:
             operands = tuple(a if isinstance(a, Literal) else atoms.get(a, a) for a in equation.invars)
-            name, inner = equation.primitive.name, called(equation)
-            if inner is not None:
-                constants = {variable: Var(variable.aval) for variable in inner.constvars}
-                self.constants |= zip(constants.values(), _constants(equation), strict=True)
-                within = {**dict(zip(inner.invars, operands, strict=True)), **constants}
-                self._write_out(inner, within, nested=True)
-                outputs = (a if isinstance(a, Literal) else within[a] for a in inner.outvars)
-                atoms.update(zip(equation.outvars, outputs, strict=True))
-                continue
+            name, closed = equation.primitive.name, _called(equation)
+            row = ROWS.get(name, UNKNOWN)
+            if closed is not None:
+                inner = getattr(closed, "jaxpr", closed)
+                known = call_row(equation.params.get("name"), inner)
+                if known is None:
+                    constants = {variable: Var(variable.aval) for variable in inner.constvars}
+                    self.constants |= zip(constants.values(), getattr(closed, "consts", ()), strict=True)
+                    within = {**dict(zip(inner.invars, operands, strict=True)), **constants}
+                    self._write_out(inner, within, nested=True)
+                    outputs = (a if isinstance(a, Literal) else within[a] for a in inner.outvars)
+                    atoms.update(zip(equation.outvars, outputs, strict=True))
+                    continue
+                name, row = equation.params["name"], known
             results = tuple(Var(v.aval) if nested else v for v in equation.outvars)
             atoms.update(zip(equation.outvars, results, strict=True))
-            known = equation.params["name"] if name in _CALLS else name
-            self.equations.append(Equation(known, operands, results, equation.params, equation.primitive))
+            self.equations.append(Equation(name, operands, results, equation.params, equation.primitive, row))
 
     def producer(self, atom: Atom) -> Equation | None:
         """The equation that computes a variable."""
@@ -94,17 +99,10 @@ class Computation:
         return along.intersection(frozenset().union(*places))
 
 
-def called(equation: Any) -> Any:
-    """The inner jaxpr of a call that is run once, as if it were written out; None for any other equation of a jaxpr."""
-    inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-    if equation.primitive.name not in _CALLS or inner is None:
-        return None
-    inner = getattr(inner, "jaxpr", inner)
-    return None if is_known_call(equation.params.get("name"), inner) else inner
-
-
-def _constants(equation: Any) -> Sequence[Any]:
-    return getattr(equation.params.get("jaxpr", equation.params.get("call_jaxpr")), "consts", ())
+def _called(equation: Any) -> Any:
+    """The inner jaxpr of a call; None for any other equation of a jaxpr."""
+    params = equation.params
+    return params.get("jaxpr", params.get("call_jaxpr")) if equation.primitive.name in _CALLS else None
 
 
 class Domain(Generic[T]):
