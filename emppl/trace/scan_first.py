@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-from emppl.jaxpr.prune import prune
+from emppl.jaxpr.prune import inputs_read, prune
 from emppl.names import first, lagged, latent_of
 from emppl.trace.record import Plate
 from emppl.trace.scan import ScanCarry, reply, run_step, samples_of, scan_arguments, slice_at
@@ -166,9 +166,8 @@ def _recursion(closed: ClosedJaxpr, start, positions, carried: int, xs, length: 
     Only the data that they read enter, so that what they depend on can be seen.
     """
     pruned = prune(closed, positions)
-    used = {id(atom) for equation in pruned.jaxpr.eqns for atom in equation.invars} | set(map(id, pruned.jaxpr.outvars))
     flat = jax.tree.leaves(xs)
-    reads = [number for number in range(len(flat)) if id(pruned.jaxpr.invars[carried + number]) in used]
+    reads = [number - carried for number in inputs_read(pruned) if number >= carried]
     function = jaxpr_as_fun(pruned)
     blank = [jnp.zeros(aval.shape, aval.dtype) for aval in closed.in_avals]
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from emppl.jaxpr.depends import Dependence
-from emppl.jaxpr.prune import path_names, prune
+from emppl.jaxpr.prune import computation_of, conditions, path_names, prune, with_conditions
 from emppl.trace.scan import ScanCarry
 
 
@@ -19,8 +16,8 @@ def over_time(recorder, scan: ScanCarry, later, window, moving, used, init):
     one = jax.tree.map(lambda leaf: leaf[0], (window, moving))
     closed, shape = jax.make_jaxpr(later, return_shape=True)(*one, used, init)
     length = scan.chain.length
-    conditions = _conditions(closed.jaxpr)
-    closed = _settle(closed, conditions, scan.settled)
+    every = conditions(closed)
+    closed = with_conditions(closed, {every[number]: value for number, value in scan.settled.items()})
     flat = jax.tree.leaves((window, moving))
     labels = (("time", ""),) * len(jax.tree.leaves(window)) + tuple(("moving", name) for name in sorted(moving))
     labels += tuple(("latent", name) for name in sorted(used))
@@ -28,7 +25,7 @@ def over_time(recorder, scan: ScanCarry, later, window, moving, used, init):
     dependence = Dependence(closed, labels)
     found = [dependence.of_output(number) for number in range(len(closed.jaxpr.outvars))]
     varies = [any(kind in ("time", "moving") for kind, _ in labels) for labels in found]
-    recorder.conditions.append([_all_steps(closed, dependence, variable, flat) for variable in conditions])
+    recorder.conditions.append([_all_steps(closed, dependence, variable, flat) for variable in every])
     atoms = [*jax.tree.leaves(used), *init]
     results: list = [None] * len(found)
     for moving in (False, True):
@@ -62,41 +59,11 @@ def over_time(recorder, scan: ScanCarry, later, window, moving, used, init):
     return arrays, last, outputs, {name: frozenset(paths) for name, paths in timed.items()}, mixed
 
 
-def _conditions(jaxpr) -> list:
-    """Scalar conditions of every ``where``."""
-    found: list = []
-    for equation in jaxpr.eqns:
-        is_where = equation.primitive.name == "select_n" or equation.params.get("name") == "_where"
-        condition = equation.invars[0] if is_where else None
-        if condition is not None and not isinstance(condition, Literal) and condition.aval.shape == ():
-            if condition.aval.dtype == bool and not any(condition is known for known in found):
-                found.append(condition)
-    return found
-
-
-def _settle(closed: ClosedJaxpr, conditions, settled: Mapping[int, bool]) -> ClosedJaxpr:
-    """Put in the value of conditions that are the same in all steps, so that what they decide need not vary."""
-    if not settled:
-        return closed
-    values = {id(conditions[number]): value for number, value in settled.items()}
-
-    def settle(equation):
-        atoms = [
-            Literal(np.bool_(values[id(atom)]), atom.aval) if id(atom) in values else atom for atom in equation.invars
-        ]
-        return equation.replace(invars=atoms)
-
-    jaxpr = closed.jaxpr
-    return closed.replace(jaxpr=jaxpr.replace(eqns=[settle(equation) for equation in jaxpr.eqns]))
-
-
 def _all_steps(closed: ClosedJaxpr, dependence: Dependence, condition, flat):
     """A condition at all later steps, or None if it depends on latents or not on time."""
     if dependence.of_atom(condition) != {("time", "")}:
         return None
-    names = closed.jaxpr.debug_info._replace(result_paths=None)
-    alone = closed.replace(jaxpr=closed.jaxpr.replace(outvars=[condition], debug_info=names))
-    function = jaxpr_as_fun(prune(alone, [0]))
+    function = jaxpr_as_fun(computation_of(closed, [condition]))
     atoms = [jnp.zeros(aval.shape, aval.dtype) for aval in closed.in_avals[len(flat) :]]
     return jax.vmap(lambda *slices: function(*slices, *atoms)[0])(*flat)
 
