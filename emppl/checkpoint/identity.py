@@ -19,9 +19,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Literal
 
 from emppl.checkpoint.file import key_data
-from emppl.jaxpr.selection import INLINE
+from emppl.jaxpr.walk import Computation
 from emppl.model.options import Options
 from emppl.parameters.constraints import constraint_name
 from emppl.trace import Trace
@@ -112,26 +113,21 @@ class _Expressions:
             closed: a jaxpr, with its constants or without.
             inputs: one for each input.
         """
-        jaxpr, consts = getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
-        known = dict(zip(jaxpr.constvars, map(_array, consts), strict=False))
-        known |= {one: f"constant {number}" for number, one in enumerate(jaxpr.constvars) if one not in known}
-        known |= {one: hashed(text, str(one.aval)) for one, text in zip(jaxpr.invars, inputs, strict=True)}
+        computation = Computation(closed)
+        known = {variable: _array(value) for variable, value in computation.constants.items()}
+        known |= {one: hashed(text, str(one.aval)) for one, text in zip(computation.inputs, inputs, strict=True)}
 
-        def said(atom) -> str:
-            return f"{_array(atom.val)} {atom.aval}" if hasattr(atom, "val") else known[atom]
+        def told(atom: Any) -> str:
+            if isinstance(atom, Literal):
+                return f"{_array(atom.val)} {atom.aval}"
+            return known.get(atom, f"a constant {atom.aval}")
 
-        for equation in jaxpr.eqns:
-            params, operands = dict(equation.params), [said(atom) for atom in equation.invars]
-            inner = self._called(equation)
-            if inner is not None:
-                called = params.pop(inner)
-                operands = self.outcomes(called, operands)  # as if it were written out
-            listed = [f"{name}={words(params[name], self.function_words)}" for name in sorted(params)]
-            whole = hashed(equation.primitive.name, *listed, *(() if inner else operands))
-            for number, one in enumerate(equation.outvars):
-                mine = operands[number] if inner is not None else str(number)
-                known[one] = hashed(whole, mine, str(one.aval))
-        return [said(atom) for atom in jaxpr.outvars]
+        for equation in computation.equations:
+            params = [f"{name}={words(equation.params[name], self.function_words)}" for name in sorted(equation.params)]
+            whole = hashed(equation.name, *params, *map(told, equation.operands))
+            for number, result in enumerate(equation.results):
+                known[result] = hashed(whole, str(number), str(result.aval))
+        return [told(atom) for atom in computation.outputs]
 
     def function_words(self, value: Any) -> str:
         """A jaxpr among the parameters of an operation, by what it computes; any other function by its name."""
@@ -141,14 +137,6 @@ class _Expressions:
         if id(jaxpr) not in self._functions:  # the trace keeps it alive
             self._functions[id(jaxpr)] = hashed(*self.outcomes(value, [str(n) for n in range(len(jaxpr.invars))]))
         return self._functions[id(jaxpr)]
-
-    @staticmethod
-    def _called(equation) -> str | None:
-        """The parameter that holds the inner jaxpr of a call, or None."""
-        if equation.primitive.name not in INLINE:
-            return None
-        jaxprs = [n for n, value in equation.params.items() if hasattr(getattr(value, "jaxpr", value), "eqns")]
-        return jaxprs[0] if len(jaxprs) == 1 else None
 
 
 # -------------------------------------------------------------------------------------------------- values, functions

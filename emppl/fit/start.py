@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from emppl.jaxpr.maps import ElementMap
+from emppl.jaxpr.selection import Selection
 from emppl.model.model import Model
 from emppl.model.natural import SiteFactor
 from emppl.mstep import ClosedForm
@@ -146,7 +147,7 @@ def _first_target(program: Program, name: str) -> Target | None:
             continue
         if path[2] in factor.family.argument_ranks and name in factor.parameters[path[2]]:
             selection = program.model.dependence.selection(name, position)
-            if not isinstance(selection, str) and selection.is_plain:
+            if isinstance(selection, Selection) and selection.is_plain:
                 return Target(path[0], path[2])
     return None
 

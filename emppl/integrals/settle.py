@@ -13,7 +13,7 @@ from emppl.errors import ModelError, ParameterError
 from emppl.integrals.joint import Joint
 from emppl.integrals.limits import limiting_sites, why_not_limits
 from emppl.integrals.trajectories import by_trajectory
-from emppl.jaxpr.quadratic import why_not_quadratic
+from emppl.jaxpr.jumps import why_not_quadratic
 from emppl.model.integral import Integral, arrange
 from emppl.model.model import Model
 from emppl.model.scans import arrange_chain

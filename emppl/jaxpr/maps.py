@@ -20,19 +20,31 @@ REAL: Interval = (-math.inf, math.inf)
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
-    """One elementwise operation of a chain.
+class Operation:
+    """An elementwise invertible operation with a constant, which may be None.
 
     Attributes:
-        operation: key into the table of operations.
-        constant: the other operand, or None.
+        name: in words.
+        forward: of a value and the constant.
+        inverse: of a result and the constant; finite at the edge of the image.
+        image: where an interval goes, or None if the operation is not one-to-one on it.
     """
 
-    operation: str
+    name: str
+    forward: Callable[[jax.Array, Any], jax.Array]
+    inverse: Callable[[jax.Array, Any], jax.Array]
+    image: Callable[[Interval, Any], Interval | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One elementwise operation of a chain, with its constant."""
+
+    operation: Operation
     constant: float | None = None
 
     def __str__(self) -> str:
-        return self.operation if self.constant is None else f"{self.operation} {self.constant:g}"
+        return self.operation.name if self.constant is None else f"{self.operation.name} {self.constant:g}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +66,13 @@ class ElementMap:
     def forward(self, value: jax.Array) -> jax.Array:
         """From the parameter to the argument."""
         for step in self.steps:
-            value = _OPERATIONS[step.operation].forward(value, step.constant)
+            value = step.operation.forward(value, step.constant)
         return value
 
     def inverse(self, value: jax.Array) -> jax.Array:
         """From the argument to the parameter; finite where the argument is at the edge of the image."""
         for step in reversed(self.steps):
-            value = _OPERATIONS[step.operation].inverse(value, step.constant)
+            value = step.operation.inverse(value, step.constant)
         return value
 
     def image(self, interval: Interval) -> Interval | None:
@@ -68,21 +80,16 @@ class ElementMap:
         current: Interval | None = interval
         for step in self.steps:
             if current is not None:
-                current = _OPERATIONS[step.operation].image(current, step.constant)
+                current = step.operation.image(current, step.constant)
         return current
 
 
-@dataclasses.dataclass(frozen=True)
-class _Operation:
-    forward: Callable[[jax.Array, Any], jax.Array]
-    inverse: Callable[[jax.Array, Any], jax.Array]
-    image: Callable[[Interval, Any], Interval | None]
-
-
-def _monotone(function: Callable[[float, Any], float], domain: Interval = REAL):
+def _monotone(
+    function: Callable[[float, Any], float], domain: Interval = REAL
+) -> Callable[[Interval, Any], Interval | None]:
     """Image of an interval under a monotone function, if the interval lies inside the domain."""
 
-    def image(interval: Interval, constant) -> Interval | None:
+    def image(interval: Interval, constant: Any) -> Interval | None:
         if interval[0] < domain[0] or interval[1] > domain[1]:
             return None
         ends = sorted(function(end, constant) for end in interval)
@@ -91,8 +98,14 @@ def _monotone(function: Callable[[float, Any], float], domain: Interval = REAL):
     return image
 
 
-def _simple(forward, inverse, at, domain: Interval = REAL) -> _Operation:
-    return _Operation(lambda x, c: forward(x), lambda y, c: inverse(y), _monotone(lambda x, c: at(x), domain))
+def _simple(
+    name: str,
+    forward: Callable[[jax.Array], jax.Array],
+    inverse: Callable[[jax.Array], jax.Array],
+    at: Callable[[float], float],
+    domain: Interval = REAL,
+) -> Operation:
+    return Operation(name, lambda x, c: forward(x), lambda y, c: inverse(y), _monotone(lambda x, c: at(x), domain))
 
 
 def _at_least_tiny(value: jax.Array) -> jax.Array:
@@ -138,7 +151,8 @@ def _reciprocal(interval: Interval, constant: float) -> Interval | None:
     if constant == 0 or low < 0 < high:
         return None
     sides = (math.inf if low >= 0 else -math.inf, 0.0)
-    return _times(tuple(sorted(sides[0] if end == 0 else 1 / end for end in (low, high))), constant)  # type: ignore
+    ends = sorted(sides[0] if end == 0 else 1 / end for end in (low, high))
+    return _times((ends[0], ends[1]), constant)
 
 
 def _power_image(interval: Interval, power: float) -> Interval | None:
@@ -164,55 +178,19 @@ def _root(value: jax.Array, power: float) -> jax.Array:
     return jnp.sign(value) * jnp.abs(value) ** (1 / power)
 
 
-_POWER = _Operation(lambda x, c: x**c, _root, _power_image)
-
-_OPERATIONS: dict[str, _Operation] = {
-    "exp": _simple(jnp.exp, lambda y: jnp.log(_at_least_tiny(y)), _float_exp),
-    "exp2": _simple(jnp.exp2, lambda y: jnp.log2(_at_least_tiny(y)), lambda x: _float_exp(x * math.log(2))),
-    "expm1": _simple(jnp.expm1, jnp.log1p, lambda x: _float_exp(x) - 1),
-    "log": _simple(jnp.log, jnp.exp, _float_log, (0.0, math.inf)),
-    "log1p": _simple(jnp.log1p, jnp.expm1, lambda x: _float_log(1 + x), (-1.0, math.inf)),
-    "logistic": _simple(jax.nn.sigmoid, _logit, _float_logistic),
-    "softplus": _simple(jax.nn.softplus, _softplus_inverse, lambda x: x if x > 700 else math.log1p(_float_exp(x))),
-    "tanh": _simple(jnp.tanh, lambda y: _logit((y + 1) / 2) / 2, math.tanh),
-    "neg": _simple(jnp.negative, jnp.negative, lambda x: -x),
-    "add": _Operation(lambda x, c: x + c, lambda y, c: y - c, _monotone(lambda x, c: x + c)),
-    "subtract from": _Operation(lambda x, c: c - x, lambda y, c: c - y, _monotone(lambda x, c: c - x)),
-    "multiply by": _Operation(lambda x, c: x * c, lambda y, c: y / c, _times),
-    "divide": _Operation(lambda x, c: c / x, lambda y, c: c / y, _reciprocal),
-    "power": _POWER,
-}
-
-
-def step_of(equation, constants: list[float | None]) -> Step | None:
-    """The map that one equation of a jaxpr applies to its only variable operand, or None if there is none.
-
-    Args:
-        equation: the equation.
-        constants: the scalar value of every operand that is one, None for the operand that is followed.
-    """
-    name, params = equation.primitive.name, equation.params
-    if params.get("name") == "softplus":
-        return Step("softplus")
-    if name in ("sqrt", "rsqrt", "square", "cbrt"):
-        return Step("power", {"sqrt": 0.5, "rsqrt": -0.5, "square": 2.0, "cbrt": 1 / 3}[name])
-    if name == "integer_pow":
-        return Step("power", float(params["y"]))
-    if len(constants) == 1:
-        return Step(name) if name in _OPERATIONS else None
-    if len(constants) != 2 or constants.count(None) != 1:
-        return None
-    left = constants[0] is None
-    constant = constants[1] if left else constants[0]
-    assert constant is not None
-    if name in ("add", "add_any"):
-        return Step("add", constant)
-    if name == "sub":
-        return Step("add", -constant) if left else Step("subtract from", constant)
-    if name == "mul":
-        return Step("multiply by", constant) if constant else None
-    if name == "div":
-        return (Step("multiply by", 1 / constant) if constant else None) if left else Step("divide", constant)
-    if name == "pow" and left:
-        return Step("power", constant)
-    return None
+ADD = Operation("add", lambda x, c: x + c, lambda y, c: y - c, _monotone(lambda x, c: x + c))
+SUBTRACT_FROM = Operation("subtract from", lambda x, c: c - x, lambda y, c: c - y, _monotone(lambda x, c: c - x))
+MULTIPLY = Operation("multiply by", lambda x, c: x * c, lambda y, c: y / c, _times)
+DIVIDE = Operation("divide", lambda x, c: c / x, lambda y, c: c / y, _reciprocal)
+POWER = Operation("power", lambda x, c: x**c, _root, _power_image)
+NEGATE = _simple("neg", jnp.negative, jnp.negative, lambda x: -x)
+EXP = _simple("exp", jnp.exp, lambda y: jnp.log(_at_least_tiny(y)), _float_exp)
+EXP2 = _simple("exp2", jnp.exp2, lambda y: jnp.log2(_at_least_tiny(y)), lambda x: _float_exp(x * math.log(2)))
+EXPM1 = _simple("expm1", jnp.expm1, jnp.log1p, lambda x: _float_exp(x) - 1)
+LOG = _simple("log", jnp.log, jnp.exp, _float_log, (0.0, math.inf))
+LOG1P = _simple("log1p", jnp.log1p, jnp.expm1, lambda x: _float_log(1 + x), (-1.0, math.inf))
+LOGISTIC = _simple("logistic", jax.nn.sigmoid, _logit, _float_logistic)
+SOFTPLUS = _simple(
+    "softplus", jax.nn.softplus, _softplus_inverse, lambda x: x if x > 700 else math.log1p(_float_exp(x))
+)
+TANH = _simple("tanh", jnp.tanh, lambda y: _logit((y + 1) / 2) / 2, math.tanh)

@@ -1,27 +1,64 @@
-"""Parts of a traced computation: only the equations that some outputs need; names of the outputs."""
+"""Parts of a traced computation: the equations that some outputs need, conditions, names of the outputs."""
 
 from __future__ import annotations
 
-from jax.extend.core import ClosedJaxpr
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Literal, Var
 
 
-def prune(closed: ClosedJaxpr, positions: list[int]) -> ClosedJaxpr:
+def prune(closed: ClosedJaxpr, positions: Sequence[int]) -> ClosedJaxpr:
     """Keep the equations that some of the outputs need."""
+    return computation_of(closed, [closed.jaxpr.outvars[position] for position in positions])
+
+
+def computation_of(closed: ClosedJaxpr, atoms: Sequence[Any]) -> ClosedJaxpr:
+    """The computation of some variables alone: the equations that they need."""
     jaxpr = closed.jaxpr
-    outputs = [jaxpr.outvars[position] for position in positions]
-    needed = {id(variable) for variable in outputs}
+    needed = {id(atom) for atom in atoms}
     kept = []
     for equation in reversed(jaxpr.eqns):
         if any(id(variable) in needed for variable in equation.outvars):
             kept.append(equation)
             needed.update(id(atom) for atom in equation.invars)
     names = jaxpr.debug_info._replace(result_paths=None)
-    return closed.replace(jaxpr=jaxpr.replace(eqns=kept[::-1], outvars=outputs, debug_info=names))
+    return closed.replace(jaxpr=jaxpr.replace(eqns=kept[::-1], outvars=list(atoms), debug_info=names))
 
 
-def path_names(path) -> tuple[str, ...]:
+def inputs_read(closed: ClosedJaxpr) -> list[int]:
+    """The inputs that some equation or output reads."""
+    jaxpr = closed.jaxpr
+    read = {id(atom) for equation in jaxpr.eqns for atom in equation.invars} | set(map(id, jaxpr.outvars))
+    return [number for number, variable in enumerate(jaxpr.invars) if id(variable) in read]
+
+
+def conditions(closed: ClosedJaxpr) -> list[Var]:
+    """Scalar conditions of every ``where``."""
+    found: list[Var] = []
+    for equation in closed.jaxpr.eqns:
+        is_where = equation.primitive.name == "select_n" or equation.params.get("name") == "_where"
+        condition: Any = equation.invars[0] if is_where else None
+        if condition is not None and not isinstance(condition, Literal) and condition.aval.shape == ():
+            if condition.aval.dtype == bool and not any(condition is known for known in found):
+                found.append(condition)
+    return found
+
+
+def with_conditions(closed: ClosedJaxpr, values: Mapping[Var, bool]) -> ClosedJaxpr:
+    """The same with the values of some conditions put in, so that what they decide need not depend on them."""
+
+    def settled(atom: Any) -> Any:
+        is_settled = not isinstance(atom, Literal) and atom in values
+        return Literal(np.bool_(values[atom]), atom.aval) if is_settled else atom
+
+    if not values:
+        return closed
+    equations = [equation.replace(invars=list(map(settled, equation.invars))) for equation in closed.jaxpr.eqns]
+    return closed.replace(jaxpr=closed.jaxpr.replace(eqns=equations))
+
+
+def path_names(path: Sequence[Any]) -> tuple[str, ...]:
     """A pytree path as strings."""
-    names = []
-    for key in path:
-        names.append(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))))
-    return tuple(names)
+    return tuple(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)

@@ -1,166 +1,179 @@
-"""Walking a jaxpr: which inputs every variable depends on, and following one parameter through the equations.
+"""Whether an array merely *selects* entries of a parameter (``mu[z]``, broadcast, reshape), and through which map.
 
-A :class:`Walk` carries something about one parameter (how its entries are selected, where its axes lie) from
-the inputs to the outputs; nested calls are entered. What is carried is the subclass's business.
+Sound but not complete: what is accepted is a selection.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
-from jax.extend.core import Literal
+from jax.extend.core import Var
 
-Label = tuple[str, str]
-
-INLINE = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint")
-"""Calls of an inner jaxpr that is run once, as if it were written out."""
-
-_SEARCHES = {"digitize": 0, "searchsorted": 1}
-"""Nested calls that are known by their names: which operand they look for. Inside is a loop."""
-
-_UNIFORM = frozenset("not and or xor eq ne lt le gt ge convert_element_type copy".split())
-"""Operations on conditions, entry by entry: the result varies along no axis but those of the operands."""
+from emppl.errors import Refusal
+from emppl.jaxpr.equations import Equation, Kind
+from emppl.jaxpr.maps import MULTIPLY, ElementMap
+from emppl.jaxpr.walk import Computation, Domain, Labels, entry_of, picking_labels
 
 
-def propagate(jaxpr, labels: dict[Any, frozenset[Label]]) -> None:
-    """Add to ``labels`` the inputs that every variable of the equations depends on."""
-    for equation in jaxpr.eqns:
-        found = frozenset().union(*(labels_of(labels, atom) for atom in equation.invars))
-        for variable in equation.outvars:
-            labels[variable] = found
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """How a parameter's axes appear in an array that selects its entries.
+
+    Attributes:
+        position: for every parameter axis, the axis of the array that holds it whole, or None.
+        indexed: for every parameter axis, the labels of what indexes it.
+        map: what was done to every entry (``exp`` in ``exp(log_sigma)[z]``).
+        masked: whether it was multiplied by an array of constants. Zeros and ones would leave a selection.
+        scaled: whether it was multiplied by data, or divided by them (``rate[z] * exposure``).
+        bent: whether a map followed that (``exp(slope[z] * x)``), so that what came out is no multiple of the entries.
+    """
+
+    position: tuple[int | None, ...]
+    indexed: tuple[Labels, ...]
+    map: ElementMap = ElementMap()
+    masked: bool = False
+    scaled: bool = False
+    bent: bool = False
+
+    @property
+    def is_multiple(self) -> bool:
+        """Whether its entries are those of the parameter, through the map, times something that is known."""
+        return (self.masked or self.scaled) and not self.bent
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its entries are those of the parameter, nothing done to them."""
+        return not self.map and not self.masked and not self.scaled
 
 
-def labels_of(labels: Mapping[Any, frozenset[Label]], atom) -> frozenset[Label]:
-    """Labels of one jaxpr variable or literal."""
-    return frozenset() if isinstance(atom, Literal) else labels.get(atom, frozenset())
+Entry: TypeAlias = Selection | Refusal
 
 
-class Walk:
-    """Follows one parameter through a jaxpr.
+class SelectionDomain(Domain[Entry]):
+    """Records where a parameter's axes end up while its entries are only selected.
 
     Args:
-        labels: labels of the variables of the outermost jaxpr.
+        computation: where.
+        labels: what its variables depend on.
     """
 
-    def __init__(self, labels: Mapping[Any, frozenset[Label]]):
-        self.labels = dict(labels)
-        self.producers: dict[Any, Any] = {}
+    def __init__(self, computation: Computation, labels: Mapping[Var, Labels]):
+        super().__init__(computation)
+        self.labels = labels
 
-    def apply(self, equation, tracked: list) -> Any:
-        """What the outputs of one equation carry, given what its inputs do (None: nothing of the parameter)."""
-        raise NotImplementedError
+    def apply(self, equation: Equation, entries: list[Entry | None]) -> Entry:
+        """The selection after one operation, or why it is none."""
+        found: dict[int, Selection] = {}
+        for position, entry in self.tracked(entries):
+            if isinstance(entry, Refusal):
+                return entry
+            found[position] = entry
+        mapped = self._mapped(equation, found)
+        if mapped is not None:
+            return mapped
+        if equation.is_identity:
+            return found[0]
+        if equation.name == "select_n":
+            return self._decided(equation, found)
+        if equation.name in ("mul", "div"):
+            return self._multiplied(equation, found)
+        if equation.row.kind is Kind.MOVES:
+            return self._moved(equation, found)
+        return Refusal(_words(equation.name))
 
-    def whole(self, equation, tracked: list) -> Any:
-        """What the outputs of a nested call carry if it is known as a whole, or None to enter it."""
-        del equation, tracked
+    def _mapped(self, equation: Equation, found: Mapping[int, Selection]) -> Entry | None:
+        """The selection after an elementwise invertible operation with constants."""
+        scalar = self.computation.scalar
+        constants = [None if p in found else scalar(atom) for p, atom in enumerate(equation.operands)]
+        if equation.row.map is None or len(found) != 1 or constants.count(None) != 1:
+            return None
+        step = equation.row.map(equation.params, constants)
+        if step is None:
+            return None
+        (selection,) = found.values()
+        bends = step.operation is not MULTIPLY
+        if selection.scaled and bends:
+            return Refusal(f"it is multiplied by data before it goes through a map ({step})")
+        bent = selection.bent or (selection.masked and bends)
+        return dataclasses.replace(selection, map=selection.map.then(step), bent=bent)
 
-    def run(self, jaxpr, environment: dict[Any, Any]) -> None:
-        """Fill ``environment`` for every variable that depends on the parameter."""
-        for equation in jaxpr.eqns:
-            for variable in equation.outvars:
-                self.producers[variable] = equation
-            tracked = [None if isinstance(atom, Literal) else environment.get(atom) for atom in equation.invars]
-            if all(entry is None for entry in tracked):
-                continue
-            inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-            known = self.whole(equation, tracked)
-            if known is None and equation.primitive.name in INLINE and inner is not None:
-                self._inline(equation, getattr(inner, "jaxpr", inner), tracked, environment)
-                continue
-            result = self.apply(equation, tracked) if known is None else known
-            for variable in equation.outvars:
-                environment[variable] = result
+    def _moved(self, equation: Equation, found: Mapping[int, Selection]) -> Entry:
+        axes = equation.axes
+        if not set(found) <= set(equation.row.sources(equation)):
+            return Refusal(f"it is used as an index (`{equation.name}`)")
+        picked = picking_labels(self.computation, self.labels, equation)
+        placed = []
+        for position, selection in found.items():
+            indexed = [
+                labels if axis is None or position else labels | picked.get(axis, frozenset())
+                for axis, labels in zip(selection.position, selection.indexed, strict=True)
+            ]
+            whole = axes.operands[position].whole
+            # An axis along which others are written is not whole.
+            kept = {axis: place for axis, place in whole.items() if place not in axes.varying}
+            placed.append(dataclasses.replace(_placed(selection, kept.get), indexed=tuple(indexed)))
+        return _agreed(placed)
 
-    def _inline(self, equation, inner, tracked, environment) -> None:
-        nested = {}
-        for variable, atom, entry in zip(inner.invars, equation.invars, tracked, strict=True):
-            if entry is not None:
-                nested[variable] = entry
-            self.labels[variable] = self.labels_of(atom)
-            # One jaxpr object may be called several times: what an earlier call left behind goes first.
-            self.producers.pop(variable, None)
-            if not isinstance(atom, Literal) and atom in self.producers:
-                self.producers[variable] = self.producers[atom]
-        propagate(inner, self.labels)
-        self.run(inner, nested)
-        for variable, result in zip(equation.outvars, inner.outvars, strict=True):
-            if not isinstance(result, Literal) and result in nested:
-                environment[variable] = nested[result]
+    def _decided(self, equation: Equation, found: Mapping[int, Selection]) -> Entry:
+        if 0 in found:
+            return Refusal("it decides a `where`")
+        # Where the condition varies along an axis, the axis is cut: some of its entries are replaced by others.
+        cut = self.computation.varying_axes(equation.operands[0])
+        return _agreed([_placed(selection, _except(cut)) for selection in found.values()])
 
-    def labels_of(self, atom) -> frozenset[Label]:
-        """Labels of one variable or literal, wherever it is nested."""
-        return labels_of(self.labels, atom)
-
-    def scalar(self, atom) -> float | None:
-        """The value of a constant that is one number everywhere, or None."""
-        if isinstance(atom, Literal):
-            return float(atom.val) if not getattr(atom.aval, "shape", ()) else None
-        producer = self.producers.get(atom)
-        if producer is not None and producer.primitive.name in ("broadcast_in_dim", "convert_element_type"):
-            return self.scalar(producer.invars[0])
-        return None
-
-    def varying_axes(self, atom) -> frozenset[int]:
-        """Axes along which an array may vary: not those along which it was broadcast."""
-        shape = getattr(atom.aval, "shape", ())
-        along = frozenset(axis for axis, size in enumerate(shape) if size > 1)
-        producer = None if isinstance(atom, Literal) else self.producers.get(atom)
-        if producer is None:
-            return along
-        name = producer.primitive.name
-        if name == "broadcast_in_dim":  # a scan's later steps are batched: one broadcast after another
-            dims, before = producer.params["broadcast_dimensions"], self.varying_axes(producer.invars[0])
-            return along & {dims[axis] for axis in before}
-        if name in _UNIFORM:
-            return along & frozenset().union(*(self.varying_axes(operand) for operand in producer.invars))
-        return along
-
-    def column_labels(self, atom, columns: int) -> list[frozenset[Label]]:
-        """Labels of every column of an index array (the last axis), where they were concatenated."""
-        producer = None if isinstance(atom, Literal) else self.producers.get(atom)
-        if producer is not None and producer.primitive.name == "concatenate":
-            parts: list[frozenset[Label]] = []
-            for part in producer.invars:
-                parts += [self.labels_of(part)] * part.aval.shape[-1]
-            if len(parts) == columns:
-                return parts
-        return [self.labels_of(atom)] * columns
+    def _multiplied(self, equation: Equation, found: Mapping[int, Selection]) -> Entry:
+        if len(found) > 1:
+            return Refusal("it is multiplied by itself")
+        ((position, selection),) = found.items()
+        if equation.name == "div" and position == 1:
+            return Refusal("other values are divided by it")
+        factor = equation.operands[1 - position]
+        labels = entry_of(self.labels, factor)
+        if labels and any(kind != "data" for kind, _ in labels):
+            return Refusal("it is multiplied by other values")
+        multiple = dataclasses.replace(
+            selection, scaled=selection.scaled or bool(labels), masked=selection.masked or not labels
+        )
+        return _placed(multiple, _except(self.computation.varying_axes(factor)))
 
 
-def searched_for(equation) -> Any:
-    """What is looked up, entry by entry, in a sorted array by a nested call; None for any other equation."""
-    position = _SEARCHES.get(equation.params.get("name"))
-    return None if position is None or len(equation.invars) <= position else equation.invars[position]
+def _placed(selection: Selection, place: Callable[[int], int | None]) -> Selection:
+    return dataclasses.replace(
+        selection, position=tuple(None if axis is None else place(axis) for axis in selection.position)
+    )
 
 
-def gather_axes(equation) -> tuple[dict[int, int], list[int]]:
-    """Axes of a gather's operand that survive whole, with their place in the output, and the axes that are indexed.
-
-    Returns:
-        ``(whole, indexed)``: ``{operand axis: output axis}``, and the operand axis of every column of the index.
-    """
-    dims = equation.params["dimension_numbers"]
-    sizes = equation.params["slice_sizes"]
-    shape = equation.invars[0].aval.shape
-    gone = set(dims.collapsed_slice_dims) | set(dims.operand_batching_dims)
-    kept = [axis for axis in range(len(shape)) if axis not in gone]
-    place = dict(zip(kept, dims.offset_dims, strict=True))
-    whole = {axis: place[axis] for axis in kept if sizes[axis] == shape[axis]}
-    return whole, list(dims.start_index_map)
+def _except(cut: frozenset[int]) -> Callable[[int], int | None]:
+    return lambda axis: None if axis in cut else axis
 
 
-def reshaped_axis(before: tuple[int, ...], after: tuple[int, ...], axis: int) -> int | None:
-    """Where an axis lies after a reshape that keeps it whole, or None."""
-    left = _product(before[:axis])
-    for candidate, size in enumerate(after):
-        if size == before[axis] and _product(after[:candidate]) == left:
-            return candidate
-    return None
+def _agreed(selections: list[Selection]) -> Entry:
+    """Entries of several selections side by side."""
+    first = selections[0]
+    if any(selection.map != first.map for selection in selections):
+        return Refusal("its entries go through different maps")
+    positions = zip(*(selection.position for selection in selections), strict=True)
+    indexed = zip(*(selection.indexed for selection in selections), strict=True)
+    return Selection(
+        tuple(axes[0] if len(set(axes)) == 1 else None for axes in positions),
+        tuple(frozenset().union(*labels) for labels in indexed),
+        first.map,
+        *(any(getattr(one, fact) for one in selections) for fact in ("masked", "scaled", "bent")),
+    )
 
 
-def _product(sizes) -> int:
-    result = 1
-    for size in sizes:
-        result *= size
-    return result
+def _words(primitive: str) -> str:
+    """What an operation that mixes entries does, and how a model avoids it, where that is known."""
+    for names, words in _MIXING.items():
+        if primitive in names.split():
+            return f"{words} (`{primitive}`)"
+    return f"it goes through `{primitive}`"
+
+
+_MIXING = {
+    "add add_any sub": "it is added to other values",
+    "reduce_sum reduce_max cumsum": "its entries are summed or compared; constrain what sums to one to a simplex",
+    "dot_general": "a matrix product mixes its entries",
+}

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
+from emppl.jaxpr.jumps import only_jumps, why_not_quadratic
 from emppl.jaxpr.layout import Layout, find_layout
-from emppl.jaxpr.quadratic import only_jumps, why_not_quadratic
 from emppl.model.model import Model, prior_cells
 from emppl.numerics.guarded import weighted
 from emppl.parameters.constraints import from_coordinates, to_coordinates

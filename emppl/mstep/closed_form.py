@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emppl.errors import Refusal
 from emppl.families import Update
-from emppl.jaxpr.depends import Selection
 from emppl.jaxpr.maps import REAL, ElementMap, Interval
+from emppl.jaxpr.selection import Selection
 from emppl.model.axes import reduce_to
 from emppl.model.natural import SiteFactor
 from emppl.mstep.diagonals import diagonal_update
@@ -116,13 +117,13 @@ def propose(context: RuleContext, name: str, anywhere: bool = False) -> ClosedFo
         if _is_scaled(selection, candidate):
             scaled = True
         elif isinstance(selection, Selection) and selection.scaled:
-            selection = "it is multiplied by data"
+            selection = Refusal("it is multiplied by data")
         elif isinstance(selection, Selection) and candidate is not None:
             if selection.masked or _cell_axes(context, selection, rank, candidate, position) is None:
                 diagonal = diagonal_update(context, factor, field, name, selection.map, position)
                 candidate = diagonal if isinstance(diagonal, Update) else candidate
                 if isinstance(diagonal, str) and selection.masked:
-                    selection = diagonal
+                    selection = Refusal(diagonal)
         if candidate is None:
             return f"{factor.family.name}.{field} of site {factor.name!r} has no closed-form update"
         if update is not None and candidate is not update:
@@ -137,8 +138,8 @@ def propose(context: RuleContext, name: str, anywhere: bool = False) -> ClosedFo
             if other != field
         ):
             return f"it enters more than one argument of site {factor.name!r}"
-        if isinstance(selection, str):
-            return f"{field} of site {factor.name!r} is not a plain selection of it: {selection}"
+        if isinstance(selection, Refusal):
+            return f"{field} of site {factor.name!r} is not a plain selection of it: {selection.reason}"
         cell = _cell_axes(context, selection, rank, update, position)
         if cell is None:
             return f"no {update.event_rank} of its axes are whole the last ones of {field} of site {factor.name!r}"
@@ -175,7 +176,7 @@ def propose(context: RuleContext, name: str, anywhere: bool = False) -> ClosedFo
     return ClosedForm((name,), title, tuple(targets), update, cell=cells[0], scaled=scaled, prior=prior)
 
 
-def _is_scaled(selection: Selection | str, update: Update | None) -> bool:
+def _is_scaled(selection: Selection | Refusal, update: Update | None) -> bool:
     """Is the argument entries times something known, and does the update say how its quantities scale?"""
     if update is None or update.degrees is None:
         return False

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from emppl.jaxpr.depends import Selection
 from emppl.jaxpr.maps import Interval
+from emppl.jaxpr.selection import Selection
 from emppl.mstep.closed_form import FLAT, ClosedForm, entries_of
 from emppl.mstep.closed_form import propose as propose_closed_form
 from emppl.mstep.maximisation import Maximisation

@@ -17,6 +17,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from emppl.errors import Refusal
 from emppl.jaxpr.maps import Interval
 from emppl.mstep.closed_form import FLAT, entries_of, prior_depends_on, prior_of
 from emppl.mstep.maximisation import Maximisation
@@ -144,7 +145,7 @@ def why_not_a_data_value(context: RuleContext, name: str, found) -> str | None:
         if any(name in factor.parameters.get(other, ()) for other in others):
             return f"it enters more than one argument of site {factor.name!r}"
         selection = context.model.dependence.selection(name, position)
-        if isinstance(selection, str) or not selection.is_plain:
+        if isinstance(selection, Refusal) or not selection.is_plain:
             return f"{field} of site {factor.name!r} is not a plain selection of it"
     return None
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl.errors import Refusal
-from emppl.jaxpr import quadratic
+from emppl.jaxpr import jumps
 from emppl.jaxpr.groups import SHARED, Meeting
 from emppl.jaxpr.separation import Separation
 from emppl.model.model import Model
@@ -82,8 +82,8 @@ def why_not_quadratic(
         others, params, data = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), rest)
         return sum((jnp.sum(table) for table in tables(block | others, params, data).values()), jnp.zeros(()))
 
-    density = quadratic.with_gaps_fixed(total) if gaps else total
-    reason = quadratic.why_not_quadratic(density, block)
+    density = jumps.with_gaps_fixed(total) if gaps else total
+    reason = jumps.why_not_quadratic(density, block)
     if reason is None:
         return None
     return Refusal(f"the log density is not quadratic in a {piece} and its latents ({reason})")

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-from emppl.jaxpr.prune import prune
+from emppl.jaxpr.prune import inputs_read, prune
 from emppl.names import first, lagged, latent_of
 from emppl.trace.handlers import Answer, Frame, Message, Recorder
 from emppl.trace.record import Plate, Scan, Site, SiteArrays
@@ -175,9 +175,8 @@ def _recursion(
         is_recursive: whether a step reads the leaves of the step before.
     """
     pruned = prune(closed, positions)
-    used = {id(atom) for equation in pruned.jaxpr.eqns for atom in equation.invars} | set(map(id, pruned.jaxpr.outvars))
     flat = jax.tree.leaves(call.xs)
-    reads = [number for number in range(len(flat)) if id(pruned.jaxpr.invars[len(start) + number]) in used]
+    reads = [number - len(start) for number in inputs_read(pruned) if number >= len(start)]
     function = jaxpr_as_fun(pruned)
     blank = [jnp.zeros(aval.shape, aval.dtype) for aval in closed.in_avals]
 

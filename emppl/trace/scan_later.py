@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from emppl.jaxpr.depends import Dependence
-from emppl.jaxpr.prune import path_names, prune
+from emppl.jaxpr.prune import computation_of, conditions, path_names, prune, with_conditions
 from emppl.trace.record import SiteArrays
 from emppl.trace.scan import ScanCarry
 
@@ -59,15 +58,15 @@ def over_time(
     """
     slices = jax.tree.map(lambda leaf: leaf[0], (window, moving))
     closed, shape = jax.make_jaxpr(later, return_shape=True)(*slices, used, init)
-    conditions = _conditions(closed.jaxpr)
-    closed = _settle(closed, conditions, carry.settled)
+    every = conditions(closed)
+    closed = with_conditions(closed, {every[number]: value for number, value in carry.settled.items()})
     flat = jax.tree.leaves((window, moving))
     labels = [("time", "")] * len(jax.tree.leaves(window)) + [("moving", name) for name in sorted(moving)]
     labels += [("latent", name) for name in sorted(used)] + [_TOO_LONG_AGO] * len(init)
     dependence = Dependence(closed, tuple(labels))
     origins = [dependence.of_output(number) for number in range(len(closed.jaxpr.outvars))]
     varies = [any(kind in ("time", "moving") for kind, _ in labels) for labels in origins]
-    known = [_all_steps(closed, dependence, condition, flat) for condition in conditions]
+    known = [_all_steps(closed, dependence, condition, flat) for condition in every]
     results: list[Any] = [None] * len(origins)
     atoms = [*jax.tree.leaves(used), *init]
     for is_varying in (False, True):
@@ -107,42 +106,12 @@ def over_time(
     )
 
 
-def _conditions(jaxpr: Any) -> list[Any]:
-    """Scalar conditions of every ``where``."""
-    conditions: dict[Any, None] = {}
-    for equation in jaxpr.eqns:
-        is_where = equation.primitive.name == "select_n" or equation.params.get("name") == "_where"
-        condition = equation.invars[0] if is_where else None
-        if condition is not None and not isinstance(condition, Literal) and condition.aval.shape == ():
-            if condition.aval.dtype == bool:
-                conditions[condition] = None
-    return list(conditions)
-
-
-def _settle(closed: ClosedJaxpr, conditions: list[Any], settled: Mapping[int, bool]) -> ClosedJaxpr:
-    """Put in the value of conditions that are the same in all steps, so that what they decide need not vary."""
-    if not settled:
-        return closed
-    values = {id(conditions[number]): value for number, value in settled.items()}
-
-    def settle(equation: Any) -> Any:
-        atoms = [
-            Literal(np.bool_(values[id(atom)]), atom.aval) if id(atom) in values else atom for atom in equation.invars
-        ]
-        return equation.replace(invars=atoms)
-
-    jaxpr = closed.jaxpr
-    return closed.replace(jaxpr=jaxpr.replace(eqns=[settle(equation) for equation in jaxpr.eqns]))
-
-
 def _all_steps(
     closed: ClosedJaxpr, dependence: Dependence, condition: Any, flat: Sequence[jax.Array]
 ) -> jax.Array | None:
     """A condition at all later steps, or None if it depends on latents or not on time."""
     if dependence.of_atom(condition) != {("time", "")}:
         return None
-    names = closed.jaxpr.debug_info._replace(result_paths=None)
-    alone = closed.replace(jaxpr=closed.jaxpr.replace(outvars=[condition], debug_info=names))
-    function = jaxpr_as_fun(prune(alone, [0]))
+    function = jaxpr_as_fun(computation_of(closed, [condition]))
     atoms = [jnp.zeros(aval.shape, aval.dtype) for aval in closed.in_avals[len(flat) :]]
     return jax.vmap(lambda *slices: function(*slices, *atoms)[0])(*flat)

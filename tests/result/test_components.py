@@ -76,7 +76,7 @@ def test_a_sum_of_parameters_is_followed_for_each():
     assert dependence.indexed("a") == (frozenset("z"),)
     assert dependence.indexed("b") == (frozenset("y"), frozenset("z"))
     loc = program.model.trace.outputs["x", "arguments", "loc"]
-    assert "add" in dependence.selection("a", loc)
+    assert "add" in dependence.selection("a", loc).reason
 
 
 @pytest.mark.parametrize(
