@@ -365,8 +365,8 @@ def _check_updates(options: Options) -> None:
     for name, given in options.m_step.items():
         if not callable(given) and not mstep.is_optimizer(given) and not mstep.is_rule(given):
             raise ParameterError(
-                f"m_step[{name!r}] must be a function (params, posterior) -> value, an optax.GradientTransformation "
-                "such as optax.adam(1e-2), or an emppl.mstep.Rule."
+                f"m_step[{name!r}] must be a function (params, posterior) -> value, an emppl.mstep.Rule, or an "
+                "optax.GradientTransformation such as optax.adam(1e-2)."
             )
     if options.optimizer is not None and not mstep.is_optimizer(options.optimizer):
         raise ParameterError(
