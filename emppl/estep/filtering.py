@@ -12,6 +12,7 @@ from emppl.elimination.run import log_normalizer
 from emppl.errors import ModelError
 from emppl.estep.plain import owners_of
 from emppl.model.model import Model, Part
+from emppl.types import Data, Params
 
 
 class Filtered(NamedTuple):
@@ -30,7 +31,7 @@ class Filtered(NamedTuple):
     log_likelihood: dict[str, jax.Array]
 
 
-def filtered(model: Model, params, data) -> Filtered:
+def filtered(model: Model, params: Params, data: Data) -> Filtered:
     """Filter every chain of the model.
 
     Args:
@@ -74,7 +75,7 @@ def _one_chain(model: Model, part: Part, chain: ChainAxes, tables: ChainTables, 
         )
     states, predicted, evidence = filter_steps(tables)
     batch = [n for n in names if n not in special]
-    width = tuple(tables.shape[names.index(n)] for n in batch)
+    lanes = tuple(tables.shape[names.index(n)] for n in batch)
     sizes = tuple(model.axes.sizes[n] for n in chain.current)
     for position, name in enumerate(chain.current):
         site = model.trace.sites[name]
@@ -82,14 +83,20 @@ def _one_chain(model: Model, part: Part, chain: ChainAxes, tables: ChainTables, 
         order = [batch.index(n) for n in sorted(plates, key=lambda n: model.axes.dims[n])]
         rest = [number for number in range(len(batch)) if number not in order]
 
-        def tidy(array: Any, kept: tuple[int, ...], order=order, rest=rest, position=position) -> jax.Array:
-            table = jnp.reshape(array, (array.shape[0], *kept, *width))
+        def of_latent(
+            array: Any,
+            kept: tuple[int, ...],
+            order: list[int] = order,
+            rest: list[int] = rest,
+            position: int = position,
+        ) -> jax.Array:
+            table = jnp.reshape(array, (array.shape[0], *kept, *lanes))
             if kept:
                 others = tuple(1 + a for a in range(len(kept)) if a != position)
                 table = jnp.moveaxis(jnp.sum(table, others), 1, -1)
-            moved = jnp.transpose(table, [0, *(1 + a for a in rest + order), *range(1 + len(width), table.ndim)])
+            moved = jnp.transpose(table, [0, *(1 + a for a in rest + order), *range(1 + len(lanes), table.ndim)])
             return jnp.reshape(moved, (moved.shape[0], *moved.shape[1 + len(rest) :]))
 
-        outcome.states[name] = tidy(states, sizes)
-        outcome.predicted[name] = tidy(predicted, sizes)
-        outcome.log_likelihood[name] = tidy(evidence, ())
+        outcome.states[name] = of_latent(states, sizes)
+        outcome.predicted[name] = of_latent(predicted, sizes)
+        outcome.log_likelihood[name] = of_latent(evidence, ())
