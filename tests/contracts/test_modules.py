@@ -44,8 +44,8 @@ THROUGH = {
     "test_em": """compiled derivation/derive derivation/plan fit/loop fit/restarts fit/start program result/accuracy
         result/certificate result/compare result/ending result/fitted result/latents result/summary""",
     "test_errors": "fit/checks model/roles trace/handlers",
-    "trace/test_semantics": """estep/cell_weights model/axes trace/arguments trace/discover trace/record
-        trace/site_messages""",
+    "trace/test_semantics": """estep/cell_weights model/axes trace/arguments trace/discover trace/evaluate
+        trace/record trace/site_messages""",
     "uncertainty/test_charts": "parameters/constraints",
     "models/test_latent_models": "trace/missing",
 }
