@@ -13,7 +13,8 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.special import gammaln, i0e
 
-from emppl.families.registry import Arrays, Family, Mean, Quantities, Update, add
+from emppl.families.family import Arrays, Family, Mean, Quantities, Update
+from emppl.families.registry import add
 
 # -------------------------------------------------------------------------------------------------------- Beta
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import biject_to
 
-from emppl.families.registry import Arrays, Family, Quantities
+from emppl.families.family import Arrays, Family, Quantities
 from emppl.parameters.constraints import constrain, innermost, unconstrain
 from emppl.trace import as_numpyro_expects
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.scipy.special import gammaln
 
-from emppl.families.registry import Arrays, Family, Quantities, Update, add
+from emppl.families.family import Arrays, Family, Quantities, Update
+from emppl.families.registry import add
 from emppl.families.updates import moments_alone
 from emppl.numerics.guarded import IMPOSSIBLE, finite_log, finite_log_complement, safe_divide
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from emppl.families.registry import Arrays, Family, Mean, Quantities, Update, add
+from emppl.families.family import Arrays, Family, Mean, Quantities, Update
+from emppl.families.registry import add
 from emppl.families.updates import NONNEGATIVE
 from emppl.numerics.guarded import safe_divide
 

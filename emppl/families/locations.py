@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from emppl.families.family import Arrays, Family, Quantities, Update
 from emppl.families.gaussian import centre_and_unit
-from emppl.families.registry import Arrays, Family, Quantities, Update, add
+from emppl.families.registry import add
 from emppl.families.updates import POSITIVE, moments_alone, ratio
 
 

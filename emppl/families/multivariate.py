@@ -14,8 +14,9 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.linalg import cho_solve, solve_triangular
 
+from emppl.families.family import Arrays, Family, Quantities, Update
 from emppl.families.gaussian import LOG_TWO_PI, SCALE, centre_and_unit
-from emppl.families.registry import Arrays, Family, Quantities, Update, add
+from emppl.families.registry import add
 from emppl.families.updates import NONNEGATIVE, ratio
 from emppl.numerics.guarded import matrix_transpose, safe_divide, symmetrize
 

@@ -11,8 +11,9 @@ import numpyro.distributions as dist
 from jax.scipy.special import gammaln
 
 from emppl.families.counts import gamma_on_rate
+from emppl.families.family import Arrays, Family, Mean, Quantities, Update
 from emppl.families.gaussian import NORMAL, SCALE, centre_and_unit, normal_statistics
-from emppl.families.registry import Arrays, Family, Mean, Quantities, Update, add
+from emppl.families.registry import add
 from emppl.families.updates import POSITIVE, moments_alone, ratio
 
 

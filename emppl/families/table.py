@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from emppl.families.registry import Family, registered_families
+from emppl.families.family import Family
+from emppl.families.registry import registered_families
 
 
 def family_table() -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import jax
 
-from emppl.families.registry import Arrays
+from emppl.families.family import Arrays
 from emppl.numerics.guarded import safe_divide
 
 POSITIVE = ("positive", "softplus_positive", "real")
