@@ -198,8 +198,8 @@ class Compiled:
 
     @functools.cached_property
     def remembers(self) -> bool:
-        """Do any?"""
-        return any(isinstance(rule, mstep.Numeric) for rule in self.program.blocks)
+        """Whether any M-step rule keeps state between iterations."""
+        return bool(jax.eval_shape(self.program.begin, self.model.trace.parameter_shapes))
 
     def block(self, lanes: int, accurate: bool) -> Callable:
         """The compiled block of iterations for a number of restarts."""
@@ -363,9 +363,9 @@ def _knows(options: tuple[str, ...]) -> bool:
 
 def _check_updates(options: Options) -> None:
     for name, given in options.m_step.items():
-        if not callable(given) and not mstep.is_optimizer(given):
+        if not callable(given) and not mstep.is_optimizer(given) and not mstep.is_rule(given):
             raise ParameterError(
-                f"m_step[{name!r}] must be a function (params, posterior) -> value, or an "
+                f"m_step[{name!r}] must be a function (params, posterior) -> value, an emppl.mstep.Rule, or an "
                 "optax.GradientTransformation such as optax.adam(1e-2)."
             )
     if options.optimizer is not None and not mstep.is_optimizer(options.optimizer):

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from emppl.estep import Expectations, FusedPlan, plan_fused
+from emppl.estep import Expectations, FusedPlan, QFunction, plan_fused
 from emppl.model.model import Model
 from emppl.model.natural import Prepared
 from emppl.mstep import Maximisation
@@ -71,7 +71,8 @@ class Program:
             The finished M-step: ``.params`` are the new constrained values, ``.memory`` is for the next one,
             ``.unfinished`` tells whether an inner iteration stopped short.
         """
-        step = Maximisation(self.model, params, expectations, data, prepared, memory or {})
+        objective = QFunction(self.model, expectations, data, {**prepared, **expectations.prepared})
+        step = Maximisation(objective, params, memory or {})
         for rule in sorted(self.blocks, key=lambda rule: rule.order):
             step.params.update({name: self.model.pin(name, value) for name, value in rule.update(step).items()})
         return step

@@ -18,3 +18,6 @@ Tables: TypeAlias = Mapping[str, jax.Array]
 
 Weights: TypeAlias = Mapping[str, jax.Array]
 """By site, the posterior weight of every cell of its table."""
+
+Scales: TypeAlias = Mapping[str, jax.Array | None]
+"""By site, how often its cells are counted (``handlers.scale``), on the common axes; None for once."""

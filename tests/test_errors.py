@@ -371,5 +371,5 @@ def test_a_parameter_that_only_makes_steps(step):
             z = numpyro.sample("z", dist.Bernoulli(0.1))
             numpyro.sample("x", dist.Normal(jnp.where(step(jnp.arange(len(x)), at), after, before) + z, 1.0), obs=x)
 
-    with pytest.raises(emppl.ModelError, match="'at' through steps only"):
+    with pytest.raises(emppl.ModelError, match="'at' enters only through a comparison"):
         emppl.EM(change).plan(np.zeros(10))

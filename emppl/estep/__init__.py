@@ -1,15 +1,18 @@
 """The E-step: posterior weights as the gradient of the log normaliser.
 
 ``plain`` keeps a weight for every cell of every site; ``fused`` is what the loop runs, and keeps sums of
-statistics; ``latents`` answers questions about the latents themselves.
+statistics; ``q`` is the function of the parameters that either of them gives the M-step; ``latents`` answers questions
+about the latents themselves.
 """
 
 from emppl.estep.continuous import moments
+from emppl.estep.expectations import Expectations, Posterior
 from emppl.estep.filtering import Filtered, filtered
 from emppl.estep.fused import Chunking, FusedPlan, expectations, plan_fused, prepare
 from emppl.estep.latents import decode, marginals, sample, user_layout, whole_scans
 from emppl.estep.memory import check_memory, largest_table
-from emppl.estep.plain import Expectations, Posterior, e_step, from_posterior, log_evidence, log_likelihood, q
+from emppl.estep.plain import e_step, from_posterior, log_evidence, log_likelihood
+from emppl.estep.q import QFunction, q
 from emppl.estep.simulated import simulated
 from emppl.integrals.integration import integrate_all
 
@@ -19,6 +22,7 @@ __all__ = [
     "Filtered",
     "FusedPlan",
     "Posterior",
+    "QFunction",
     "integrate_all",
     "check_memory",
     "decode",

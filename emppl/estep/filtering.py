@@ -64,7 +64,7 @@ def _one_chain(model: Model, part: Part, chain: ChainAxes, tables: ChainTables, 
     names = part.plan.axes
     special = {chain.time, *chain.initial, *chain.current, *chain.previous}
     outer = [n for n, size in zip(names, tables.shape, strict=True) if size > 1 and n in model.axes.latents - special]
-    record = next(one for one in model.trace.chains if one.time == chain.time)
+    record = next(one for one in model.trace.scans if one.time == chain.time)
     latent = chain.current[0]
     if outer or record.order > 1:
         why = f"latents {outer} outside the scan are summed over" if outer else f"it is of order {record.order}"

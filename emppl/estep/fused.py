@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +14,24 @@ from emppl.elimination.chains import Emission
 from emppl.elimination.order import EliminationPlan, Step
 from emppl.elimination.reductions import Picking
 from emppl.elimination.run import log_normalizer
-from emppl.estep.plain import Expectations, absent_cells, all_scales, owners_of, spread_over_atoms
+from emppl.estep.expectations import Expectations
+from emppl.estep.plain import absent_cells, all_scales, centers_of, owners_of, spread_over_atoms, with_evidence
 from emppl.integrals.integration import integrate_all
 from emppl.integrals.limits import find_limits
-from emppl.model.model import Model
-from emppl.model.natural import Prepared
+from emppl.integrals.outcome import Integrated
+from emppl.model.model import Model, Part
+from emppl.model.natural import Prepared, SiteFactor
 from emppl.numerics.guarded import impossible_to_infinite
+from emppl.types import Data, Params, Scales, Tables
+
+_CHUNK_ROWS = (256, 1024)
+"""Fewest and most rows of a chunk."""
+
+_CHUNK_CELLS = 16384
+"""Cells of the largest table of a chunk."""
+
+_CHAIN_CELLS = 2**23
+"""Cells of all that a chain's kernel keeps of a chunk."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +75,7 @@ def plan_fused(model: Model, weighted: Collection[str] = ()) -> FusedPlan:
         for name, factor in model.factors.items()
         if name not in weighted
         and name not in model.integrated
-        and (name in model.regressions or _has_small_arguments(model, name, factor))
+        and (name in model.regressions or _has_small_arguments(model, factor))
     )
     rows = model.axes.sizes[model.axes.rows]
     chunked = any(part.by_rows for part in model.parts)
@@ -74,7 +86,7 @@ def plan_fused(model: Model, weighted: Collection[str] = ()) -> FusedPlan:
 
 def _by_step(model: Model, natural: frozenset[str]) -> frozenset[str]:
     """Emissions in natural form that enter a chain directly, or after a sum over plates inside the step."""
-    found: set[str] = set()
+    by_step: set[str] = set()
     for part in model.parts:
         source = {step.output: step for step in part.plan.steps}
         for step in part.plan.steps:
@@ -85,12 +97,12 @@ def _by_step(model: Model, natural: frozenset[str]) -> frozenset[str]:
                 before = source.get(name)
                 if before is not None and before.latent is None and before.chain is None and len(before.inputs) == 1:
                     (name,) = before.inputs
-                emissions.add(name)
-            moves = {n for n in emissions if n in model.factors and model.factors[n].all_latents & step.chain.before}
-            emissions -= moves
+                is_move = name in model.factors and model.factors[name].all_latents & step.chain.before
+                if not is_move:
+                    emissions.add(name)
             if all(name in natural and _varies_by_step(model, name) for name in emissions):
-                found |= emissions
-    return frozenset(found)
+                by_step |= emissions
+    return frozenset(by_step)
 
 
 def _varies_by_step(model: Model, name: str) -> bool:
@@ -101,24 +113,13 @@ def _varies_by_step(model: Model, name: str) -> bool:
     return ("value",) in factor.timed and not moving and "cell_weight" not in factor.latents
 
 
-_CHUNK_ROWS = (256, 1024)
-_CHUNK_CELLS = 16384
-_CHAIN_CELLS = 2**23
-
-
-def _has_small_arguments(model: Model, name: str, factor) -> bool:
-    site = factor.site
-    if not factor.has_statistics:
+def _has_small_arguments(model: Model, factor: SiteFactor) -> bool:
+    """Whether a site has a natural form whose parameters are the same in all rows."""
+    is_unmasked_latent = factor.site.kind == "discrete" and "mask" not in factor.latents
+    if factor.family is None or not factor.has_statistics or not (is_unmasked_latent or factor.has_natural_form):
         return False
-    if site.kind == "discrete":
-        return "mask" not in factor.latents and not _rows_in_arguments(model, factor)
-    return factor.has_natural_form and not _rows_in_arguments(model, factor)
-
-
-def _rows_in_arguments(model: Model, factor) -> bool:
-    """Do the distribution's arguments vary along the row axis?"""
-    shapes = model.argument_shapes[factor.name]
-    return any(shape[model.axes.rank - 1] > 1 for name, shape in shapes.items() if name not in factor.family.fixed)
+    shapes, rows = model.argument_shapes[factor.name], model.axes.rank - 1
+    return all(shape[rows] == 1 for name, shape in shapes.items() if name not in factor.family.fixed)
 
 
 def _target_rows(model: Model) -> int:
@@ -149,7 +150,7 @@ def _cut(rows: int, target: int) -> Chunking:
     return Chunking(count, size, count * size - rows)
 
 
-def prepare(model: Model, fused: FusedPlan, data) -> dict[str, Any]:
+def prepare(model: Model, fused: FusedPlan, data: Data) -> dict[str, Any]:
     """Statistics of all sites that have them, computed once per fit.
 
     Returns:
@@ -157,7 +158,8 @@ def prepare(model: Model, fused: FusedPlan, data) -> dict[str, Any]:
         whose latents are restricted by data, their limits.
     """
     arrays = model.evaluate(model.placeholders(), data)
-    prepared: dict[str, Any] = {one.axis: find_limits(model, one, data) for one in model.integrals if one.limits}
+    limited = [integral for integral in model.integrals if integral.limits]
+    prepared: dict[str, Any] = {integral.axis: find_limits(model, integral, data) for integral in limited}
     for name, factor in model.factors.items():
         if not factor.has_statistics or factor.value_has_atoms:
             continue
@@ -165,26 +167,27 @@ def prepare(model: Model, fused: FusedPlan, data) -> dict[str, Any]:
             factor = model.regressions[name]
             design, known = factor.predictor.design(data)
             arrays[name].arguments.update(design=design, known=known)
-        one = factor.prepare(arrays)
+        of_site = factor.prepare(arrays)
         if name in fused.by_step:
-            one = dataclasses.replace(one, statistics=_with_first_step(model, factor, one.statistics))
-        if name in fused.natural and _in_chunks(model, name):
-            one = dataclasses.replace(one, statistics=_chunks(one.statistics, fused.chunking))
-        prepared[name] = one
+            of_site = dataclasses.replace(of_site, statistics=_with_first_step(model, factor, of_site.statistics))
+        if name in fused.natural and any(part.by_rows and name in part.factors for part in model.parts):
+            of_site = dataclasses.replace(of_site, statistics=_chunks(of_site.statistics, fused.chunking))
+        prepared[name] = of_site
     return prepared
 
 
-def _with_first_step(model: Model, factor, statistics: jax.Array) -> jax.Array:
+def _with_first_step(model: Model, factor: SiteFactor, statistics: jax.Array) -> jax.Array:
     """A row in front for the first step, which a chain starts from: it adds nothing to its log-probability."""
-    axis = model.axes.names.index(factor.site.time.name)
+    axis = _time_axis(model, factor)
     nothing = -1 if jnp.issubdtype(statistics.dtype, jnp.integer) else 0
     return jnp.concatenate(
         [jnp.full_like(jax.lax.slice_in_dim(statistics, 0, 1, axis=axis), nothing), statistics], axis
     )
 
 
-def _in_chunks(model: Model, name: str) -> bool:
-    return any(part.by_rows and name in part.factors for part in model.parts)
+def _time_axis(model: Model, factor: SiteFactor) -> int:
+    assert factor.site.time is not None
+    return model.axes.names.index(factor.site.time.name)
 
 
 def _chunks(array: jax.Array, chunking: Chunking) -> jax.Array:
@@ -198,6 +201,7 @@ def _chunks(array: jax.Array, chunking: Chunking) -> jax.Array:
 
 
 def _uncut(array: jax.Array, chunking: Chunking) -> jax.Array:
+    """Inverse of :func:`_chunks`; arrays constant along the rows are added up."""
     if array.shape[-1] == 1:
         return jnp.sum(array, 0)
     joined = jnp.moveaxis(array, 0, -2)
@@ -208,12 +212,12 @@ def _uncut(array: jax.Array, chunking: Chunking) -> jax.Array:
 def expectations(
     model: Model,
     fused: FusedPlan,
-    params,
-    data,
+    params: Params,
+    data: Data,
     prepared: Mapping[str, Prepared],
-    guesses=None,
-    integrated=None,
-    key=None,
+    guesses: Mapping[str, jax.Array] | None = None,
+    integrated: Mapping[str, Integrated] | None = None,
+    key: jax.Array | None = None,
 ) -> Expectations:
     """Expected statistics and weights at given parameters, rows in chunks.
 
@@ -242,10 +246,9 @@ def expectations(
             natural[name] = natural_factor.natural(natural_factor.arguments(arrays), prepared[name].reference)
             if factor.family is not None and factor.family.local_reference is not None:
                 amplification = jnp.maximum(amplification, _largest_sum(natural[name], prepared[name].bound))
-        else:
-            if name not in model.integrated:
-                tables[name] = factor.table(arrays)
-    tables |= {name: one.evidence for name, one in integrated.items()}
+        elif name not in model.integrated:
+            tables[name] = factor.table(arrays)
+    tables = with_evidence(tables, integrated)
     value = sum((prepared[name].base_measure for name in natural), model.fault(arrays))
     value = value + absent_cells(model, arrays)
     picking = model.picking if key is None else Picking(model.picked, key)
@@ -253,111 +256,133 @@ def expectations(
     weights: dict[str, jax.Array] = {}
     for number, part in enumerate(model.parts):
         how = None if picking is None else picking.part(number)
-        inside = {name: natural[name] for name in part.factors if name in natural}
-        given = {name: tables[name] for name in part.factors if name in tables}
-        statistics = {name: prepared[name].statistics for name in inside}
+        statistics = {name: prepared[name].statistics for name in part.factors if name in natural}
+        inputs = _Inputs(
+            {name: natural[name] for name in statistics},
+            {name: tables[name] for name in part.factors if name in tables},
+            statistics,
+            scales,
+            present,
+        )
         if part.by_rows and fused.chunking.count > 1:
-            one, part_sums, part_weights = _by_chunks(
-                model, part, fused, inside, given, statistics, scales, present, how
-            )
+            part_value, (part_sums, part_weights) = _by_chunks(model, part, fused, inputs, how)
         else:
             if part.by_rows:
-                statistics = {name: value_[0] for name, value_ in statistics.items()}
-            one, (part_sums, part_weights) = _value_and_gradient(
-                model, part, part.plan, fused, inside, given, statistics, scales, present, how
-            )
-        value = value + one
+                inputs = inputs._replace(statistics={name: chunks[0] for name, chunks in statistics.items()})
+            part_value, (part_sums, part_weights) = _value_and_gradient(model, part, part.plan, fused, inputs, how)
+        value = value + part_value
         sums.update(part_sums)
         weights.update(part_weights)
-    of_cells = {name: weights[name] for name in integrated}
+    evidence_weights = {axis: weights[axis] for axis in integrated}
     weights, atoms = spread_over_atoms(model, integrated, weights, params, data)
-    centers = {name: one.mean for name, one in integrated.items()}
-    drawn = [name for name, factor in model.factors.items() if factor.value_has_atoms and factor.has_statistics]
-    at_atoms = model.evaluate(params, data, atoms=atoms) if drawn else {}
-    of_atoms = {name: model.factors[name].prepare(at_atoms) for name in drawn}
-    cancelled = sum((one.cancelled for one in integrated.values()), jnp.zeros(()))
-    value = impossible_to_infinite(value)
-    return Expectations(value, sums, weights, amplification, atoms, centers, of_atoms, cancelled, of_cells)
+    with_atoms = [name for name, factor in model.factors.items() if factor.value_has_atoms and factor.has_statistics]
+    at_atoms = model.evaluate(params, data, atoms=atoms) if with_atoms else {}
+    return Expectations(
+        impossible_to_infinite(value),
+        sums,
+        weights,
+        amplification,
+        atoms,
+        centers_of(integrated),
+        {name: model.factors[name].prepare(at_atoms) for name in with_atoms},
+        sum((outcome.cancelled for outcome in integrated.values()), jnp.zeros(())),
+        evidence_weights,
+    )
 
 
-def _largest_sum(natural, bound) -> jax.Array:
+def _largest_sum(natural: jax.Array, bound: jax.Array) -> jax.Array:
     """Largest sum of absolute terms in one log-probability, the count column left out."""
     bound = jnp.reshape(bound, (1,) * (natural.ndim - 1) + (-1,))
     return jnp.max(jnp.sum(jnp.abs(natural[..., :-1]) * bound[..., :-1], -1))
 
 
-def _value_and_gradient(model, part, plan, fused, natural, tables, statistics, scales, present, picking=None):
+class _Inputs(NamedTuple):
+    """What the evidence of one part is computed from, by site."""
+
+    natural: Tables
+    tables: Tables
+    statistics: Tables
+    scales: Scales
+    present: Tables
+
+
+_Outcome: TypeAlias = tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, jax.Array]]]
+"""``(value, (sums, weights))``: the log evidence, and its derivatives in natural parameters and in tables."""
+
+
+def _value_and_gradient(
+    model: Model, part: Part, plan: EliminationPlan, fused: FusedPlan, inputs: _Inputs, picking: Picking | None
+) -> _Outcome:
+    scales, present = inputs.scales, inputs.present
     owners = owners_of(model, scales)
 
-    def evidence(natural, tables):
+    def evidence(natural: Tables, tables: Tables) -> jax.Array:
         from_statistics = {
-            n: _emission(model, model.factors[n], natural[n], statistics[n])
+            n: _emission(model, model.factors[n], natural[n], inputs.statistics[n])
             if n in fused.by_step
-            else model.factors[n].contract(natural[n], statistics[n])
+            else model.factors[n].contract(natural[n], inputs.statistics[n])
             for n in natural
         }
         everything = {**tables, **from_statistics}
         mine = {name: everything[name] for name in part.factors}
         return log_normalizer(plan, mine, scales, owners, present=present, fast=True, picking=picking)
 
-    return jax.value_and_grad(evidence, argnums=(0, 1))(natural, tables)
+    return jax.value_and_grad(evidence, argnums=(0, 1))(inputs.natural, inputs.tables)
 
 
-def _emission(model, factor, natural, statistics) -> Emission:
-    axis = model.axes.names.index(factor.site.time.name)
+def _emission(model: Model, factor: SiteFactor, natural: jax.Array, statistics: jax.Array) -> Emission:
+    axis = _time_axis(model, factor)
 
-    def one_step(natural, statistics):
+    def one_step(natural: jax.Array, statistics: jax.Array) -> jax.Array:
         return factor.contract(natural, jnp.expand_dims(statistics, axis))
 
     gathers = jnp.issubdtype(statistics.dtype, jnp.integer)
     return Emission(one_step, natural, jnp.moveaxis(statistics, axis, 0), gathers)
 
 
-def _by_chunks(model, part, fused, natural, tables, statistics, scales, present, picking=None):
-    chunking = fused.chunking
-    rows = model.axes.rows
-    constant = [name for name in natural if statistics[name].shape[-1] == 1]
+def _by_chunks(model: Model, part: Part, fused: FusedPlan, inputs: _Inputs, picking: Picking | None) -> _Outcome:
+    """As :func:`_value_and_gradient`, one chunk of rows after the other."""
+    chunking, statistics = fused.chunking, inputs.statistics
+    constant = [name for name in inputs.natural if statistics[name].shape[-1] == 1]
     small, pull_back = jax.vjp(
         lambda natural: {n: model.factors[n].contract(natural[n], statistics[n][0]) for n in constant},
-        {name: natural[name] for name in constant},
+        {name: inputs.natural[name] for name in constant},
     )
-    natural = {name: eta for name, eta in natural.items() if name not in constant}
-    statistics = {name: array for name, array in statistics.items() if name not in constant}
-    plan: EliminationPlan = dataclasses.replace(part.plan, sizes={**part.plan.sizes, rows: chunking.size})
-    small |= {name: table for name, table in tables.items() if table.shape[-1] == 1}
-    wide = {name: _chunks(table, chunking) for name, table in tables.items() if table.shape[-1] > 1}
-    scales = {name: scales[name] for name in part.factors}
+    natural = {name: eta for name, eta in inputs.natural.items() if name not in constant}
+    plan = dataclasses.replace(part.plan, sizes={**part.plan.sizes, model.axes.rows: chunking.size})
+    scales: Scales = {name: inputs.scales[name] for name in part.factors}
     if chunking.padding:
         scales = _without_padding(model, chunking, scales)
-    fixed_scales = {name: scale for name, scale in scales.items() if scale is None or scale.shape[-1] == 1}
-    row_scales = {name: _chunks(scale, chunking) for name, scale in scales.items() if name not in fixed_scales}
+    tables, wide_tables = _split(inputs.tables, chunking)
+    scales, wide_scales = _split(scales, chunking)
+    present, wide_present = _split(inputs.present, chunking)
+    same = _Inputs(natural, small | tables, {}, scales, present)
+    by_chunk = _Inputs({}, wide_tables, {name: statistics[name] for name in natural}, wide_scales, wide_present)
 
-    fixed_present = {name: exists for name, exists in present.items() if exists.shape[-1] == 1}
-    row_present = {name: _chunks(exists, chunking) for name, exists in present.items() if name not in fixed_present}
-
-    def step(carry, chunk):
-        number, wide, statistics, row_scales, row_present = chunk
-        here = {**fixed_scales, **row_scales}
-        exists = {**fixed_present, **row_present}
+    def step(carry: Any, numbered: tuple[jax.Array, _Inputs]) -> tuple[Any, Any]:
+        number, chunk = numbered
         how = None if picking is None else picking.part(number)
-        value, (sums, weights) = _value_and_gradient(
-            model, part, plan, fused, natural, {**small, **wide}, statistics, here, exists, how
-        )
-        carry = jax.tree.map(jnp.add, carry, (sums, {name: weights[name] for name in small}))
+        pairs: Any = zip(same, chunk, strict=True)
+        whole = _Inputs(*({**shared, **own} for shared, own in pairs))
+        value, (sums, weights) = _value_and_gradient(model, part, plan, fused, whole, how)
+        carry = jax.tree.map(jnp.add, carry, (sums, {name: weights[name] for name in same.tables}))
         # Values are summed after the loop, pairwise: a running total would lose digits in float32.
-        return carry, (value, {name: weights[name] for name in wide})
+        return carry, (value, {name: weights[name] for name in chunk.tables})
 
-    zeros = jax.tree.map(jnp.zeros_like, (natural, small))
-    numbers = jnp.arange(chunking.count)
-    (sums, small_weights), (values, wide_weights) = jax.lax.scan(
-        step, zeros, (numbers, wide, statistics, row_scales, row_present)
-    )
-    sums |= pull_back({name: small_weights.pop(name) for name in constant})[0]
-    weights = {**small_weights, **{name: _uncut(weight, chunking) for name, weight in wide_weights.items()}}
-    return jnp.sum(values), sums, weights
+    zeros = jax.tree.map(jnp.zeros_like, (natural, same.tables))
+    (sums, weights), (values, wide) = jax.lax.scan(step, zeros, (jnp.arange(chunking.count), by_chunk))
+    sums |= pull_back({name: weights.pop(name) for name in constant})[0]
+    return jnp.sum(values), (sums, weights | {name: _uncut(weight, chunking) for name, weight in wide.items()})
 
 
-def _without_padding(model, chunking, scales):
+def _split(arrays: Scales, chunking: Chunking) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    """Arrays that are the same for all rows, and the chunks of the others."""
+    wide = {name: array for name, array in arrays.items() if array is not None and array.shape[-1] > 1}
+    same = {name: array for name, array in arrays.items() if name not in wide}
+    return same, {name: _chunks(array, chunking) for name, array in wide.items()}
+
+
+def _without_padding(model: Model, chunking: Chunking, scales: Scales) -> dict[str, jax.Array]:
     """Weights of zero for the rows that only fill the last chunk (the pad is added when rows are cut)."""
     rank = model.axes.rank
     rows = chunking.count * chunking.size - chunking.padding

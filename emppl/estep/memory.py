@@ -27,14 +27,14 @@ def largest_table(model: Model, fused: FusedPlan | None) -> tuple[int, Step | No
         ``(cells, step)``; the step is None without one.
     """
     rows = model.axes.sizes[model.axes.rows]
-    cells, guilty = 1, None
+    largest: tuple[int, Step | None] = (1, None)
     for part in model.parts:
         share = fused.chunking.size / rows if fused is not None and part.by_rows else 1.0
         for step in part.plan.steps:
-            here = math.ceil(step.cells * share)
-            if here > cells:
-                cells, guilty = here, step
-    return cells, guilty
+            cells = math.ceil(step.cells * share)
+            if cells > largest[0]:
+                largest = cells, step
+    return largest
 
 
 def check_memory(model: Model, fused: FusedPlan | None) -> None:
@@ -54,16 +54,18 @@ def check_memory(model: Model, fused: FusedPlan | None) -> None:
     if step.chain is not None:
         raise ModelError(_too_large_chain(model, step, size))
     sizes = {name: model.axes.sizes[name] for name in model.latents}
-    what = "Exact enumeration" if fused is not None else "Keeping the weights of all rows at once (not a fit)"
-    raise ModelError(
-        f"{what} needs a table of {cells:.3g} cells ({size / 2**30:.3g} GiB, limit {MEMORY_LIMIT / 2**30:.3g} GiB) "
-        f"when summing out latent {step.latent!r}: too many latents meet in one factor. "
-        f"States by latent: {sizes}. "
-        + (
-            "Reduce the number of states, or break the dependence between these latents."
-            if fused is not None
-            else "Call it on fewer rows at a time: the answer is per row."
+    if fused is not None:
+        task, remedy = (
+            "Exact enumeration",
+            "Reduce the number of states, or break the dependence between these latents.",
         )
+    else:
+        task = "Keeping the weights of all rows at once (not a fit)"
+        remedy = "Call it on fewer rows at a time: the answer is per row."
+    raise ModelError(
+        f"{task} needs a table of {cells:.3g} cells ({size / 2**30:.3g} GiB, limit {MEMORY_LIMIT / 2**30:.3g} GiB) "
+        f"when summing out latent {step.latent!r}: too many latents meet in one factor. "
+        f"States by latent: {sizes}. {remedy}"
     )
 
 

@@ -14,13 +14,15 @@ import jax.numpy as jnp
 
 from emppl.jaxpr.depends import Selection
 from emppl.jaxpr.maps import Interval
-from emppl.mstep.closed_form import FLAT, ClosedForm, entries_of
-from emppl.mstep.closed_form import propose as propose_closed_form
+from emppl.model.model import Model
+from emppl.mstep.closed_form import ClosedForm
+from emppl.mstep.entries import entries_of
 from emppl.mstep.maximisation import Maximisation
-from emppl.mstep.newton import propose as propose_newton
-from emppl.mstep.numeric import propose as propose_numeric
+from emppl.mstep.newton import Newton
+from emppl.mstep.numeric import Numeric
 from emppl.mstep.rule import Rule, RuleContext
 from emppl.parameters.constraints import bounds, constraint_name
+from emppl.types import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,21 @@ class Constrained(Rule):
         """As the closed form."""
         return self.closed.order
 
-    def begin(self, model, params) -> Any:
+    @classmethod
+    def propose(cls, context: RuleContext, name: str) -> Constrained | None:
+        """A closed form that only the constraint stands in the way of, or None."""
+        closed = ClosedForm.propose(context, name, anywhere=True)
+        if not isinstance(closed, ClosedForm) or closed.map:
+            return None
+        constraint = context.model.trace.sites[name].constraint
+        limits = bounds(constraint) if closed.closed.event_rank == 0 and closed.prior in (None, "flat") else None
+        newton = Newton.propose(context, name)
+        fallback: Rule = newton if isinstance(newton, Rule) else Numeric.propose(context, name)
+        otherwise = "the bound" if limits is not None else fallback.kind
+        detail = f"{closed.detail} where its constraint {constraint_name(constraint)!r} allows it, or else {otherwise}"
+        return cls((name,), detail, closed, limits, fallback, prior=closed.prior)
+
+    def begin(self, model: Model, params: Params) -> Any:
         """What the fallback remembers."""
         return None if self.limits is not None else self.fallback.begin(model, params)
 
@@ -62,20 +78,6 @@ class Constrained(Rule):
         otherwise = self.fallback.update(step)[name]
         step.unfinished = jnp.where(inside, before, step.unfinished)
         return {name: jnp.where(inside, value, otherwise)}
-
-
-def propose(context: RuleContext, name: str) -> Constrained | None:
-    """A closed form that only the constraint stands in the way of, or None."""
-    closed = propose_closed_form(context, name, anywhere=True)
-    if not isinstance(closed, ClosedForm) or closed.map:
-        return None
-    constraint = context.model.trace.sites[name].constraint
-    limits = bounds(constraint) if closed.closed.event_rank == 0 and closed.prior in (None, *FLAT, "flat") else None
-    found = propose_newton(context, name)
-    fallback: Rule = found if isinstance(found, Rule) else propose_numeric(context, name)
-    what = "or else the bound" if limits is not None else f"or else {fallback.kind}"
-    detail = f"{closed.detail} where its constraint {constraint_name(constraint)!r} allows it, {what}"
-    return Constrained((name,), detail, closed, limits, fallback, prior=closed.prior)
 
 
 def probabilities_without_a_sum(context: RuleContext, name: str) -> str | None:

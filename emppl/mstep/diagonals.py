@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emppl.errors import Refusal
 from emppl.families import Update
 from emppl.jaxpr.maps import ElementMap
+from emppl.mstep.entries import Entry
 from emppl.mstep.rule import RuleContext
 from emppl.parameters.constraints import random_inside
 
@@ -22,45 +24,40 @@ _TOLERANCE = 1e-5
 """Entries are zeros and ones up to the rounding of float32."""
 
 
-def diagonal_update(context: RuleContext, factor, field: str, name: str, map: ElementMap, position: int):
+def diagonal_update(context: RuleContext, entry: Entry, name: str, map: ElementMap) -> Update | Refusal:
     """The update of a parameter whose entries stand on the diagonal of a matrix argument.
 
     Args:
         context: the model.
-        factor: the site.
-        field: the argument.
+        entry: the argument.
         name: the parameter.
         map: what is done to its entries.
-        position: the argument among the outputs of the trace.
-
-    Returns:
-        The :class:`~emppl.families.Update`, or the reason why there is none.
     """
-    update: Update | None = factor.family.diagonals.get(field)
+    factor, model = entry.factor, context.model
+    assert factor.family is not None
+    update = factor.family.diagonals.get(entry.field)
     if update is None:
-        return "it is multiplied by an array"
-    if any(kind not in ("parameter", "latent") for kind, _ in context.model.dependence.of_output(position)):
-        return "it is multiplied by data"
-    if factor.latents.get(field, frozenset()) & context.analysis.model.axes.of_atoms:
-        return "it is multiplied by a continuous latent"
-    reason = _why_not_diagonal(context, factor, field, name, map)
-    return update if reason is None else reason
+        return Refusal("it is multiplied by an array")
+    if any(kind not in ("parameter", "latent") for kind, _ in model.dependence.of_output(entry.position)):
+        return Refusal("it is multiplied by data")
+    if factor.latents.get(entry.field, frozenset()) & model.axes.of_atoms:
+        return Refusal("it is multiplied by a continuous latent")
+    reason = _why_not_diagonal(context, entry, name, map)
+    return update if reason is None else Refusal(reason)
 
 
-def _why_not_diagonal(context: RuleContext, factor, field: str, name: str, map: ElementMap) -> str | None:
-    model, sites = context.analysis.model, context.model.trace.sites
-    wanted = frozenset([(factor.name, "arguments")])
+def _why_not_diagonal(context: RuleContext, entry: Entry, name: str, map: ElementMap) -> str | None:
+    model, sites = context.model, context.model.trace.sites
+    wanted = frozenset([(entry.factor.name, "arguments")])
     with jax.ensure_compile_time_eval():
-        data = [jnp.zeros(one.shape, one.dtype) for one in context.model.shapes]
+        data = [jnp.zeros(struct.shape, struct.dtype) for struct in model.shapes]
         for seed in range(2):
             rng = np.random.default_rng(seed)
-            params = {}
-            for other in context.model.trace.parameters:
-                params[other] = random_inside(sites[other].constraint, sites[other].shape, rng)
+            params = {n: random_inside(sites[n].constraint, sites[n].shape, rng) for n in model.trace.parameters}
 
-            def argument(value, params=params):
+            def argument(value: jax.Array, params: dict[str, jax.Array] = params) -> jax.Array:
                 arrays = model.evaluate({**params, name: map.inverse(value)}, data, wanted)
-                return factor.argument(arrays, field)
+                return entry.factor.argument(arrays, entry.field)
 
             value = map.forward(params[name])
             matrices = np.asarray(argument(value))
@@ -74,7 +71,7 @@ def _why_not_diagonal(context: RuleContext, factor, field: str, name: str, map: 
 
 
 def _look(matrices: np.ndarray, slopes: np.ndarray, value: np.ndarray) -> str | None:
-    """Are all matrices in which the values stand diagonal, with single values on the diagonal?"""
+    """Why the matrices in which the values stand are not all diagonal, with single values on the diagonal; or None."""
     if not np.all(np.isfinite(slopes)):
         return "it is multiplied by an array, through a map without a derivative at zero"
     near = lambda a, b: np.abs(a - b) <= _TOLERANCE * (1 + np.abs(b))  # noqa: E731
@@ -84,8 +81,8 @@ def _look(matrices: np.ndarray, slopes: np.ndarray, value: np.ndarray) -> str | 
         return "it is multiplied by an array, and the matrix is not diagonal"
     on = np.diagonal(slopes, axis1=-3, axis2=-2)  # (..., value, diagonal)
     entries = np.diagonal(matrices, axis1=-2, axis2=-1)
-    one = np.any(on != 0, -2)
+    used = np.any(on != 0, -2)
     single = np.all(near(on, 0) | near(on, 1)) and np.all(np.sum(np.abs(on) > 0.5, -2) <= 1)
-    if not single or not np.all(near(np.einsum("...vd,v->...d", on, value), entries)[one]):
+    if not single or not np.all(near(np.einsum("...vd,v->...d", on, value), entries)[used]):
         return "it is multiplied by an array that is not one of zeros and ones"
     return None

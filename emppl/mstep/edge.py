@@ -8,7 +8,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from emppl.mstep.closed_form import FLAT, entries_of, prior_of
+from emppl.errors import Refusal
+from emppl.model.natural import SiteFactor
+from emppl.mstep.entries import FLAT, entries_of, prior_of
 from emppl.mstep.maximisation import Maximisation
 from emppl.mstep.median import why_not_a_data_value
 from emppl.mstep.rule import Rule, RuleContext
@@ -29,18 +31,40 @@ class Edge(Rule):
     kind: ClassVar[str] = "edge of the support"
     exact: ClassVar[bool] = True
 
+    @classmethod
+    def propose(cls, context: RuleContext, name: str) -> Edge | Refusal | None:
+        """The rule, the reason why it does not apply, or None where nothing suggests it."""
+        entries = entries_of(context, name)
+        sides = {factor.family.edges.get(field) if factor.family is not None else None for factor, field, _ in entries}
+        side = max((side for side in sides if side is not None), default=None)
+        if side is None:
+            return None
+        if len(sides) > 1:
+            return Refusal("it bounds the support of one site, and is something else at another")
+        prior = prior_of(context, name)
+        if prior not in (None, *FLAT):
+            return Refusal(f"its prior {prior} may move the maximum away from the data")
+        reason = why_not_a_data_value(context, name, entries)
+        if reason is not None:
+            return Refusal(reason)
+        targets = tuple((factor.name, field) for factor, field, _ in entries)
+        detail = f"the {'largest' if side == 1 else 'smallest'} data value with weight"
+        return cls((name,), detail, targets, side, prior=prior and "flat")
+
     def update(self, step: Maximisation) -> dict[str, jax.Array]:
         """The extreme of all values with weight, over the cells that share an entry."""
         (name,) = self.parameters
         before = step.params[name]
         numbers = jnp.reshape(jnp.arange(before.size, dtype=before.dtype), before.shape)
-        found = jnp.full(before.size, -jnp.inf, before.dtype)
+        furthest = jnp.full(before.size, -jnp.inf, before.dtype)
         for site, field in self.targets:
             factor = step.model.factors[site]
             fields = frozenset((site, f) for f in ("value", "mask", "distribution", "arguments"))
             arrays = step.evaluate(step.params, fields)
 
-            def argument(value, site=site, field=field, factor=factor):
+            def argument(
+                value: jax.Array, site: str = site, field: str = field, factor: SiteFactor = factor
+            ) -> jax.Array:
                 wanted = frozenset([(site, "arguments")])
                 return factor.argument(step.evaluate({**step.params, name: value}, wanted), field)
 
@@ -54,29 +78,9 @@ class Edge(Rule):
             value, used, entry = jnp.broadcast_arrays(value, used, jnp.round(entry).astype(int))
             extreme = jnp.where(used, self.side * value, -jnp.inf)
             entry = jnp.where(used, entry, 0)
-            found = found.at[jnp.ravel(entry)].max(jnp.ravel(extreme))
+            furthest = furthest.at[jnp.ravel(entry)].max(jnp.ravel(extreme))
         # A bound may itself be excluded from the support: stop one step outside of the value.
-        value = self.side * jnp.nextafter(found, jnp.inf)
+        value = self.side * jnp.nextafter(furthest, jnp.inf)
         value = jnp.reshape(value, before.shape)
         usable = jnp.isfinite(value) & step.model.trace.sites[name].constraint(value)
         return {name: jnp.where(usable, value, before)}
-
-
-def propose(context: RuleContext, name: str) -> Edge | str | None:
-    """The rule, the reason why it does not apply, or None where nothing suggests it."""
-    found = entries_of(context, name)
-    sides = [factor.family.edges.get(field) if factor.family is not None else None for factor, field, _ in found]
-    side = next((one for one in sides if one is not None), None)
-    if side is None:
-        return None
-    if len(set(sides)) > 1:
-        return "it bounds the support of one site, and is something else at another"
-    prior = prior_of(context.model.trace, name) if context.model.use_prior else None
-    if prior not in (None, *FLAT):
-        return f"its prior {prior} may move the maximum away from the data"
-    reason = why_not_a_data_value(context, name, found)
-    if reason is not None:
-        return reason
-    targets = tuple((factor.name, field) for factor, field, _ in found)
-    what = "largest" if side == 1 else "smallest"
-    return Edge((name,), f"the {what} data value with weight", targets, side, prior=prior and "flat")

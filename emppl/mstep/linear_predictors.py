@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import jax
 import numpyro.distributions as dist
 
 from emppl.jaxpr.groups import Grouped
-from emppl.jaxpr.layout import find_layout, group_numbers
+from emppl.jaxpr.layout import Block, find_layout, group_numbers
 from emppl.jaxpr.separation import Separation
 from emppl.model.model import Model
 from emppl.model.regression import LinearPredictor, RegressionFactor
 from emppl.mstep.quadratic import Quadratic
 from emppl.mstep.rule import Rule
+from emppl.types import Data
 
 _MOST_COLUMNS = 30
+
 _MOST_NUMBERS = 2**27
 """Statistics of all rows take eight bytes times this at most (1 GiB)."""
 
@@ -29,13 +32,13 @@ def find_regressions(model: Model, rules: Mapping[str, Rule]) -> dict[str, Regre
     Returns:
         Their regression forms by site.
     """
-    found = {}
+    regressions = {}
     for name, factor in model.factors.items():
         if model.trace.distributions.get(name) is dist.Normal and factor.has_natural_form:
             predictor = _predictor(model, name, rules)
             if predictor is not None:
-                found[name] = RegressionFactor.of(factor, predictor)
-    return found
+                regressions[name] = RegressionFactor.of(factor, predictor)
+    return regressions
 
 
 def _predictor(model: Model, name: str, rules: Mapping[str, Rule]) -> LinearPredictor | None:
@@ -57,7 +60,7 @@ def _predictor(model: Model, name: str, rules: Mapping[str, Rule]) -> LinearPred
     ):
         return None
 
-    def location(block, data):
+    def location(block: Block, data: Data) -> jax.Array:
         wanted = frozenset([(name, "arguments")])
         return factor.argument(model.evaluate({**model.placeholders(), **block}, data, wanted), "loc")
 

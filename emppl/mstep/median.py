@@ -12,19 +12,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from emppl.jaxpr.maps import Interval
-from emppl.mstep.closed_form import FLAT, entries_of, prior_depends_on, prior_of
+from emppl.errors import Refusal
+from emppl.jaxpr.depends import Selection
+from emppl.jaxpr.maps import REAL, Interval
+from emppl.mstep.entries import FLAT, Entry, enters_elsewhere, entries_of, has_corners, in_another_prior, prior_of
 from emppl.mstep.maximisation import Maximisation
 from emppl.mstep.rule import Rule, RuleContext
 from emppl.parameters.constraints import bounds
+from emppl.trace import SiteArrays
 
 _CONCAVE = ("Normal", "Laplace", "Logistic", "Gumbel", "HalfNormal", "Exponential")
 """Priors of single numbers whose log density is concave."""
+
+Bracket: TypeAlias = tuple[jax.Array, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +49,34 @@ class Median(Rule):
     kind: ClassVar[str] = "weighted median"
     exact: ClassVar[bool] = True
 
+    @classmethod
+    def propose(cls, context: RuleContext, name: str) -> Median | Refusal | None:
+        """The rule, the reason why it does not apply, or None where nothing suggests it."""
+        entries = entries_of(context, name)
+        corners = [has_corners(entry) is not None for entry in entries]
+        if not any(corners):
+            return None
+        if not all(corners):
+            return Refusal("it is a location with corners at one site, and something else at another")
+        interval = bounds(context.model.trace.sites[name].constraint)
+        if interval is None:
+            return Refusal("its constraint may bind")
+        limits = None if interval == REAL else interval
+        prior = prior_of(context, name)
+        if prior not in (None, *FLAT, *_CONCAVE):
+            known = ", ".join(_CONCAVE)
+            return Refusal(f"its prior {prior} is none of {known}, which are known to be log-concave")
+        reason = why_not_a_data_value(context, name, entries)
+        if reason is not None:
+            return Refusal(reason)
+        detail = "the data value at which the slope of Q changes its sign"
+        if prior in _CONCAVE:
+            detail = "where the slope of Q plus the log prior changes its sign"
+        elif limits is not None:
+            detail = "where the slope of Q changes its sign between its bounds"
+        sites = tuple(dict.fromkeys(entry.factor.name for entry in entries))
+        return cls((name,), detail, sites, limits, prior="flat" if prior in FLAT else prior)
+
     def update(self, step: Maximisation) -> dict[str, jax.Array]:
         """Bisection over the ranks of the data."""
         (name,) = self.parameters
@@ -56,8 +89,8 @@ class Median(Rule):
         last = values.shape[0] - 1
         slope = jax.grad(lambda value: step.q({name: value}))
 
-        def halve(_, bounds):
-            low, high = bounds
+        def halve(_: Any, ranks: Bracket) -> Bracket:
+            low, high = ranks
             middle = (low + high) // 2
             between = (values[middle] + values[jnp.minimum(middle + 1, last)]) / 2
             rises = slope(between) > 0
@@ -80,15 +113,15 @@ class Median(Rule):
         most = jnp.where(jnp.isfinite(high), jnp.nextafter(high, low), high)
         before = jnp.clip(step.params[name], least, most)
 
-        def widen(carry):
+        def widen(carry: tuple) -> tuple:
             low, high, width, _ = carry
             too_high, too_low = (slope(low) < 0) & (low > least), (slope(high) > 0) & (high < most)
             low = jnp.where(too_high, jnp.maximum(low - width, least), low)
             high = jnp.where(too_low, jnp.minimum(high + width, most), high)
             return low, high, 2 * width, jnp.any(too_high | too_low)
 
-        def halve(_, bounds):
-            low, high = bounds
+        def halve(_: Any, bracket: Bracket) -> Bracket:
+            low, high = bracket
             middle = low + (high - low) / 2
             rises = slope(middle) > 0
             return jnp.where(rises, middle, low), jnp.where(rises, high, middle)
@@ -99,61 +132,34 @@ class Median(Rule):
         return low + (high - low) / 2
 
 
-def propose(context: RuleContext, name: str) -> Median | str | None:
-    """The rule, the reason why it does not apply, or None where nothing suggests it."""
-    found = entries_of(context, name)
-    corners = [factor.family is not None and field in factor.family.kinks for factor, field, _ in found]
-    if not any(corners):
-        return None
-    if not all(corners):
-        return "it is a location with corners at one site, and something else at another"
-    limits: Interval | None = bounds(context.model.trace.sites[name].constraint)
-    if limits is None:
-        return "its constraint may bind"
-    limits = None if limits == (-math.inf, math.inf) else limits
-    prior = prior_of(context.model.trace, name) if context.model.use_prior else None
-    if prior not in (None, *FLAT, *_CONCAVE):
-        return f"its prior {prior} is none of {', '.join(_CONCAVE)}, which are known to be log-concave"
-    reason = why_not_a_data_value(context, name, found)
-    if reason is not None:
-        return reason
-    sites = tuple(dict.fromkeys(factor.name for factor, _, _ in found))
-    if prior in _CONCAVE:
-        return Median((name,), "where the slope of Q plus the log prior changes its sign", sites, limits, prior=prior)
-    if limits is not None:
-        what = "where the slope of Q changes its sign between its bounds"
-        return Median((name,), what, sites, limits, prior=prior and "flat")
-    return Median((name,), "the data value at which the slope of Q changes its sign", sites, prior=prior and "flat")
-
-
-def why_not_a_data_value(context: RuleContext, name: str, found) -> str | None:
+def why_not_a_data_value(context: RuleContext, name: str, entries: list[Entry]) -> str | None:
     """The reason why the best value of a parameter need not be one of the data's values, or None.
 
     Args:
         context: the model.
         name: the parameter.
-        found: where it enters, from :func:`entries_of`.
+        entries: where it enters.
     """
-    for other in context.model.trace.parameters:
-        if context.model.use_prior and other != name and prior_depends_on(context, other, name):
-            return f"the prior of {other!r} depends on it"
-    for factor, field, position in found:
+    reason = in_another_prior(context, name)
+    if reason is not None:
+        return reason
+    for entry in entries:
+        factor, field, position = entry
         if factor.parameters.get("value") or factor.latents.get("value"):
             return f"the value of site {factor.name!r} is not data"
-        others = (other for other in factor.family.argument_ranks if other != field)
-        if any(name in factor.parameters.get(other, ()) for other in others):
+        if enters_elsewhere(entry, name):
             return f"it enters more than one argument of site {factor.name!r}"
         selection = context.model.dependence.selection(name, position)
-        if isinstance(selection, str) or not selection.is_plain:
+        if not isinstance(selection, Selection) or not selection.is_plain:
             return f"{field} of site {factor.name!r} is not a plain selection of it"
     return None
 
 
-def _seen(mine) -> jax.Array:
+def _seen(arrays: SiteArrays) -> jax.Array:
     """Values of a site in one line; masked ones are replaced by a value that is there."""
-    value = jnp.asarray(mine.value, jnp.result_type(float))
-    if mine.mask is None:
+    value = jnp.asarray(arrays.value, jnp.result_type(float))
+    if arrays.mask is None:
         return jnp.ravel(value)
-    mask = jnp.reshape(mine.mask, (1,) * (value.ndim - mine.mask.ndim) + mine.mask.shape)
+    mask = jnp.reshape(arrays.mask, (1,) * (value.ndim - arrays.mask.ndim) + arrays.mask.shape)
     value, mask = jnp.broadcast_arrays(value, mask)
     return jnp.ravel(jnp.where(mask, value, jnp.max(jnp.where(mask, value, -jnp.inf))))

@@ -1,9 +1,9 @@
 """The M-step: which rule each parameter gets, and every rule carried out, blocks in turn (ECM).
 
-The order of ``_RULES`` is the policy; the first rule that applies is taken, and the plan prints why earlier ones did
+The order of ``RULES`` is the policy; the first rule that applies is taken, and the plan prints why earlier ones did
 not apply:
 
-1. given: the value stays, or the user's own update.
+1. given: the value stays, or what ``m_step`` says: the user's own update, optimiser or rule.
 2. closed form: a registered update on additive sufficient statistics.
 3. constrained: that update as long as it lies inside a constraint that it does not imply.
 4. weighted median: Q is piecewise linear in the parameter.
@@ -24,23 +24,27 @@ from __future__ import annotations
 import dataclasses
 
 from emppl.errors import ModelError
-from emppl.mstep import closed_form, constrained, edge, given, median, newton, numeric, quadratic
 from emppl.mstep.closed_form import ClosedForm
-from emppl.mstep.given import UserUpdate
+from emppl.mstep.constrained import Constrained, probabilities_without_a_sum
+from emppl.mstep.edge import Edge
+from emppl.mstep.given import Fixed, UserUpdate
+from emppl.mstep.median import Median
 from emppl.mstep.newton import Newton
-from emppl.mstep.numeric import Numeric
+from emppl.mstep.numeric import Numeric, is_optimizer
 from emppl.mstep.quadratic import Quadratic
 from emppl.mstep.rule import Rule, RuleContext
 
-_RULES = (given, closed_form, constrained, median, edge, quadratic, newton, numeric)
-_JOINED = {Quadratic: quadratic, Newton: newton, Numeric: numeric}
-_TITLES = {
-    closed_form.__name__: ClosedForm.kind,
-    median.__name__: median.Median.kind,
-    edge.__name__: edge.Edge.kind,
-    quadratic.__name__: Quadratic.kind,
-    newton.__name__: Newton.kind,
-}
+RULES: tuple[type[Rule], ...] = (
+    Fixed,
+    UserUpdate,
+    ClosedForm,
+    Constrained,
+    Median,
+    Edge,
+    Quadratic,
+    Newton,
+    Numeric,
+)
 
 
 def choose_rules(context: RuleContext) -> dict[str, Rule]:
@@ -52,37 +56,48 @@ def choose_rules(context: RuleContext) -> dict[str, Rule]:
     Returns:
         Rules by parameter name, in model order; parameters that are updated together share one rule.
     """
-    rules = {name: _choose(context, name) for name in context.model.trace.parameters}
-    for kind, module in _JOINED.items():
-        alone = [rule for rule in rules.values() if type(rule) is kind]
-        for block in module.join(context, alone) if alone else ():
-            rejected = {name: rules[name].rejected[name] for name in block.parameters}
-            rules.update(dict.fromkeys(block.parameters, dataclasses.replace(block, rejected=rejected)))
+    rules: dict[str, Rule] = {}
+    rejected: dict[str, tuple[tuple[str, str], ...]] = {}
+    for name in context.model.trace.parameters:
+        rules[name], rejected[name] = _choose(context, name)
+    kinds: dict[type[Rule], dict[int, Rule]] = {}
+    for rule in rules.values():
+        kinds.setdefault(type(rule), {})[id(rule)] = rule
+    for kind, of_kind in kinds.items():
+        for block in kind.join(context, list(of_kind.values())):
+            reasons = {name: rejected[name] for name in block.parameters}
+            rules.update(dict.fromkeys(block.parameters, dataclasses.replace(block, rejected=reasons)))
     return rules
 
 
-def _choose(context: RuleContext, name: str) -> Rule:
-    rejected: tuple[tuple[str, str], ...] = ()
-    for module in _RULES:
-        found = module.propose(context, name)
-        if isinstance(found, Rule):
-            steps = context.analysis.only_jumps(name) if isinstance(found, (Newton, Numeric)) else None
-            if steps is not None:
-                raise ModelError(
-                    f"Q sees parameter {name!r} through steps only (`{steps}`): it is constant between them, and no "
-                    "slope says where to go. Make it a discrete latent, numpyro.sample with dist.Categorical over its "
-                    f"values, or fit with EM(model, fixed={{{name!r}: value}}) for several values and compare "
-                    "log_likelihood."
-                )
-            mine = found.free and not isinstance(found, UserUpdate)
-            site = constrained.probabilities_without_a_sum(context, name) if mine else None
-            if site is not None:
-                raise ModelError(
-                    f"Parameter {name!r} holds the probabilities of site {site!r}, but nothing makes them add up to "
-                    f"one. Write numpyro.param({name!r}, ..., constraint=constraints.simplex), or sample it from "
-                    "dist.Dirichlet; unconstrained values are log-odds: dist.Categorical(logits=...)."
-                )
-            return dataclasses.replace(found, rejected={name: rejected})
-        if found is not None:
-            rejected += ((_TITLES[module.__name__], found),)
+def _choose(context: RuleContext, name: str) -> tuple[Rule, tuple[tuple[str, str], ...]]:
+    """The first rule that applies to one parameter, and the rules before it with the reasons why they do not."""
+    rejected: list[tuple[str, str]] = []
+    for kind in RULES:
+        proposal = kind.propose(context, name)
+        if isinstance(proposal, Rule):
+            _check(context, name, proposal)
+            return proposal, tuple(rejected)
+        if proposal is not None:
+            rejected.append((kind.kind, proposal.reason))
     raise AssertionError("the numeric rule always applies")
+
+
+def _check(context: RuleContext, name: str, rule: Rule) -> None:
+    """Refuse what no rule of emppl's can estimate: steps without a slope, and probabilities that need not add up."""
+    steps = context.analysis.only_jumps(name) if isinstance(rule, (Newton, Numeric)) else None
+    if steps is not None:
+        raise ModelError(
+            f"Parameter {name!r} enters only through a comparison (`{steps}`), so the likelihood is piecewise constant "
+            "in it and has no gradient. Make it a discrete latent, numpyro.sample with dist.Categorical over its "
+            f"values, or fit with EM(model, fixed={{{name!r}: value}}) for several values and compare log_likelihood."
+        )
+    given = context.options.m_step.get(name)
+    is_own = given is not None and not is_optimizer(given)
+    site = None if is_own or not rule.free else probabilities_without_a_sum(context, name)
+    if site is not None:
+        raise ModelError(
+            f"Parameter {name!r} holds the probabilities of site {site!r}, but nothing makes them add up to "
+            f"one. Write numpyro.param({name!r}, ..., constraint=constraints.simplex), or sample it from "
+            "dist.Dirichlet; unconstrained values are log-odds: dist.Categorical(logits=...)."
+        )

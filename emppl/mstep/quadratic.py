@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emppl.errors import Refusal
 from emppl.jaxpr.layout import Block, Layout
 from emppl.model.model import Model
 from emppl.mstep.maximisation import Maximisation
@@ -18,6 +19,8 @@ from emppl.numerics.guarded import matrix_transpose, symmetrize
 from emppl.parameters.constraints import constraint_name
 
 MOST_ENTRIES = 500
+"""Order of the largest matrix that is factorised."""
+
 _REFINEMENTS = 2
 
 
@@ -35,40 +38,39 @@ class Quadratic(Rule):
     exact: ClassVar[bool] = True
     reads_weights: ClassVar[bool] = False
 
+    @classmethod
+    def propose(cls, context: RuleContext, name: str) -> Quadratic | Refusal:
+        """The rule, or the reason why it does not apply."""
+        constraint = constraint_name(context.model.trace.sites[name].constraint)
+        if not constraint.startswith("real"):
+            return Refusal(f"its constraint {constraint!r} may bind")
+        reason = context.analysis.why_not_quadratic((name,))
+        return cls._of_block(context, (name,)) if reason is None else Refusal(reason)
+
+    @classmethod
+    def join(cls, context: RuleContext, rules: list[Quadratic]) -> list[Quadratic]:
+        """Put parameters together that meet in a site and in which Q is jointly quadratic.
+
+        What cannot be put together is updated in turn, each exactly (a conditional maximisation).
+        """
+        analysis = context.analysis
+
+        def fits(names: tuple[str, ...]) -> bool:
+            return analysis.why_not_quadratic(names) is None and analysis.layout(names).entries <= MOST_ENTRIES
+
+        blocks = analysis.blocks((rule.name for rule in rules), fits)
+        return [cls._of_block(context, block) for block in blocks]
+
+    @classmethod
+    def _of_block(cls, context: RuleContext, names: tuple[str, ...]) -> Quadratic:
+        layout = context.analysis.layout(names)
+        block = f"{', '.join(names)} jointly" if len(names) > 1 else "it"
+        return cls(names, f"Q is quadratic in {block}: one exact linear solve{describe(layout)}", layout)
+
     def update(self, step: Maximisation) -> dict[str, jax.Array]:
         """Solve for the stationary point."""
         at = {name: step.params[name] for name in self.parameters}
         return stationary_point(step.q, self.layout, at, free_entries(step.model, self.layout))
-
-
-def propose(context: RuleContext, name: str) -> Quadratic | str:
-    """The quadratic rule, or the reason why it does not apply."""
-    constraint = constraint_name(context.model.trace.sites[name].constraint)
-    if not constraint.startswith("real"):
-        return f"its constraint {constraint!r} may bind"
-    reason = context.analysis.why_not_quadratic((name,))
-    return reason if reason is not None else _joint(context, (name,))
-
-
-def join(context: RuleContext, rules: list[Quadratic]) -> list[Quadratic]:
-    """Put parameters together that meet in a site and in which Q is jointly quadratic.
-
-    What cannot be put together is updated in turn, each exactly (a conditional maximisation).
-    """
-    analysis = context.analysis
-
-    def fits(names):
-        return analysis.why_not_quadratic(names) is None and analysis.layout(names).entries <= MOST_ENTRIES
-
-    return [_joint(context, block) for block in analysis.blocks(rules, fits)]
-
-
-def _joint(context: RuleContext, names: tuple[str, ...]) -> Quadratic:
-    layout = context.analysis.layout(names)
-    detail = "Q is quadratic in it: one exact linear solve"
-    if len(names) > 1:
-        detail = f"Q is quadratic in {', '.join(names)} jointly: one exact linear solve"
-    return Quadratic(names, detail + describe(layout), layout)
 
 
 def describe(layout: Layout) -> str:
@@ -99,21 +101,21 @@ def stationary_point(
     A quadratic without a maximum (convex, or sloping along a flat direction) gives NaN, which the loop reports.
     """
     gradient = jax.grad(objective)
-    here = layout.pack(at)
+    point = layout.pack(at)
     # Fixed entries are a flat direction without any slope.
     inverse = scaled_eigen(-layout.hessian(gradient, at) * (free[..., :, None] * free[..., None, :]))
-    tolerance = jnp.finfo(here.dtype).eps * here.shape[-1]
+    tolerance = jnp.finfo(point.dtype).eps * point.shape[-1]
     used = inverse.values > tolerance * jnp.max(inverse.values, -1, keepdims=True, initial=0)
     first = slope = inverse.rotated(layout.pack(gradient(at)) * free)
     for number in range(1 + _REFINEMENTS):
-        here = here + inverse.back(jnp.where(used, slope / jnp.where(used, inverse.values, 1), 0))
+        point = point + inverse.back(jnp.where(used, slope / jnp.where(used, inverse.values, 1), 0))
         if number < _REFINEMENTS:
-            slope = inverse.rotated(layout.pack(gradient(layout.unpack(here))) * free)
-    slack = jnp.finfo(here.dtype).eps ** 0.5
+            slope = inverse.rotated(layout.pack(gradient(layout.unpack(point))) * free)
+    slack = jnp.finfo(point.dtype).eps ** 0.5
     # Along a flat direction there must be nothing to climb.
     level = jnp.linalg.norm(jnp.where(used, 0, first)) <= slack * (1 + jnp.linalg.norm(first))
-    concave = jnp.all(inverse.values >= -slack * here.shape[-1])
-    return layout.unpack(jnp.where(level & concave, here, jnp.nan))
+    concave = jnp.all(inverse.values >= -slack * point.shape[-1])
+    return layout.unpack(jnp.where(level & concave, point, jnp.nan))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,81 +5,16 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 
+from emppl.errors import Refusal
 from emppl.model.model import Model
 from emppl.model.options import Options
 from emppl.mstep.analysis import Analysis
 from emppl.mstep.maximisation import Maximisation
 from emppl.types import Params
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule(abc.ABC):
-    """How the M-step updates one block of parameters.
-
-    A rule maximises ``Q + log prior`` over its block, the other parameters held at their newest values, or at least
-    never lowers it.
-
-    Attributes:
-        parameters: the block.
-        detail: the update in words, for the plan.
-        rejected: for every parameter of the block, the earlier rules with the reasons why they did not apply.
-        prior: name of the prior that enters the update, or None.
-        kind: how the plan calls the rule.
-        free: are the parameters estimated?
-        reads_weights: does it need the posterior weight of every cell, not only sums of statistics?
-        reads_every_site: does it need them for sites that do not depend on its parameters, too?
-        exact: is the outcome the maximiser up to rounding?
-        order: rules with a lower number come first in one M-step.
-    """
-
-    parameters: tuple[str, ...]
-    detail: str
-    rejected: Mapping[str, tuple[tuple[str, str], ...]] = dataclasses.field(default_factory=dict, kw_only=True)
-    prior: str | None = dataclasses.field(default=None, kw_only=True)
-
-    kind: ClassVar[str]
-    free: ClassVar[bool] = True
-    reads_weights: ClassVar[bool] = True
-    reads_every_site: ClassVar[bool] = False
-    exact: ClassVar[bool] = False
-
-    @property
-    def order(self) -> int:
-        """Rules with a lower number come first in one M-step."""
-        return 0
-
-    @property
-    def name(self) -> str:
-        """Names the block."""
-        return ", ".join(self.parameters)
-
-    def begin(self, model: Model, params: Params) -> Any:
-        """What the rule remembers before its first M-step; None if it remembers nothing.
-
-        Args:
-            model: the model.
-            params: constrained starting values.
-
-        Returns:
-            Arrays, kept by :meth:`~emppl.mstep.maximisation.Maximisation.remember`.
-        """
-        del model, params
-        return None
-
-    @abc.abstractmethod
-    def update(self, step: Maximisation) -> dict[str, jax.Array]:
-        """New values of the block.
-
-        Args:
-            step: the M-step in progress: expectations, and the newest value of every parameter.
-
-        Returns:
-            Constrained values by parameter.
-        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,3 +30,78 @@ class RuleContext:
     model: Model
     options: Options
     analysis: Analysis
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule(abc.ABC):
+    """How the M-step updates one block of parameters.
+
+    A rule maximises ``Q + log prior`` over its block, the other parameters held at their newest values, or at least
+    never lowers it. A rule of one's own needs :meth:`update` alone, and is given as ``EM(m_step={"mu": rule})``: an
+    object of the class, or the class, whose :meth:`propose` is then asked.
+
+    Attributes:
+        parameters: the block.
+        detail: the update in words, for the plan.
+        rejected: for every parameter of the block, the earlier rules with the reasons why they did not apply.
+        prior: name of the prior that enters the update, or None.
+        kind: how the plan calls the rule.
+        free: whether the parameters are estimated.
+        reads_weights: whether it needs the posterior weight of every cell, not only sums of statistics.
+        reads_every_site: whether it needs them for sites that do not depend on its parameters, too.
+        exact: whether the outcome is the maximiser up to rounding.
+    """
+
+    parameters: tuple[str, ...]
+    detail: str
+    rejected: Mapping[str, tuple[tuple[str, str], ...]] = dataclasses.field(default_factory=dict, kw_only=True)
+    prior: str | None = dataclasses.field(default=None, kw_only=True)
+
+    kind: ClassVar[str] = "user"
+    free: ClassVar[bool] = True
+    reads_weights: ClassVar[bool] = True
+    reads_every_site: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
+
+    @property
+    def order(self) -> int:
+        """Rules with a lower number come first in one M-step; exact ones have 0 and 1."""
+        return 0
+
+    @property
+    def name(self) -> str:
+        """Names the block."""
+        return ", ".join(self.parameters)
+
+    @classmethod
+    def propose(cls, context: RuleContext, name: str) -> Rule | Refusal | None:
+        """The rule for one parameter, the reason why it does not apply, or None where nothing suggests it."""
+        del context
+        return cls((name,), (cls.__doc__ or cls.__name__).split("\n")[0].rstrip("."))
+
+    @classmethod
+    def join(cls, context: RuleContext, rules: list[Self]) -> list[Self]:
+        """Rules of this class, some of them put together into rules of larger blocks."""
+        del context
+        return rules
+
+    def begin(self, model: Model, params: Params) -> Any:
+        """Arrays that the rule remembers before its first M-step, in ``step.memory[rule.name]``; None for nothing.
+
+        Args:
+            model: the model.
+            params: constrained starting values.
+        """
+        del model, params
+        return None
+
+    @abc.abstractmethod
+    def update(self, step: Maximisation) -> dict[str, jax.Array]:
+        """New values of the block.
+
+        Args:
+            step: the M-step in progress: expectations, and the newest value of every parameter.
+
+        Returns:
+            Constrained values by parameter.
+        """
