@@ -14,9 +14,10 @@ from emppl.elimination.order import Step
 from emppl.estep import FusedPlan, largest_table
 from emppl.model.integral import Integral
 from emppl.model.model import Model
+from emppl.model.scans import ChainIntegral
 from emppl.names import latent_of, model_name
 from emppl.program import Program
-from emppl.strategies import Simulated, StochasticEM
+from emppl.strategies import StochasticEM
 from emppl.trace import Site
 
 
@@ -226,9 +227,9 @@ def _integrated(model: Model) -> list[LatentPlan]:
     found = []
     for one in model.integrals:
         for name in one.latents:
-            groups, steps = (one.groups, 0) if one.states is None else (one.states.cells, one.states.steps)
-            numbers = one.dimensions, groups, one.latents, one.atoms
-            found.append(LatentPlan(name, one.strategy.title, 0, model.cells(name), *numbers, one.reason, steps))
+            steps = one.states.steps if isinstance(one, ChainIntegral) and one.way.is_by_step else 0
+            numbers = one.dimensions // max(steps, 1), one.groups, one.latents, one.atoms
+            found.append(LatentPlan(name, one.strategy.title, 0, model.cells(name), *numbers, one.way.reason, steps))
     return found
 
 
@@ -236,9 +237,8 @@ def _integration(model: Model, integral: Integral) -> str:
     """What is integrated out together, and given what; where that takes draws, what makes them."""
     given = f" given {', '.join(map(repr, integral.given))}" if integral.given else ""
     apart = ", told apart by an index among the data" if integral.is_indexed else ""
-    strategy = integral.strategy
-    by = f", {strategy.words(integral.dimensions)}" if isinstance(strategy, Simulated) else ""
-    return ", ".join(map(repr, integral.latents)) + given + apart + by
+    words = integral.strategy.words(integral.dimensions)
+    return ", ".join(map(repr, integral.latents)) + given + apart + (f", {words}" if words else "")
 
 
 def _summed(model: Model, fused: FusedPlan, step: Step) -> str:

@@ -14,7 +14,7 @@ from emppl.estep.memory import check_memory, largest_table
 from emppl.estep.plain import e_step, from_posterior, log_evidence, log_likelihood
 from emppl.estep.q import QFunction, q
 from emppl.estep.simulated import simulated
-from emppl.integrals.integration import integrate_all
+from emppl.integrals.way import integrate_all
 
 __all__ = [
     "Chunking",

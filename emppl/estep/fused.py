@@ -16,9 +16,8 @@ from emppl.elimination.reductions import Picking
 from emppl.elimination.run import log_normalizer
 from emppl.estep.expectations import Expectations
 from emppl.estep.plain import absent_cells, all_scales, centers_of, owners_of, spread_over_atoms, with_evidence
-from emppl.integrals.integration import integrate_all
-from emppl.integrals.limits import find_limits
 from emppl.integrals.outcome import Integrated
+from emppl.integrals.way import integrate_all, prepare_integrals
 from emppl.model.model import Model, Part
 from emppl.model.natural import Prepared, SiteFactor
 from emppl.numerics.guarded import impossible_to_infinite
@@ -154,12 +153,11 @@ def prepare(model: Model, fused: FusedPlan, data: Data) -> dict[str, Any]:
     """Statistics of all sites that have them, computed once per fit.
 
     Returns:
-        By site; statistics of sites in the row plate are cut into chunks ``(chunks, ..., features, rows)``. By integral
-        whose latents are restricted by data, their limits.
+        By site; statistics of sites in the row plate are cut into chunks ``(chunks, ..., features, rows)``. By
+        integral, what its way computes from the data.
     """
     arrays = model.evaluate(model.placeholders(), data)
-    limited = [integral for integral in model.integrals if integral.limits]
-    prepared: dict[str, Any] = {integral.axis: find_limits(model, integral, data) for integral in limited}
+    prepared = prepare_integrals(model, data)
     for name, factor in model.factors.items():
         if not factor.has_statistics or factor.value_has_atoms:
             continue
@@ -237,7 +235,7 @@ def expectations(
     arrays = model.evaluate(params, data)
     scales, present = all_scales(model, arrays), model.present(arrays)
     if integrated is None:
-        integrated = integrate_all(model, params, data, guesses, known=prepared)
+        integrated = integrate_all(model, params, data, guesses, prepared=prepared)
     natural, tables = {}, {}
     amplification = jnp.zeros((), jnp.result_type(float))
     for name, factor in model.factors.items():

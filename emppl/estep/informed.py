@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from emppl.estep.simulated import simulated
-from emppl.integrals.integration import find_modes
 from emppl.integrals.joint import Joint
+from emppl.integrals.modes import find_modes
 from emppl.model.model import Model
 from emppl.names import model_name
 

@@ -16,11 +16,10 @@ import jax.numpy as jnp
 from emppl.elimination.chain import log_evidence, path_evidence
 from emppl.elimination.chains import ChainTables, SumOut
 from emppl.elimination.run import log_normalizer, log_sum, probe_name
-from emppl.estep.continuous import counted, sample_given
+from emppl.estep.continuous import counted, sample_given, whole_scans
 from emppl.estep.plain import all_scales, owners_of
-from emppl.integrals.integration import integrate_all
+from emppl.integrals.way import integrate_all
 from emppl.model.model import Model
-from emppl.names import first
 from emppl.numerics.guarded import maximum_out, safe_divide, sample_out
 
 
@@ -130,21 +129,6 @@ def sample(model: Model, params, data, rng_key: jax.Array, twin: bool = False) -
 def _states(model: Model, raw: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     chosen = {latent: jnp.argmax(user_layout(model, latent, table), -1) for latent, table in raw.items()}
     return whole_scans(model, chosen)
-
-
-def whole_scans(model: Model, found: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Join the first steps of every scanned latent with the later ones, time first."""
-    chains = {name: chain for chain in model.trace.scans for name in chain.depths}
-    early = {first(name, step): name for name, chain in chains.items() for step in range(chain.order)}
-    joined = {}
-    for name, array in found.items():
-        if name in early:
-            continue
-        if name in chains:
-            firsts = [found[first(name, step)][None] for step in range(chains[name].order)]
-            array = jnp.concatenate([*firsts, array])
-        joined[name] = array
-    return joined
 
 
 def _maximum(table: jax.Array, axis: int, time=None) -> jax.Array:

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from emppl.elimination.reductions import Picking
 from emppl.elimination.run import log_normalizer
 from emppl.estep.expectations import Expectations, Posterior
-from emppl.integrals.integration import atom_weights, integrate_all
 from emppl.integrals.outcome import Integrated
+from emppl.integrals.way import atom_weights, integrate_all
 from emppl.model.model import Model
 from emppl.model.natural import Prepared
 from emppl.names import model_name

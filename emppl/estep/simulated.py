@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from emppl.estep.fused import FusedPlan, expectations
 from emppl.estep.plain import Expectations
 from emppl.integrals.importance import importance
-from emppl.integrals.integration import integrate
 from emppl.integrals.joint import Joint
 from emppl.integrals.mcmc import Walkers, draw, first_walkers
 from emppl.integrals.outcome import Integrated, atoms_of
+from emppl.integrals.way import integrate
 from emppl.model.integral import Integral
 from emppl.model.model import Model
 from emppl.model.natural import Prepared
@@ -133,7 +133,7 @@ def integrated_by_draws(
     for integral in model.integrals:
         axis = integral.axis
         if axis not in drawn.draws:
-            integrated[axis] = integrate(model, integral, params, data)
+            integrated[axis] = integrate(Joint(model, integral, params, data))
             continue
         joint, walkers = Joint(model, integral, params, data), drawn.walkers[axis]
         points = drawn.draws[axis]

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from emppl.names import latent_of
 from emppl.numerics.guarded import safe_divide
 from emppl.parameters.constraints import constrain, constraint_name, log_jacobian
 from emppl.trace import SiteArrays
+from emppl.types import Data, Params
 
 _FEW = 6
 """Up to so many dimensions, probes are written out one after the other."""
@@ -35,13 +37,25 @@ class Joint:
         integral: the latents.
         params: constrained parameter values.
         data: arrays of the model's arguments.
+        key: random numbers of ways that draw; None for those that are always the same.
+        prepared: what the way of the integral computed from the data alone; None where that is yet to do.
     """
 
-    def __init__(self, model: Model, integral: Integral, params, data):
+    def __init__(
+        self,
+        model: Model,
+        integral: Integral,
+        params: Params,
+        data: Data,
+        key: jax.Array | None = None,
+        prepared: Any = None,
+    ):
         self.model = model
         self.integral = integral
         self.params = params
         self.data = data
+        self.key = key
+        self.prepared = prepared
         self.axes = model.axes
         self.rank = model.axes.rank
         self.atom_axis = model.axes.names.index(integral.axis)
@@ -55,11 +69,11 @@ class Joint:
             numbers = {n: group_numbers(shape, layout.grouped.get(n)) for n, shape in layout.shapes.items()}
             self.numbers = number_cells(self.tables, numbers)
 
-    def at(self, params) -> Joint:
+    def at(self, params: Params) -> Joint:
         """The same at other parameters."""
-        other = copy.copy(self)
-        other.params = params
-        return other
+        joint = copy.copy(self)
+        joint.params = params
+        return joint
 
     # --------------------------------------------------------------------------------------- the latents as vectors
 
@@ -117,19 +131,23 @@ class Joint:
             if self.integral.is_indexed and self._is_numbered(name):
                 table = self._by_index(name, table, plates)
             else:
-                for axis, other in enumerate(self.axes.names):
-                    if other in cells or other == self.integral.axis:
+                for axis, axis_name in enumerate(self.axes.names):
+                    if axis_name in cells or axis_name == self.integral.axis:
                         continue
                     if table.shape[axis] > 1:
                         table = jnp.sum(table, axis, keepdims=True)
-                    elif other in plates:
-                        table = table * sizes[other]
+                    elif axis_name in plates:
+                        table = table * sizes[axis_name]
             total = total + table
         full = tuple(
             sizes[name] if name in cells else total.shape[axis] if name == self.integral.axis else 1
             for axis, name in enumerate(self.axes.names)
         )
         return jnp.broadcast_to(total, full)
+
+    def total(self, values: Mapping[str, jax.Array]) -> jax.Array:
+        """Log joint density of all groups together, at one unconstrained value of each latent."""
+        return jnp.sum(self.by_cell(self.tables(values)))
 
     def by_group(self, vectors: jax.Array) -> jax.Array:
         """Log joint density of every group, ``(groups,)``."""
@@ -144,12 +162,15 @@ class Joint:
 
     def gradient(self, vectors: jax.Array) -> jax.Array:
         """Gradient of every group, ``(groups, dimensions)``."""
-        return jax.grad(self._total)(vectors)
+        return jax.grad(lambda vectors: self.total(self.unpack(vectors)))(vectors)
+
+    def gradient_of_values(self, values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """The same by latent."""
+        return jax.grad(self.total)(dict(values))
 
     def hessian(self, vectors: jax.Array) -> jax.Array:
         """Second derivatives of every group, ``(groups, dimensions, dimensions)``."""
-        gradient = jax.grad(lambda values: jnp.sum(self.by_cell(self.tables(values))))
-        return self.integral.layout.hessian(gradient, self.unpack(vectors))
+        return self.integral.layout.hessian(self.gradient_of_values, self.unpack(vectors))
 
     def gradient_and_hessian(self, vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Both at once: the Hessian's probes share the pass that the gradient takes."""
@@ -187,8 +208,7 @@ class Joint:
 
     def _group_axes(self) -> list[str]:
         """Names of the axes that number the groups, in that order."""
-        states = self.integral.states
-        layout = self.integral.layout if states is None else states.firsts
+        layout = self.integral.layout
         if not layout.groups:
             return []
         name = next(iter(layout.grouped))
@@ -199,23 +219,20 @@ class Joint:
 
     # ------------------------------------------------------------------------------------------------------ pieces
 
-    def _total(self, vectors: jax.Array) -> jax.Array:
-        return jnp.sum(self.by_cell(self.tables(self.unpack(vectors))))
-
     def log_jacobians(self, values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Log-Jacobian from unconstrained values to those of the model, for the tables of the latents that need one."""
-        found = {}
+        jacobians = {}
         for name in self.integral.latents:
             constraint = self.constraints[name]
             if constraint_name(constraint).startswith("real"):
                 continue
             site = self.model.trace.sites[name]
-            every = log_jacobian(constraint, values[name])
-            events = len(site.event_shape)
-            found[name] = self.axes.align(jnp.sum(every, tuple(range(every.ndim - events, every.ndim))), site, 0)
-        return found
+            entries = log_jacobian(constraint, values[name])
+            events = tuple(range(entries.ndim - len(site.event_shape), entries.ndim))
+            jacobians[name] = self.axes.align(jnp.sum(entries, events), site, 0)
+        return jacobians
 
-    def _relative_weight(self, arrays, name: str) -> jax.Array | float:
+    def _relative_weight(self, arrays: Mapping[str, SiteArrays], name: str) -> jax.Array | float:
         scale = self.model.factors[name].scale(arrays)
         own = self.model.factors[self.integral.latents[0]].scale(arrays)
         if own is None:
@@ -228,7 +245,7 @@ class Joint:
         plates = self.axes.plates_of(factor.site, factor.site.batch_shape)
         return not set(self.integral.cells) <= plates
 
-    def _by_index(self, name: str, table: jax.Array, plates) -> jax.Array:
+    def _by_index(self, name: str, table: jax.Array, plates: frozenset[str]) -> jax.Array:
         """Sum over the cells that an index sends to one group."""
         moved = jnp.moveaxis(table, self.atom_axis, -1)
         numbers = jnp.squeeze(self.numbers[name], self.atom_axis)

@@ -14,11 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from emppl.errors import Refusal
 from emppl.integrals.joint import Joint
 from emppl.jaxpr.monotone import Turns, direction
 from emppl.model.integral import Integral
 from emppl.model.model import Model
 from emppl.trace import SiteArrays, as_numpyro_expects
+from emppl.types import Data, Tables
 
 
 @jax.tree_util.register_dataclass
@@ -29,10 +31,10 @@ class Limits:
     Attributes:
         lower: lower end of the interval, ``(groups,)``; minus infinity for none.
         upper: upper end.
-        is_point: is the latent known, so that its density counts and not the mass of an interval?
+        is_point: whether the latent is known, so that its density counts and not the mass of an interval.
         place: the latent where it is known.
         measure: log-density of the observed values themselves: ``-log`` of the slope of the function at a point.
-        is_impossible: is there no value of the latent with the observed values?
+        is_impossible: whether no value of the latent has the observed values.
     """
 
     lower: jax.Array
@@ -45,53 +47,50 @@ class Limits:
 
 def limiting_sites(model: Model, integral: Integral) -> tuple[str, ...]:
     """Observed Delta sites whose value depends on the latents."""
-    found = []
-    for name in integral.factors:
-        factor = model.factors[name]
-        if factor.site.kind == "observed" and factor.site.distribution == "Delta" and not factor.value_has_atoms:
-            found.append(name)
-    return tuple(found)
+    factors = {name: model.factors[name] for name in integral.factors}
+    deltas = {name: f for name, f in factors.items() if (f.site.kind, f.site.distribution) == ("observed", "Delta")}
+    return tuple(name for name, factor in deltas.items() if not factor.value_has_atoms)
 
 
-def why_not_limits(model: Model, integral: Integral) -> str | None:
+def why_not_limits(model: Model, integral: Integral, limits: tuple[str, ...]) -> Refusal | None:
     """The reason why an observed Delta is not a known interval or point of the latent, or None."""
-    for name in integral.limits:
+    for name in limits:
         factor = model.factors[name]
-        found = factor.all_parameters
-        if found:
-            return (
-                f"the value of {name!r} depends on {', '.join(map(repr, sorted(found)))}, which is estimated, so that "
+        moving = factor.all_parameters
+        if moving:
+            return Refusal(
+                f"the value of {name!r} depends on {', '.join(map(repr, sorted(moving)))}, which is estimated, so that "
                 "the interval moves with it"
             )
-        found = factor.latents.get("mask", frozenset()) | factor.latents.get("log_density", frozenset())
-        if found:
-            return f"the mask or the log_density of {name!r} depends on {', '.join(map(repr, sorted(found)))}"
+        moving = factor.latents.get("mask", frozenset()) | factor.latents.get("log_density", frozenset())
+        if moving:
+            return Refusal(f"the mask or the log_density of {name!r} depends on {', '.join(map(repr, sorted(moving)))}")
         position = model.trace.outputs[name, "arguments", "v"]
         way = direction(model.dependence, ("latent", integral.axis), position)
         if isinstance(way, Turns):
-            return (
+            return Refusal(
                 f"the value of {name!r} is not known to be a monotone function of {integral.latents[0]!r} "
                 f"(`{way.operation}`)"
             )
     return None
 
 
-def find_limits(model: Model, integral: Integral, data) -> Limits:
+def find_limits(model: Model, integral: Integral, data: Data) -> Limits:
     """Intervals and points of every group, from the data alone.
 
     Args:
         model: the model.
-        integral: one latent per group, with ``limits``.
+        integral: one latent per group, and the Delta sites as its only factors.
         data: arrays of the model's arguments.
     """
-    joint = Joint(model, integral.limiting, model.placeholders(), data)
+    joint = Joint(model, integral, model.placeholders(), data)
     largest = jnp.finfo(jnp.result_type(float)).max
     edge = jnp.full((integral.groups, 1), largest)
     bottom, top = (_values(joint, values) for values in (-edge, edge))
-    rises = {name: top[name] >= bottom[name] for name in integral.limits}
+    rises = {name: top[name] >= bottom[name] for name in integral.factors}
 
-    def sides(vectors):
-        """Is the latent too low, or too high, for some observed value?"""
+    def sides(vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Whether the latent is too low, and whether it is too high, for some observed value."""
         values = _values(joint, vectors)
         short = {name: (values[name] < y) == rises[name] for name, y in _observed(joint, values).items()}
         other = {name: values[name] != y for name, y in _observed(joint, values).items()}
@@ -99,7 +98,7 @@ def find_limits(model: Model, integral: Integral, data) -> Limits:
         high = {name: ~short[name] & other[name] for name in short}
         return _count(joint, low) > 0, _count(joint, high) > 0
 
-    def halve(_, ends):
+    def halve(_: Any, ends: Any) -> Any:
         (low, above), (below, high) = ends
         middle, other = _between(low, above), _between(below, high)
         short, _ = sides(_from_order(middle)[:, None])
@@ -120,7 +119,9 @@ def find_limits(model: Model, integral: Integral, data) -> Limits:
     return jax.lax.stop_gradient(_classified(joint, inner, lower, upper, first - 2 > last, first > last))
 
 
-def _classified(joint: Joint, inner, lower, upper, is_far, is_empty) -> Limits:
+def _classified(
+    joint: Joint, inner: jax.Array, lower: jax.Array, upper: jax.Array, is_far: jax.Array, is_empty: jax.Array
+) -> Limits:
     """Intervals and points told apart by the slope of the function inside."""
     values, slopes = _slopes(joint, inner[:, None], jnp.ones_like(inner)[:, None])
     _, moved = _slopes(joint, inner[:, None], inner[:, None])  # slope times place
@@ -133,7 +134,7 @@ def _classified(joint: Joint, inner, lower, upper, is_far, is_empty) -> Limits:
         for name, y in seen.items()
     }
     steepness = {name: -jnp.log(jnp.where(known[name], jnp.abs(slope), 1.0)) for name, slope in slopes.items()}
-    given = {name: one.log_density for name, one in _deltas(joint, inner[:, None]).items()}
+    given = {name: delta.log_density for name, delta in _deltas(joint, inner[:, None]).items()}
     points = _count(joint, known)
     measure = _count(joint, steepness) + _count(joint, given, whole=True)
     is_point = points > 0
@@ -143,7 +144,7 @@ def _classified(joint: Joint, inner, lower, upper, is_far, is_empty) -> Limits:
     return Limits(lower, upper, is_point, inner, measure, wrong)
 
 
-def _inside(lower, upper) -> jax.Array:
+def _inside(lower: jax.Array, upper: jax.Array) -> jax.Array:
     """Some number inside an interval."""
     starts, ends = jnp.isfinite(lower), jnp.isfinite(upper)
     low, high = jnp.where(starts, lower, 0.0), jnp.where(ends, upper, 0.0)
@@ -162,7 +163,7 @@ def _arrays(joint: Joint, vectors: jax.Array) -> dict[str, SiteArrays]:
 
 
 def _deltas(joint: Joint, vectors: jax.Array) -> dict[str, Any]:
-    return {name: mine.distribution for name, mine in _arrays(joint, vectors).items()}
+    return {name: arrays.distribution for name, arrays in _arrays(joint, vectors).items()}
 
 
 def _values(joint: Joint, vectors: jax.Array) -> dict[str, jax.Array]:
@@ -170,31 +171,31 @@ def _values(joint: Joint, vectors: jax.Array) -> dict[str, jax.Array]:
     return {name: _number(delta.v) for name, delta in _deltas(joint, vectors).items()}
 
 
-def _slopes(joint: Joint, vectors: jax.Array, along: jax.Array):
+def _slopes(joint: Joint, vectors: jax.Array, along: jax.Array) -> tuple[Tables, Tables]:
     """Values that the sites would have, and how fast they change along a direction."""
     values = _values(joint, vectors)
-    smooth = [name for name, one in values.items() if jnp.issubdtype(one.dtype, jnp.inexact)]
+    smooth = [name for name, value in values.items() if jnp.issubdtype(value.dtype, jnp.inexact)]
 
-    def moving(vectors):
-        found = _values(joint, vectors)
-        return {name: found[name] for name in smooth}
+    def moving(vectors: jax.Array) -> Tables:
+        values = _values(joint, vectors)
+        return {name: values[name] for name in smooth}
 
     _, slopes = jax.jvp(moving, (vectors,), (along,))
-    return values, {name: slopes.get(name, jnp.zeros(one.shape)) for name, one in values.items()}
+    return values, {name: slopes.get(name, jnp.zeros(value.shape)) for name, value in values.items()}
 
 
-def _observed(joint: Joint, values) -> dict[str, jax.Array]:
+def _observed(joint: Joint, values: Tables) -> dict[str, jax.Array]:
     """Observed values, in the shape of the others."""
-    found = {}
+    observed = {}
     zero = jnp.zeros((joint.integral.groups, 1))
-    for name, mine in _arrays(joint, zero).items():
-        seen = _number(mine.value)
+    for name, arrays in _arrays(joint, zero).items():
+        seen = _number(arrays.value)
         shape = jnp.broadcast_shapes(seen.shape, values[name].shape)
-        found[name] = jnp.broadcast_to(jnp.reshape(seen, (1,) * (len(shape) - seen.ndim) + seen.shape), shape)
-    return found
+        observed[name] = jnp.broadcast_to(jnp.reshape(seen, (1,) * (len(shape) - seen.ndim) + seen.shape), shape)
+    return observed
 
 
-def _number(array) -> jax.Array:
+def _number(array: Any) -> jax.Array:
     array = jnp.asarray(array)
     return array.astype(jnp.int32) if array.dtype == bool else array
 
@@ -209,14 +210,13 @@ def _count(joint: Joint, readings: dict[str, jax.Array], whole: bool = False) ->
         readings: by site, a number for every entry of its value.
         whole: one number for every value of a site instead, a log-density, which its weight multiplies.
     """
-    arrays = _arrays(joint, jnp.zeros((joint.integral.groups, 1)))
     tables = {}
-    for name, mine in arrays.items():
+    for name, arrays in _arrays(joint, jnp.zeros((joint.integral.groups, 1))).items():
         factor = dataclasses.replace(joint.model.factors[name], over_atoms=None)
-        rank = 0 if whole else len(mine.distribution.event_shape)
+        rank = 0 if whole else len(arrays.distribution.event_shape)
         reading = jnp.asarray(readings[name]) * jnp.ones(())
         total = jnp.sum(reading, tuple(range(reading.ndim - rank, reading.ndim)))
-        own = dataclasses.replace(mine, distribution=_Reading(total, mine.distribution.event_shape))
+        own = dataclasses.replace(arrays, distribution=_Reading(total, arrays.distribution.event_shape))
         with as_numpyro_expects():
             tables[name] = factor.table({name: own})
     return joint.to_groups(joint.by_cell(tables, once=not whole))
@@ -232,7 +232,7 @@ class _Reading:
         self.event_shape = event_shape
         self.batch_shape = numbers.shape
 
-    def log_prob(self, value) -> jax.Array:
+    def log_prob(self, value: Any) -> jax.Array:
         """The numbers, whatever the value."""
         del value
         return self.numbers

@@ -38,8 +38,8 @@ import jax.numpy as jnp
 
 from emppl.integrals.hamiltonian import Trajectories, trajectories
 from emppl.integrals.importance import placed, student_draws, student_log_density
-from emppl.integrals.integration import climbing_root, find_modes
 from emppl.integrals.joint import Joint
+from emppl.integrals.modes import approximation
 from emppl.strategies import MCMCKernel, Simulated
 
 _ACCEPTANCE_RATE = 0.8
@@ -96,12 +96,6 @@ def first_walkers(groups: int, dimensions: int, chains: int) -> Walkers:
         jnp.zeros((), dtype),
         jnp.zeros((), dtype),
     )
-
-
-def approximation(joint: Joint, start: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Modes of all groups and roots of the precisions there."""
-    mean = find_modes(joint, start)
-    return mean, climbing_root(-joint.hessian(mean))
 
 
 def draw(joint: Joint, walkers: Walkers, key: jax.Array, number: int) -> tuple[jax.Array, Walkers]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,38 +24,8 @@ from emppl.jaxpr.separation import Separation
 from emppl.model.axes import Axes
 from emppl.model.site import field_dependences
 from emppl.parameters.constraints import bounds, constraint_name
-from emppl.strategies import Continuous, Gaussian
-from emppl.trace import AtomAxis, Scan, Trace
-
-
-@dataclasses.dataclass(frozen=True)
-class StateSpace:
-    """The continuous latents of a scan: every later step sees a window of itself and the steps before.
-
-    Attributes:
-        chain: the scan.
-        firsts: the latents of the first steps, which are no window, by cell: all of them together.
-        windows: the latents of a window, the oldest step first, by step and cell.
-    """
-
-    chain: Scan
-    firsts: Layout
-    windows: Layout
-
-    @property
-    def steps(self) -> int:
-        """Number of steps, the first ones included."""
-        return self.chain.length + self.chain.order
-
-    @property
-    def cells(self) -> int:
-        """Number of chains."""
-        return max(self.firsts.groups, 1)
-
-    @property
-    def dimensions(self) -> int:
-        """Numbers in one step's state."""
-        return self.firsts.entries // self.chain.order
+from emppl.strategies import Continuous
+from emppl.trace import AtomAxis, Trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,74 +37,86 @@ class Integral:
         latents: the latents.
         factors: the sites that depend on them.
         given: discrete latents; there is an integral for every state of these.
-        strategy: how it is done.
         cells: axes (plates, and latents of ``given``) over which integrals are apart.
         layout: how the entries of the latents fall into groups.
-        is_indexed: are the cells of sites told apart by an index among the data (``b[subject]``)?
-        reason: why the strategy applies, for the plan.
-        states: of latents inside a scan, how steps follow each other; else None.
-        trajectory: the same, where every chain is integrated as one vector and not step by step.
-        limits: those of ``factors`` that are observed Delta sites, which restrict the latent to an interval or a point.
+        is_indexed: whether the cells of sites are told apart by an index among the data (``b[subject]``).
+        way: how it is done, an :class:`emppl.integrals.way.Way`; None before that is settled.
     """
 
     axis: str
     latents: tuple[str, ...]
     factors: tuple[str, ...]
     given: tuple[str, ...]
-    strategy: Continuous = Gaussian()
     cells: tuple[str, ...] = ()
     layout: Layout = dataclasses.field(default_factory=lambda: Layout({}, {}, 0))
     is_indexed: bool = False
-    reason: str = ""
-    states: StateSpace | None = None
-    trajectory: StateSpace | None = None
-    limits: tuple[str, ...] = ()
+    way: Any = None
 
     @property
-    def chain(self) -> StateSpace | None:
-        """How steps follow each other, if the latents are inside a scan."""
-        return self.trajectory if self.states is None else self.states
-
-    @property
-    def unlimited(self) -> Integral:
-        """The same without the Delta sites."""
-        return dataclasses.replace(self, factors=tuple(n for n in self.factors if n not in self.limits), limits=())
-
-    @property
-    def limiting(self) -> Integral:
-        """The same with the Delta sites only."""
-        return dataclasses.replace(self, factors=self.limits)
+    def strategy(self) -> Continuous:
+        """What the user, or the default, said about how it is done."""
+        return self.way.strategy
 
     @property
     def groups(self) -> int:
-        """Number of integrals, or of steps of all chains."""
-        if self.states is not None:
-            return self.states.steps * self.states.cells
+        """Number of integrals."""
         return max(self.layout.groups, 1)
 
     @property
     def dimensions(self) -> int:
-        """How many numbers are integrated together, or make up one step's state."""
-        return self.layout.entries if self.states is None else self.states.dimensions
+        """How many numbers are integrated together."""
+        return self.layout.entries
 
     @property
     def atoms(self) -> int:
         """How many atoms there are."""
-        if self.states is None:
-            return self.strategy.atoms(self.dimensions)
-        # States differ in scale by many orders (a variance next to zero, a diffuse start): points along one column of
-        # a root each, two for every dimension, keep the digits that the corners of a simplex mix.
-        return 2 * max(self.states.windows.per_group, self.states.firsts.entries)
+        return self.way.atoms(self)
 
     def zeros(self) -> dict[str, jax.Array]:
         """One value of every latent; of scanned ones, of every step of every window."""
-        layouts = [self.layout] if self.states is None else [self.states.firsts, self.states.windows]
-        return {name: jnp.zeros(shape) for layout in layouts for name, shape in layout.shapes.items()}
+        return {name: jnp.zeros(shape) for name, shape in self.layout.shapes.items()}
 
     @property
     def atom_axis(self) -> AtomAxis:
         """What the trace needs to know."""
         return AtomAxis(self.axis, self.given)
+
+    def arranged(self, trace: Trace, axes: Axes, tables: Callable, *arguments: Any) -> Integral:
+        """The same with the finest groups that are integrals of their own.
+
+        Args:
+            trace: the model.
+            axes: the common axes.
+            tables: ``(values, *arguments) -> tables`` of the sites, at one value of every latent.
+            *arguments: shapes of everything else.
+
+        Returns:
+            The integral with ``cells``, ``layout`` and ``is_indexed``.
+
+        Raises:
+            ModelError: discrete and continuous latents depend on each other across plates.
+        """
+        shapes = {name: trace.value_shapes[name] for name in self.latents}
+        separation = Separation(tables, shapes, *arguments)
+        shared = [plate_axes(trace, axes, name) for name in self.latents]
+        plates = [name for name in axes.names if all(name in plates for plates in shared)]
+        for count in range(len(plates), -1, -1):
+            for chosen in itertools.combinations(plates, count):
+                cells = (*self.given, *chosen)
+                grouped = {name: numbering_axes(trace, axes, name, shapes[name], cells) for name in self.latents}
+                grouped = {name: places for name, places in grouped.items() if places}
+                numbers = {name: group_numbers(shapes[name], grouped.get(name)) for name in shapes}
+                tables_groups = separation.groups(numbers)
+                # As one single group they may meet, in whatever operation.
+                if any(isinstance(table, Meeting) for table in tables_groups) and cells:
+                    continue
+                groups = int(np.prod([axes.sizes[name] for name in cells if axes.sizes[name] > 1], dtype=int))
+                layout = Layout(shapes, grouped, groups if grouped else 0)
+                is_indexed = any(isinstance(table, Grouped) and np.any(table.numbers < -1) for table in tables_groups)
+                outside = [latent for latent in self.given if not plate_axes(trace, axes, latent) <= set(chosen)]
+                if not outside and not (is_indexed and self.given):
+                    return dataclasses.replace(self, cells=cells, layout=layout, is_indexed=is_indexed)
+        raise ModelError(_mixed(self))
 
 
 def find_integrals(trace: Trace, dependence: Dependence, latents: Sequence[str]) -> list[Integral]:
@@ -154,9 +137,9 @@ def find_integrals(trace: Trace, dependence: Dependence, latents: Sequence[str])
     discrete: dict[str, frozenset[str]] = {}
     for name in trace.sites:
         in_latents, in_parameters = field_dependences(trace, dependence, name)
-        here = frozenset().union(*in_parameters.values()) & set(latents)
-        if here:
-            touched[name] = here
+        continuous = frozenset().union(*in_parameters.values()) & set(latents)
+        if continuous:
+            touched[name] = continuous
             discrete[name] = frozenset().union(*in_latents.values())
             if trace.sites[name].kind == "discrete":
                 discrete[name] |= {name}
@@ -168,56 +151,17 @@ def find_integrals(trace: Trace, dependence: Dependence, latents: Sequence[str])
                 f"over it: EM(model, estimate=[{name!r}])."
             )
     groups = [{name} for name in latents]
-    for here in touched.values():
-        joined = [group for group in groups if group & here]
+    for together in touched.values():
+        joined = [group for group in groups if group & together]
         groups = [group for group in groups if group not in joined] + [set().union(*joined)]
-    found = []
+    integrals = []
     for group in groups:
         members = tuple(name for name in trace.sites if name in group)
-        sites = tuple(name for name, here in touched.items() if here & group)
+        sites = tuple(name for name, together in touched.items() if together & group)
         given = frozenset().union(*(discrete[name] for name in sites))
-        found.append(Integral(f"{members[0]}@atoms", members, sites, tuple(n for n in trace.sites if n in given)))
-    return found
-
-
-def arrange(integral: Integral, trace: Trace, axes: Axes, tables: Callable, *arguments) -> Integral:
-    """Find the finest groups that are integrals of their own.
-
-    Args:
-        integral: the latents and sites.
-        trace: the model.
-        axes: the common axes.
-        tables: ``(values, *arguments) -> tables`` of the sites, at one value of every latent.
-        *arguments: shapes of everything else.
-
-    Returns:
-        The integral with ``cells``, ``layout`` and ``is_indexed``.
-
-    Raises:
-        ModelError: discrete and continuous latents depend on each other across plates.
-    """
-    shapes = {name: trace.value_shapes[name] for name in integral.latents}
-    separation = Separation(tables, shapes, *arguments)
-    shared = [set(plate_axes(trace, axes, name)) for name in integral.latents]
-    plates = [name for name in axes.names if all(name in one for one in shared)]
-    for count in range(len(plates), -1, -1):
-        for chosen in itertools.combinations(plates, count):
-            cells = (*integral.given, *chosen)
-            grouped = {name: _positions(trace, axes, name, cells) for name in integral.latents}
-            grouped = {name: places for name, places in grouped.items() if places}
-            numbers = {name: group_numbers(shapes[name], grouped.get(name)) for name in shapes}
-            found = separation.groups(numbers)
-            # As one single group they may meet, in whatever operation.
-            if any(isinstance(one, Meeting) for one in found) and (chosen or integral.given):
-                continue
-            groups = int(np.prod([axes.sizes[name] for name in cells if axes.sizes[name] > 1], dtype=int))
-            layout = Layout(shapes, grouped, groups if grouped else 0)
-            is_indexed = any(isinstance(one, Grouped) and bool(np.any(one.numbers < -1)) for one in found)
-            outside = [latent for latent in integral.given if not set(plate_axes(trace, axes, latent)) <= set(chosen)]
-            if outside or (is_indexed and integral.given):
-                continue
-            return dataclasses.replace(integral, cells=cells, layout=layout, is_indexed=is_indexed)
-    raise ModelError(_mixed(integral))
+        order = tuple(name for name in trace.sites if name in given)
+        integrals.append(Integral(f"{members[0]}@atoms", members, sites, order))
+    return integrals
 
 
 def plate_axes(trace: Trace, axes: Axes, name: str) -> frozenset[str]:
@@ -226,9 +170,11 @@ def plate_axes(trace: Trace, axes: Axes, name: str) -> frozenset[str]:
     return axes.plates_of(site, site.shape[: len(site.shape) - len(site.event_shape)])
 
 
-def _positions(trace: Trace, axes: Axes, name: str, cells) -> tuple[int, ...]:
-    """Axes of one atom of a latent that number the groups."""
-    site, shape = trace.sites[name], trace.value_shapes[name]
+def numbering_axes(
+    trace: Trace, axes: Axes, latent: str, shape: tuple[int, ...], cells: Sequence[str]
+) -> tuple[int, ...]:
+    """Axes of one atom of a latent, in one step, that number the groups."""
+    site = trace.sites[latent]
     rank = len(shape) - len(site.event_shape)
     by_dim = axes.of_site(site)
     return tuple(rank + dim for dim in range(-rank, 0) if shape[rank + dim] > 1 and by_dim.get(dim) in cells)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from emppl.errors import ModelError
 from emppl.jaxpr.depends import Dependence
@@ -16,13 +17,113 @@ from emppl.jaxpr.groups import Meeting
 from emppl.jaxpr.layout import Layout, group_numbers
 from emppl.jaxpr.separation import Separation
 from emppl.model.axes import Axes
-from emppl.model.integral import Integral, StateSpace, plate_axes
+from emppl.model.integral import Integral, numbering_axes, plate_axes
 from emppl.model.site import field_dependences
+from emppl.model.state_space import StateSpace, TrajectoryLayout
 from emppl.names import first, lagged
-from emppl.trace import Trace
+from emppl.parameters.constraints import constraint_name
+from emppl.trace import Scan, Trace
+
+_LONGEST_TRAJECTORY = 2048
+"""Most numbers of one trajectory: the dense matrices of longer ones would take the time of everything else."""
 
 
-def find_chains(trace: Trace, dependence: Dependence, others: Sequence[str]) -> list[Integral]:
+@dataclasses.dataclass(frozen=True)
+class ChainIntegral(Integral):
+    """The continuous latents of a scan, all steps of a chain together; its layout is one of trajectories.
+
+    Attributes:
+        scan: how steps follow each other.
+    """
+
+    scan: Scan = dataclasses.field(kw_only=True)
+
+    @property
+    def states(self) -> StateSpace:
+        """The first steps and the windows."""
+        assert isinstance(self.layout, TrajectoryLayout)
+        return self.layout.states
+
+    def arranged(self, trace: Trace, axes: Axes, tables: Callable, *arguments: Any) -> ChainIntegral:
+        """The same with the first steps and windows laid out, apart for every cell of the plates around its steps.
+
+        Args:
+            trace: the model.
+            axes: the common axes.
+            tables: ``(values, *arguments) -> tables`` of the sites, at one value of every latent.
+            *arguments: shapes of everything else.
+
+        Returns:
+            The integral with ``cells`` and ``layout``.
+
+        Raises:
+            ModelError: chains in different cells depend on each other.
+        """
+        shared = [plate_axes(trace, axes, name) - {self.scan.time} for name in self.latents]
+        cells = (*self.given, *(name for name in axes.names if all(name in plates for plates in shared)))
+        outside = [name for name in self.given if not plate_axes(trace, axes, name) <= set(cells)]
+        states = self._state_space(trace, axes, cells)
+        shapes = {**states.firsts.shapes, **states.windows.shapes}
+        separation = Separation(tables, shapes, *arguments)
+        for layout in (states.firsts, states.windows):
+            numbers = {name: group_numbers(shape, layout.grouped.get(name)) for name, shape in shapes.items()}
+            if any(isinstance(table, Meeting) for table in separation.groups(numbers)):
+                raise ModelError(
+                    f"The chains of the continuous latents {', '.join(map(repr, self.latents))} in different plate "
+                    "cells depend on each other. Make the state of a step one vector, in no plate."
+                )
+        if outside:
+            raise ModelError(
+                f"The discrete latent {outside[0]!r} lies in other plates than the chain of {self.latents[0]!r}. Put "
+                "both in the same plates, so that every cell has a chain of its own."
+            )
+        layout = TrajectoryLayout(shapes, states.firsts.grouped, states.firsts.groups, states)
+        return dataclasses.replace(self, cells=cells, layout=layout)
+
+    def _state_space(self, trace: Trace, axes: Axes, cells: Sequence[str]) -> StateSpace:
+        """Layouts of the first steps, and of the windows, whose axis of time numbers groups beside the cells."""
+        order, hidden, sizes = self.scan.order, self.scan.hidden, trace.value_shapes
+        firsts = {first(name, step): name for step in range(order) for name in hidden}
+        lags = range(order, -1, -1)
+        windows = {lagged(name, lag): name for lag in lags for name, depth in hidden.items() if lag <= depth}
+        places = {name: numbering_axes(trace, axes, latent, sizes[name], cells) for name, latent in firsts.items()}
+        grouped = {name: axes_ for name, axes_ in places.items() if axes_}
+        moving = {}
+        for name, latent in windows.items():
+            within = numbering_axes(trace, axes, latent, sizes[name][1:], cells)
+            moving[name] = (0, *(axis + 1 for axis in within))
+        number = math.prod(axes.sizes[name] for name in cells)
+        return StateSpace(
+            self.scan,
+            Layout({name: sizes[name] for name in firsts}, grouped, number if grouped else 0),
+            Layout({name: sizes[name] for name in windows}, moving, self.scan.length * number),
+        )
+
+    def check_trajectories(self, trace: Trace) -> None:
+        """Refuse what no way integrates as one vector per chain.
+
+        Raises:
+            ModelError: a latent within bounds, or trajectories that are too long.
+        """
+        names = ", ".join(map(repr, self.latents))
+        for name in self.latents:
+            constraint = constraint_name(trace.sites[name].constraint)
+            if not constraint.startswith("real"):
+                raise ModelError(
+                    f"The continuous latent {name!r} inside a scan is {constraint}, and no strategy integrates such a "
+                    "chain yet. Let the chain be one of real numbers, the logarithm or logit of it, say, and transform "
+                    "these where they are used."
+                )
+        if self.dimensions > _LONGEST_TRAJECTORY:
+            raise ModelError(
+                f"The log joint density is not quadratic in {names}, inside a scan, so that its "
+                f"{self.states.steps:,} steps are integrated together: {self.dimensions:,} numbers, of which "
+                f"{_LONGEST_TRAJECTORY:,} are the limit. Cut the series into shorter ones, in a plate, or write a "
+                "model that is normal given the parameters."
+            )
+
+
+def find_chains(trace: Trace, dependence: Dependence, others: Sequence[str]) -> list[ChainIntegral]:
     """The continuous latents of every scan.
 
     Args:
@@ -36,25 +137,26 @@ def find_chains(trace: Trace, dependence: Dependence, others: Sequence[str]) -> 
     Raises:
         ModelError: a chain that no strategy integrates.
     """
-    found = []
-    for chain in trace.scans:
-        if not chain.hidden:
+    integrals = []
+    for scan in trace.scans:
+        if not scan.hidden:
             continue
-        names = tuple(chain.hidden)
-        if not chain.order:
+        names = tuple(scan.hidden)
+        if not scan.order:
             raise ModelError(
                 f"The scan with the continuous latent {names[0]!r} carries no latent from step to step. Its steps are "
                 "independent: put them in a plate, `with numpyro.plate('steps', T):`, instead of a scan."
             )
         axis = trace.atom_axes[names[0]].axis
-        factors, given = [], set()
+        factors: list[str] = []
+        given: set[str] = set()
         for name in trace.sites:
             in_latents, in_parameters = field_dependences(trace, dependence, name)
-            here = frozenset().union(*in_latents.values())
-            if axis not in here:
+            touched = frozenset().union(*in_latents.values())
+            if axis not in touched:
                 continue
             factors.append(name)
-            given |= {other for other in here if other != axis}
+            given |= touched - {axis}
             outside = sorted(frozenset().union(*in_parameters.values()) & set(others))
             if outside:
                 raise ModelError(
@@ -70,69 +172,5 @@ def find_chains(trace: Trace, dependence: Dependence, others: Sequence[str]) -> 
                 f"{inside[0]!r} a latent outside the scan (one regime per sequence), or observe one of the two."
             )
         order = tuple(name for name in trace.sites if name in given)
-        layout = Layout({}, {}, 0)
-        found.append(Integral(axis, names, tuple(factors), order, states=StateSpace(chain, layout, layout)))
-    return found
-
-
-def arrange_chain(integral: Integral, trace: Trace, axes: Axes, tables: Callable, *arguments) -> Integral:
-    """Lay out the first steps and the windows of a chain, apart for every cell of the plates around its steps.
-
-    Args:
-        integral: the latents and sites.
-        trace: the model.
-        axes: the common axes.
-        tables: ``(values, *arguments) -> tables`` of the sites, at one value of every latent.
-        *arguments: shapes of everything else.
-
-    Returns:
-        The integral with ``cells`` and ``states``.
-
-    Raises:
-        ModelError: chains in different cells depend on each other.
-    """
-    assert integral.states is not None
-    chain = integral.states.chain
-    shared = [set(plate_axes(trace, axes, name)) - {chain.time} for name in integral.latents]
-    cells = (*integral.given, *(name for name in axes.names if all(name in one for one in shared)))
-    firsts = {first(name, step): name for step in range(chain.order) for name in chain.hidden}
-    windows = {
-        lagged(name, lag): name
-        for lag in range(chain.order, -1, -1)
-        for name, depth in chain.hidden.items()
-        if lag <= depth
-    }
-    shapes = {name: trace.value_shapes[name] for name in (*firsts, *windows)}
-    places = {name: _positions(trace, axes, name, latent, cells) for name, latent in (firsts | windows).items()}
-    grouped = {name: places[name] for name in firsts if places[name]}
-    moving = {name: (0, *(place + 1 for place in places[name])) for name in windows}
-    number = math.prod(axes.sizes[name] for name in cells)
-    states = StateSpace(
-        chain,
-        Layout({name: shapes[name] for name in firsts}, grouped, number if grouped else 0),
-        Layout({name: shapes[name] for name in windows}, moving, chain.length * number),
-    )
-    separation = Separation(tables, shapes, *arguments)
-    for layout in (states.firsts, states.windows):
-        numbers = {name: group_numbers(shape, layout.grouped.get(name)) for name, shape in shapes.items()}
-        if any(isinstance(one, Meeting) for one in separation.groups(numbers)):
-            raise ModelError(
-                f"The chains of the continuous latents {', '.join(map(repr, integral.latents))} in different plate "
-                "cells depend on each other. Make the state of a step one vector, in no plate."
-            )
-    outside = [n for n in integral.given if not set(plate_axes(trace, axes, n)) <= set(cells)]
-    if outside:
-        raise ModelError(
-            f"The discrete latent {outside[0]!r} lies in other plates than the chain of {integral.latents[0]!r}. Put "
-            "both in the same plates, so that every cell has a chain of its own."
-        )
-    return dataclasses.replace(integral, cells=cells, states=states)
-
-
-def _positions(trace: Trace, axes: Axes, name: str, latent: str, cells) -> tuple[int, ...]:
-    """Axes of one atom of one step that number the cells."""
-    site, shape = trace.sites[latent], trace.value_shapes[name]
-    shape = shape[1:] if latent == name or "@previous" in name else shape
-    rank = len(shape) - len(site.event_shape)
-    by_dim = axes.of_site(site)
-    return tuple(rank + dim for dim in range(-rank, 0) if shape[rank + dim] > 1 and by_dim.get(dim) in cells)
+        integrals.append(ChainIntegral(axis, names, tuple(factors), order, scan=scan))
+    return integrals

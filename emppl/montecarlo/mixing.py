@@ -20,6 +20,7 @@ from emppl.estep.simulated import simulated
 from emppl.integrals.mcmc import Walkers
 from emppl.model.integral import Integral
 from emppl.model.model import Model
+from emppl.model.scans import ChainIntegral
 from emppl.names import first, model_name
 from emppl.uncertainty.information import label
 
@@ -148,8 +149,8 @@ def _owners(integral: Integral) -> tuple[np.ndarray, np.ndarray]:
     shapes = integral.layout.shapes
     owners = {n: np.full(shape, integral.latents.index(model_name(n)), float) for n, shape in shapes.items()}
     entries = {name: np.arange(math.prod(shape), dtype=float).reshape(shape) for name, shape in shapes.items()}
-    if integral.chain is not None:  # positions among all steps; of windows only the newest step counts
-        order = integral.chain.chain.order
+    if isinstance(integral, ChainIntegral):  # positions among all steps; of windows only the newest step counts
+        order = integral.scan.order
         for name in integral.latents:
             size = math.prod(shapes[first(name, 0)])
             for step in range(order):
@@ -162,7 +163,9 @@ def _owners(integral: Integral) -> tuple[np.ndarray, np.ndarray]:
 def _whole_shape(integral: Integral, name: str) -> tuple[int, ...]:
     """Shape of a latent, time first if it is scanned."""
     shapes = integral.layout.shapes
-    return shapes[name] if integral.chain is None else (integral.chain.steps, *shapes[first(name, 0)])
+    if isinstance(integral, ChainIntegral):
+        return integral.states.steps, *shapes[first(name, 0)]
+    return shapes[name]
 
 
 def split_r_hat(draws: np.ndarray) -> np.ndarray:

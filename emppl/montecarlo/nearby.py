@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from emppl.estep.plain import all_scales, log_evidence
-from emppl.integrals.integration import integrate
 from emppl.integrals.joint import Joint
+from emppl.integrals.way import integrate
 from emppl.model.model import Model
 
 
@@ -92,9 +92,9 @@ def risen_log_likelihood(
     arrays = model.evaluate(params, data)
     tables = model.tables(arrays, model.integrated)
     for one in model.integrals:
+        joint = Joint(model, one, params, data)
         if one.axis in rises:
-            rise = Joint(model, one, params, data).to_cells(rises[one.axis])
-            tables[one.axis] = evidence[one.axis] + rise
+            tables[one.axis] = evidence[one.axis] + joint.to_cells(rises[one.axis])
         else:
-            tables[one.axis] = integrate(model, one, params, data).evidence
+            tables[one.axis] = integrate(joint).evidence
     return log_evidence(model, tables, all_scales(model, arrays), model.present(arrays))

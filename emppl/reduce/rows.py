@@ -20,7 +20,7 @@ from emppl.errors import Refusal
 from emppl.jaxpr.layout import group_numbers
 from emppl.model.model import Model
 from emppl.reduce.moments import block_of, equivalent_pieces, other_reader, why_not_quadratic, why_not_separate
-from emppl.strategies import Gaussian, Simulated
+from emppl.strategies import Gaussian, Simulated, TruncatedGaussian
 
 _LEAST_SAVING = 3
 """So many times fewer rows make up for deriving the algorithm a second time."""
@@ -162,7 +162,7 @@ def find_compression(model: Model) -> Compression | Refusal:
     if plate not in trace.plates or trace.plates[plate].is_time:
         return Refusal("its rows lie in no plate")
     drawn = model.drawn or any(isinstance(integral.strategy, Simulated) for integral in model.integrals)
-    if drawn or any(integral.states is not None for integral in model.integrals):
+    if drawn or any(integral.way.is_by_step for integral in model.integrals):
         return Refusal("latents are drawn, or form a chain")
     inside = [n for n, f in model.factors.items() if plate in axes.plates_of(f.site, f.site.batch_shape)]
     shared = [set(integral.latents) & set(inside) for integral in model.integrals]
@@ -199,7 +199,7 @@ def _why_no_moments(model: Model, moments: Sequence[int], inside: Sequence[str])
     own = [integral for integral in model.integrals if set(integral.latents) & set(inside)]
     if not all(isinstance(integral.strategy, Gaussian) for integral in own):
         return Refusal("its rows have latents that are not normal")
-    if any(integral.limits for integral in own):
+    if any(isinstance(integral.strategy, TruncatedGaussian) for integral in own):
         return Refusal("an observed Delta restricts the latents of its rows")
     block = block_of(model, moments)
     block = {n: leaf for n, leaf in block.items() if n.startswith("data ") or _row_axes(model, n, leaf.shape)}

@@ -20,11 +20,13 @@ from emppl import estep
 from emppl.errors import Refusal
 from emppl.estep import Expectations, Posterior
 from emppl.integrals.joint import Joint
-from emppl.integrals.smoother import sigma_points, smooth_states, state_precisions
+from emppl.integrals.smoother import sigma_points, smooth_states, state_precisions, states_of
 from emppl.jaxpr.groups import SHARED
 from emppl.jaxpr.layout import group_numbers
 from emppl.model.model import Model
 from emppl.model.natural import Prepared
+from emppl.model.scans import ChainIntegral
+from emppl.model.state_space import StateSpace
 from emppl.reduce.moments import block_of, equivalent_pieces, other_reader, why_not_quadratic, why_not_separate
 from emppl.strategies import Gaussian
 from emppl.types import Data, Params
@@ -73,8 +75,8 @@ class Condensation:
 
     def is_whole(self, short: Model) -> bool:
         """Whether every step of the model for few has a window."""
-        states = short.integrals[0].states
-        return states is not None and states.chain.length == self.pieces
+        (integral,) = short.integrals
+        return isinstance(integral, ChainIntegral) and integral.scan.length == self.pieces
 
     def apply(
         self, model: Model, short: Model, params: Params, data: Data
@@ -100,9 +102,8 @@ class Condensation:
         centred = every - mean[None]
         covariance = (centred.T @ centred / number).at[:size, :size].add(found.covariance)
         pieces = equivalent_pieces(mean, covariance, jnp)
-        states = part.states
-        assert states is not None
-        latents = states.windows.unpack(pieces[:, :size])
+        assert isinstance(part, ChainIntegral)
+        latents = part.states.windows.unpack(pieces[:, :size])
         atoms = {name: jnp.broadcast_to(one[None], (part.atoms, *one.shape)) for name, one in latents.items()}
         atoms |= found.atoms
         starts = size + np.cumsum([0, *(one.shape[1] for one in columns)])
@@ -122,8 +123,7 @@ class Condensation:
 
     def _moments(self, joint: Joint, few: Joint) -> Moments:
         """The E-step, by the smoother; second derivatives depend on no data: those of one step are those of all."""
-        states = few.integral.states
-        assert states is not None
+        states = states_of(few)
         first, every = state_precisions(few)
         number = len(joint.data[self.arrays[0]]) - self.order
         found = smooth_states(joint, (first, jnp.broadcast_to(every[:1], (number, *every.shape[1:]))))
@@ -138,9 +138,9 @@ def find_condensation(model: Model) -> Condensation | Refusal:
     if len(model.integrals) != 1 or model.latents or not isinstance(model.integrals[0].strategy, Gaussian):
         return Refusal("normal latents are not its only ones")
     integral = model.integrals[0]
-    states = integral.states
-    if states is None:
+    if not isinstance(integral, ChainIntegral):
         return Refusal("it has no chain")
+    states = integral.states
     if states.cells > 1:
         return Refusal("there are several chains")
     if set(model.factors) - set(integral.factors):
@@ -151,16 +151,14 @@ def find_condensation(model: Model) -> Condensation | Refusal:
     if not all(jnp.issubdtype(model.shapes[n].dtype, jnp.inexact) for n in holders) or not holders:
         return Refusal("its data are not all real numbers")
     columns = states.windows.per_group + sum(math.prod(model.shapes[n].shape[1:]) for n in holders)
-    if states.chain.length < 2 * _LEAST_SAVING * columns:
-        return Refusal(f"{states.chain.length} steps are not many for {columns} numbers in each")
-    reason = _why_not(model, holders)
-    return reason or Condensation(tuple(holders), columns, states.chain.order)
+    if states.scan.length < 2 * _LEAST_SAVING * columns:
+        return Refusal(f"{states.scan.length} steps are not many for {columns} numbers in each")
+    reason = _why_not(model, states, holders)
+    return reason or Condensation(tuple(holders), columns, states.scan.order)
 
 
-def _why_not(model: Model, holders: Sequence[int]) -> Refusal | None:
+def _why_not(model: Model, states: StateSpace, holders: Sequence[int]) -> Refusal | None:
     """The reason why steps are not determined by their moments, or None."""
-    states = model.integrals[0].states
-    assert states is not None
     reader = other_reader(model, holders, list(model.factors))
     if reader is not None:
         return Refusal(f"site {reader!r} reads the data too")
@@ -171,9 +169,9 @@ def _why_not(model: Model, holders: Sequence[int]) -> Refusal | None:
         if name in states.windows.shapes:
             numbers[name] = group_numbers(one.shape, (0,))
         else:
-            own = np.arange(one.shape[0]) - states.chain.order if name.startswith("data ") else np.full(1, SHARED)
+            own = np.arange(one.shape[0]) - states.scan.order if name.startswith("data ") else np.full(1, SHARED)
             own = np.where(own < 0, SHARED, own).reshape((-1,) + (1,) * (len(one.shape) - 1)) if one.shape else own[0]
             numbers[name] = np.broadcast_to(own, one.shape)
-    time = model.axes.names.index(states.chain.time)
+    time = model.axes.names.index(states.scan.time)
     reason = why_not_separate(model, block, numbers, later, time, "step")
     return reason or why_not_quadratic(model, block, later, "step")

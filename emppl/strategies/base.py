@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import enum
+from typing import Any, ClassVar
 
 
 class ObjectiveKind(enum.Enum):
@@ -76,6 +77,9 @@ class Continuous(Strategy):
             return None
         return f"{name!r} is discrete: leave it to Enumerate(), which sums over its values exactly."
 
+    way: ClassVar[Any] = None
+    """How a strategy of one's own is carried out: a subclass of :class:`emppl.integrals.Way`."""
+
     @abc.abstractmethod
     def atoms(self, dimensions: int) -> int:
         """Number of atoms of a group of latents.
@@ -83,6 +87,11 @@ class Continuous(Strategy):
         Args:
             dimensions: how many numbers are integrated together.
         """
+
+    def words(self, dimensions: int) -> str:
+        """What makes the atoms, for the plan; empty where the title says it."""
+        del dimensions
+        return ""
 
     def finer(self, dimensions: int) -> Continuous | None:
         """A more accurate strategy to compare with, or None.

@@ -17,6 +17,7 @@ THROUGH = {
     "contracts/test_families": """families/bounded families/check families/counts families/discrete families/gaussian
         families/locations families/multivariate families/positive families/registry""",
     "contracts/test_rules": "mstep/given mstep/maximisation mstep/policy mstep/rule",
+    "contracts/test_toy_way": "integrals/way",
     "elimination/chain/test_evidence": """elimination/chain/associative elimination/chain/blocked
         elimination/chain/choose elimination/chain/emission elimination/chain/logspace elimination/chain/paths
         elimination/chain/plain elimination/chain/posterior elimination/chain/problem elimination/chain/recursion
@@ -26,9 +27,9 @@ THROUGH = {
     "estep/test_fused": "estep/plain model/natural model/site",
     "integrals/test_exact": "estep/continuous integrals/joint integrals/outcome model/integral numerics/small_matrices",
     "integrals/test_mcmc": "integrals/hamiltonian estep/simulated montecarlo/simulator strategies/simulated",
-    "integrals/test_quadrature": """integrals/importance integrals/integration integrals/nodes integrals/settle
+    "integrals/test_quadrature": """integrals/importance integrals/laplace integrals/modes integrals/sampling integrals/settle
         jaxpr/quadratic result/integration_error strategies/integrated uncertainty/corners""",
-    "integrals/test_smoother": "model/scans",
+    "integrals/test_smoother": "model/scans model/state_space",
     "integrals/test_truncated": "integrals/limits jaxpr/monotone",
     "jaxpr/test_layout": "jaxpr/separation",
     "jaxpr/test_selection": """jaxpr/folding jaxpr/group_gather jaxpr/group_rules jaxpr/groups jaxpr/numbering

@@ -13,9 +13,9 @@ from scipy import integrate, optimize, special, stats
 
 import emppl
 from emppl import EM, Laplace, Quadrature
-from emppl.integrals.integration import climbing_root, find_modes
 from emppl.integrals.joint import Joint
-from emppl.integrals.nodes import nodes
+from emppl.integrals.modes import climbing_root, find_modes
+from emppl.integrals.quadrature import nodes
 from emppl.result.integration_error import IntegrationError, _compared
 from emppl.uncertainty.corners import no_standard_errors
 from tests.kit.differences import numerical_hessian
