@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from emppl.elimination.chains import Emission
-from emppl.elimination.order import EliminationPlan, Step
-from emppl.elimination.reductions import Picking
+from emppl.elimination.order import EliminationPlan, EliminationStep
+from emppl.elimination.reductions import SUM
 from emppl.elimination.run import log_normalizer
 from emppl.estep.expectations import Expectations
-from emppl.estep.plain import absent_cells, all_scales, centers_of, owners_of, spread_over_atoms, with_evidence
+from emppl.estep.plain import absent_cells, all_scales, centers_of, spread_over_atoms, with_evidence
 from emppl.integrals.integration import integrate_all
 from emppl.integrals.limits import find_limits
 from emppl.integrals.outcome import Integrated
@@ -90,7 +90,7 @@ def _by_step(model: Model, natural: frozenset[str]) -> frozenset[str]:
     for part in model.parts:
         source = {step.output: step for step in part.plan.steps}
         for step in part.plan.steps:
-            if step.chain is None or step.chain.current[0] in model.picked:
+            if step.chain is None or step.reduced in model.picked:
                 continue
             emissions = set()
             for name in step.later:
@@ -130,7 +130,7 @@ def _target_rows(model: Model) -> int:
     """
     sizes = model.axes.sizes
 
-    def per_row(step: Step) -> int:
+    def per_row(step: EliminationStep) -> int:
         cells = step.cells // sizes[model.axes.rows]
         if step.chain is None:
             return cells
@@ -251,23 +251,22 @@ def expectations(
     tables = with_evidence(tables, integrated)
     value = sum((prepared[name].base_measure for name in natural), model.fault(arrays))
     value = value + absent_cells(model, arrays)
-    picking = model.picking if key is None else Picking(model.picked, key)
     sums: dict[str, jax.Array] = {}
     weights: dict[str, jax.Array] = {}
     for number, part in enumerate(model.parts):
-        how = None if picking is None else picking.part(number)
+        part_key = None if key is None else jax.random.fold_in(key, number)
         inside = {name: natural[name] for name in part.factors if name in natural}
         given = {name: tables[name] for name in part.factors if name in tables}
         statistics = {name: prepared[name].statistics for name in inside}
         if part.by_rows and fused.chunking.count > 1:
             part_value, (part_sums, part_weights) = _by_chunks(
-                model, part, fused, inside, given, statistics, scales, present, how
+                model, part, fused, inside, given, statistics, scales, present, part_key
             )
         else:
             if part.by_rows:
                 statistics = {name: chunks[0] for name, chunks in statistics.items()}
             part_value, (part_sums, part_weights) = _value_and_gradient(
-                model, part, part.plan, fused, inside, given, statistics, scales, present, how
+                model, part, part.plan, fused, inside, given, statistics, scales, present, part_key
             )
         value = value + part_value
         sums.update(part_sums)
@@ -305,10 +304,10 @@ def _value_and_gradient(
     statistics: Tables,
     scales: Scales,
     present: Mapping[str, jax.Array],
-    picking: Picking | None = None,
+    key: jax.Array | None = None,
 ) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
     """Log evidence of a part, its expected statistics (the derivative in natural parameters), and its weights."""
-    owners = owners_of(model, scales)
+    reductions = model.reductions(plan, SUM, key)
 
     def evidence(natural: Tables, tables: Tables) -> jax.Array:
         from_statistics = {
@@ -319,7 +318,7 @@ def _value_and_gradient(
         }
         everything = {**tables, **from_statistics}
         mine = {name: everything[name] for name in part.factors}
-        return log_normalizer(plan, mine, scales, owners, present=present, fast=True, picking=picking)
+        return log_normalizer(plan, mine, scales, reductions, present)
 
     return jax.value_and_grad(evidence, argnums=(0, 1))(natural, tables)
 
@@ -343,7 +342,7 @@ def _by_chunks(
     statistics: Tables,
     scales: Scales,
     present: Mapping[str, jax.Array],
-    picking: Picking | None = None,
+    key: jax.Array | None = None,
 ) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
     """As :func:`_value_and_gradient`, one chunk of rows after the other."""
     chunking = fused.chunking
@@ -372,9 +371,9 @@ def _by_chunks(
         number, wide, statistics, row_scales, row_present = chunk
         here = {**fixed_scales, **row_scales}
         exists = {**fixed_present, **row_present}
-        how = None if picking is None else picking.part(number)
+        chunk_key = None if key is None else jax.random.fold_in(key, number)
         value, (sums, weights) = _value_and_gradient(
-            model, part, plan, fused, natural, {**small, **wide}, statistics, here, exists, how
+            model, part, plan, fused, natural, {**small, **wide}, statistics, here, exists, chunk_key
         )
         carry = jax.tree.map(jnp.add, carry, (sums, {name: weights[name] for name in small}))
         # Values are summed after the loop, pairwise: a running total would lose digits in float32.
