@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from emppl.elimination.chain import choose_kernel
-from emppl.elimination.order import Step
+from emppl.elimination.order import EliminationStep
 from emppl.estep import FusedPlan, largest_table
 from emppl.model.integral import Integral
 from emppl.model.model import Model
@@ -241,16 +241,15 @@ def _integration(model: Model, integral: Integral) -> str:
     return ", ".join(map(repr, integral.latents)) + given + apart + (f", {words}" if words else "")
 
 
-def _summed(model: Model, fused: FusedPlan, step: Step) -> str:
+def _summed(model: Model, fused: FusedPlan, step: EliminationStep) -> str:
     """What one step of the elimination sums out, or does instead."""
     what = f"{step.latent!r}" if step.chain is None else _chain(model, fused, step)
-    axis = step.latent if step.chain is None else step.chain.current[0]
-    if axis not in model.picked:
+    if step.reduced not in model.picked:
         return what
     return f"{what} (its {'best value' if model.hard else 'draw'} in place of the sum)"
 
 
-def _chain(model: Model, fused: FusedPlan, step: Step) -> str:
+def _chain(model: Model, fused: FusedPlan, step: EliminationStep) -> str:
     """How a chain is summed out: its joint state, its length, and the kernel."""
     sizes, chain = model.axes.sizes, step.chain
     assert chain is not None

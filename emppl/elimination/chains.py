@@ -1,4 +1,4 @@
-"""A chain of latents, summed out in one go: named tables arranged as the initial, transition and emission factors.
+"""A chain of latents, reduced in one go: named tables arranged as the initial, transition and emission factors.
 
 All latents that later steps refer to form one joint state. Tables over the present state alone are emissions, tables
 that also hold the state before are transitions.
@@ -10,14 +10,13 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from emppl.elimination.chain import SumOut, Symbols, filtered, fused_log_evidence, log_evidence
-
-__all__ = ["ChainAxes", "ChainTables", "Emission", "SumOut", "arrange", "filter_steps", "kernel_evidence"]
+from emppl.elimination.chain import Symbols, filtered, fused_log_evidence, log_evidence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +42,107 @@ class ChainAxes:
         """Axes that only a transition has."""
         return frozenset(self.previous) - frozenset(self.current)
 
+    @property
+    def own(self) -> frozenset[str]:
+        """All of them: the others are batch axes."""
+        return frozenset({self.time, *self.initial, *self.current, *self.previous})
+
+
+@dataclasses.dataclass(frozen=True)
+class Emission:
+    """A factor of the present state that is computed step by step, so that its table never exists as a whole.
+
+    Attributes:
+        function: ``(parameters, slice) -> table`` of one step, with the common axes; closes over no traced array.
+        parameters: what it is differentiated by.
+        slices: constants with a leading time axis, the first row of which gives zero.
+        gathers: it only looks up the last axis of the parameters at the slices' positions (-1 gives zero).
+    """
+
+    function: Callable[[jax.Array, jax.Array], jax.Array]
+    parameters: jax.Array
+    slices: jax.Array
+    gathers: bool = False
+
+    def map(self, function: Callable[[jax.Array], jax.Array]) -> Emission:
+        """Change the table of every step."""
+        inner = self.function
+        return dataclasses.replace(
+            self, function=lambda parameters, part: function(inner(parameters, part)), gathers=False
+        )
+
+    @property
+    def step_shape(self) -> tuple[int, ...]:
+        """Shape of the table of one step."""
+        return jax.eval_shape(self.function, self.parameters, self.slices[0]).shape
+
+    def table(self, time: int) -> jax.Array:
+        """The table of all steps but the first, with time in its place among the axes."""
+        steps = jax.vmap(self.function, in_axes=(None, 0), out_axes=time)(self.parameters, self.slices[1:])
+        return jnp.squeeze(steps, time + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainFactors:
+    """The factors of one chain, tables on the common axes.
+
+    Attributes:
+        names: the common axes.
+        sizes: their sizes.
+        chain: the axes of the chain.
+        initial: tables of the first steps.
+        later: tables with the time axis (of size one where they do not vary), or emissions that are computed step by
+            step.
+        present: which steps exist, laid out like the tables, or None.
+    """
+
+    names: tuple[str, ...]
+    sizes: Mapping[str, int]
+    chain: ChainAxes
+    initial: Sequence[jax.Array]
+    later: Sequence[jax.Array | Emission]
+    present: jax.Array | None
+
+    @property
+    def batch(self) -> list[str]:
+        """The axes that are not the chain's own."""
+        return [name for name in self.names if name not in self.chain.own]
+
+    @property
+    def emissions(self) -> list[Emission]:
+        """Those of the factors that are computed step by step."""
+        return [factor for factor in self.later if isinstance(factor, Emission)]
+
+    @property
+    def tables(self) -> list[jax.Array]:
+        """Those of the later factors that exist as a whole."""
+        return [factor for factor in self.later if not isinstance(factor, Emission)]
+
+    def places(self, names: Sequence[str]) -> list[int]:
+        """Positions among the common axes."""
+        return [self.names.index(name) for name in names]
+
+    def varies(self, table: jax.Array, names: Sequence[str] | frozenset[str]) -> bool:
+        """Whether a table varies along any of some axes."""
+        return any(table.shape[self.names.index(name)] > 1 for name in names)
+
+    def laid_out(self, table: jax.Array, leading: Sequence[str]) -> jax.Array:
+        """A table with some axes first, then those of the batch, and no others."""
+        order = self.places([*leading, *self.batch])
+        rest = [axis for axis in range(len(self.names)) if axis not in order]
+        moved = jnp.transpose(table, order + rest)
+        return jnp.reshape(moved, moved.shape[: len(order)])
+
+    def product(
+        self, tables: Sequence[jax.Array], states: Sequence[str], steps: int, batch: tuple[int, ...]
+    ) -> jax.Array:
+        """The sum of some tables of logs: time, states, batch."""
+        shape = (steps, *(self.sizes[name] for name in states), *batch)
+        if not tables:
+            return jnp.zeros(shape)
+        laid_out = (self.laid_out(table, (self.chain.time, *states)) for table in tables)
+        return jnp.broadcast_to(functools.reduce(operator.add, laid_out), shape)
+
 
 @dataclasses.dataclass(frozen=True)
 class ChainTables:
@@ -52,6 +152,7 @@ class ChainTables:
         log_initial: ``(states, *batch)``.
         log_transition: ``(steps - 1 or 1, from, to, *batch or 1)``.
         log_emission: ``(steps, states, *batch)``; the first row is zero, as the first steps are in ``log_initial``.
+            A scalar zero if emissions are computed step by step.
         present: ``(steps, *batch or 1)`` or None.
         shape: sizes of the common axes of the outcome.
     """
@@ -67,84 +168,46 @@ class ChainTables:
         """The factors as :mod:`emppl.elimination.chain` takes them."""
         return self.log_initial, self.log_transition, self.log_emission, self.present
 
+    def apply(self, function: Callable[..., jax.Array], *options: Any) -> jax.Array:
+        """A function of the arrays that gives one value per sequence, laid out like the tables of the elimination."""
+        return jnp.reshape(function(*self.arrays, *options), self.shape)
 
-def arrange(
-    axes: tuple[str, ...],
-    sizes: Mapping[str, int],
-    chain: ChainAxes,
-    initial: list[jax.Array],
-    later: list[jax.Array],
-    present: jax.Array | None,
-    lazy: list[tuple[int, ...]] | None = None,
-) -> ChainTables:
-    """Bring named tables into the form that the chain kernels take.
 
-    Args:
-        axes: names of the tables' axes.
-        sizes: their sizes.
-        chain: the axes of the chain.
-        initial: tables of the first steps.
-        later: tables with the time axis (of size one where they do not vary).
-        present: which steps exist, laid out like the tables, or None.
-        lazy: shapes of the emissions of one step that are computed elsewhere; there is no table of emissions then.
-
-    Returns:
-        The factors.
-    """
-    place = {name: number for number, name in enumerate(axes)}
-    special = {chain.time, *chain.initial, *chain.current, *chain.previous}
-    batch = [name for name in axes if name not in special]
-    everything = [*initial, *later] + ([] if present is None else [present])
-    shapes = [table.shape for table in everything] + (lazy or [])
-    width = jnp.broadcast_shapes(*(tuple(shape[place[n]] for n in batch) for shape in shapes))
+def arrange(factors: ChainFactors) -> ChainTables:
+    """Bring named tables into the form that the chain kernels take."""
+    chain, sizes, names = factors.chain, factors.sizes, factors.names
+    tables = factors.tables
+    present = factors.present
+    shapes = [table.shape for table in (*factors.initial, *tables, *([] if present is None else [present]))]
+    shapes += [emission.step_shape for emission in factors.emissions]
+    places = factors.places(factors.batch)
+    width = jnp.broadcast_shapes(*(tuple(shape[place] for place in places) for shape in shapes))
     cells = math.prod(width)
     flat = (cells,) if cells > 1 else ()
+    states, length = math.prod(sizes[name] for name in chain.current), sizes[chain.time]
 
-    def laid_out(table, states):
-        order = [place[n] for n in (chain.time, *states, *batch)]
-        rest = [a for a in range(len(axes)) if a not in order]
-        moved = jnp.transpose(table, order + rest)
-        return jnp.reshape(moved, moved.shape[: len(order)])
-
-    def total(tables, states, steps, whole_batch):
-        out = None
-        for table in tables:
-            table = laid_out(table, states)
-            out = table if out is None else out + table
-        kind = tuple(sizes[name] for name in states)
-        across = width if whole_batch else (1,) * len(width)
-        if out is None:
-            return jnp.zeros((steps, *kind, *across))
-        return jnp.broadcast_to(out, (steps, *kind, *across))
-
-    states = math.prod(sizes[name] for name in chain.current)
-    length = sizes[chain.time]
-    emissions: list[jax.Array] = []
-    transitions: list[jax.Array] = []
-    for table in later:
-        moves = any(table.shape[place[name]] > 1 for name in chain.before)
-        (transitions if moves else emissions).append(table)
-    log_initial = jnp.reshape(total(initial, chain.initial, 1, True), (states, *flat))
+    log_initial = jnp.reshape(factors.product(factors.initial, chain.initial, 1, width), (states, *flat))
     log_emission = jnp.zeros(())
-    if not lazy:
-        log_emission = jnp.reshape(total(emissions, chain.current, length, True), (length, states, *flat))
+    if not factors.emissions:
+        whole = [table for table in tables if not factors.varies(table, chain.before)]
+        log_emission = jnp.reshape(factors.product(whole, chain.current, length, width), (length, states, *flat))
         log_emission = jnp.concatenate([jnp.zeros_like(log_emission[:1]), log_emission])
+    moving = [table for table in tables if factors.varies(table, chain.before)]
     fresh = tuple(name for name in chain.current if name not in chain.previous)
-    steps = max([table.shape[place[chain.time]] for table in transitions], default=1)
-    whole = any(table.shape[place[name]] > 1 for table in transitions for name in batch)
-    moved = total(transitions, (*chain.previous, *fresh), steps, whole)
-    wide = flat if whole or not flat else (1,)
-    moved = _repeat_shared(moved, chain, sizes)
-    log_transition = jnp.reshape(moved, (steps, states, states, *wide))
+    steps = max([table.shape[names.index(chain.time)] for table in moving], default=1)
+    has_batch = any(factors.varies(table, factors.batch) for table in moving)
+    transition = factors.product(moving, (*chain.previous, *fresh), steps, width if has_batch else (1,) * len(width))
+    transition = _repeat_shared(transition, chain, sizes)
+    log_transition = jnp.reshape(transition, (steps, states, states, *(flat if has_batch or not flat else (1,))))
     if present is not None:
-        spread = jnp.broadcast_to(laid_out(present, ()), (length, *width))
-        present = jnp.reshape(spread, (length, *flat))
+        present = jnp.broadcast_to(factors.laid_out(present, (chain.time,)), (length, *width))
+        present = jnp.reshape(present, (length, *flat))
         present = jnp.concatenate([jnp.ones_like(present[:1]), present])
-    shape = tuple(1 if name in special else width[batch.index(name)] for name in axes)
+    shape = tuple(1 if name in chain.own else width[factors.batch.index(name)] for name in names)
     return ChainTables(log_initial, log_transition, log_emission, present, shape)
 
 
-def _repeat_shared(table, chain: ChainAxes, sizes):
+def _repeat_shared(table: jax.Array, chain: ChainAxes, sizes: Mapping[str, int]) -> jax.Array:
     """Give a transition of higher order all axes of the new state: what both states hold must agree."""
     before, after = list(chain.previous), list(chain.current)
     shared = [name for name in after if name in before]
@@ -168,9 +231,6 @@ def _repeat_shared(table, chain: ChainAxes, sizes):
 def filter_steps(tables: ChainTables) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What the past says about every state.
 
-    Args:
-        tables: the factors.
-
     Returns:
         Probabilities of every state given the observations so far ``(steps, states, *batch)``, given the
         observations before ``(steps - 1, states, *batch)``, from the second step on, and the log-probability of every
@@ -184,69 +244,22 @@ def filter_steps(tables: ChainTables) -> tuple[jax.Array, jax.Array, jax.Array]:
     return states, predicted, evidence
 
 
-@dataclasses.dataclass(frozen=True)
-class Emission:
-    """A factor of the present state that is computed step by step, so that its table never exists as a whole.
-
-    Attributes:
-        function: ``(parameters, slice) -> table`` of one step, with the common axes; closes over no traced array.
-        parameters: what it is differentiated by.
-        slices: constants with a leading time axis, the first row of which gives zero.
-        gathers: it only looks up the last axis of the parameters at the slices' positions (-1 gives zero).
-    """
-
-    function: Callable[[jax.Array, jax.Array], jax.Array]
-    parameters: jax.Array
-    slices: jax.Array
-    gathers: bool = False
-
-    def map(self, function: Callable[[jax.Array], jax.Array]) -> Emission:
-        """Change the table of every step."""
-        mine = self.function
-        return dataclasses.replace(
-            self, function=lambda parameters, one: function(mine(parameters, one)), gathers=False
-        )
-
-
-def kernel_evidence(
-    axes: tuple[str, ...],
-    sizes: Mapping[str, int],
-    chain: ChainAxes,
-    initial: list[jax.Array],
-    later: list[jax.Array | Emission],
-    present: jax.Array | None,
-) -> jax.Array:
-    """Log evidence by the fast kernels: laid out like the tables, states and time of size one.
-
-    Args:
-        axes: names of the tables' axes.
-        sizes: their sizes.
-        chain: the axes of the chain.
-        initial: tables of the first steps.
-        later: tables, or emissions that are computed step by step.
-        present: which steps exist, or None.
-    """
-    lazy = [factor for factor in later if isinstance(factor, Emission)]
-    whole = [factor for factor in later if not isinstance(factor, Emission)]
-    place = {name: number for number, name in enumerate(axes)}
-    if any(all(table.shape[place[name]] == 1 for name in chain.before) for table in whole):
+def kernel_evidence(factors: ChainFactors) -> jax.Array:
+    """Log evidence by the fast kernels: laid out like the tables, states and time of size one."""
+    chain = factors.chain
+    if not all(factors.varies(table, chain.before) for table in factors.tables):
         # Some emission exists as a table anyway: add the others to it.
-        whole += [_materialised(one, place[chain.time]) for one in lazy]
-        lazy = []
-    if not lazy:
-        tables = arrange(axes, sizes, chain, initial, whole, present)
-        evidence = log_evidence(*tables.arrays)
-        return jnp.reshape(evidence, tables.shape)
-    samples = [jax.eval_shape(one.function, one.parameters, one.slices[0]).shape for one in lazy]
-    tables = arrange(axes, sizes, chain, initial, whole, present, samples)
+        time = factors.names.index(chain.time)
+        added = [emission.table(time) for emission in factors.emissions]
+        factors = dataclasses.replace(factors, later=[*factors.tables, *added])
+    tables, emissions = arrange(factors), factors.emissions
+    if not emissions:
+        return tables.apply(log_evidence)
     batch = tables.log_initial.shape[1:]
-    special = {chain.time, *chain.initial, *chain.current, *chain.previous}
-    order = [place[n] for n in chain.current] + [place[n] for n in axes if n not in special]
-    rest = [place[n] for n in axes if place[n] not in order]
-    width = tuple(tables.shape[place[n]] for n in axes if n not in special)
-    states = tuple(sizes[n] for n in chain.current)
+    width = tuple(tables.shape[place] for place in factors.places(factors.batch))
+    states = tuple(factors.sizes[name] for name in chain.current)
 
-    symbols = _symbols(lazy, place, chain, width, states)
+    symbols = _symbols(factors, width, states)
     if symbols is not None:
         log_table, codes = symbols
         codes = jnp.reshape(codes, (len(codes), *batch))
@@ -255,49 +268,47 @@ def kernel_evidence(
         )
         return jnp.reshape(evidence, tables.shape)
 
-    def emission(parameters, slices):
-        tables = [one.function(eta, part) for one, eta, part in zip(lazy, parameters, slices, strict=True)]
-        total = jnp.transpose(functools.reduce(operator.add, tables), order + rest)
-        total = jnp.reshape(total, total.shape[: len(order)])
+    def emission_of_step(parameters: Sequence[jax.Array], slices: Sequence[jax.Array]) -> jax.Array:
+        parts = [
+            emission.function(natural, part)
+            for emission, natural, part in zip(emissions, parameters, slices, strict=True)
+        ]
+        total = factors.laid_out(functools.reduce(operator.add, parts), chain.current)
         return jnp.reshape(jnp.broadcast_to(total, states + width), (math.prod(states), *batch))
 
     evidence = fused_log_evidence(
         tables.log_initial,
         tables.log_transition,
-        emission,
-        [one.parameters for one in lazy],
-        [one.slices for one in lazy],
+        emission_of_step,
+        [emission.parameters for emission in emissions],
+        [emission.slices for emission in emissions],
         tables.present,
     )
     return jnp.reshape(evidence, tables.shape)
 
 
-def _symbols(lazy: list[Emission], place, chain: ChainAxes, width, states) -> tuple[jax.Array, jax.Array] | None:
+def _symbols(
+    factors: ChainFactors, width: tuple[int, ...], states: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array] | None:
     """The one emission as a table of symbols, if it is nothing but a look-up that all batch cells share.
 
     Returns:
         ``(states, symbols + 1)``, whose last column of zeros stands for no symbol, and codes ``(steps, *batch axes)``.
     """
-    if len(lazy) != 1 or not lazy[0].gathers:
+    if len(factors.emissions) != 1 or not factors.emissions[0].gathers:
         return None
-    natural, codes = lazy[0].parameters, lazy[0].slices
-    current = [place[name] for name in chain.current]
-    if codes.shape[-2] != 1 or math.prod(natural.shape[:-1]) != math.prod(natural.shape[a] for a in current):
+    (emission,) = factors.emissions
+    natural, codes, current = emission.parameters, emission.slices, factors.places(factors.chain.current)
+    if codes.shape[-2] != 1 or math.prod(natural.shape[:-1]) != math.prod(natural.shape[place] for place in current):
         return None
-    others = [a for a in range(natural.ndim - 1) if a not in current]
+    others = [axis for axis in range(natural.ndim - 1) if axis not in current]
     table = jnp.transpose(natural, [*current, *others, natural.ndim - 1])
     table = jnp.reshape(table, table.shape[: len(current)] + table.shape[-1:])
     table = jnp.reshape(jnp.broadcast_to(table, states + table.shape[-1:]), (math.prod(states), -1))
     codes = jnp.squeeze(codes, -2)
     # The axes of a slice are the common ones without time.
-    special = {place[name] for name in (*chain.initial, *chain.current, *chain.previous)}
-    axes = [a for a in range(len(place)) if a != place[chain.time]]
-    gone = [1 + number for number, a in enumerate(axes) if a in special]
-    codes = jnp.broadcast_to(jnp.squeeze(codes, gone), (len(codes), *width))
+    names = [name for name in factors.names if name != factors.chain.time]
+    codes = jnp.squeeze(codes, [1 + number for number, name in enumerate(names) if name in factors.chain.own])
+    codes = jnp.broadcast_to(codes, (len(codes), *width))
     none = table.shape[1]
     return jnp.concatenate([table, jnp.zeros_like(table[:, :1])], 1), jnp.where(codes < 0, none, codes)
-
-
-def _materialised(one: Emission, position: int) -> jax.Array:
-    table = jax.vmap(one.function, in_axes=(None, 0), out_axes=position)(one.parameters, one.slices[1:])
-    return jnp.squeeze(table, position + 1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from emppl.elimination.chains import ChainAxes
 from emppl.errors import ModelError
@@ -33,11 +33,11 @@ class Factor:
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
-    """Multiply ``inputs`` together, sum out ``latent`` (or nothing), then sum the log over ``plates``.
+class EliminationStep:
+    """Multiply ``inputs`` together, reduce ``latent`` (or nothing), then sum the log over ``plates``.
 
     ``owner`` is the latent whose weight (``handlers.scale``) the inputs are measured against. With ``chain``, the step
-    sums out all latents of a chain: ``inputs`` are the tables of its first steps, ``later`` those of the others.
+    reduces all latents of a chain: ``inputs`` are the tables of its first steps, ``later`` those of the others.
     ``cells`` is the size of the largest table, ``work`` the number of cells visited; ``varies`` says whether the
     transitions of a chain vary over time.
     """
@@ -52,6 +52,11 @@ class Step:
     later: tuple[str, ...] = ()
     work: int = 0
     varies: bool = False
+
+    @property
+    def reduced(self) -> str | None:
+        """The axis whose reduction this is, the first of a chain's; None for a sum over plates."""
+        return self.latent if self.chain is None else self.chain.current[0]
 
     def chain_sizes(self, sizes: Mapping[str, int]) -> tuple[int, int, int]:
         """Joint states of a chain, its steps, and how many chains there are side by side."""
@@ -74,9 +79,14 @@ class EliminationPlan:
 
     axes: tuple[str, ...]
     sizes: Mapping[str, int]
-    steps: tuple[Step, ...]
+    steps: tuple[EliminationStep, ...]
     cost: int
     largest: int
+
+    @property
+    def reduced(self) -> tuple[str, ...]:
+        """The axes that are reduced, one of every chain's, in order."""
+        return tuple(step.reduced for step in self.steps if step.reduced is not None)
 
 
 def plan_elimination(
@@ -108,94 +118,126 @@ def plan_elimination(
         ModelError: a site outside a plate uses a latent inside it, or latents of crossing plates meet, so
             that the sum does not factorise.
     """
-    pending = list(factors)
-    for factor in pending:
-        for latent in sorted(factor.latents):
-            outside = latents[latent] - factor.plates
-            if outside:
-                raise ModelError(
-                    f"Site {factor.name!r} depends on latent {latent!r} but sits outside its plate "
-                    f"{', '.join(map(repr, sorted(outside)))}. Put {factor.name!r} in that plate too, or move "
-                    f"{latent!r} out of it."
-                )
-    steps: list[Step] = []
+    for factor in factors:
+        _check_plates(factor, latents)
+    order = _Order(latents, sizes, chains, presence)
     times = {chain.time for chain in chains}
-    kept = _kept_for_chains(chains)
-    waiting: list[_Waiting] = []
-    remaining = dict(latents)
-    counter = 0
+    pending = list(factors)
+    while pending:
+        # A time axis goes after the plates inside its steps, and just before the plates around it.
+        ordinals = {factor.plates for factor in pending}
+        leaf = max(ordinals, key=lambda plates: (len(plates - times), len(plates), sorted(plates)))
+        inside = [factor for factor in pending if factor.plates == leaf]
+        pending = [factor for factor in pending if factor.plates != leaf] + order.leave(leaf, inside)
+    steps = tuple(order.steps)
+    largest = max((step.cells for step in steps), default=1)
+    return EliminationPlan(tuple(axes), dict(sizes), steps, sum(step.work for step in steps), largest)
 
-    def emit(inputs, latent, plates, owner, result_latents, result_plates, run: _Waiting | None = None) -> Factor:
-        nonlocal counter
-        counter += 1
-        later = () if run is None else run.factors
+
+def _check_plates(factor: Factor, latents: Mapping[str, frozenset[str]]) -> None:
+    for latent in sorted(factor.latents):
+        outside = latents[latent] - factor.plates
+        if outside:
+            raise ModelError(
+                f"Site {factor.name!r} depends on latent {latent!r} but sits outside its plate "
+                f"{', '.join(map(repr, sorted(outside)))}. Put {factor.name!r} in that plate too, or move "
+                f"{latent!r} out of it."
+            )
+
+
+@dataclasses.dataclass
+class _Order:
+    """The steps so far, and the chains that wait for their first steps; see :func:`plan_elimination`."""
+
+    latents: Mapping[str, frozenset[str]]
+    sizes: Mapping[str, int]
+    chains: tuple[Scan, ...]
+    presence: frozenset[str]
+    steps: list[EliminationStep] = dataclasses.field(default_factory=list)
+    waiting: list[_Waiting] = dataclasses.field(default_factory=list)
+
+    def leave(self, leaf: frozenset[str], factors: list[Factor]) -> list[Factor]:
+        """Reduce the latents of some plates and sum over these; what remains are factors in fewer plates."""
+        factors = self._reduce_latents(leaf, factors)
+        for chain in self.chains:
+            if chain.time in leaf:
+                scanned = {name for name in _kept_for_chains(self.chains) if self.latents[name] == leaf}
+                inside = [factor for factor in factors if factor.latents & scanned]
+                factors = [factor for factor in factors if factor not in inside]
+                self.waiting += _components(chain, inside, leaf - {chain.time}, self.latents, self.presence)
+        outer = []
+        for factor in factors:
+            target = _union(self.latents[name] for name in factor.latents)
+            if target == leaf and leaf:
+                raise ModelError(_crossing_message(factor, self.latents, leaf))
+            owner = max(factor.latents, key=lambda name: (len(self.latents[name]), name), default=None)
+            if leaf:
+                outer.append(self._table(leaf, [factor], owner, plates=leaf - target))
+            else:
+                self.steps.append(EliminationStep((factor.name,), "total", None, (), None, 1, work=1))
+        return outer
+
+    def _reduce_latents(self, leaf: frozenset[str], group: list[Factor]) -> list[Factor]:
+        """Reduce all latents of these plates but those of chains, and the chains that have waited for that."""
+        local = {name for name, plates in self.latents.items() if plates == leaf} - _kept_for_chains(self.chains)
+        while True:
+            group = self._reduce_chains(leaf, group, local)
+            held = _union(run.latents for run in self.waiting if run.plates == leaf)
+            free = (local - held) & _union(factor.latents for factor in group)
+            if not free:
+                return group
+
+            def table_size(name: str, group: list[Factor] = group) -> int:
+                touched = _union(factor.latents for factor in group if name in factor.latents)
+                return math.prod(self.sizes[axis] for axis in touched)
+
+            latent = min(free, key=lambda name: (table_size(name), name))
+            touching = [factor for factor in group if latent in factor.latents]
+            result = self._table(leaf, touching, latent, latent=latent)
+            group = [factor for factor in group if factor not in touching] + [result]
+
+    def _reduce_chains(self, leaf: frozenset[str], group: list[Factor], local: set[str]) -> list[Factor]:
+        """Reduce the chains whose first steps depend on no other latent that is still to be reduced here."""
+        for run in [run for run in self.waiting if run.plates == leaf]:
+            touching = [factor for factor in group if factor.latents & set(run.axes.initial)]
+            if any(factor.latents & (local - run.latents) for factor in touching):
+                continue
+            result = self._table(leaf, touching, run.axes.current[0], run=run)
+            group = [factor for factor in group if factor not in touching] + [result]
+            self.waiting.remove(run)
+        return group
+
+    def _table(
+        self,
+        leaf: frozenset[str],
+        inputs: list[Factor],
+        owner: str | None,
+        *,
+        latent: str | None = None,
+        run: _Waiting | None = None,
+        plates: frozenset[str] = frozenset(),
+    ) -> Factor:
+        """One more step, which makes a table from others: reduces a latent or a chain, or sums over plates."""
+        chain, later = (None, ()) if run is None else (run.axes, run.factors)
+        reduced = frozenset([latent] if latent is not None else [] if chain is None else chain.own)
+        latents = _union(factor.latents for factor in (*inputs, *later)) - reduced
         is_timed = any(factor.is_timed for factor in inputs)
-        output = Factor(f"*{counter}", frozenset(result_latents), frozenset(result_plates), is_timed)
-        names = tuple(factor.name for factor in inputs)
-        chain = None if run is None else run.axes
+        output = Factor(f"*{len(self.steps) + 1}", latents, leaf - plates, is_timed)
         varies = chain is not None and any(f.is_timed for f in later if f.latents & chain.before)
         if chain is None:
-            involved = frozenset().union(*(f.latents | f.plates for f in inputs))
-            cells = work = math.prod(sizes[axis] for axis in involved)
+            cells = work = math.prod(self.sizes[axis] for axis in _union(f.latents | f.plates for f in inputs))
         else:
-            cells, work = _chain_cells(chain, inputs, later, sizes)
-        later_names = tuple(factor.name for factor in later)
-        steps.append(
-            Step(names, output.name, latent, tuple(sorted(plates)), owner, cells, chain, later_names, work, varies)
+            cells, work = _chain_cells(chain, inputs, later, self.sizes)
+        names, later_names = (tuple(factor.name for factor in factors) for factors in (inputs, later))
+        over = tuple(sorted(plates))
+        self.steps.append(
+            EliminationStep(names, output.name, latent, over, owner, cells, chain, later_names, work, varies)
         )
         return output
 
-    while pending:
-        ordinals = {factor.plates for factor in pending}
-        # A time axis goes after the plates inside its steps, and just before the plates around it.
-        leaf = max(ordinals, key=lambda plates: (len(plates - times), len(plates), sorted(plates)))
-        group = [factor for factor in pending if factor.plates == leaf]
-        pending = [factor for factor in pending if factor.plates != leaf]
-        local = {name for name, plates in remaining.items() if plates == leaf} - kept
-        while True:
-            for run in [run for run in waiting if run.plates == leaf]:
-                if not any(
-                    f.latents & (local - run.latents - kept) for f in group if f.latents & set(run.axes.initial)
-                ):
-                    touching = [factor for factor in group if factor.latents & set(run.axes.initial)]
-                    merged = frozenset().union(*(f.latents for f in (*touching, *run.factors)))
-                    merged -= {*run.axes.initial, *run.axes.current, *run.axes.previous}
-                    result = emit(touching, None, (), run.axes.current[0], merged, leaf, run)
-                    group = [factor for factor in group if factor not in touching] + [result]
-                    waiting.remove(run)
-            held = frozenset().union(*(run.latents for run in waiting if run.plates == leaf))
-            if not any(factor.latents & (local - held) for factor in group):
-                break
-            present = sorted((local - held) & frozenset().union(*(factor.latents for factor in group)))
 
-            def table_size(name, group=group):
-                axes_touched = frozenset().union(*(f.latents for f in group if name in f.latents))
-                return math.prod(sizes[axis] for axis in axes_touched)
-
-            latent = min(present, key=lambda name: (table_size(name), name))
-            touching = [factor for factor in group if latent in factor.latents]
-            merged_latents = frozenset().union(*(f.latents for f in touching)) - {latent}
-            result = emit(touching, latent, (), latent, merged_latents, leaf)
-            group = [factor for factor in group if factor not in touching] + [result]
-            remaining.pop(latent)
-        for time in leaf & times:
-            home = {name for name in kept if latents[name] == leaf}
-            mine = [factor for factor in group if factor.latents & home]
-            group = [factor for factor in group if factor not in mine]
-            chain = next(chain for chain in chains if chain.time == time)
-            waiting += _components(chain, mine, leaf - {time}, latents, presence)
-        for factor in group:
-            target = frozenset().union(*(latents[name] for name in factor.latents))
-            if target == leaf and leaf:
-                raise ModelError(_crossing_message(factor, latents, leaf))
-            owner = max(factor.latents, key=lambda name: (len(latents[name]), name), default=None)
-            if leaf:
-                pending.append(emit([factor], None, leaf - target, owner, factor.latents, target))
-            else:
-                steps.append(Step((factor.name,), "total", None, (), None, 1, work=1))
-    cost = sum(step.work for step in steps)
-    largest = max((step.cells for step in steps), default=1)
-    return EliminationPlan(tuple(axes), dict(sizes), tuple(steps), cost, largest)
+def _union(sets: Iterable[frozenset[str]]) -> frozenset[str]:
+    return frozenset().union(*sets)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +251,7 @@ class _Waiting:
     @property
     def latents(self) -> frozenset[str]:
         """Latents that must not be summed out before the chain."""
-        return frozenset(self.axes.initial).union(*(factor.latents for factor in self.factors))
+        return _union([frozenset(self.axes.initial), *(factor.latents for factor in self.factors)])
 
 
 def _kept_for_chains(chains: tuple[Scan, ...]) -> frozenset[str]:
@@ -223,16 +265,21 @@ def _kept_for_chains(chains: tuple[Scan, ...]) -> frozenset[str]:
     return frozenset(kept)
 
 
-def _components(chain: Scan, factors: list[Factor], plates, latents, presence) -> list[_Waiting]:
-    """Independent chains of one scan: latents that no factor connects are summed out apart."""
+def _components(
+    chain: Scan,
+    factors: list[Factor],
+    plates: frozenset[str],
+    latents: Mapping[str, frozenset[str]],
+    presence: frozenset[str],
+) -> list[_Waiting]:
+    """Independent chains of one scan: latents that no factor connects are reduced apart."""
     names = [name for name, depth in chain.depths.items() if depth]
-    names = [name for name in names if latents[name] == plates | {chain.time}]
-    groups = [{name} for name in names]
+    groups = [{name} for name in names if latents[name] == plates | {chain.time}]
     for factor in factors:
-        linked = [group for group in groups if any(_of(name, chain) & factor.latents for name in group)]
+        linked = [group for group in groups if _lags(group, chain) & factor.latents]
         if len(linked) > 1:
             groups = [group for group in groups if group not in linked] + [set().union(*linked)]
-    found = []
+    components = []
     for group in groups:
         slots = [(name, lag) for name, lag in chain.slots if name in group]
         axes = ChainAxes(
@@ -242,30 +289,32 @@ def _components(chain: Scan, factors: list[Factor], plates, latents, presence) -
             tuple(lagged(name, lag + 1) for name, lag in slots),
             tuple(sorted(group & presence)),
         )
-        mine = tuple(f for f in factors if any(_of(name, chain) & f.latents for name in group))
-        own = {*axes.current, *axes.previous}
-        for factor in mine:
-            foreign = sorted(name for name in factor.latents - own if not latents[name] <= plates)
-            if foreign or any(latents[name] != plates | {chain.time} for name in own):
+        members = tuple(factor for factor in factors if _lags(group, chain) & factor.latents)
+        states = {*axes.current, *axes.previous}
+        for factor in members:
+            foreign = sorted(name for name in factor.latents - states if not latents[name] <= plates)
+            if foreign or any(latents[name] != plates | {chain.time} for name in states):
                 raise ModelError(
                     f"Scanned latents in different plates depend on each other ({sorted(group)} and {foreign}): given "
                     "the outer chain the inner ones are independent only as whole paths, so the sum does not "
                     "factorise. Put them in the same plates, or make one of them a parameter or data."
                 )
-        found.append(_Waiting(axes, frozenset(plates), mine))
-    return found
+        components.append(_Waiting(axes, plates, members))
+    return components
 
 
-def _of(name: str, chain: Scan) -> frozenset[str]:
-    return frozenset(lagged(name, lag) for lag in range(chain.depths[name] + 1))
+def _lags(names: Iterable[str], chain: Scan) -> frozenset[str]:
+    """Axes of some latents at the present step and the steps before that it refers to."""
+    return frozenset(lagged(name, lag) for name in names for lag in range(chain.depths[name] + 1))
 
 
-def _chain_cells(chain: ChainAxes, initial, later, sizes) -> tuple[int, int]:
+def _chain_cells(
+    chain: ChainAxes, initial: Sequence[Factor], later: Sequence[Factor], sizes: Mapping[str, int]
+) -> tuple[int, int]:
     """Cells of the largest table, and cells visited."""
-    own = {chain.time, *chain.initial, *chain.current, *chain.previous}
-    outer = frozenset().union(*(f.latents | f.plates for f in (*initial, *later))) - own
+    outer = _union(factor.latents | factor.plates for factor in (*initial, *later)) - chain.own
     moving = [factor for factor in later if factor.latents & chain.before]
-    across = frozenset().union(*(f.latents | (f.plates if f.is_timed else frozenset()) for f in moving)) - own
+    across = _union(f.latents | (f.plates if f.is_timed else frozenset()) for f in moving) - chain.own
     states = math.prod(sizes[name] for name in chain.current)
     steps, batch = sizes[chain.time] + 1, math.prod(sizes[name] for name in outer)
     kept = states**2 * math.prod(sizes[name] for name in across)
@@ -274,7 +323,7 @@ def _chain_cells(chain: ChainAxes, initial, later, sizes) -> tuple[int, int]:
     return max(kept, steps * states * batch), 2 * steps * states * (states + 1) * batch
 
 
-def _crossing_message(factor: Factor, latents, leaf) -> str:
+def _crossing_message(factor: Factor, latents: Mapping[str, frozenset[str]], leaf: frozenset[str]) -> str:
     involved = sorted(factor.latents)
     where = "; ".join(f"{name!r} in plates {sorted(latents[name])}" for name in involved)
     return (

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from emppl.elimination.chains import ChainAxes, ChainTables, filter_steps
+from emppl.elimination.reductions import watch
 from emppl.elimination.run import log_normalizer
 from emppl.errors import ModelError
-from emppl.estep.plain import owners_of
 from emppl.model.model import Model, Part
 from emppl.types import Data, Params
 
@@ -50,11 +50,11 @@ def filtered(model: Model, params: Params, data: Data) -> Filtered:
     outcome = Filtered({}, {}, {})
     for part in model.parts:
 
-        def watch(chain: ChainAxes, tables: ChainTables, part: Part = part) -> None:
+        def show(chain: ChainAxes, tables: ChainTables, part: Part = part) -> None:
             _one_chain(model, part, chain, tables, outcome)
 
         chosen = {name: tables[name] for name in part.factors}
-        log_normalizer(part.plan, chosen, scales, owners_of(model, scales), present=present, watch=watch)
+        log_normalizer(part.plan, chosen, scales, dict.fromkeys(part.plan.reduced, watch(show)), present)
     if not outcome.states:
         raise ModelError("The model has no chain of latents (a scan whose carry holds one), so nothing to filter.")
     fault = model.fault(arrays)
@@ -63,18 +63,17 @@ def filtered(model: Model, params: Params, data: Data) -> Filtered:
 
 def _one_chain(model: Model, part: Part, chain: ChainAxes, tables: ChainTables, outcome: Filtered) -> None:
     names = part.plan.axes
-    special = {chain.time, *chain.initial, *chain.current, *chain.previous}
-    outer = [n for n, size in zip(names, tables.shape, strict=True) if size > 1 and n in model.axes.latents - special]
-    record = next(one for one in model.trace.scans if one.time == chain.time)
+    outer = [n for n, size in zip(names, tables.shape, strict=True) if size > 1 and n in model.axes.latents - chain.own]
+    scan = next(scan for scan in model.trace.scans if scan.time == chain.time)
     latent = chain.current[0]
-    if outer or record.order > 1:
-        why = f"latents {outer} outside the scan are summed over" if outer else f"it is of order {record.order}"
+    if outer or scan.order > 1:
+        why = f"latents {outer} outside the scan are summed over" if outer else f"it is of order {scan.order}"
         raise ModelError(
             f"The chain of {latent!r} cannot be filtered: {why}. em.log_likelihood on the first steps of the data, and "
             "result.posterior, answer most questions about it."
         )
     states, predicted, evidence = filter_steps(tables)
-    batch = [n for n in names if n not in special]
+    batch = [n for n in names if n not in chain.own]
     lanes = tuple(tables.shape[names.index(n)] for n in batch)
     sizes = tuple(model.axes.sizes[n] for n in chain.current)
     for position, name in enumerate(chain.current):
@@ -84,7 +83,7 @@ def _one_chain(model: Model, part: Part, chain: ChainAxes, tables: ChainTables, 
         rest = [number for number in range(len(batch)) if number not in order]
 
         def of_latent(
-            array: Any,
+            array: jax.Array,
             kept: tuple[int, ...],
             order: list[int] = order,
             rest: list[int] = rest,

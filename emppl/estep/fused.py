@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from emppl.elimination.chains import Emission
-from emppl.elimination.order import EliminationPlan, Step
-from emppl.elimination.reductions import Picking
+from emppl.elimination.order import EliminationPlan, EliminationStep
+from emppl.elimination.reductions import SUM
 from emppl.elimination.run import log_normalizer
 from emppl.estep.expectations import Expectations
-from emppl.estep.plain import absent_cells, all_scales, centers_of, owners_of, spread_over_atoms, with_evidence
+from emppl.estep.plain import absent_cells, all_scales, centers_of, spread_over_atoms, with_evidence
 from emppl.integrals.outcome import Integrated
 from emppl.integrals.way import integrate_all, prepare_integrals
 from emppl.model.model import Model, Part
@@ -89,7 +89,7 @@ def _by_step(model: Model, natural: frozenset[str]) -> frozenset[str]:
     for part in model.parts:
         source = {step.output: step for step in part.plan.steps}
         for step in part.plan.steps:
-            if step.chain is None or step.chain.current[0] in model.picked:
+            if step.chain is None or step.reduced in model.picked:
                 continue
             emissions = set()
             for name in step.later:
@@ -129,7 +129,7 @@ def _target_rows(model: Model) -> int:
     """
     sizes = model.axes.sizes
 
-    def per_row(step: Step) -> int:
+    def per_row(step: EliminationStep) -> int:
         cells = step.cells // sizes[model.axes.rows]
         if step.chain is None:
             return cells
@@ -249,11 +249,10 @@ def expectations(
     tables = with_evidence(tables, integrated)
     value = sum((prepared[name].base_measure for name in natural), model.fault(arrays))
     value = value + absent_cells(model, arrays)
-    picking = model.picking if key is None else Picking(model.picked, key)
     sums: dict[str, jax.Array] = {}
     weights: dict[str, jax.Array] = {}
     for number, part in enumerate(model.parts):
-        how = None if picking is None else picking.part(number)
+        part_key = None if key is None else jax.random.fold_in(key, number)
         statistics = {name: prepared[name].statistics for name in part.factors if name in natural}
         inputs = _Inputs(
             {name: natural[name] for name in statistics},
@@ -263,11 +262,11 @@ def expectations(
             present,
         )
         if part.by_rows and fused.chunking.count > 1:
-            part_value, (part_sums, part_weights) = _by_chunks(model, part, fused, inputs, how)
+            part_value, (part_sums, part_weights) = _by_chunks(model, part, fused, inputs, part_key)
         else:
             if part.by_rows:
                 inputs = inputs._replace(statistics={name: chunks[0] for name, chunks in statistics.items()})
-            part_value, (part_sums, part_weights) = _value_and_gradient(model, part, part.plan, fused, inputs, how)
+            part_value, (part_sums, part_weights) = _value_and_gradient(model, part, part.plan, fused, inputs, part_key)
         value = value + part_value
         sums.update(part_sums)
         weights.update(part_weights)
@@ -309,10 +308,11 @@ _Outcome: TypeAlias = tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, jax
 
 
 def _value_and_gradient(
-    model: Model, part: Part, plan: EliminationPlan, fused: FusedPlan, inputs: _Inputs, picking: Picking | None
+    model: Model, part: Part, plan: EliminationPlan, fused: FusedPlan, inputs: _Inputs, key: jax.Array | None
 ) -> _Outcome:
+    """Log evidence of a part, its expected statistics (the derivative in natural parameters), and its weights."""
     scales, present = inputs.scales, inputs.present
-    owners = owners_of(model, scales)
+    reductions = model.reductions(plan, SUM, key)
 
     def evidence(natural: Tables, tables: Tables) -> jax.Array:
         from_statistics = {
@@ -323,7 +323,7 @@ def _value_and_gradient(
         }
         everything = {**tables, **from_statistics}
         mine = {name: everything[name] for name in part.factors}
-        return log_normalizer(plan, mine, scales, owners, present=present, fast=True, picking=picking)
+        return log_normalizer(plan, mine, scales, reductions, present)
 
     return jax.value_and_grad(evidence, argnums=(0, 1))(inputs.natural, inputs.tables)
 
@@ -338,7 +338,7 @@ def _emission(model: Model, factor: SiteFactor, natural: jax.Array, statistics: 
     return Emission(one_step, natural, jnp.moveaxis(statistics, axis, 0), gathers)
 
 
-def _by_chunks(model: Model, part: Part, fused: FusedPlan, inputs: _Inputs, picking: Picking | None) -> _Outcome:
+def _by_chunks(model: Model, part: Part, fused: FusedPlan, inputs: _Inputs, key: jax.Array | None) -> _Outcome:
     """As :func:`_value_and_gradient`, one chunk of rows after the other."""
     chunking, statistics = fused.chunking, inputs.statistics
     constant = [name for name in inputs.natural if statistics[name].shape[-1] == 1]
@@ -359,10 +359,10 @@ def _by_chunks(model: Model, part: Part, fused: FusedPlan, inputs: _Inputs, pick
 
     def step(carry: Any, numbered: tuple[jax.Array, _Inputs]) -> tuple[Any, Any]:
         number, chunk = numbered
-        how = None if picking is None else picking.part(number)
+        chunk_key = None if key is None else jax.random.fold_in(key, number)
         pairs: Any = zip(same, chunk, strict=True)
         whole = _Inputs(*({**shared, **own} for shared, own in pairs))
-        value, (sums, weights) = _value_and_gradient(model, part, plan, fused, whole, how)
+        value, (sums, weights) = _value_and_gradient(model, part, plan, fused, whole, chunk_key)
         carry = jax.tree.map(jnp.add, carry, (sums, {name: weights[name] for name in same.tables}))
         # Values are summed after the loop, pairwise: a running total would lose digits in float32.
         return carry, (value, {name: weights[name] for name in chunk.tables})

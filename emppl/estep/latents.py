@@ -2,54 +2,56 @@
 
 All three are the gradient of the log normaliser with respect to a zero table per latent; what replaces the sum
 over a latent decides which one it is. Chains have their own way of each: the kernels, Viterbi's algorithm, filtering
-and drawing backwards; the same ``sum_out`` step by step is their twin.
+and drawing backwards; the same reduction step by step is their twin.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from emppl.elimination.chain import log_evidence, path_evidence
-from emppl.elimination.chains import ChainTables, SumOut
-from emppl.elimination.run import log_normalizer, log_sum, probe_name
+from emppl.elimination import reductions
+from emppl.elimination.reductions import BEST, SUM, Reduction, draw
+from emppl.elimination.run import log_normalizer, probe_name
 from emppl.estep.continuous import counted, sample_given, whole_scans
-from emppl.estep.plain import all_scales, owners_of
+from emppl.estep.plain import all_scales
 from emppl.integrals.way import integrate_all
 from emppl.model.model import Model
-from emppl.numerics.guarded import maximum_out, safe_divide, sample_out
+from emppl.numerics.guarded import safe_divide
+from emppl.types import Data, Params
 
 
-class Reduction(NamedTuple):
-    """What replaces the sum over a latent, and the sum over a whole chain (None: the former, step by step)."""
+def _gradient_of_probes(
+    model: Model, params: Params, data: Data, choose: Callable[[int, int], Reduction]
+) -> dict[str, jax.Array]:
+    """Gradient with respect to a zero table for every latent over all its plates.
 
-    over: SumOut
-    chain: Callable[[ChainTables], jax.Array] | None
-
-
-def _gradient_of_probes(model: Model, params, data, how: Callable[[int], Reduction]) -> dict[str, jax.Array]:
-    """Gradient with respect to a zero table for every latent over all its plates; ``how`` is asked part by part."""
+    Args:
+        model: the model.
+        params: constrained parameter values.
+        data: arrays of the model's arguments.
+        choose: the reduction of one axis, from the numbers of its part and of the axis in its elimination.
+    """
     if not model.latents:
         return {}
     arrays = model.evaluate(params, data)
     integrated = integrate_all(model, params, data)
-    tables = model.tables(arrays, model.integrated) | {name: one.evidence for name, one in integrated.items()}
+    tables = model.tables(arrays, model.integrated) | {name: outcome.evidence for name, outcome in integrated.items()}
     inside = {name: integral.axis for integral in model.integrals for name in integral.factors}
     scales = counted(all_scales(model, arrays))
-    owners = owners_of(model, scales)
     present = model.present(arrays)
     in_chains = {probe for part in model.parts for probe in part.probes}
     probes = {}
     for latent in model.latents:
         factor = model.factors[latent]
         plates = model.axes.plates_of(factor.site, factor.site.batch_shape)
-        shape = tuple(s if n == latent or n in plates else 1 for n, s in _sizes(model))
+        sizes, kept = model.axes.sizes, plates | {latent}
+        shape = tuple(sizes[name] if name in kept else 1 for name in model.axes.names)
         probes[latent] = jnp.zeros(shape, jnp.result_type(float))
 
-    def evidence(probes):
+    def evidence(probes: dict[str, jax.Array]) -> jax.Array:
         raised = dict(tables)
         for name, probe in probes.items():
             if probe_name(name) in in_chains:  # apart from the transition, which need not vary over time
@@ -59,22 +61,17 @@ def _gradient_of_probes(model: Model, params, data, how: Callable[[int], Reducti
                 raised[name] = raised[name] + probe
         total = jnp.zeros((), jnp.result_type(float))
         for number, part in enumerate(model.parts):
-            mine = {name: raised[name] for name in (*part.factors, *part.probes) if name in raised}
-            over, chain = how(number)
-            total = total + log_normalizer(part.plan, mine, scales, owners, over, present, sum_chain=chain)
+            of_part = {name: raised[name] for name in (*part.factors, *part.probes) if name in raised}
+            chosen = {axis: choose(number, place) for place, axis in enumerate(part.plan.reduced)}
+            total = total + log_normalizer(part.plan, of_part, scales, chosen, present)
         return total
 
     return jax.grad(evidence)(probes)
 
 
-def _sizes(model: Model):
-    return [(name, model.axes.sizes[name]) for name in model.axes.names]
-
-
-def marginals(model: Model, params, data) -> dict[str, jax.Array]:
+def marginals(model: Model, params: Params, data: Data) -> dict[str, jax.Array]:
     """Posterior probabilities of every latent's states: plates in model order, then the states."""
-    kernels = Reduction(log_sum, lambda tables: log_evidence(*tables.arrays))
-    raw = _gradient_of_probes(model, params, data, lambda _: kernels)
+    raw = _gradient_of_probes(model, params, data, lambda part, place: SUM)
     tidy = {}
     for latent, table in raw.items():
         moved = user_layout(model, latent, table)
@@ -84,7 +81,7 @@ def marginals(model: Model, params, data) -> dict[str, jax.Array]:
     return whole_scans(model, tidy)
 
 
-def decode(model: Model, params, data, twin: bool = False) -> dict[str, jax.Array]:
+def decode(model: Model, params: Params, data: Data, twin: bool = False) -> dict[str, jax.Array]:
     """Jointly most probable state of every latent (index into its support), by max-product elimination.
 
     Args:
@@ -93,11 +90,11 @@ def decode(model: Model, params, data, twin: bool = False) -> dict[str, jax.Arra
         data: arrays of the model's arguments.
         twin: go through chains step by step, differentiated by JAX.
     """
-    best = Reduction(_maximum, None if twin else lambda tables: path_evidence(None, *tables.arrays))
-    return _states(model, _gradient_of_probes(model, params, data, lambda _: best))
+    best = reductions.twin(BEST) if twin else BEST
+    return _states(model, _gradient_of_probes(model, params, data, lambda part, place: best))
 
 
-def sample(model: Model, params, data, rng_key: jax.Array, twin: bool = False) -> dict[str, jax.Array]:
+def sample(model: Model, params: Params, data: Data, rng_key: jax.Array, twin: bool = False) -> dict[str, jax.Array]:
     """One joint draw of all latents from their posterior: discrete ones as indices into their support.
 
     Args:
@@ -109,31 +106,17 @@ def sample(model: Model, params, data, rng_key: jax.Array, twin: bool = False) -
     """
     of_integrals, *keys = jax.random.split(rng_key, 1 + len(model.parts))
 
-    def drawer(number):
-        calls = iter(range(10**6))
+    def choose(part: int, place: int) -> Reduction:
+        drawn = draw(jax.random.fold_in(keys[part], place))  # the probes give the tables a cell for every draw
+        return reductions.twin(drawn) if twin else drawn
 
-        def draw(table, axis, time=None):
-            mine = jax.random.fold_in(keys[number], next(calls))
-            mine = mine if time is None else jax.random.fold_in(mine, time)
-            return sample_out(table, jax.random.gumbel(mine, table.shape, table.dtype), axis)
-
-        def path(tables):
-            return path_evidence(jax.random.fold_in(keys[number], next(calls)), *tables.arrays)
-
-        return Reduction(draw, None if twin else path)
-
-    raw = _gradient_of_probes(model, params, data, drawer)
+    raw = _gradient_of_probes(model, params, data, choose)
     return _states(model, raw) | sample_given(model, params, data, raw, of_integrals)
 
 
 def _states(model: Model, raw: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     chosen = {latent: jnp.argmax(user_layout(model, latent, table), -1) for latent, table in raw.items()}
     return whole_scans(model, chosen)
-
-
-def _maximum(table: jax.Array, axis: int, time=None) -> jax.Array:
-    del time
-    return maximum_out(table, axis)
 
 
 def user_layout(model: Model, latent: str, table: jax.Array) -> jax.Array:

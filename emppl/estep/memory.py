@@ -6,7 +6,7 @@ import math
 
 import jax.numpy as jnp
 
-from emppl.elimination.order import Step
+from emppl.elimination.order import EliminationStep
 from emppl.errors import ModelError
 from emppl.estep.fused import FusedPlan
 from emppl.model.model import Model
@@ -15,7 +15,7 @@ MEMORY_LIMIT = 4 * 2**30
 """Bytes that the largest table of an E-step may take before the model is refused."""
 
 
-def largest_table(model: Model, fused: FusedPlan | None) -> tuple[int, Step | None]:
+def largest_table(model: Model, fused: FusedPlan | None) -> tuple[int, EliminationStep | None]:
     """Cells of the largest table that exists at once, and the step of the elimination that makes it.
 
     Args:
@@ -27,7 +27,7 @@ def largest_table(model: Model, fused: FusedPlan | None) -> tuple[int, Step | No
         ``(cells, step)``; the step is None without one.
     """
     rows = model.axes.sizes[model.axes.rows]
-    largest: tuple[int, Step | None] = (1, None)
+    largest: tuple[int, EliminationStep | None] = (1, None)
     for part in model.parts:
         share = fused.chunking.size / rows if fused is not None and part.by_rows else 1.0
         for step in part.plan.steps:
@@ -69,7 +69,7 @@ def check_memory(model: Model, fused: FusedPlan | None) -> None:
     )
 
 
-def _too_large_chain(model: Model, step: Step, size: int) -> str:
+def _too_large_chain(model: Model, step: EliminationStep, size: int) -> str:
     assert step.chain is not None
     states = {name: model.axes.sizes[name] for name in step.chain.current}
     return (

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from emppl.elimination.reductions import Picking
+from emppl.elimination.reductions import PLAIN_SUM
 from emppl.elimination.run import log_normalizer
 from emppl.estep.expectations import Expectations, Posterior
 from emppl.integrals.outcome import Integrated
@@ -24,21 +24,15 @@ from emppl.numerics.guarded import impossible_to_infinite
 from emppl.types import Data, Params, Scales, Tables, Weights
 
 
-def owners_of(model: Model, scales: Scales) -> dict[str, jax.Array | None]:
-    """Weights of every latent's cells."""
-    return {latent: scales.get(latent) for latent in model.latents}
-
-
 def log_evidence(
-    model: Model, tables: Tables, scales: Scales, present: Mapping[str, jax.Array], picking: Picking | None = None
+    model: Model, tables: Tables, scales: Scales, present: Mapping[str, jax.Array], hard: bool = False
 ) -> jax.Array:
-    """Log normaliser of all parts from log-probability tables; some latents may get one value instead of a sum."""
-    owners = owners_of(model, scales)
+    """Log normaliser of all parts from log-probability tables; ``hard`` latents may get their best values."""
     total = jnp.zeros((), jnp.result_type(float))
-    for number, part in enumerate(model.parts):
-        mine = {name: tables[name] for name in part.factors}
-        how = None if picking is None else picking.part(number)
-        total = total + log_normalizer(part.plan, mine, scales, owners, present=present, picking=how)
+    for part in model.parts:
+        reductions = model.reductions(part.plan, PLAIN_SUM) if hard else dict.fromkeys(part.plan.reduced, PLAIN_SUM)
+        of_part = {name: tables[name] for name in part.factors}
+        total = total + log_normalizer(part.plan, of_part, scales, reductions, present)
     return impossible_to_infinite(total)
 
 
@@ -94,7 +88,7 @@ def e_step(model: Model, params: Params, data: Data) -> Posterior:
     integrated = integrate_all(model, params, data)
 
     def evidence(tables: Tables) -> jax.Array:
-        return log_evidence(model, tables, scales, present, model.picking)
+        return log_evidence(model, tables, scales, present, hard=True)
 
     tables = with_evidence(model.tables(arrays, model.integrated), integrated)
     value, weights = jax.value_and_grad(evidence)(tables)

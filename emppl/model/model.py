@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emppl.elimination.reductions import Picking
+from emppl.elimination.order import EliminationPlan
+from emppl.elimination.reductions import BEST, Reduction, draws
 from emppl.jaxpr.depends import Dependence
 from emppl.model.axes import Axes
 from emppl.model.integral import Integral
@@ -196,10 +197,25 @@ class Model:
         """Discrete latents that are drawn, by the model's own names."""
         return [name for name in self.model_latents if isinstance(self.strategies[name], StochasticEM)]
 
-    @property
-    def picking(self) -> Picking | None:
-        """What an E-step without random numbers does with latents that are not summed over."""
-        return Picking(self.picked) if self.hard else None
+    def reductions(
+        self, plan: EliminationPlan, summed: Reduction, key: jax.Array | None = None
+    ) -> dict[str, Reduction]:
+        """What an E-step does with every latent.
+
+        Args:
+            plan: the elimination.
+            summed: how latents are summed over.
+            key: random key of those that are drawn; without one the hard ones get their best values.
+
+        Returns:
+            By axis that is reduced.
+        """
+        chosen = dict.fromkeys(plan.reduced, summed)
+        if key is not None:
+            chosen |= draws(plan, self.picked, key)
+        elif self.hard:
+            chosen |= dict.fromkeys(self.picked, BEST)
+        return chosen
 
     @property
     def latents(self) -> list[str]:

@@ -19,9 +19,9 @@ THROUGH = {
     "contracts/test_rules": "mstep/given mstep/maximisation mstep/policy mstep/rule",
     "contracts/test_toy_way": "integrals/way",
     "elimination/chain/test_evidence": """elimination/chain/associative elimination/chain/blocked
-        elimination/chain/choose elimination/chain/emission elimination/chain/logspace elimination/chain/paths
-        elimination/chain/plain elimination/chain/posterior elimination/chain/problem elimination/chain/recursion
-        elimination/chain/scaled""",
+        elimination/chain/choose elimination/chain/logspace elimination/chain/paths
+        elimination/chain/plain elimination/chain/problem elimination/chain/recursion
+        elimination/chain/scaled elimination/chain/tiles""",
     "elimination/test_chains": "estep/filtering trace/scan trace/scan_first trace/scan_later",
     "elimination/test_run": "elimination/order elimination/reductions estep/latents estep/memory model/parts",
     "estep/test_fused": "estep/plain model/natural model/site",

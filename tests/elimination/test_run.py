@@ -13,6 +13,7 @@ from numpyro.distributions import constraints
 
 import emppl
 from emppl.elimination.order import Factor, plan_elimination
+from emppl.elimination.reductions import PLAIN_SUM
 from emppl.elimination.run import log_normalizer
 from emppl.errors import ModelError
 from tests.kit.brute_force import BruteForce
@@ -45,7 +46,7 @@ def test_log_normalizer_is_the_sum_over_the_joint_table(edges):
     """Chains, a loop, independent pieces and overlapping triples: value and gradient equal the full table's."""
     plan, tables, used = graph(edges, np.random.default_rng(1))
     unscaled = dict.fromkeys(tables)
-    evidence = lambda tables: log_normalizer(plan, tables, unscaled, dict.fromkeys(used))  # noqa: E731
+    evidence = lambda tables: log_normalizer(plan, tables, unscaled, dict.fromkeys(used, PLAIN_SUM))  # noqa: E731
     value, gradient = jax.value_and_grad(evidence)(tables)
     joint = sum(np.broadcast_to(table, [SIZES[a] if a in used else 1 for a in SIZES]) for table in tables.values())
     total = np.log(np.sum(np.exp(joint)))
@@ -88,7 +89,7 @@ def test_plated_elimination_is_a_loop_over_cells():
                 prior[z, g] + sum(np.log(sum(np.exp(inner[z, w, g, r]) for w in range(m))) for r in range(rows))
             )
         expected += np.log(sum(map(math.exp, by_state)))
-    got = log_normalizer(plan, tables, dict.fromkeys(tables), dict.fromkeys(latents))
+    got = log_normalizer(plan, tables, dict.fromkeys(tables), dict.fromkeys(latents, PLAIN_SUM))
     np.testing.assert_allclose(got, expected, rtol=1e-13)
 
 
@@ -97,7 +98,7 @@ def test_constant_tables_count_once_per_plate_cell():
     factors = [Factor("z", frozenset("z"), frozenset(["row"])), Factor("x", frozenset("z"), frozenset(["row"]))]
     plan = plan_elimination(factors, {"z": frozenset(["row"])}, {"z": 2, "row": 7}, ("z", "row"))
     table = {"z": jnp.log(jnp.array([[0.3], [0.7]])), "x": jnp.log(jnp.array([[0.5], [0.1]]))}
-    got = log_normalizer(plan, table, dict.fromkeys(table), {"z": None})
+    got = log_normalizer(plan, table, dict.fromkeys(table), {"z": PLAIN_SUM})
     np.testing.assert_allclose(got, 7 * math.log(0.3 * 0.5 + 0.7 * 0.1), rtol=1e-14)
 
 

@@ -19,10 +19,11 @@ from emppl.elimination.chain.recursion import Tile, inverse
 
 def filter_tile(tile: Tile, joint: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Forward recursion; see :func:`emppl.elimination.chain.recursion.filter_tile`."""
-    moves = jnp.broadcast_to(tile.transition * tile.emission[:, None], _full(tile))
+    steps, states, lanes = tile.emission.shape
+    moves = jnp.broadcast_to(tile.transition * tile.emission[:, None], (steps, states, states, lanes))
     moves = _or_identity(moves, tile.present)
 
-    def multiply(left, right):
+    def multiply(left: jax.Array, right: jax.Array) -> jax.Array:
         product = jnp.einsum("cijn,cjkn->cikn", left, right)
         return product * inverse(jnp.max(product, (1, 2), keepdims=True))
 
@@ -48,7 +49,7 @@ def smooth_tile(
     last = stack[-1] * inverse(jnp.sum(stack[-1], 0, keepdims=True))
     final = jnp.where(last > 0, last * beta, 0)
 
-    def multiply(right, left):
+    def multiply(right: jax.Array, left: jax.Array) -> jax.Array:
         return jnp.einsum("cijn,cjkn->cikn", left, right)
 
     products = jax.lax.associative_scan(multiply, back, reverse=True)
@@ -57,11 +58,6 @@ def smooth_tile(
     v = jnp.where(predicted > 0, marginals * inverse(predicted), 0)
     start = filtered[0]
     return marginals, filtered, v, jnp.where(start > 0, earlier[0] * inverse(start), 0)
-
-
-def _full(tile: Tile) -> tuple[int, ...]:
-    steps, states, lanes = tile.emission.shape
-    return steps, states, states, lanes
 
 
 def _or_identity(matrices: jax.Array, present: jax.Array | None) -> jax.Array:

@@ -20,9 +20,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from emppl.elimination.chain.problem import (
-    Chain,
-    Layout,
+from emppl.elimination.chain.problem import Chain, Gradients, Static, slice_time
+from emppl.elimination.chain.recursion import Tile, filter_tile, inverse, pair_counts, propagate, smooth_tile
+from emppl.elimination.chain.tiles import (
+    Start,
     Tiles,
     as_table,
     blocks_first,
@@ -31,56 +32,51 @@ from emppl.elimination.chain.problem import (
     join_time,
     mask_table,
     scaled_emissions,
-    slice_time,
     tile_table,
     transition_peaks,
 )
-from emppl.elimination.chain.recursion import Tile, filter_tile, inverse, pair_counts, propagate, smooth_tile
 
 
 class Groups(Tiles):
     """Cuts all steps but the first into groups of blocks; what does not fill a group is one sequential tile."""
 
-    def __init__(self, layout: Layout, chain: Chain):
-        super().__init__(layout, chain)
+    def __init__(self, static: Static, chain: Chain):
+        super().__init__(static, chain)
         assert self.transition is not None
-        self.blocks = layout.kernel.blocks
-        self.steps = layout.kernel.chunk
+        self.blocks = static.kernel.blocks
+        self.steps = static.kernel.chunk
         self.size = self.blocks * self.steps
-        self.full = (layout.num_steps - 1) // self.size
-        self.rest = layout.num_steps - 1 - self.full * self.size
+        self.full = (static.num_steps - 1) // self.size
+        self.rest = static.num_steps - 1 - self.full * self.size
         self.starts = jnp.arange(self.full) * self.size
         self.wide = self.transition if self.transition.shape[3] == 1 else jnp.repeat(self.transition, self.blocks, 3)
 
     def lanes(self, array: jax.Array) -> jax.Array:
         """(blocks * C, N or 1) to (C, N * blocks)."""
-        wide = jnp.broadcast_to(array, (array.shape[0], self.layout.lanes))
-        cut = jnp.moveaxis(jnp.reshape(wide, (self.blocks, self.steps, self.layout.lanes)), 0, -1)
-        return jnp.reshape(cut, (self.steps, self.layout.lanes * self.blocks))
+        wide = jnp.broadcast_to(array, (array.shape[0], self.static.lanes))
+        cut = jnp.moveaxis(jnp.reshape(wide, (self.blocks, self.steps, self.static.lanes)), 0, -1)
+        return jnp.reshape(cut, (self.steps, self.static.lanes * self.blocks))
 
-    def group_present(self, start) -> jax.Array | None:
+    def group_present(self, start: Start) -> jax.Array | None:
         """(C, N * blocks), or None."""
         present = self.present(start, self.size)
         return None if present is None else self.lanes(present)
 
-    def group_table(self, start, emission_params) -> jax.Array:
+    def group_table(self, start: Start, emission_params: Any) -> jax.Array:
         """(C, K, N * blocks) log emissions."""
         slices = slice_time(self.chain.slices, start + 1, self.size)
-        table = tile_table(self.layout, emission_params, slices, self.blocks)
-        return mask_table(table, self.group_present(start), False)
+        table = tile_table(self.static, emission_params, slices, self.blocks)
+        return mask_table(table, self.group_present(start))
 
     def side_by_side(self, array: jax.Array) -> jax.Array:
         """(groups * blocks, K, N) to (groups, K, N * blocks)."""
-        states, lanes = self.layout.num_states, self.layout.lanes
+        states, lanes = self.static.num_states, self.static.lanes
         cut = jnp.reshape(array, (self.full, self.blocks, states, lanes))
         return jnp.reshape(jnp.moveaxis(cut, 1, -1), (self.full, states, lanes * self.blocks))
 
 
 def block_products(tile: Tile) -> tuple[jax.Array, jax.Array]:
-    """Products of all blocks of a group.
-
-    Args:
-        tile: the group's tile, M lanes.
+    """Products of all blocks of a group, whose tile has M lanes.
 
     Returns:
         (K, K, M) scaled products [to, from, lane], and (M,) the logs of what they were divided by.
@@ -88,7 +84,7 @@ def block_products(tile: Tile) -> tuple[jax.Array, jax.Array]:
     num_states, lanes = tile.emission.shape[1:]
     identity = jnp.eye(num_states, dtype=tile.emission.dtype)[:, :, None]
 
-    def step(product, inputs):
+    def step(product: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
         emission, present = inputs
         scale = jnp.sum(product, (0, 1))
         if present is None:
@@ -103,19 +99,19 @@ def block_products(tile: Tile) -> tuple[jax.Array, jax.Array]:
     return product * inverse(scale)[None, None], jnp.sum(jnp.log(scales), 0) + jnp.log(scale)
 
 
-def forward(layout: Layout, chain: Chain) -> tuple[jax.Array, jax.Array, Any]:
+def forward(static: Static, chain: Chain) -> tuple[jax.Array, jax.Array, Any]:
     """Log evidence; see :func:`emppl.elimination.chain.scaled.forward`."""
-    groups = Groups(layout, chain)
-    states, lanes = layout.num_states, layout.lanes
-    joint, evidence = initial_joint(layout, chain)
+    groups = Groups(static, chain)
+    states, lanes = static.num_states, static.lanes
+    joint, evidence = initial_joint(static, chain)
 
-    def products(_, start):
+    def products(_: None, start: jax.Array) -> tuple[None, tuple]:
         emission, peaks = scaled_emissions(groups.group_table(start, chain.emission_params), False)
         product, logs = block_products(Tile(emission, groups.wide, groups.group_present(start)))
         logs = jnp.reshape(logs + jnp.sum(peaks, 0), (lanes, groups.blocks))
         return None, (jnp.moveaxis(jnp.reshape(product, (states, states, lanes, groups.blocks)), -1, 0), logs)
 
-    def over_blocks(joint, matrix):
+    def over_blocks(joint: jax.Array, matrix: jax.Array) -> tuple[jax.Array, tuple]:
         after = jnp.sum(matrix * joint[None], 1)
         scale = jnp.sum(after, 0, keepdims=True)
         return after * inverse(scale), (joint, scale[0])
@@ -137,14 +133,14 @@ def forward(layout: Layout, chain: Chain) -> tuple[jax.Array, jax.Array, Any]:
         evidence = evidence + jnp.sum(jnp.log(tail_scales[:, 0]) + peaks, 0) + jnp.log(jnp.sum(last, 0))
         worst = jnp.minimum(worst, jnp.minimum(jnp.min(tail_scales[:, 0], 0), jnp.sum(last, 0)))
         joint = last
-    return evidence + transition_peaks(layout, chain), worst, (matrices, entries, joint, tail)
+    return evidence + transition_peaks(static, chain), worst, (matrices, entries, joint, tail)
 
 
-def backward(layout: Layout, chain: Chain, residual, weight: jax.Array):
+def backward(static: Static, chain: Chain, residual: Any, weight: jax.Array) -> Gradients:
     """Expected counts; see :func:`emppl.elimination.chain.scaled.backward`."""
-    groups = Groups(layout, chain)
+    groups = Groups(static, chain)
     matrices, entries, last, tail = residual
-    states, lanes = layout.num_states, layout.lanes
+    states, lanes = static.num_states, static.lanes
     shape = chain.log_transition.shape
     beta = jnp.broadcast_to(weight, (states, lanes))
     counts = jnp.zeros(shape, beta.dtype)
@@ -161,7 +157,7 @@ def backward(layout: Layout, chain: Chain, residual, weight: jax.Array):
         late = groups.table_gradient(marginals, start, groups.rest)
         last = tail[0]
 
-    def over_blocks(value, inputs):
+    def over_blocks(value: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
         matrix, joint = inputs
         before = jnp.where(joint > 0, jnp.sum(matrix * value[:, None], 0), 0)
         return before * inverse(jnp.sum(before * joint, 0, keepdims=True)), value
@@ -172,7 +168,7 @@ def backward(layout: Layout, chain: Chain, residual, weight: jax.Array):
     value, exits = jax.lax.scan(over_blocks, direction, (matrices, entries), reverse=True)
     wide_weight = jnp.repeat(weight, groups.blocks)[None]
 
-    def one(carry, inputs):
+    def smooth_group(carry: tuple, inputs: tuple) -> tuple[tuple, jax.Array | None]:
         counts, gradient = carry
         start, joint, beta = inputs
         table, pull = jax.vjp(lambda params: groups.group_table(start, params), chain.emission_params)
@@ -189,8 +185,8 @@ def backward(layout: Layout, chain: Chain, residual, weight: jax.Array):
         return (counts + pairs, gradient), groups.table_gradient(marginals, start, groups.size)
 
     inputs = (groups.starts, groups.side_by_side(entries), groups.side_by_side(exits))
-    (counts, gradient), early = jax.lax.scan(one, (counts, gradient), inputs)
+    (counts, gradient), early = jax.lax.scan(smooth_group, (counts, gradient), inputs)
     first = jnp.sum(entries[0] * value, 0, keepdims=True)
     beta = value * (weight[None] * jnp.sum(entries[0], 0, keepdims=True) * inverse(first))
-    first, gradient, first_table = initial_marginals(layout, chain, beta, gradient)
+    first, gradient, first_table = initial_marginals(static, chain, beta, gradient)
     return first, counts, gradient, join_time(first_table, early, late)

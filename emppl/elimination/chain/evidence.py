@@ -7,6 +7,9 @@ limit that depends on the precision alone, value and gradient are computed again
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -16,8 +19,7 @@ import emppl.elimination.chain.blocked as blocked
 import emppl.elimination.chain.logspace as logspace
 import emppl.elimination.chain.scaled as scaled
 from emppl.elimination.chain.choose import Kernel, resolve
-from emppl.elimination.chain.plain import plain_log_evidence
-from emppl.elimination.chain.problem import Chain, Emission, Layout, canonical, check
+from emppl.elimination.chain.problem import Chain, EmissionFunction, Gradients, Static, canonical
 
 
 def log_evidence(
@@ -33,8 +35,8 @@ def log_evidence(
     ``log sum_z p(z_0) p(x_0 | z_0) prod_t p(z_t | z_{t-1}) p(x_t | z_t)``, natural log. Its gradient with respect
     to ``log_initial`` is the posterior of z_0, to ``log_transition`` the pairwise marginals (summed over time or
     batch where the argument has size 1), to ``log_emission`` the state marginals. An impossible sequence has
-    evidence minus infinity and gradients zero. Differentiable once, in reverse mode; as often as wanted with
-    ``kernel="plain"``.
+    evidence minus infinity and gradients zero. Differentiable once, in reverse mode; the twin
+    :func:`emppl.elimination.chain.plain.step_by_step` as often as wanted.
 
     Args:
         log_initial: (K, *B), log p(z_0); batch axes may have size 1.
@@ -50,16 +52,14 @@ def log_evidence(
     Reference:
         Rabiner (1989), A tutorial on hidden Markov models.
     """
-    num_steps, num_states, *batch = log_emission.shape
-    check(num_steps, num_states, log_initial, log_transition, present)
-    layout, chain = prepare(log_initial, log_transition, log_emission, present, kernel)
-    return jnp.reshape(evidence_of(layout, chain), batch)
+    static, chain = prepare(log_initial, log_transition, log_emission, present, kernel)
+    return _evidence_of(static, chain)
 
 
 def fused_log_evidence(
     log_initial: jax.Array,
     log_transition: jax.Array,
-    emission: Emission,
+    emission: EmissionFunction,
     emission_params: Any,
     slices: Any,
     present: jax.Array | None = None,
@@ -84,76 +84,96 @@ def fused_log_evidence(
     Returns:
         (*B).
     """
-    layout, chain = prepare_fused(log_initial, log_transition, emission, emission_params, slices, present, kernel)
-    return jnp.reshape(evidence_of(layout, chain), layout.batch_shape)
-
-
-def prepare(log_initial, log_transition, log_emission, present, kernel) -> tuple[Layout, Chain]:
-    """Canonical form of a chain with a table of emissions."""
-    num_steps, num_states, *batch = log_emission.shape
-    initial, transition, here = canonical(log_initial, log_transition, present, tuple(batch))
-    table = jnp.reshape(log_emission, (num_steps, num_states, initial.shape[1]))
-    chosen = resolve(kernel, num_steps, num_states, initial.shape[1], table.dtype, transition.shape[0] > 1)
-    return Layout(num_steps, num_states, tuple(batch), None, chosen), Chain(initial, transition, None, table, here)
-
-
-def prepare_fused(
-    log_initial, log_transition, emission, emission_params, slices, present, kernel
-) -> tuple[Layout, Chain]:
-    """Canonical form of a chain with a fused emission."""
     num_steps = jax.tree.leaves(slices)[0].shape[0]
-    one = jax.eval_shape(emission, emission_params, jax.tree.map(lambda array: array[0], slices))
-    num_states, *batch = one.shape
-    check(num_steps, num_states, log_initial, log_transition, present)
-    initial, transition, here = canonical(log_initial, log_transition, present, tuple(batch))
-    chosen = resolve(kernel, num_steps, num_states, initial.shape[1], one.dtype, transition.shape[0] > 1)
-    layout = Layout(num_steps, num_states, tuple(batch), emission, chosen)
-    return layout, Chain(initial, transition, emission_params, slices, here)
+    first_slice = jax.tree.map(lambda array: array[0], slices)
+    of_one_step = jax.eval_shape(emission, emission_params, first_slice)
+    arrays = canonical(num_steps, of_one_step.shape, log_initial, log_transition, present)
+    static = _static(num_steps, of_one_step, emission, kernel, arrays[1])
+    return _evidence_of(static, Chain(*arrays[:2], emission_params, slices, arrays[2]))
 
 
-def evidence_of(layout: Layout, chain: Chain) -> jax.Array:
-    """(N,) log evidence of every lane, by the kernel that the layout names."""
-    if layout.kernel.name == "plain":
-        return plain_log_evidence(layout, chain)
-    return _evidence(
-        layout, chain.log_initial, chain.log_transition, chain.emission_params, chain.slices, chain.present
-    )
+def filtered(
+    log_initial: jax.Array, log_transition: jax.Array, log_emission: jax.Array, present: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Filter: what the past says about each state, and how well it predicted each observation; in log space.
+
+    Arguments are those of :func:`log_evidence`.
+
+    Returns:
+        (T, K, *B) log p(z_t | x_0..x_t), and (T, *B) log p(x_t | x_0..x_{t-1}), whose sum over time is the log
+        evidence (0 at steps that do not exist).
+    """
+    static, chain = prepare(log_initial, log_transition, log_emission, present, None)
+    states, predictive = logspace.filter_log(static, chain)
+    return jnp.reshape(states, log_emission.shape), jnp.reshape(predictive, (static.num_steps, *static.batch_shape))
+
+
+def prepare(
+    log_initial: jax.Array,
+    log_transition: jax.Array,
+    log_emission: jax.Array,
+    present: jax.Array | None,
+    kernel: Kernel | str | None,
+) -> tuple[Static, Chain]:
+    """Canonical form of a chain with a table of emissions."""
+    num_steps, *of_one_step = log_emission.shape
+    initial, transition, exists = canonical(num_steps, of_one_step, log_initial, log_transition, present)
+    table = jnp.reshape(log_emission, (num_steps, *initial.shape))
+    one_step = jax.ShapeDtypeStruct(tuple(of_one_step), table.dtype)
+    return _static(num_steps, one_step, None, kernel, transition), Chain(initial, transition, None, table, exists)
+
+
+def _static(
+    num_steps: int,
+    one_step: jax.ShapeDtypeStruct,
+    emission: EmissionFunction | None,
+    kernel: Kernel | str | None,
+    transition: jax.Array,
+) -> Static:
+    num_states, *batch = one_step.shape
+    varies = transition.shape[0] > 1
+    chosen = resolve(kernel, num_steps, num_states, math.prod(batch), one_step.dtype, varies)
+    return Static(num_steps, num_states, tuple(batch), emission, chosen)
+
+
+def _evidence_of(static: Static, chain: Chain) -> jax.Array:
+    """(*B) log evidence of every sequence, by the kernel that is named."""
+    arrays = chain.log_initial, chain.log_transition, chain.emission_params, chain.slices, chain.present
+    return jnp.reshape(_evidence(static, *arrays), static.batch_shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _evidence(layout: Layout, *arrays):
-    return _forward(layout, *arrays)[0]
+def _evidence(static: Static, *arrays: Any) -> jax.Array:
+    return _forward(static, *arrays)[0]
 
 
-def _forward(layout: Layout, *arrays):
+def _forward(static: Static, *arrays: Any) -> tuple[jax.Array, tuple]:
     chain = Chain(*arrays)
-    evidence, worst, residual = _module(layout).forward(layout, chain)
-    limit = layout.num_states * jnp.finfo(worst.dtype).tiny / jnp.finfo(worst.dtype).eps
+    evidence, worst, residual = _module(static).forward(static, chain)
+    limit = static.num_states * jnp.finfo(worst.dtype).tiny / jnp.finfo(worst.dtype).eps
     suspect = jnp.logical_not(jnp.all(worst > limit))
-    evidence = _unless(suspect, evidence, lambda *inside: logspace.forward(layout, Chain(*inside)), arrays)
+    evidence = _unless(suspect, evidence, lambda *inside: logspace.forward(static, Chain(*inside)), arrays)
     return evidence, (arrays, residual, suspect)
 
 
-def _backward(layout: Layout, saved, weight):
+def _backward(static: Static, saved: tuple, weight: jax.Array) -> tuple:
     arrays, residual, suspect = saved
-    chain = Chain(*arrays)
-    gradients = _module(layout).backward(layout, chain, residual, weight)
-    safe = functools.partial(_safe_gradients, layout)
+    gradients = _module(static).backward(static, Chain(*arrays), residual, weight)
+
+    def safe(weight: jax.Array, *arrays: Any) -> Gradients:
+        return logspace.backward(static, Chain(*arrays), weight)
+
     return *_unless(suspect, gradients, safe, (weight, *arrays)), None
-
-
-def _safe_gradients(layout: Layout, weight, *arrays):
-    return logspace.backward(layout, Chain(*arrays), weight)
 
 
 _evidence.defvjp(_forward, _backward)
 
 
-def _module(layout: Layout):
-    return blocked if layout.kernel.name == "blocked" else scaled
+def _module(static: Static) -> ModuleType:
+    return blocked if static.kernel.name == "blocked" else scaled
 
 
-def _unless(suspect: jax.Array, fast, safe, arrays):
+def _unless(suspect: jax.Array, fast: Any, safe: Callable[..., Any], arrays: tuple) -> Any:
     """``safe(*arrays)`` if ``suspect``, else ``fast``.
 
     A loop of at most one turn rather than a conditional: under ``vmap`` (restarts) a conditional would compute both
@@ -161,7 +181,7 @@ def _unless(suspect: jax.Array, fast, safe, arrays):
     state; without it XLA moves work that does not change from turn to turn out of the loop, and does it always.
     """
 
-    def repair(state):
+    def repair(state: tuple) -> tuple:
         inside, _ = jax.lax.optimization_barrier((arrays, state[0]))
         return jnp.zeros_like(suspect), safe(*inside)
 

@@ -64,12 +64,12 @@ def propagate(transition: jax.Array, weights: jax.Array) -> jax.Array:
     num_states, lanes = weights.shape[0], weights.shape[-1]
     if weights.ndim == 2 and lanes == 1:
         return jnp.sum(transition[:, :, 0] * weights, 0)[:, None]
-    if num_states > _WRITTEN_OUT and transition.shape[2] == 1:
+    if num_states > _MAX_STATES_WRITTEN_OUT and transition.shape[2] == 1:
         flat = transition[:, :, 0].T @ jnp.reshape(weights, (num_states, -1))
         return jnp.reshape(flat, weights.shape)
     if weights.ndim == 3:
         transition = transition[:, :, None]
-    if num_states > 4 * _WRITTEN_OUT:
+    if num_states > 4 * _MAX_STATES_WRITTEN_OUT:
         return jnp.sum(transition * weights[:, None], 0)
     total = transition[0] * weights[:1]
     for state in range(1, num_states):
@@ -77,12 +77,12 @@ def propagate(transition: jax.Array, weights: jax.Array) -> jax.Array:
     return total
 
 
-_WRITTEN_OUT = 12
+_MAX_STATES_WRITTEN_OUT = 12
 
 
-def _over_time(array: jax.Array | None, length: int):
+def _over_time(array: jax.Array, length: int) -> jax.Array | None:
     """What varies over the tile's steps, to be scanned; None for what does not."""
-    return None if array is None or (array.shape[0] == 1 and length > 1) else array
+    return None if array.shape[0] == 1 and length > 1 else array
 
 
 def inverse(scale: jax.Array) -> jax.Array:
@@ -102,7 +102,7 @@ def filter_tile(tile: Tile, joint: jax.Array) -> tuple[jax.Array, jax.Array, jax
     """
     transitions = _over_time(tile.transition, tile.emission.shape[0])
 
-    def step(joint, inputs):
+    def step(joint: jax.Array, inputs: tuple) -> tuple[jax.Array, tuple]:
         emission, transition, present = inputs
         if transition is None:
             transition = tile.transition[0]
@@ -146,11 +146,11 @@ def smooth_tile(
     transitions = _over_time(transposed, length)
     later = (factor[:-1], *(None if x is None else x[1:] for x in (transitions, tile.present)))
 
-    def back(v, transition, present):
+    def back(v: jax.Array, transition: jax.Array | None, present: jax.Array | None) -> jax.Array:
         beta = propagate(transposed[0] if transition is None else transition, v)
         return beta if present is None else jnp.where(present[None], beta, v)
 
-    def step(v, inputs):
+    def step(v: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
         factor, transition, present = inputs
         v = factor * back(v, transition, present)
         return v, v

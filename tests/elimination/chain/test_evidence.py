@@ -11,7 +11,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from emppl.elimination import chain
-from emppl.elimination.chain import Kernel
+from emppl.elimination.chain import Kernel, logspace
+from emppl.elimination.chain.evidence import prepare
 from emppl.numerics.guarded import maximum_out
 
 FAST = (
@@ -90,10 +91,15 @@ def brute_force(initial, transition, emission, present):
     return [np.reshape(array, (*array.shape[:-1], *batch)) for array in stack], [r[5] for r in results]
 
 
+def evidence_by(kernel, *arrays):
+    """The twin, or a kernel."""
+    return chain.step_by_step(*arrays) if kernel == "plain" else chain.log_evidence(*arrays, kernel=kernel)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def evidence_and_gradient(kernel, initial, transition, emission, present, weight):
     def total(*tables):
-        evidence = chain.log_evidence(*tables, present, kernel=kernel)
+        evidence = evidence_by(kernel, *tables, present)
         return jnp.sum(weight * evidence), evidence
 
     (_, evidence), gradient = jax.value_and_grad(total, (0, 1, 2), has_aux=True)(initial, transition, emission)
@@ -140,18 +146,50 @@ def test_evidence_and_gradient_equal_enumeration(arrays, kernel):
     np.testing.assert_allclose(at_transition, counted.sum(axes, keepdims=True), atol=1e-10)
 
 
+def path_of(key, initial, transition, emission, present=None):
+    """The path that the gradient of a path's evidence marks, (T, *B): the best one (no key), or a draw."""
+
+    def total(initial, emission):
+        return jnp.sum(chain.path_evidence(initial, transition, emission, present, key))
+
+    of_initial, marks = jax.grad(total, (0, 1))(jnp.broadcast_to(initial, emission.shape[1:]), jnp.asarray(emission))
+    path = jnp.argmax(marks.at[0].set(of_initial), 1)
+    if present is None:
+        return path
+    # Where a step does not exist the state is carried over.
+    last = jnp.arange(len(path)).reshape(-1, *[1] * (path.ndim - 1)) * jnp.asarray(present)
+    return jnp.take_along_axis(path, jax.lax.cummax(last, 0), 0)
+
+
 @jax.jit
-def everything(*arrays):
-    return chain.filtered(*arrays), chain.smoothed(*arrays), chain.pairwise(*arrays), chain.viterbi(*arrays)
+def everything(initial, transition, emission, present):
+    """Filter, expected counts in log space (of transitions also step by step), and the best path."""
+    steps, _, *batch = emission.shape
+    wide = jnp.broadcast_to(transition, (steps - 1, *transition.shape[1:3], *batch))
+
+    def backward(transition):
+        static, arrays = prepare(initial, transition, emission, present, None)
+        return logspace.backward(static, arrays, jnp.ones(static.lanes))
+
+    first, counted, _, marginals = backward(transition)
+    pairs = backward(wide)[1] if steps > 1 else counted[1:]
+    best = path_of(None, initial, transition, emission, present)
+    marginals, pairs, first = map(jnp.reshape, (marginals, pairs, first), (emission.shape, wide.shape, initial.shape))
+    return chain.filtered(initial, transition, emission, present), marginals, pairs, first, counted, best
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate])
 @given(chains())
 def test_posterior_queries_equal_enumeration(arrays):
-    (evidence, marginals, pairs, _, best), _ = brute_force(*arrays)
-    (states, predictive), smoothed, pairwise, path = everything(*arrays)
-    np.testing.assert_allclose(smoothed, marginals, atol=1e-10)
+    (evidence, marginals, _, pairs, best), _ = brute_force(*arrays)
+    (states, predictive), smoothed, pairwise, first, counted, path = everything(*map(jnp.asarray, arrays))
+    exists = arrays[3][:, None]
+    np.testing.assert_allclose(smoothed, marginals * exists, atol=1e-10)
+    np.testing.assert_allclose(first, marginals[0], atol=1e-10)
     np.testing.assert_allclose(pairwise, pairs, atol=1e-10)
+    lanes = np.reshape(pairs, (*pairs.shape[:3], np.prod(pairs.shape[3:], dtype=int)))
+    away = tuple(axis for axis in (0, 3) if counted.shape[axis] == 1)
+    np.testing.assert_allclose(counted, lanes.sum(away, keepdims=True), atol=1e-10)
     possible = np.isfinite(evidence)
     np.testing.assert_allclose(np.where(possible, predictive.sum(0), 0), np.where(possible, evidence, 0), atol=1e-10)
     last = np.where(possible, np.exp(states[-1]), 0)
@@ -183,7 +221,7 @@ def log_joint_of(path, arrays, b):
 
 
 def test_viterbi_breaks_ties_towards_the_lower_state():
-    path = chain.viterbi(jnp.zeros(3), jnp.zeros((1, 3, 3)), jnp.zeros((4, 3)))
+    path = path_of(None, jnp.zeros(3), jnp.zeros((1, 3, 3)), jnp.zeros((4, 3)))
     np.testing.assert_array_equal(path, np.zeros(4))
 
 
@@ -236,7 +274,7 @@ def test_fused_emission_equals_its_table(kernel, batch, emission):
 
     def by_table(initial, transition, params):
         table = jax.vmap(emission, (None, 0))(params, slices)
-        return jnp.sum(chain.log_evidence(initial, transition, table, present, kernel="plain"))
+        return jnp.sum(chain.step_by_step(initial, transition, table, jnp.asarray(present)))
 
     arguments = (jnp.asarray(initial), jnp.asarray(transition), params)
     got = jax.jit(jax.value_and_grad(fused, (0, 1, 2)))(*arguments)
@@ -250,7 +288,7 @@ def test_second_derivatives_of_the_plain_path():
     initial, transition, emission, present = map(jnp.asarray, random_chain(6, 6, 2, (), gaps=False)[:3] + (True,))
 
     def plain(table):
-        return chain.log_evidence(initial, transition, table, kernel="plain")
+        return chain.step_by_step(initial, transition, table)
 
     def fast(table):
         return chain.log_evidence(initial, transition, table, kernel="sequential")
@@ -297,7 +335,7 @@ def test_repair_is_per_member_under_vmap():
 
 def test_sampled_paths_have_the_exact_frequencies():
     draws = 4000
-    sample = jax.jit(jax.vmap(chain.sample_paths, (0, None, None, None, None)))
+    sample = jax.jit(jax.vmap(path_of, (0, None, None, None, None)))
     initial, transition, emission, present = random_chain(8, 5, 3, (), gaps=True, zeros=False)
     transition[0, 0, 1] = -np.inf
     arrays = (initial, transition, emission, present)
@@ -327,7 +365,7 @@ def marked_path(how, initial, transition, emission, present, weight):
         if how == "twin":
             evidence = chain.step_by_step(*tables, present, first_maximum)
         else:
-            evidence = chain.path_evidence(None if how == "best" else jax.random.key(0), *tables, present)
+            evidence = chain.path_evidence(*tables, present, None if how == "best" else jax.random.key(0))
         return jnp.sum(weight * evidence), evidence
 
     (_, evidence), gradient = jax.value_and_grad(total, (0, 1, 2), has_aux=True)(initial, transition, emission)
@@ -337,7 +375,7 @@ def marked_path(how, initial, transition, emission, present, weight):
 @settings(max_examples=20, deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate])
 @given(chains())
 def test_the_gradient_of_a_path_evidence_marks_the_path(arrays):
-    """The best path: against enumeration and the twin. A draw: its marks are one path, those of ``sample_paths``."""
+    """The best path: against enumeration and the twin. A draw: its marks are one path."""
     initial, transition, emission, present = map(jnp.asarray, arrays)
     steps, states, *batch = emission.shape
     (evidence, _, _, _, best), _ = brute_force(*arrays)
@@ -351,7 +389,7 @@ def test_the_gradient_of_a_path_evidence_marks_the_path(arrays):
         np.testing.assert_array_equal(mine, theirs)
     drawn_value, drawn = marked_path("drawn", *tables)
     np.testing.assert_allclose(drawn_value, evidence, rtol=1e-12)
-    path = np.asarray(chain.sample_paths(jax.random.key(0), *tables[:4]))
+    path = np.asarray(path_of(jax.random.key(0), *tables[:4]))
     visits = np.moveaxis(np.eye(states)[path], -1, 1) * np.asarray(weight)
     np.testing.assert_array_equal(drawn[2], np.where(np.asarray(present)[:, None], visits, 0))
     np.testing.assert_array_equal(drawn[0], visits[0])
@@ -366,7 +404,7 @@ def test_batched_paths_have_the_exact_frequencies():
     initial, transition, emission, _ = random_chain(9, 4, 2, (), varies=True)
     (_, marginals, *_), _ = brute_force(initial, transition, emission, None)
     wide = np.broadcast_to(emission[:, :, None], (4, 2, 4000))
-    paths = chain.sample_paths(jax.random.key(1), initial[:, None], transition[..., None], wide)
+    paths = path_of(jax.random.key(1), initial[:, None], transition[..., None], wide)
     frequencies = np.eye(2)[np.asarray(paths)].mean(1)
     assert np.all(np.abs(frequencies - marginals) <= 5 * np.sqrt(marginals * (1 - marginals) / 4000))
 
@@ -422,7 +460,7 @@ def test_hmmlearn_agrees_on_a_long_chain():
         value, gradient = value_and_gradient(kernel, *arrays)
         np.testing.assert_allclose(value, score, rtol=1e-8)
         np.testing.assert_allclose(gradient[2], marginals, atol=1e-8)
-    np.testing.assert_array_equal(chain.viterbi(*arrays), path)
+    np.testing.assert_array_equal(path_of(None, *arrays), path)
 
 
 @pytest.mark.parametrize("kernel", FAST[:2], ids=IDS[:2])
