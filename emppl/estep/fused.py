@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -256,19 +256,20 @@ def expectations(
     weights: dict[str, jax.Array] = {}
     for number, part in enumerate(model.parts):
         how = None if picking is None else picking.part(number)
-        inside = {name: natural[name] for name in part.factors if name in natural}
-        given = {name: tables[name] for name in part.factors if name in tables}
-        statistics = {name: prepared[name].statistics for name in inside}
+        statistics = {name: prepared[name].statistics for name in part.factors if name in natural}
+        inputs = _Inputs(
+            {name: natural[name] for name in statistics},
+            {name: tables[name] for name in part.factors if name in tables},
+            statistics,
+            scales,
+            present,
+        )
         if part.by_rows and fused.chunking.count > 1:
-            part_value, (part_sums, part_weights) = _by_chunks(
-                model, part, fused, inside, given, statistics, scales, present, how
-            )
+            part_value, (part_sums, part_weights) = _by_chunks(model, part, fused, inputs, how)
         else:
             if part.by_rows:
-                statistics = {name: chunks[0] for name, chunks in statistics.items()}
-            part_value, (part_sums, part_weights) = _value_and_gradient(
-                model, part, part.plan, fused, inside, given, statistics, scales, present, how
-            )
+                inputs = inputs._replace(statistics={name: chunks[0] for name, chunks in statistics.items()})
+            part_value, (part_sums, part_weights) = _value_and_gradient(model, part, part.plan, fused, inputs, how)
         value = value + part_value
         sums.update(part_sums)
         weights.update(part_weights)
@@ -295,33 +296,38 @@ def _largest_sum(natural: jax.Array, bound: jax.Array) -> jax.Array:
     return jnp.max(jnp.sum(jnp.abs(natural[..., :-1]) * bound[..., :-1], -1))
 
 
+class _Inputs(NamedTuple):
+    """What the evidence of one part is computed from, by site."""
+
+    natural: Tables
+    tables: Tables
+    statistics: Tables
+    scales: Scales
+    present: Tables
+
+
+_Outcome: TypeAlias = tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, jax.Array]]]
+"""``(value, (sums, weights))``: the log evidence, and its derivatives in natural parameters and in tables."""
+
+
 def _value_and_gradient(
-    model: Model,
-    part: Part,
-    plan: EliminationPlan,
-    fused: FusedPlan,
-    natural: Tables,
-    tables: Tables,
-    statistics: Tables,
-    scales: Scales,
-    present: Mapping[str, jax.Array],
-    picking: Picking | None = None,
-) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
-    """Log evidence of a part, its expected statistics (the derivative in natural parameters), and its weights."""
+    model: Model, part: Part, plan: EliminationPlan, fused: FusedPlan, inputs: _Inputs, picking: Picking | None
+) -> _Outcome:
+    scales, present = inputs.scales, inputs.present
     owners = owners_of(model, scales)
 
     def evidence(natural: Tables, tables: Tables) -> jax.Array:
         from_statistics = {
-            n: _emission(model, model.factors[n], natural[n], statistics[n])
+            n: _emission(model, model.factors[n], natural[n], inputs.statistics[n])
             if n in fused.by_step
-            else model.factors[n].contract(natural[n], statistics[n])
+            else model.factors[n].contract(natural[n], inputs.statistics[n])
             for n in natural
         }
         everything = {**tables, **from_statistics}
         mine = {name: everything[name] for name in part.factors}
         return log_normalizer(plan, mine, scales, owners, present=present, fast=True, picking=picking)
 
-    return jax.value_and_grad(evidence, argnums=(0, 1))(natural, tables)
+    return jax.value_and_grad(evidence, argnums=(0, 1))(inputs.natural, inputs.tables)
 
 
 def _emission(model: Model, factor: SiteFactor, natural: jax.Array, statistics: jax.Array) -> Emission:
@@ -334,60 +340,46 @@ def _emission(model: Model, factor: SiteFactor, natural: jax.Array, statistics: 
     return Emission(one_step, natural, jnp.moveaxis(statistics, axis, 0), gathers)
 
 
-def _by_chunks(
-    model: Model,
-    part: Part,
-    fused: FusedPlan,
-    natural: Tables,
-    tables: Tables,
-    statistics: Tables,
-    scales: Scales,
-    present: Mapping[str, jax.Array],
-    picking: Picking | None = None,
-) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
+def _by_chunks(model: Model, part: Part, fused: FusedPlan, inputs: _Inputs, picking: Picking | None) -> _Outcome:
     """As :func:`_value_and_gradient`, one chunk of rows after the other."""
-    chunking = fused.chunking
-    rows = model.axes.rows
-    constant = [name for name in natural if statistics[name].shape[-1] == 1]
+    chunking, statistics = fused.chunking, inputs.statistics
+    constant = [name for name in inputs.natural if statistics[name].shape[-1] == 1]
     small, pull_back = jax.vjp(
         lambda natural: {n: model.factors[n].contract(natural[n], statistics[n][0]) for n in constant},
-        {name: natural[name] for name in constant},
+        {name: inputs.natural[name] for name in constant},
     )
-    natural = {name: eta for name, eta in natural.items() if name not in constant}
-    statistics = {name: array for name, array in statistics.items() if name not in constant}
-    plan: EliminationPlan = dataclasses.replace(part.plan, sizes={**part.plan.sizes, rows: chunking.size})
-    small |= {name: table for name, table in tables.items() if table.shape[-1] == 1}
-    wide = {name: _chunks(table, chunking) for name, table in tables.items() if table.shape[-1] > 1}
-    scales = {name: scales[name] for name in part.factors}
+    natural = {name: eta for name, eta in inputs.natural.items() if name not in constant}
+    plan = dataclasses.replace(part.plan, sizes={**part.plan.sizes, model.axes.rows: chunking.size})
+    scales: Scales = {name: inputs.scales[name] for name in part.factors}
     if chunking.padding:
         scales = _without_padding(model, chunking, scales)
-    fixed_scales = {name: scale for name, scale in scales.items() if scale is None or scale.shape[-1] == 1}
-    wide_scales = {name: scale for name, scale in scales.items() if scale is not None and scale.shape[-1] > 1}
-    row_scales = {name: _chunks(scale, chunking) for name, scale in wide_scales.items()}
+    tables, wide_tables = _split(inputs.tables, chunking)
+    scales, wide_scales = _split(scales, chunking)
+    present, wide_present = _split(inputs.present, chunking)
+    same = _Inputs(natural, small | tables, {}, scales, present)
+    by_chunk = _Inputs({}, wide_tables, {name: statistics[name] for name in natural}, wide_scales, wide_present)
 
-    fixed_present = {name: exists for name, exists in present.items() if exists.shape[-1] == 1}
-    row_present = {name: _chunks(exists, chunking) for name, exists in present.items() if name not in fixed_present}
-
-    def step(carry: Any, chunk: Any) -> tuple[Any, Any]:
-        number, wide, statistics, row_scales, row_present = chunk
-        here = {**fixed_scales, **row_scales}
-        exists = {**fixed_present, **row_present}
+    def step(carry: Any, numbered: tuple[jax.Array, _Inputs]) -> tuple[Any, Any]:
+        number, chunk = numbered
         how = None if picking is None else picking.part(number)
-        value, (sums, weights) = _value_and_gradient(
-            model, part, plan, fused, natural, {**small, **wide}, statistics, here, exists, how
-        )
-        carry = jax.tree.map(jnp.add, carry, (sums, {name: weights[name] for name in small}))
+        pairs: Any = zip(same, chunk, strict=True)
+        whole = _Inputs(*({**shared, **own} for shared, own in pairs))
+        value, (sums, weights) = _value_and_gradient(model, part, plan, fused, whole, how)
+        carry = jax.tree.map(jnp.add, carry, (sums, {name: weights[name] for name in same.tables}))
         # Values are summed after the loop, pairwise: a running total would lose digits in float32.
-        return carry, (value, {name: weights[name] for name in wide})
+        return carry, (value, {name: weights[name] for name in chunk.tables})
 
-    zeros = jax.tree.map(jnp.zeros_like, (natural, small))
-    numbers = jnp.arange(chunking.count)
-    (sums, small_weights), (values, wide_weights) = jax.lax.scan(
-        step, zeros, (numbers, wide, statistics, row_scales, row_present)
-    )
-    sums |= pull_back({name: small_weights.pop(name) for name in constant})[0]
-    weights = {**small_weights, **{name: _uncut(weight, chunking) for name, weight in wide_weights.items()}}
-    return jnp.sum(values), (sums, weights)
+    zeros = jax.tree.map(jnp.zeros_like, (natural, same.tables))
+    (sums, weights), (values, wide) = jax.lax.scan(step, zeros, (jnp.arange(chunking.count), by_chunk))
+    sums |= pull_back({name: weights.pop(name) for name in constant})[0]
+    return jnp.sum(values), (sums, weights | {name: _uncut(weight, chunking) for name, weight in wide.items()})
+
+
+def _split(arrays: Scales, chunking: Chunking) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    """Arrays that are the same for all rows, and the chunks of the others."""
+    wide = {name: array for name, array in arrays.items() if array is not None and array.shape[-1] > 1}
+    same = {name: array for name, array in arrays.items() if name not in wide}
+    return same, {name: _chunks(array, chunking) for name, array in wide.items()}
 
 
 def _without_padding(model: Model, chunking: Chunking, scales: Scales) -> dict[str, jax.Array]:

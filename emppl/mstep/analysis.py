@@ -13,8 +13,8 @@ from emppl.estep.q import touched
 from emppl.jaxpr.jumps import only_jumps, why_not_quadratic
 from emppl.jaxpr.layout import Block, Layout, find_layout
 from emppl.model.model import Model, prior_cells
-from emppl.mstep.coordinates import coordinates, from_block
 from emppl.numerics.guarded import weighted
+from emppl.parameters.constraints import from_coordinates, to_coordinates
 from emppl.types import Data, Params
 
 Cells: TypeAlias = Callable[[Block, Params, Data], tuple[dict[str, jax.Array], list[jax.Array]]]
@@ -120,3 +120,13 @@ class Analysis:
             return total
 
         return objective
+
+
+def coordinates(model: Model, params: Params, names: Iterable[str]) -> dict[str, jax.Array]:
+    """Some parameters in the unconstrained coordinates in which iterative rules climb."""
+    return {name: to_coordinates(model.trace.sites[name].constraint, params[name]) for name in names}
+
+
+def from_block(model: Model, block: Params) -> dict[str, jax.Array]:
+    """Constrained values of a block in coordinates."""
+    return {name: from_coordinates(model.trace.sites[name].constraint, free) for name, free in block.items()}

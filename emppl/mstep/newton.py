@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from emppl.errors import Refusal
 from emppl.estep.q import touched
 from emppl.jaxpr.layout import Block, Layout
-from emppl.mstep.coordinates import coordinates, from_block
+from emppl.mstep.analysis import coordinates, from_block
 from emppl.mstep.entries import at_an_edge, entries_of, has_corners
 from emppl.mstep.maximisation import Maximisation
 from emppl.mstep.quadratic import ScaledEigen, describe, free_entries, scaled_eigen

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from emppl.model.model import Model
-from emppl.mstep.coordinates import coordinates, from_block
+from emppl.mstep.analysis import coordinates, from_block
 from emppl.mstep.maximisation import Maximisation
 from emppl.mstep.rule import Rule, RuleContext
 from emppl.types import Params

@@ -77,7 +77,7 @@ class Reduction:
         if not self._source.compress:
             return Refusal("compress=False")
         rules = self._source.options.m_step.values()
-        if any(callable(rule) and not is_optimizer(rule) for rule in rules):
+        if any(not is_optimizer(rule) for rule in rules):
             return Refusal(f"m_step has a function, which may expect all {pieces}")
         return None
 
