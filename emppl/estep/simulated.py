@@ -1,15 +1,15 @@
-"""The Monte Carlo E-step: atoms that are draws of chains, and what one draw says about a change of the parameters."""
+"""The Monte Carlo E-step: atoms that are draws of chains."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from emppl.estep.expectations import Expectations
 from emppl.estep.fused import FusedPlan, expectations
-from emppl.estep.plain import Expectations
 from emppl.integrals.importance import importance
 from emppl.integrals.joint import Joint
 from emppl.integrals.mcmc import Walkers, draw, first_walkers
@@ -18,7 +18,6 @@ from emppl.integrals.way import integrate
 from emppl.model.integral import Integral
 from emppl.model.model import Model
 from emppl.model.natural import Prepared
-from emppl.numerics.guarded import weighted
 from emppl.strategies import Simulated
 from emppl.types import Data, Params
 
@@ -142,41 +141,3 @@ def integrated_by_draws(
         atoms = atoms_of(joint, points)
         integrated[axis] = Integrated(drawn.evidence[axis], atoms, table, walkers.mean, walkers.root)
     return integrated
-
-
-def complete_log_densities(
-    model: Model, found: Expectations, prepared: Mapping[str, Prepared], params: Params, data: Data
-) -> jax.Array:
-    """Log density of data, latents and estimated parameters for every draw: its mean is Q plus the log prior.
-
-    Sites without parameters are left out, and terms that no draw enters are in all of them.
-
-    Args:
-        model: the model.
-        found: from draws; their weights, unless equal, are part of what is summed.
-        prepared: statistics of the data.
-        params: where it is evaluated.
-        data: arrays of the model's arguments.
-
-    Returns:
-        ``(draws,)`` (natural log).
-    """
-    axis_of = {name: integral.axis for integral in simulated(model) for name in integral.factors}
-    arrays = model.evaluate(params, data, atoms=found.atoms)
-    total: Any = model.log_prior_from(arrays)
-    for name, factor in model.factors.items():
-        if not factor.all_parameters:
-            continue
-        if name in found.sums:
-            factor = model.natural_factor(name)
-            natural = factor.natural(factor.arguments(arrays), prepared[name].reference)
-            total = total + jnp.sum(found.sums[name] * natural)
-            continue
-        terms = weighted(found.weights[name], factor.table(arrays))
-        if name not in axis_of:
-            total = total + jnp.sum(terms)
-            continue
-        position = model.axes.names.index(axis_of[name])
-        each = jnp.sum(terms, tuple(axis for axis in range(terms.ndim) if axis != position))
-        total = total + each * each.shape[0]
-    return total

@@ -11,7 +11,7 @@ import numpy as np
 
 from emppl import estep
 from emppl.estep.informed import informed_shares
-from emppl.estep.simulated import Drawn, begin_walkers, complete_log_densities, draw_all, simulated_expectations
+from emppl.estep.simulated import Drawn, begin_walkers, draw_all, simulated_expectations
 from emppl.fit.loop import smallest_scale
 from emppl.integrals.mcmc import Walkers
 from emppl.model.natural import Prepared
@@ -94,7 +94,7 @@ class Simulator:
     ) -> Improved:
         found = simulated_expectations(self.model, self.program.fused, params, drawn, shares, data, prepared)
         step = self.program.maximise(params, found, data, prepared, memory)
-        before, after = (complete_log_densities(self.model, found, prepared, at, data) for at in (params, step.params))
+        before, after = (step.objective.by_draw(at) for at in (params, step.params))
         log_prior = self.model.log_prior(params, data)
         return Improved(step.params, step.memory, step.unfinished, after - before, found.log_likelihood, log_prior)
 

@@ -103,9 +103,7 @@ def _solution(context: RuleContext, name: str, entry: Entry) -> tuple[Update | N
     assert entry.factor.family is not None
     update = entry.factor.family.updates.get(entry.field)
     selection = context.model.dependence.selection(name, entry.position)
-    if isinstance(selection, Refusal):
-        return update, selection
-    if update is None or _is_scaled(selection, update):
+    if update is None or isinstance(selection, Refusal) or _is_scaled(selection, update):
         return update, selection
     if selection.scaled:
         return update, Refusal("it is multiplied by data")

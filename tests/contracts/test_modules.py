@@ -16,7 +16,7 @@ THROUGH = {
     "checkpoint/test_file": "fit/acceleration",
     "contracts/test_families": """families/bounded families/check families/counts families/discrete families/gaussian
         families/locations families/multivariate families/positive families/registry""",
-    "contracts/test_rules": "mstep/given mstep/maximisation mstep/policy mstep/rule",
+    "contracts/test_rules": "mstep/entries mstep/given mstep/maximisation mstep/policy mstep/rule",
     "contracts/test_toy_way": "integrals/way",
     "elimination/chain/test_evidence": """elimination/chain/associative elimination/chain/blocked
         elimination/chain/choose elimination/chain/logspace elimination/chain/paths
@@ -24,7 +24,7 @@ THROUGH = {
         elimination/chain/scaled elimination/chain/tiles""",
     "elimination/test_chains": "estep/filtering trace/scan trace/scan_first trace/scan_later",
     "elimination/test_run": "elimination/order elimination/reductions estep/latents estep/memory model/parts",
-    "estep/test_fused": "estep/plain model/natural model/site",
+    "estep/test_fused": "estep/expectations estep/plain estep/q model/natural model/site",
     "integrals/test_exact": "estep/continuous integrals/joint integrals/outcome model/integral numerics/small_matrices",
     "integrals/test_mcmc": "integrals/hamiltonian estep/simulated montecarlo/simulator strategies/simulated",
     "integrals/test_quadrature": """integrals/importance integrals/laplace integrals/modes integrals/sampling integrals/settle
@@ -37,6 +37,7 @@ THROUGH = {
     "montecarlo/test_closing": "montecarlo/derivatives montecarlo/looks montecarlo/nearby montecarlo/trail",
     "montecarlo/test_stochastic": "fit/progress montecarlo/ascent montecarlo/averaging montecarlo/path",
     "models/test_models": "montecarlo/informed",
+    "mstep/test_closed_form": "mstep/readings",
     "mstep/test_quadratic": "model/regression mstep/analysis mstep/linear_predictors",
     "reduce/test_rows": "reduce/moments reduce/reduction reduce/same_model reduce/steps reduce/weighted_rows",
     "result/test_components": "jaxpr/axes jaxpr/depends",
