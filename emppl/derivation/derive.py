@@ -20,11 +20,10 @@ from emppl.model.axes import Axes, model_axes
 from emppl.model.compatible import check_components, check_simulated, discrete_strategies
 from emppl.model.integral import Integral, find_integrals
 from emppl.model.model import Model
-from emppl.model.natural import SiteFactor
 from emppl.model.options import Options
 from emppl.model.roles import Role, assign_roles, without_missing_cells
 from emppl.model.scans import find_chains
-from emppl.model.site import field_dependences
+from emppl.model.site import AlignedSite, field_dependences
 from emppl.mstep import choose_rules
 from emppl.mstep.analysis import Analysis
 from emppl.mstep.linear_predictors import find_regressions
@@ -114,7 +113,7 @@ def _see(
     return without_missing_cells(trace, dependence), dependence, roles, integrals
 
 
-def _factors(trace: Trace, dependence: Dependence, axes: Axes, likelihood: list[str]) -> dict[str, SiteFactor]:
+def _factors(trace: Trace, dependence: Dependence, axes: Axes, likelihood: list[str]) -> dict[str, AlignedSite]:
     labels = {site.labels: name for name, site in trace.sites.items() if site.labels}
     given = {one.axis: frozenset(one.given) for one in trace.atom_axes.values()}
     factors = {}
@@ -141,7 +140,7 @@ def _factors(trace: Trace, dependence: Dependence, axes: Axes, likelihood: list[
             in_latents, in_parameters = (
                 {field: found[field] for field in found if field != "mask"} for found in (in_latents, in_parameters)
             )
-        factors[name] = SiteFactor(
+        factors[name] = AlignedSite(
             site,
             axes,
             family,

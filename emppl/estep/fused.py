@@ -19,7 +19,9 @@ from emppl.estep.plain import absent_cells, all_scales, centers_of, spread_over_
 from emppl.integrals.outcome import Integrated
 from emppl.integrals.way import integrate_all, prepare_integrals
 from emppl.model.model import Model, Part
-from emppl.model.natural import Prepared, SiteFactor
+from emppl.model.natural import NaturalForm, Prepared, table_from_statistics
+from emppl.model.site import AlignedSite
+from emppl.model.table import log_prob_table
 from emppl.numerics.guarded import impossible_to_infinite
 from emppl.types import Data, Params, Scales, Tables
 
@@ -112,7 +114,7 @@ def _varies_by_step(model: Model, name: str) -> bool:
     return ("value",) in factor.timed and not moving and "cell_weight" not in factor.latents
 
 
-def _has_small_arguments(model: Model, factor: SiteFactor) -> bool:
+def _has_small_arguments(model: Model, factor: AlignedSite) -> bool:
     """Whether a site has a natural form whose parameters are the same in all rows."""
     is_unmasked_latent = factor.site.kind == "discrete" and "mask" not in factor.latents
     if factor.family is None or not factor.has_statistics or not (is_unmasked_latent or factor.has_natural_form):
@@ -162,10 +164,9 @@ def prepare(model: Model, fused: FusedPlan, data: Data) -> dict[str, Any]:
         if not factor.has_statistics or factor.value_has_atoms:
             continue
         if name in fused.natural and name in model.regressions:
-            factor = model.regressions[name]
-            design, known = factor.predictor.design(data)
-            arrays[name].arguments.update(design=design, known=known)
-        of_site = factor.prepare(arrays)
+            of_site = model.regressions[name].prepare(arrays, data)
+        else:
+            of_site = NaturalForm.of(factor).prepare(arrays)
         if name in fused.by_step:
             of_site = dataclasses.replace(of_site, statistics=_with_first_step(model, factor, of_site.statistics))
         if name in fused.natural and any(part.by_rows and name in part.factors for part in model.parts):
@@ -174,7 +175,7 @@ def prepare(model: Model, fused: FusedPlan, data: Data) -> dict[str, Any]:
     return prepared
 
 
-def _with_first_step(model: Model, factor: SiteFactor, statistics: jax.Array) -> jax.Array:
+def _with_first_step(model: Model, factor: AlignedSite, statistics: jax.Array) -> jax.Array:
     """A row in front for the first step, which a chain starts from: it adds nothing to its log-probability."""
     axis = _time_axis(model, factor)
     nothing = -1 if jnp.issubdtype(statistics.dtype, jnp.integer) else 0
@@ -183,7 +184,7 @@ def _with_first_step(model: Model, factor: SiteFactor, statistics: jax.Array) ->
     )
 
 
-def _time_axis(model: Model, factor: SiteFactor) -> int:
+def _time_axis(model: Model, factor: AlignedSite) -> int:
     assert factor.site.time is not None
     return model.axes.names.index(factor.site.time.name)
 
@@ -240,12 +241,12 @@ def expectations(
     amplification = jnp.zeros((), jnp.result_type(float))
     for name, factor in model.factors.items():
         if name in fused.natural:
-            natural_factor = model.natural_factor(name)
-            natural[name] = natural_factor.natural(natural_factor.arguments(arrays), prepared[name].reference)
+            form = model.natural_form(name)
+            natural[name] = form.natural(form.arguments(arrays), prepared[name].reference)
             if factor.family is not None and factor.family.local_reference is not None:
                 amplification = jnp.maximum(amplification, _largest_sum(natural[name], prepared[name].bound))
         elif name not in model.integrated:
-            tables[name] = factor.table(arrays)
+            tables[name] = log_prob_table(factor, arrays)
     tables = with_evidence(tables, integrated)
     value = sum((prepared[name].base_measure for name in natural), model.fault(arrays))
     value = value + absent_cells(model, arrays)
@@ -281,7 +282,7 @@ def expectations(
         amplification,
         atoms,
         centers_of(integrated),
-        {name: model.factors[name].prepare(at_atoms) for name in with_atoms},
+        {name: NaturalForm.of(model.factors[name]).prepare(at_atoms) for name in with_atoms},
         sum((outcome.cancelled for outcome in integrated.values()), jnp.zeros(())),
         evidence_weights,
     )
@@ -318,7 +319,7 @@ def _value_and_gradient(
         from_statistics = {
             n: _emission(model, model.factors[n], natural[n], inputs.statistics[n])
             if n in fused.by_step
-            else model.factors[n].contract(natural[n], inputs.statistics[n])
+            else table_from_statistics(natural[n], inputs.statistics[n])
             for n in natural
         }
         everything = {**tables, **from_statistics}
@@ -328,11 +329,11 @@ def _value_and_gradient(
     return jax.value_and_grad(evidence, argnums=(0, 1))(inputs.natural, inputs.tables)
 
 
-def _emission(model: Model, factor: SiteFactor, natural: jax.Array, statistics: jax.Array) -> Emission:
+def _emission(model: Model, factor: AlignedSite, natural: jax.Array, statistics: jax.Array) -> Emission:
     axis = _time_axis(model, factor)
 
     def one_step(natural: jax.Array, statistics: jax.Array) -> jax.Array:
-        return factor.contract(natural, jnp.expand_dims(statistics, axis))
+        return table_from_statistics(natural, jnp.expand_dims(statistics, axis))
 
     gathers = jnp.issubdtype(statistics.dtype, jnp.integer)
     return Emission(one_step, natural, jnp.moveaxis(statistics, axis, 0), gathers)
@@ -343,7 +344,7 @@ def _by_chunks(model: Model, part: Part, fused: FusedPlan, inputs: _Inputs, key:
     chunking, statistics = fused.chunking, inputs.statistics
     constant = [name for name in inputs.natural if statistics[name].shape[-1] == 1]
     small, pull_back = jax.vjp(
-        lambda natural: {n: model.factors[n].contract(natural[n], statistics[n][0]) for n in constant},
+        lambda natural: {n: table_from_statistics(natural[n], statistics[n][0]) for n in constant},
         {name: inputs.natural[name] for name in constant},
     )
     natural = {name: eta for name, eta in inputs.natural.items() if name not in constant}

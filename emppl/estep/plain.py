@@ -18,7 +18,7 @@ from emppl.estep.expectations import Expectations, Posterior
 from emppl.integrals.outcome import Integrated
 from emppl.integrals.way import atom_weights, integrate_all
 from emppl.model.model import Model
-from emppl.model.natural import Prepared
+from emppl.model.natural import NaturalForm, Prepared
 from emppl.names import model_name
 from emppl.numerics.guarded import impossible_to_infinite
 from emppl.types import Data, Params, Scales, Tables, Weights
@@ -141,6 +141,8 @@ def from_posterior(
     """
     arrays = model.evaluate(params, data, atoms=posterior.atoms)
     prepared = {
-        name: factor.prepare(arrays, local=local) for name, factor in model.factors.items() if factor.has_statistics
+        name: NaturalForm.of(factor).prepare(arrays, local=local)
+        for name, factor in model.factors.items()
+        if factor.has_statistics
     }
     return Expectations.of(posterior), prepared

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from emppl.estep.expectations import Expectations, Posterior
 from emppl.model.model import Model
 from emppl.model.natural import Prepared
+from emppl.model.table import log_prob_table
 from emppl.numerics.guarded import weighted
 from emppl.strategies import Simulated
 from emppl.types import Data, Params
@@ -93,9 +94,9 @@ class QFunction:
     def _form(self, site: str, arrays: Mapping[str, Any]) -> jax.Array:
         """What the expectations of a site multiply: its natural parameters, or the log-probability of every cell."""
         if site not in self.expectations.sums:
-            return self.model.factors[site].table(arrays)
-        factor = self.model.natural_factor(site)
-        return factor.natural(factor.arguments(arrays), self.prepared[site].reference)
+            return log_prob_table(self.model.factors[site], arrays)
+        form = self.model.natural_form(site)
+        return form.natural(form.arguments(arrays), self.prepared[site].reference)
 
     def _weighted(self, site: str, form: jax.Array) -> jax.Array:
         if site in self.expectations.sums:

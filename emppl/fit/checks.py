@@ -12,7 +12,7 @@ import numpy as np
 from emppl.errors import DataError, ModelError
 from emppl.estep import integrate_all
 from emppl.model.model import Model
-from emppl.model.natural import SiteFactor
+from emppl.model.site import AlignedSite
 from emppl.mstep import ClosedForm
 from emppl.numerics.guarded import IMPOSSIBLE_SUM
 from emppl.program import Program
@@ -59,7 +59,7 @@ _UNBOUNDED_BELOW_ONE = {
 }
 
 
-def _over_time(factor: SiteFactor, mine: Any) -> dict[str, jax.Array]:
+def _over_time(factor: AlignedSite, mine: Any) -> dict[str, jax.Array]:
     """The report on a site inside a scan: over all its steps, the first bad cell of the first bad step."""
     if factor.site.time is None:
         return _value_report(factor, mine)
@@ -67,7 +67,7 @@ def _over_time(factor: SiteFactor, mine: Any) -> dict[str, jax.Array]:
     return {key: jnp.ravel(found)[jnp.argmax(jnp.ravel(found) >= 0)] for key, found in report.items()}
 
 
-def _value_report(factor: SiteFactor, mine: Any) -> dict[str, jax.Array]:
+def _value_report(factor: AlignedSite, mine: Any) -> dict[str, jax.Array]:
     value = mine.value
     rank = value.ndim - len(mine.distribution.event_shape)
     finite = jnp.isfinite(value) if jnp.issubdtype(value.dtype, jnp.inexact) else jnp.ones(value.shape, bool)

@@ -17,6 +17,7 @@ from emppl.fit.convergence import STALLS, Gains, convergence_test, needs_rise
 from emppl.fit.outcome import StopReason
 from emppl.fit.restarts import watched_sites
 from emppl.model.model import Model
+from emppl.model.natural import scale_floor
 from emppl.program import Program
 from emppl.types import Data, Params
 
@@ -303,7 +304,7 @@ def smallest_scale(
     arrays = model.evaluate(params, data, wanted)
     floors = []
     for _, factor in watched:
-        found = factor.scale_floor(arrays, prepared).ravel()
+        found = scale_floor(factor, arrays, prepared).ravel()
         eps = jnp.finfo(found.dtype).eps
         floors.append(found / (16 * eps if accurate or not factor.is_exponential else 4 * jnp.sqrt(eps)))
     if not floors:

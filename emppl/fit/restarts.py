@@ -6,7 +6,7 @@ import numpy as np
 
 from emppl.fit.outcome import StopReason
 from emppl.model.model import Model
-from emppl.model.natural import SiteFactor
+from emppl.model.site import AlignedSite
 
 
 def best_restart(objective: np.ndarray, status: np.ndarray) -> int:
@@ -29,7 +29,7 @@ def distinct_optima(objectives: np.ndarray, best: float) -> tuple[int, int]:
     return 1 + int(np.sum(np.diff(ordered) > tolerance)), int(np.sum(objectives >= best - tolerance))
 
 
-def watched_sites(model: Model) -> list[tuple[str, SiteFactor]]:
+def watched_sites(model: Model) -> list[tuple[str, AlignedSite]]:
     """Sites whose components may collapse, in a fixed order."""
     free = set(model.free)
     return [(n, f) for n, f in sorted(model.factors.items()) if f.can_collapse and f.all_parameters & free]

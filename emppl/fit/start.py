@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from emppl.jaxpr.maps import ElementMap
 from emppl.jaxpr.selection import Selection
 from emppl.model.model import Model
-from emppl.model.natural import SiteFactor
+from emppl.model.site import AlignedSite
 from emppl.mstep import ClosedForm
 from emppl.mstep.closed_form import Target
 from emppl.mstep.rule import Rule
@@ -95,7 +95,7 @@ def _seeds(program: Program, key: jax.Array, params: Params, data: Data) -> dict
     """Data-driven values of the parameters for which a family offers them."""
     model = program.model
     arrays = model.evaluate(params, data)
-    groups: dict[tuple[str, ...], list[SiteFactor]] = {}
+    groups: dict[tuple[str, ...], list[AlignedSite]] = {}
     wanted = {}
     for name in program.rules:
         target = _first_target(program, name)
@@ -120,7 +120,7 @@ def _seeds(program: Program, key: jax.Array, params: Params, data: Data) -> dict
                 continue
 
             def selected(
-                value: jax.Array, name: str = name, factor: SiteFactor = factor, argument: str = argument
+                value: jax.Array, name: str = name, factor: AlignedSite = factor, argument: str = argument
             ) -> jax.Array:
                 return factor.argument(model.evaluate({**params, name: value}, data), argument)
 
@@ -156,11 +156,11 @@ def _map(rule: Rule) -> ElementMap:
     return rule.map if isinstance(rule, ClosedForm) else ElementMap()
 
 
-def _summary(factor: SiteFactor, arrays: Mapping[str, Any]) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _summary(factor: AlignedSite, arrays: Mapping[str, Any]) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Value, mean and spread over all axes of a site, masked cells left out."""
     value, mask = factor.value(arrays), factor.mask(arrays)
     everywhere = (1,) * (factor.axes.rank + factor.site.reinterpreted)
-    mean_of = factor._mean_over_rows(value, mask, everywhere)
+    mean_of = factor.mean_over_rows(value, mask, everywhere)
     mean = mean_of(value)
     spread = jnp.sqrt(mean_of((value - mean) ** 2))
     if mask is not None:
@@ -170,7 +170,7 @@ def _summary(factor: SiteFactor, arrays: Mapping[str, Any]) -> tuple[jax.Array, 
 
 
 def _seed_rows(
-    model: Model, key: jax.Array, latents: Sequence[str], factors: Sequence[SiteFactor], arrays: Mapping[str, Any]
+    model: Model, key: jax.Array, latents: Sequence[str], factors: Sequence[AlignedSite], arrays: Mapping[str, Any]
 ) -> jax.Array:
     """Indices of one row per joint state of the latents, chosen far apart."""
     rows = model.axes.sizes[model.axes.rows]
@@ -206,7 +206,7 @@ def _seed_rows(
 
 
 def _suggestion(
-    factor: SiteFactor, argument: str, latents: Sequence[str], rows: jax.Array, arrays: Mapping[str, Any]
+    factor: AlignedSite, argument: str, latents: Sequence[str], rows: jax.Array, arrays: Mapping[str, Any]
 ) -> jax.Array | None:
     """What the family suggests for an argument in every cell, with one row of the data for each joint state."""
     value, mean, spread = _summary(factor, arrays)

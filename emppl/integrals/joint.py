@@ -15,6 +15,7 @@ from emppl.jaxpr.layout import group_numbers
 from emppl.jaxpr.numbering import number_cells
 from emppl.model.integral import Integral
 from emppl.model.model import Model
+from emppl.model.table import log_prob_table
 from emppl.names import latent_of
 from emppl.numerics.guarded import safe_divide
 from emppl.parameters.constraints import constrain, constraint_name, log_jacobian
@@ -103,7 +104,7 @@ class Joint:
     def tables_at(self, atoms: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """The same at many atoms, as the model has them, without the Jacobian."""
         arrays = self.model.evaluate(self.params, self.data, self.wanted, atoms)
-        return {name: self.model.factors[name].table(arrays) for name in self.integral.factors}
+        return {name: log_prob_table(self.model.factors[name], arrays) for name in self.integral.factors}
 
     def by_cell(self, tables: Mapping[str, jax.Array], once: bool = False) -> jax.Array:
         """Their sum in every cell of the integral: linear in the tables.

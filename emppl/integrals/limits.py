@@ -19,6 +19,7 @@ from emppl.integrals.joint import Joint
 from emppl.jaxpr.monotone import Turns, direction
 from emppl.model.integral import Integral
 from emppl.model.model import Model
+from emppl.model.table import log_prob_table
 from emppl.trace import SiteArrays, as_numpyro_expects
 from emppl.types import Data, Tables
 
@@ -218,7 +219,7 @@ def _count(joint: Joint, readings: dict[str, jax.Array], whole: bool = False) ->
         total = jnp.sum(reading, tuple(range(reading.ndim - rank, reading.ndim)))
         own = dataclasses.replace(arrays, distribution=_Reading(total, arrays.distribution.event_shape))
         with as_numpyro_expects():
-            tables[name] = factor.table({name: own})
+            tables[name] = log_prob_table(factor, {name: own})
     return joint.to_groups(joint.by_cell(tables, once=not whole))
 
 

@@ -17,10 +17,12 @@ from emppl.elimination.reductions import BEST, Reduction, draws
 from emppl.jaxpr.depends import Dependence
 from emppl.model.axes import Axes
 from emppl.model.integral import Integral
-from emppl.model.natural import SiteFactor
+from emppl.model.natural import NaturalForm
 from emppl.model.parts import Part, find_parts
-from emppl.model.regression import RegressionFactor
+from emppl.model.regression import COEFFICIENTS, RegressionForm
 from emppl.model.roles import Role
+from emppl.model.site import AlignedSite
+from emppl.model.table import log_prob_table
 from emppl.names import latent_of, model_name
 from emppl.parameters.constraints import constrain, free_dimensions
 from emppl.parameters.held import pin
@@ -51,7 +53,7 @@ class Model:
     trace: Trace
     dependence: Dependence
     axes: Axes
-    factors: Mapping[str, SiteFactor]
+    factors: Mapping[str, AlignedSite]
     roles: Mapping[str, Role]
     strategies: Mapping[str, Strategy]
     integrals: tuple[Integral, ...]
@@ -59,7 +61,7 @@ class Model:
     fixed: Mapping[str, Any]
     held: Mapping[str, np.ndarray]
     use_prior: bool
-    regressions: Mapping[str, RegressionFactor] = dataclasses.field(default_factory=dict)
+    regressions: Mapping[str, RegressionForm] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def table_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -126,9 +128,10 @@ class Model:
         """
         params = self.complete(params)
         arrays = self.trace.evaluate(params, {**self.trace.atoms, **self.any_atoms, **(atoms or {})}, data, wanted)
-        for name, factor in self.regressions.items():
+        for name, form in self.regressions.items():
             if wanted is None or (name, "arguments") in wanted:
-                arrays[name].arguments["coefficients"] = factor.predictor.coefficients(params)
+                arguments = {**arrays[name].arguments, COEFFICIENTS: form.predictor.coefficients(params)}
+                arrays[name] = dataclasses.replace(arrays[name], arguments=arguments)
         return arrays
 
     @property
@@ -155,9 +158,9 @@ class Model:
         """Table cells visited by one E-step: those of the elimination, and those at the atoms of integrals."""
         return sum(part.plan.cost for part in self.parts) + sum(self.cells(name) for name in self.integrated)
 
-    def natural_factor(self, name: str) -> SiteFactor:
-        """The factor whose natural form a site has: its regression form if there is one."""
-        return self.regressions.get(name, self.factors[name])
+    def natural_form(self, name: str) -> NaturalForm | RegressionForm:
+        """The natural form of a site: that of its linear predictor if it has one."""
+        return self.regressions[name] if name in self.regressions else NaturalForm.of(self.factors[name])
 
     @property
     def rough(self) -> list[str]:
@@ -235,7 +238,7 @@ class Model:
 
     def tables(self, arrays, without: frozenset[str] = frozenset()) -> dict[str, jax.Array]:
         """Log-probability tables of all likelihood sites, or of all but some, by the plain path."""
-        return {name: factor.table(arrays) for name, factor in self.factors.items() if name not in without}
+        return {name: log_prob_table(factor, arrays) for name, factor in self.factors.items() if name not in without}
 
     def scales(self, arrays) -> dict[str, jax.Array | None]:
         """Weights of every factor's cells."""

@@ -11,7 +11,7 @@ from emppl.elimination.order import EliminationPlan, Factor, plan_elimination
 from emppl.elimination.run import probe_name
 from emppl.model.axes import Axes
 from emppl.model.integral import Integral
-from emppl.model.natural import SiteFactor
+from emppl.model.site import AlignedSite
 from emppl.names import latent_of
 from emppl.trace import Trace
 
@@ -40,7 +40,7 @@ class Part:
 def find_parts(
     trace: Trace,
     axes: Axes,
-    factors: Mapping[str, SiteFactor],
+    factors: Mapping[str, AlignedSite],
     integrals: Sequence[Integral],
     tables: Mapping[str, jax.ShapeDtypeStruct],
 ) -> tuple[Part, ...]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +26,14 @@ from jax.scipy.linalg import solve_triangular
 
 from emppl.families import Family
 from emppl.jaxpr.layout import Layout
-from emppl.model.natural import SiteFactor
+from emppl.model.natural import NaturalForm, Prepared
+from emppl.model.site import AlignedSite
 from emppl.numerics.guarded import matrix_transpose
+from emppl.trace import SiteArrays
+from emppl.types import Data
+
+COEFFICIENTS = "coefficients"
+"""Name under which the coefficients of a linear predictor stand among a site's arguments."""
 
 _LOG_TWO_PI = float(np.log(2 * np.pi))
 
@@ -76,38 +83,48 @@ def _first_cell(array: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class RegressionFactor(SiteFactor):
+class RegressionForm:
     """A normal site seen as a family over rows ``(design, response)``, with coefficients as its argument.
 
     Attributes:
+        form: the site as statistics of these rows times natural parameters.
         predictor: how its location depends on the coefficients.
-        plain: the same site as an ordinary normal one.
     """
 
-    predictor: LinearPredictor = dataclasses.field(kw_only=True)
-    plain: SiteFactor = dataclasses.field(kw_only=True)
+    form: NaturalForm
+    predictor: LinearPredictor
 
     @classmethod
-    def of(cls, plain: SiteFactor, predictor: LinearPredictor) -> RegressionFactor:
+    def of(cls, aligned: AlignedSite, predictor: LinearPredictor) -> RegressionForm:
         """The regression form of a normal site."""
-        fields = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
-        return cls(**{**fields, "family": REGRESSION}, predictor=predictor, plain=plain)
+        return cls(NaturalForm(aligned, REGRESSION), predictor)
 
-    def arguments(self, arrays) -> dict[str, jax.Array]:
-        """Coefficients and scale of every cell."""
-        return {"coefficients": arrays[self.name].arguments["coefficients"], "scale": self.argument(arrays, "scale")}
+    def prepare(self, arrays: Mapping[str, SiteArrays], data: Data) -> Prepared:
+        """Statistics of the rows, the response last.
 
-    def value(self, arrays) -> jax.Array:
-        """Rows of the design, the response last."""
-        response = self.plain.value(arrays)
-        design, known = (arrays[self.name].arguments[part] for part in ("design", "known"))
-        lead = response.shape[:-1]
+        Args:
+            arrays: the evaluated model, with :data:`COEFFICIENTS` among the arguments.
+            data: arrays of the model's arguments.
+        """
+        response = self.form.aligned.value(arrays)
+        design, known = self.predictor.design(data)
         rows = jnp.concatenate([design, (response.reshape(-1) - known)[:, None]], -1)
-        return jnp.reshape(rows, lead + rows.shape)
+        rows = jnp.reshape(rows, response.shape[:-1] + rows.shape)
+        return self.form.prepare_value(rows, self.arguments(arrays), arrays)
 
-    def residuals(self, sums: jax.Array, coefficients: jax.Array, reference) -> dict[str, jax.Array]:
+    def arguments(self, arrays: Mapping[str, SiteArrays]) -> dict[str, jax.Array]:
+        """Coefficients and scale of every cell."""
+        aligned = self.form.aligned
+        coefficients = arrays[aligned.name].arguments[COEFFICIENTS]
+        return {COEFFICIENTS: coefficients, "scale": aligned.argument(arrays, "scale")}
+
+    def natural(self, arguments: Mapping[str, jax.Array], reference: Any) -> jax.Array:
+        """Natural parameters with the offset as coefficient of the count: ``(*axes, features)``."""
+        return self.form.natural(arguments, reference)
+
+    def residuals(self, sums: jax.Array, coefficients: jax.Array, reference: Any) -> dict[str, jax.Array]:
         """Expected statistics of the residuals, a normal sample about zero, for the closed forms of the scale."""
-        moments = self.moments(sums, reference)
+        moments = self.form.moments(sums, reference)
         columns = coefficients.shape[-1]
         standard = _standardised(coefficients, reference)
         linear = moments["sums"][..., 1 : 1 + columns]

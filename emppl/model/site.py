@@ -1,29 +1,29 @@
-"""One likelihood site on the model's common axes: its values, its arguments, and the log-probability of every cell.
+"""One likelihood site on the model's common axes: its value, arguments, mask and weights.
 
-This is the plain path, which works for every distribution.
+What is made of these stands beside it, as *forms* of the site: its table of log-probabilities (``table``), statistics
+times natural parameters (``natural``), and those of a linear predictor (``regression``).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from emppl.errors import Refusal
 from emppl.families import Family
 from emppl.jaxpr.depends import Dependence
 from emppl.jaxpr.prune import path_names
 from emppl.model.axes import Axes
-from emppl.parameters.constraints import constraint_name
-from emppl.trace import Site, SiteArrays, Trace, Unseen, as_numpyro_expects, log_density
+from emppl.trace import Site, SiteArrays, Trace
 
 
 @dataclasses.dataclass(frozen=True)
-class SiteTable:
-    """A likelihood site with its axes and its dependences.
+class AlignedSite:
+    """A likelihood site whose arrays are aligned on the common axes, with what they depend on.
 
     Attributes:
         site: static facts.
@@ -72,85 +72,54 @@ class SiteTable:
 
     @property
     def value_has_atoms(self) -> bool:
-        """Does its value hold atoms of an integrated latent, which move in every iteration?"""
+        """Whether its value holds atoms of an integrated latent, which move in every iteration."""
         return bool(self.latents.get("value", frozenset()) & self.axes.of_atoms)
 
-    # ------------------------------------------------------------------------------------------ the table
+    @property
+    def is_exponential(self) -> bool:
+        """Whether its family is registered with sufficient statistics."""
+        return self.family is not None and self.family.is_exponential
 
-    def table(self, arrays: Mapping[str, SiteArrays], by_element: bool = False) -> jax.Array:
-        """Log-probability of every cell, with the common axes (natural log).
+    @property
+    def has_natural_form(self) -> bool:
+        """Whether its table can be a product of statistics computed once with natural parameters."""
+        return self.is_exponential and self.site.kind == "observed" and self.why_not_natural() is None
 
-        Args:
-            arrays: the evaluated model.
-            by_element: keep the ``to_event`` axes, over which it is a sum.
-        """
-        fields: tuple[str, ...] = ("distribution", "value", "mask", "label_mask", "log_measure", "arguments")
-        if self.is_presence:
-            fields = ("distribution", "value")
-        elif self.site.kind != "factor":
-            fields = fields[:-1]
-        return self._over_time(arrays[self.name], fields, lambda mine: self._table(mine, arrays, by_element))
+    @property
+    def has_statistics(self) -> bool:
+        """Whether its sufficient statistics exist, independent of every parameter."""
+        if not self.is_exponential or self.labels_of is not None or self.site.kind == "factor":
+            return False
+        assert self.family is not None
+        return not any(self.parameters.get(field) for field in ("value", "mask", *self.family.fixed))
 
-    def _table(self, mine: SiteArrays, arrays: Mapping[str, SiteArrays], by_element: bool) -> jax.Array:
-        if self.labels_of is not None:
-            atoms = self._constant(arrays[self.labels_of].value, frozenset([self.labels_of]), 0)
-            value, known = (self._constant(part, frozenset(), 0) for part in _padded(mine.value, mine.label_mask))
-            if mine.mask is not None:
-                present = self._constant(jnp.asarray(mine.mask), frozenset(), 0)
-                known = known & present
-            matches = jnp.where(atoms == value, 0.0, -jnp.inf)
-            return jnp.where(known, matches, 0.0)
-        if self.site.kind == "factor":
-            table = mine.arguments["log_factor"]
-        else:
-            rank = len(mine.distribution.event_shape)
-            with as_numpyro_expects():
-                value = self._unmasked(mine, rank)
-                if rank:  # NumPyro's multivariate densities do not broadcast a value against the batch
-                    batch = jnp.broadcast_shapes(value.shape[: value.ndim - rank], mine.distribution.batch_shape)
-                    value = jnp.broadcast_to(value, batch + value.shape[value.ndim - rank :])
-                table = log_density(mine.distribution, value)
-                if self.site.kind == "observed" and not self.value_has_atoms:
-                    # Outside its support a density is zero, which NumPyro's log_prob leaves to the caller.
-                    table = _zero_outside(mine.distribution, value, table)
-                if mine.log_measure is not None:
-                    table = table + mine.log_measure
-        events = self.site.reinterpreted
-        table = jnp.reshape(table, (1,) * max(0, events - table.ndim) + table.shape)
-        table = jnp.broadcast_to(table, table.shape[: table.ndim - events] + self.event_sizes)
-        if mine.mask is not None:
-            table, mask, absent = _padded(table, mine.mask, self._absent(mine))
-            table = jnp.where(mask, table, absent)
-        if events and by_element:
-            return self._constant(table, self.all_latents, events)
-        if events:
-            table = jnp.sum(table, tuple(range(-events, 0)))
-        return self._constant(table, self.all_latents, 0)
+    @property
+    def rough(self) -> frozenset[str]:
+        """Parameters in arguments in which its density has corners or jumps."""
+        fields = (*self.family.kinks, *self.family.edges) if self.family is not None else ()
+        return frozenset().union(*(self.parameters.get(field, ()) for field in fields))
 
-    def _absent(self, mine: SiteArrays) -> jax.Array:
-        """Log-probability of masked cells: such a latent does not exist, which is as good as one that sums to one."""
-        if self.site.kind == "discrete":
-            return jnp.asarray(-math.log(self.site.states))
-        if self.site.kind != "integrated" or self.site.distribution == Unseen.__name__:
-            return jnp.zeros(())
-        rank = len(mine.distribution.event_shape)
-        standard = -(mine.value**2) / 2 - math.log(2 * math.pi) / 2
-        return jnp.sum(standard, tuple(range(mine.value.ndim - rank, mine.value.ndim)))
+    def why_not_natural(self) -> Refusal | None:
+        """The reason why there is no natural form, or None."""
+        if self.family is None or not self.is_exponential:
+            return Refusal(f"{self.site.distribution} has no registered sufficient statistics")
+        for field in ("value", "mask", *self.family.fixed):
+            if self.latents.get(field) or self.parameters.get(field):
+                return Refusal(f"its {field} depends on a latent or a parameter")
+        return None
 
-    def _unmasked(self, mine: SiteArrays, rank: int) -> jax.Array:
-        """The value, with masked cells replaced by something inside the support (they may be NaN)."""
-        if mine.mask is None or self.site.kind != "observed":
-            return mine.value
-        mask = jnp.reshape(mine.mask, mine.mask.shape + (1,) * rank)
-        value, mask = _padded(mine.value, mask)
-        try:
-            inside = mine.distribution.support.feasible_like(value)
-        except NotImplementedError:
-            return value
-        except ValueError:  # bounds that vary between states: NumPyro wants the value spread over them
-            value, mask, _ = jnp.broadcast_arrays(value, mask, jnp.zeros(mine.distribution.batch_shape + (1,) * rank))
-            inside = mine.distribution.support.feasible_like(value)
-        return jnp.where(mask, value, inside)
+    @property
+    def can_collapse(self) -> bool:
+        """Whether its spread is compared with that of the data, because a component of it may collapse."""
+        if self.family is None or self.family.scale_floor is None:
+            return False
+        if self.is_exponential:
+            return self.has_statistics and not self.value_has_atoms
+        return self.site.kind == "observed" and not any(
+            of.get(field) for of in (self.latents, self.parameters) for field in ("value", "mask")
+        )
+
+    # ---------------------------------------------------------------------------------------------- its arrays
 
     def scale(self, arrays: Mapping[str, SiteArrays]) -> jax.Array | None:
         """Weight of every cell with the common axes, or None."""
@@ -158,13 +127,13 @@ class SiteTable:
         if mine.cell_weight is None:
             return None
         depends = self.latents.get("cell_weight", frozenset())
-        return self._over_time(mine, ("cell_weight",), lambda mine: self._constant(mine.cell_weight, depends, 0))
+        return self.over_time(mine, ("cell_weight",), lambda mine: self.align(mine.cell_weight, depends, 0))
 
     def presence(self, arrays: Mapping[str, SiteArrays]) -> jax.Array:
         """Which steps of a chain exist, with the common axes."""
-        return self._over_time(arrays[self.name], ("mask",), lambda mine: self._constant(mine.mask, frozenset(), 0))
+        return self.over_time(arrays[self.name], ("mask",), lambda mine: self.align(mine.mask, frozenset(), 0))
 
-    def _over_time(self, mine: SiteArrays, fields: tuple[str, ...], function: Callable) -> jax.Array:
+    def over_time(self, mine: SiteArrays, fields: tuple[str, ...], function: Callable) -> jax.Array:
         """Apply a function of one step's arrays to all steps; what varies over time gets the time axis.
 
         Args:
@@ -205,7 +174,7 @@ class SiteTable:
             treedef, [leaf[0] if path_names(path) in self.over_atoms[1] else leaf for path, leaf in flat]
         )
 
-    def _constant(self, array: jax.Array, depends: frozenset[str], trailing: int) -> jax.Array:
+    def align(self, array: jax.Array, depends: frozenset[str], trailing: int) -> jax.Array:
         """Align, keeping one copy along the axes of latents on which the array does not depend."""
         split = array.ndim - trailing
         for name in self.axes.latents - depends:
@@ -223,12 +192,12 @@ class SiteTable:
         given = arrays[self.name]
         mine = dataclasses.replace(given, arguments={name: given.arguments[name]})
 
-        def aligned(mine):
+        def aligned(mine: SiteArrays) -> jax.Array:
             raw = mine.arguments[name]
             raw = jnp.reshape(raw, (1,) * max(0, trailing - raw.ndim) + raw.shape)
-            return self._constant(raw, self.latents[name], trailing)
+            return self.align(raw, self.latents[name], trailing)
 
-        return self._over_time(mine, ("arguments",), aligned)
+        return self.over_time(mine, ("arguments",), aligned)
 
     def arguments(self, arrays: Mapping[str, SiteArrays]) -> dict[str, jax.Array]:
         """Every argument that can hold parameters."""
@@ -252,25 +221,24 @@ class SiteTable:
         mine = arrays[self.name]
         masked = mine.mask is not None and self.site.kind == "observed"
 
-        def aligned(mine):
-            value = self._unmasked(mine, rank)
+        def aligned(mine: SiteArrays) -> jax.Array:
+            value = self.unmasked(mine, rank)
             value = jnp.reshape(value, (1,) * max(0, trailing - value.ndim) + value.shape)
             # Masked cells hold another value: it varies with the mask.
-            return self._constant(value, self.latents["value"] | self.latents.get("mask", frozenset()), trailing)
+            return self.align(value, self.latents["value"] | self.latents.get("mask", frozenset()), trailing)
 
-        return self._over_time(mine, ("value", "mask", "distribution") if masked else ("value",), aligned)
+        return self.over_time(mine, ("value", "mask", "distribution") if masked else ("value",), aligned)
 
     def log_measure(self, arrays: Mapping[str, SiteArrays]) -> jax.Array:
         """What a transformation of the value adds to its log-probability: common axes and ``to_event`` axes."""
         events = self.site.reinterpreted
 
-        def aligned(mine):
-            found = jnp.reshape(
-                mine.log_measure, (1,) * max(0, events - mine.log_measure.ndim) + mine.log_measure.shape
-            )
-            return self._constant(found, self.latents.get("log_measure", frozenset()), events)
+        def aligned(mine: SiteArrays) -> jax.Array:
+            measure = mine.log_measure
+            measure = jnp.reshape(measure, (1,) * max(0, events - measure.ndim) + measure.shape)
+            return self.align(measure, self.latents.get("log_measure", frozenset()), events)
 
-        return self._over_time(arrays[self.name], ("log_measure",), aligned)
+        return self.over_time(arrays[self.name], ("log_measure",), aligned)
 
     def mask(self, arrays: Mapping[str, SiteArrays]) -> jax.Array | None:
         """Mask over common axes and ``to_event`` axes, or None."""
@@ -279,43 +247,66 @@ class SiteTable:
         if mine.mask is None or self.is_presence:
             return None
 
-        def aligned(mine):
+        def aligned(mine: SiteArrays) -> jax.Array:
             mask = jnp.reshape(mine.mask, (1,) * max(0, events - mine.mask.ndim) + mine.mask.shape)
-            return self._constant(mask, self.latents.get("mask", frozenset()), events)
+            return self.align(mask, self.latents.get("mask", frozenset()), events)
 
-        return self._over_time(mine, ("mask",), aligned)
+        return self.over_time(mine, ("mask",), aligned)
+
+    def unmasked(self, mine: SiteArrays, rank: int) -> jax.Array:
+        """The value, with masked cells replaced by something inside the support (they may be NaN)."""
+        if mine.mask is None or self.site.kind != "observed":
+            return mine.value
+        mask = jnp.reshape(mine.mask, mine.mask.shape + (1,) * rank)
+        value, mask = with_equal_ranks(mine.value, mask)
+        try:
+            inside = mine.distribution.support.feasible_like(value)
+        except NotImplementedError:
+            return value
+        except ValueError:  # bounds that vary between states: NumPyro wants the value spread over them
+            value, mask, _ = jnp.broadcast_arrays(value, mask, jnp.zeros(mine.distribution.batch_shape + (1,) * rank))
+            inside = mine.distribution.support.feasible_like(value)
+        return jnp.where(mask, value, inside)
+
+    def mean_over_rows(
+        self, value: jax.Array, mask: jax.Array | None, cells: Sequence[int]
+    ) -> Callable[[jax.Array], jax.Array]:
+        """Averaging function over the axes along which no argument varies."""
+        rank = self.axes.rank
+        over = tuple(a for a in range(rank) if value.shape[a] > 1 and cells[a] == 1)
+
+        def mean(quantity: jax.Array) -> jax.Array:
+            extra = quantity.ndim - rank - self.site.reinterpreted
+            if mask is None:
+                return jnp.mean(quantity, over, keepdims=True) if over else quantity
+            present = jnp.reshape(mask, mask.shape + (1,) * extra)
+            total = jnp.sum(jnp.where(present, quantity, 0), over, keepdims=True)
+            count = jnp.sum(jnp.broadcast_to(present, quantity.shape), over, keepdims=True)
+            return total / jnp.maximum(count, 1)
+
+        return mean
 
 
-def _mapped(mine: SiteArrays, function: Callable, paths, position: int | None) -> Any:
+def _mapped(mine: SiteArrays, function: Callable, paths: frozenset[tuple[str, ...]], position: int | None) -> Any:
     """A function of arrays, mapped over the leading axis that some of them have."""
     flat, treedef = jax.tree_util.tree_flatten_with_path(mine)
     moving = [path_names(path) in paths for path, _ in flat]
     if not any(moving):
         return function(mine)
 
-    def one(varying):
-        varying = iter(varying)
-        data = [next(varying) if moves else leaf for moves, (_, leaf) in zip(moving, flat, strict=True)]
+    def at_one(slices: list[jax.Array]) -> Any:
+        remaining = iter(slices)
+        data = [next(remaining) if moves else leaf for moves, (_, leaf) in zip(moving, flat, strict=True)]
         return function(jax.tree.unflatten(treedef, data))
 
     varying = [leaf for moves, (_, leaf) in zip(moving, flat, strict=True) if moves]
     if position is None:
-        return jax.vmap(one)(varying)
-    return jnp.squeeze(jax.vmap(one, out_axes=position)(varying), position + 1)
+        return jax.vmap(at_one)(varying)
+    return jnp.squeeze(jax.vmap(at_one, out_axes=position)(varying), position + 1)
 
 
-def _zero_outside(distribution, value, table):
-    if constraint_name(distribution.support).startswith("real"):
-        return table
-    try:
-        inside = jnp.asarray(distribution.support(value))
-    except (NotImplementedError, TypeError, AttributeError):
-        return table
-    return jnp.where(inside, table, -jnp.inf)
-
-
-def _padded(*arrays):
-    """Give arrays the same rank with leading axes of size one."""
+def with_equal_ranks(*arrays: Any) -> tuple[jax.Array, ...]:
+    """Arrays with leading axes of size one, so that all have the same rank."""
     arrays = tuple(jnp.asarray(array) for array in arrays)
     rank = max(array.ndim for array in arrays)
     return tuple(jnp.reshape(array, (1,) * (rank - array.ndim) + array.shape) for array in arrays)

@@ -13,6 +13,7 @@ from emppl.estep.q import touched
 from emppl.jaxpr.jumps import only_jumps, why_not_quadratic
 from emppl.jaxpr.layout import Block, Layout, find_layout
 from emppl.model.model import Model, prior_cells
+from emppl.model.table import log_prob_table
 from emppl.numerics.guarded import weighted
 from emppl.parameters.constraints import from_coordinates, to_coordinates
 from emppl.types import Data, Params
@@ -97,7 +98,7 @@ class Analysis:
 
         def cells(block: Block, params: Params, data: Data) -> tuple[dict[str, jax.Array], list[jax.Array]]:
             arrays = model.evaluate({**params, **block}, data)
-            tables = {name: model.factors[name].table(arrays, by_element) for name in sites}
+            tables = {name: log_prob_table(model.factors[name], arrays, by_element) for name in sites}
             return tables, [prior_cells(arrays[name]) for name in priors]
 
         return cells

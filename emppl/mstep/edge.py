@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from emppl.errors import Refusal
-from emppl.model.natural import SiteFactor
+from emppl.model.site import AlignedSite
 from emppl.mstep.entries import FLAT, entries_of, prior_of
 from emppl.mstep.maximisation import Maximisation
 from emppl.mstep.median import why_not_a_data_value
@@ -63,7 +63,7 @@ class Edge(Rule):
             arrays = step.evaluate(step.params, fields)
 
             def argument(
-                value: jax.Array, site: str = site, field: str = field, factor: SiteFactor = factor
+                value: jax.Array, site: str = site, field: str = field, factor: AlignedSite = factor
             ) -> jax.Array:
                 wanted = frozenset([(site, "arguments")])
                 return factor.argument(step.evaluate({**step.params, name: value}, wanted), field)

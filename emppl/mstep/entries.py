@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from emppl.model.natural import SiteFactor
+from emppl.model.site import AlignedSite
 from emppl.mstep.rule import RuleContext
 
 FLAT = ("ImproperUniform", "Uniform", "Unit")
@@ -20,7 +20,7 @@ class Entry(NamedTuple):
         position: its place among the outputs of the trace.
     """
 
-    factor: SiteFactor
+    factor: AlignedSite
     field: str
     position: int
 

@@ -11,7 +11,7 @@ from emppl.jaxpr.groups import Grouped
 from emppl.jaxpr.layout import Block, find_layout, group_numbers
 from emppl.jaxpr.separation import Separation
 from emppl.model.model import Model
-from emppl.model.regression import LinearPredictor, RegressionFactor
+from emppl.model.regression import LinearPredictor, RegressionForm
 from emppl.mstep.quadratic import Quadratic
 from emppl.mstep.rule import Rule
 from emppl.types import Data
@@ -22,7 +22,7 @@ _MOST_NUMBERS = 2**27
 """Statistics of all rows take eight bytes times this at most (1 GiB)."""
 
 
-def find_regressions(model: Model, rules: Mapping[str, Rule]) -> dict[str, RegressionFactor]:
+def find_regressions(model: Model, rules: Mapping[str, Rule]) -> dict[str, RegressionForm]:
     """Normal sites whose location is one and the same linear function of coefficients in every cell of the latents.
 
     Args:
@@ -37,7 +37,7 @@ def find_regressions(model: Model, rules: Mapping[str, Rule]) -> dict[str, Regre
         if model.trace.distributions.get(name) is dist.Normal and factor.has_natural_form:
             predictor = _predictor(model, name, rules)
             if predictor is not None:
-                regressions[name] = RegressionFactor.of(factor, predictor)
+                regressions[name] = RegressionForm.of(factor, predictor)
     return regressions
 
 

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from emppl.estep import QFunction
-from emppl.model.regression import RegressionFactor
+from emppl.model.natural import NaturalForm, moments_of_values
+from emppl.model.regression import COEFFICIENTS, RegressionForm
 from emppl.types import Params
 
 
@@ -37,15 +38,15 @@ class Maximisation:
         factor = self.model.factors[site]
         if not factor.is_exponential:  # given the newest values of the other arguments
             fields = frozenset((site, field) for field in ("arguments", "distribution", "mask", "value"))
-            return factor.moments_of_values(self.expectations.weights[site], self.evaluate(self.params, fields))
+            return moments_of_values(factor, self.expectations.weights[site], self.evaluate(self.params, fields))
         reference = self.objective.prepared[site].reference
         regression = self._regression(site)
         if regression is not None:  # of the residuals, at the newest coefficients
             arrays = self.evaluate(self.params, frozenset([(site, "arguments")]))
-            coefficients = regression.arguments(arrays)["coefficients"]
+            coefficients = regression.arguments(arrays)[COEFFICIENTS]
             return regression.residuals(self.expectations.sums[site], coefficients, reference)
         if site not in self._moments:
-            self._moments[site] = factor.moments(self._sums(site), reference)
+            self._moments[site] = NaturalForm.of(factor).moments(self._sums(site), reference)
         return self._moments[site]
 
     def arguments(self, site: str, arrays: Mapping[str, Any]) -> dict[str, jax.Array]:
@@ -55,16 +56,16 @@ class Maximisation:
             return {"loc": jnp.zeros_like(scale), "scale": scale}
         return self.model.factors[site].arguments(arrays)
 
-    def _regression(self, site: str) -> RegressionFactor | None:
+    def _regression(self, site: str) -> RegressionForm | None:
         return self.model.regressions.get(site) if site in self.expectations.sums else None
 
     def _sums(self, site: str) -> jax.Array:
         if site in self.expectations.sums:
             return self.expectations.sums[site]
-        factor, prepared = self.model.factors[site], self.objective.prepared[site]
+        form, prepared = NaturalForm.of(self.model.factors[site]), self.objective.prepared[site]
         arrays = self.evaluate(self.params, frozenset([(site, "arguments")]))
-        shape = jax.eval_shape(lambda: factor.natural(factor.arguments(arrays), prepared.reference)).shape
-        return factor.expected_statistics(self.expectations.weights[site], shape, prepared)
+        shape = jax.eval_shape(lambda: form.natural(form.arguments(arrays), prepared.reference)).shape
+        return form.expected_statistics(self.expectations.weights[site], shape, prepared)
 
     def q(self, block: Params) -> jax.Array:
         """``Q + log prior`` with a block at other values, up to terms that do not hold the block.

@@ -18,6 +18,7 @@ from emppl.jaxpr import jumps
 from emppl.jaxpr.groups import SHARED, Meeting
 from emppl.jaxpr.separation import Separation
 from emppl.model.model import Model
+from emppl.model.table import log_prob_table
 from emppl.numerics.small_matrices import simplex
 from emppl.types import Data, Params
 
@@ -96,7 +97,7 @@ def _tables(model: Model, sites: Sequence[str]) -> Callable[[Mapping, Params, Da
         filled = [block.get(f"data {n}", leaf) for n, leaf in enumerate(data)]
         atoms = {name: block[name][None] for name in model.trace.value_shapes}
         arrays = model.evaluate(params, filled, atoms=atoms)
-        return {name: model.factors[name].table(arrays) for name in sites}
+        return {name: log_prob_table(model.factors[name], arrays) for name in sites}
 
     return tables
 
