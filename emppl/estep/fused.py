@@ -15,7 +15,7 @@ from emppl.elimination.order import EliminationPlan, EliminationStep
 from emppl.elimination.reductions import SUM
 from emppl.elimination.run import log_normalizer
 from emppl.estep.expectations import Expectations
-from emppl.estep.plain import absent_cells, all_scales, centers_of, spread_over_atoms, with_evidence
+from emppl.estep.plain import absent_cells, all_scales, spread_over_atoms, with_evidence
 from emppl.integrals.outcome import Integrated
 from emppl.integrals.way import integrate_all, prepare_integrals
 from emppl.model.model import Model, Part
@@ -60,16 +60,11 @@ class FusedPlan:
 
 
 def plan_fused(model: Model, weighted: Collection[str] = ()) -> FusedPlan:
-    """Choose natural forms and the size of chunks.
-
-    Chunks keep the features and the tables of a chunk inside a core's second-level cache.
+    """Choose natural forms and the size of chunks, whose features and tables fit a core's second-level cache.
 
     Args:
         model: the model.
         weighted: sites of which the M-step needs the weight of every cell.
-
-    Returns:
-        The static choices.
     """
     natural = frozenset(
         name
@@ -281,7 +276,7 @@ def expectations(
         weights,
         amplification,
         atoms,
-        centers_of(integrated),
+        {axis: outcome.mean for axis, outcome in integrated.items()},
         {name: NaturalForm.of(model.factors[name]).prepare(at_atoms) for name in with_atoms},
         sum((outcome.cancelled for outcome in integrated.values()), jnp.zeros(())),
         evidence_weights,

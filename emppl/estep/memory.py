@@ -16,15 +16,12 @@ MEMORY_LIMIT = 4 * 2**30
 
 
 def largest_table(model: Model, fused: FusedPlan | None) -> tuple[int, EliminationStep | None]:
-    """Cells of the largest table that exists at once, and the step of the elimination that makes it.
+    """Cells of the largest table that exists at once, and the step of the elimination that makes it, if any.
 
     Args:
         model: the model.
         fused: static choices of the fused path, whose tables hold a chunk of rows; None for the plain path, whose
             tables hold all of them.
-
-    Returns:
-        ``(cells, step)``; the step is None without one.
     """
     rows = model.axes.sizes[model.axes.rows]
     largest: tuple[int, EliminationStep | None] = (1, None)
@@ -38,11 +35,7 @@ def largest_table(model: Model, fused: FusedPlan | None) -> tuple[int, Eliminati
 
 
 def check_memory(model: Model, fused: FusedPlan | None) -> None:
-    """Refuse a model whose tables would not fit, before any memory is taken.
-
-    Args:
-        model: the model.
-        fused: static choices of the fused path, or None for the plain path.
+    """Refuse a model whose tables (see :func:`largest_table`) would not fit, before any memory is taken.
 
     Raises:
         ModelError: the largest table is above :data:`MEMORY_LIMIT`; names the latents that meet in it.

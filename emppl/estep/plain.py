@@ -94,17 +94,13 @@ def e_step(model: Model, params: Params, data: Data) -> Posterior:
     value, weights = jax.value_and_grad(evidence)(tables)
     weights, atoms = spread_over_atoms(model, integrated, weights, params, data)
     value = value + absent_cells(model, arrays)
-    return Posterior(value + model.fault(arrays), weights, atoms, centers_of(integrated))
+    centers = {axis: outcome.mean for axis, outcome in integrated.items()}
+    return Posterior(value + model.fault(arrays), weights, atoms, centers)
 
 
 def with_evidence(tables: Tables, integrated: Mapping[str, Integrated]) -> dict[str, jax.Array]:
     """Tables of the sites without integrated latents, and in place of the others the evidence of the integrals."""
     return {**tables, **{axis: outcome.evidence for axis, outcome in integrated.items()}}
-
-
-def centers_of(integrated: Mapping[str, Integrated]) -> dict[str, jax.Array]:
-    """By integral, where its atoms lie."""
-    return {axis: outcome.mean for axis, outcome in integrated.items()}
 
 
 def spread_over_atoms(
@@ -127,7 +123,7 @@ def spread_over_atoms(
 def from_posterior(
     model: Model, params: Params, posterior: Posterior, data: Data, local: bool = False
 ) -> tuple[Expectations, dict[str, Prepared]]:
-    """What the M-step needs, from posterior weights.
+    """What the M-step needs, from posterior weights: expectations, and statistics by site.
 
     Args:
         model: the model.
@@ -135,9 +131,6 @@ def from_posterior(
         posterior: its outcome.
         data: arrays of the model's arguments.
         local: centre statistics at each component's own location.
-
-    Returns:
-        ``(expectations, prepared)``.
     """
     arrays = model.evaluate(params, data, atoms=posterior.atoms)
     prepared = {

@@ -43,7 +43,8 @@ class QFunction:
 
     def terms(self, params: Params) -> dict[str, jax.Array]:
         """Every site's term of Q, scalars in nats."""
-        return self._terms(self.model.factors, self.evaluate(params))
+        arrays = self.evaluate(params)
+        return {site: self._term(site, arrays) for site in self.model.factors}
 
     def value(self, params: Params) -> jax.Array:
         """Q without priors, in nats."""
@@ -52,8 +53,8 @@ class QFunction:
     def with_prior(self, params: Params, block: Iterable[str]) -> jax.Array:
         """``Q + log prior`` in nats, without the terms of sites that do not depend on a block of parameters."""
         arrays = self.evaluate(params)
-        prior = jnp.zeros((), jnp.result_type(float)) + self.model.log_prior_from(arrays)
-        return sum(self._terms(touched(self.model, block), arrays).values(), prior)
+        prior = self.model.log_prior_from(arrays)
+        return sum((self._term(site, arrays) for site in touched(self.model, block)), prior)
 
     def rise(self, before: Params, after: Params) -> jax.Array:
         """How much higher ``Q + log prior`` is at the second parameters than at the first, in nats.
@@ -88,8 +89,8 @@ class QFunction:
             total = total + by_draw * by_draw.shape[0]
         return total
 
-    def _terms(self, sites: Iterable[str], arrays: Mapping[str, Any]) -> dict[str, jax.Array]:
-        return {site: jnp.sum(self._weighted(site, self._form(site, arrays))) for site in sites}
+    def _term(self, site: str, arrays: Mapping[str, Any]) -> jax.Array:
+        return jnp.sum(self._weighted(site, self._form(site, arrays)))
 
     def _form(self, site: str, arrays: Mapping[str, Any]) -> jax.Array:
         """What the expectations of a site multiply: its natural parameters, or the log-probability of every cell."""
@@ -111,15 +112,5 @@ def touched(model: Model, names: Iterable[str]) -> list[str]:
 
 
 def q(model: Model, params: Params, posterior: Posterior, data: Data) -> jax.Array:
-    """Q without priors, from the posterior weights of all sites.
-
-    Args:
-        model: the model.
-        params: where it is evaluated.
-        posterior: outcome of an E-step, at any other parameters.
-        data: arrays of the model's arguments.
-
-    Returns:
-        A scalar (natural log).
-    """
+    """Q without priors at some parameters, from the posterior weights of all sites at any others, in nats."""
     return QFunction(model, Expectations.of(jax.lax.stop_gradient(posterior)), data).value(params)

@@ -25,14 +25,7 @@ _TOLERANCE = 1e-5
 
 
 def diagonal_update(context: RuleContext, entry: Entry, name: str, map: ElementMap) -> Update | Refusal:
-    """The update of a parameter whose entries stand on the diagonal of a matrix argument.
-
-    Args:
-        context: the model.
-        entry: the argument.
-        name: the parameter.
-        map: what is done to its entries.
-    """
+    """The update of a parameter whose entries, after a map, stand on the diagonal of a matrix argument."""
     factor, model = entry.factor, context.model
     assert factor.family is not None
     update = factor.family.diagonals.get(entry.field)

@@ -46,11 +46,7 @@ class UserUpdate(Rule):
     function: Callable
 
     reads_every_site: ClassVar[bool] = True
-
-    @property
-    def order(self) -> int:
-        """After the exact updates."""
-        return 20
+    stage: ClassVar[int] = 20
 
     @classmethod
     def propose(cls, context: RuleContext, name: str) -> Rule | None:

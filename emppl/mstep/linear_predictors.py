@@ -23,15 +23,7 @@ _MOST_NUMBERS = 2**27
 
 
 def find_regressions(model: Model, rules: Mapping[str, Rule]) -> dict[str, RegressionForm]:
-    """Normal sites whose location is one and the same linear function of coefficients in every cell of the latents.
-
-    Args:
-        model: the model.
-        rules: M-step rule of every parameter.
-
-    Returns:
-        Their regression forms by site.
-    """
+    """Regression forms of the normal sites whose location is one linear function of coefficients for all latents."""
     regressions = {}
     for name, factor in model.factors.items():
         if model.trace.distributions.get(name) is dist.Normal and factor.has_natural_form:

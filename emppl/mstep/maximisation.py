@@ -68,14 +68,7 @@ class Maximisation:
         return form.expected_statistics(self.expectations.weights[site], shape, prepared)
 
     def q(self, block: Params) -> jax.Array:
-        """``Q + log prior`` with a block at other values, up to terms that do not hold the block.
-
-        Args:
-            block: constrained values of some parameters; the others are at their newest values.
-
-        Returns:
-            A scalar (natural log); differentiable in the block.
-        """
+        """``Q + log prior`` in nats with a block at other values, without the terms that the block does not enter."""
         return self.objective.with_prior({**self.params, **block}, block)
 
     def rise(self, before: Params) -> jax.Array:

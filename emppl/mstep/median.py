@@ -133,13 +133,7 @@ class Median(Rule):
 
 
 def why_not_a_data_value(context: RuleContext, name: str, entries: list[Entry]) -> str | None:
-    """The reason why the best value of a parameter need not be one of the data's values, or None.
-
-    Args:
-        context: the model.
-        name: the parameter.
-        entries: where it enters.
-    """
+    """The reason why the best value of a parameter need not be one of the data's values, or None."""
     reason = in_another_prior(context, name)
     if reason is not None:
         return reason

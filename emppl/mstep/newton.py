@@ -51,11 +51,7 @@ class Newton(Rule):
 
     kind: ClassVar[str] = "newton"
     reads_weights: ClassVar[bool] = False
-
-    @property
-    def order(self) -> int:
-        """After the exact updates."""
-        return 25
+    stage: ClassVar[int] = 25
 
     @classmethod
     def propose(cls, context: RuleContext, name: str) -> Newton | Refusal:

@@ -38,11 +38,7 @@ class Numeric(Rule):
 
     kind: ClassVar[str] = "optax"
     reads_weights: ClassVar[bool] = False
-
-    @property
-    def order(self) -> int:
-        """Last, when the exact updates have been made."""
-        return 30
+    stage: ClassVar[int] = 30
 
     @classmethod
     def propose(cls, context: RuleContext, name: str) -> Numeric:

@@ -34,28 +34,12 @@ from emppl.mstep.numeric import Numeric, is_optimizer
 from emppl.mstep.quadratic import Quadratic
 from emppl.mstep.rule import Rule, RuleContext
 
-RULES: tuple[type[Rule], ...] = (
-    Fixed,
-    UserUpdate,
-    ClosedForm,
-    Constrained,
-    Median,
-    Edge,
-    Quadratic,
-    Newton,
-    Numeric,
-)
+RULES: tuple[type[Rule], ...]
+RULES = (Fixed, UserUpdate, ClosedForm, Constrained, Median, Edge, Quadratic, Newton, Numeric)
 
 
 def choose_rules(context: RuleContext) -> dict[str, Rule]:
-    """A rule for every parameter.
-
-    Args:
-        context: the traced model and the user's options.
-
-    Returns:
-        Rules by parameter name, in model order; parameters that are updated together share one rule.
-    """
+    """The rule of every parameter, in model order; parameters that are updated together share one."""
     rules: dict[str, Rule] = {}
     rejected: dict[str, tuple[tuple[str, str], ...]] = {}
     for name in context.model.trace.parameters:

@@ -50,6 +50,7 @@ class Rule(abc.ABC):
         reads_weights: whether it needs the posterior weight of every cell, not only sums of statistics.
         reads_every_site: whether it needs them for sites that do not depend on its parameters, too.
         exact: whether the outcome is the maximiser up to rounding.
+        stage: its place in the M-step; exact rules come first.
     """
 
     parameters: tuple[str, ...]
@@ -62,11 +63,12 @@ class Rule(abc.ABC):
     reads_weights: ClassVar[bool] = True
     reads_every_site: ClassVar[bool] = False
     exact: ClassVar[bool] = False
+    stage: ClassVar[int] = 0
 
     @property
     def order(self) -> int:
-        """Rules with a lower number come first in one M-step; exact ones have 0 and 1."""
-        return 0
+        """Rules with a lower number come first in one M-step."""
+        return self.stage
 
     @property
     def name(self) -> str:
