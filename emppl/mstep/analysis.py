@@ -90,7 +90,8 @@ class Analysis:
         return {name: self.params[name] for name in names}
 
     def _free_shapes(self, names: Names) -> dict[str, jax.ShapeDtypeStruct]:
-        return jax.eval_shape(lambda params: coordinates(self.model, params, names), self.params)
+        shapes = jax.eval_shape(lambda params: coordinates(self.model, params, names), self.params)
+        return {name: shapes[name] for name in names}  # JAX sorts the keys; a block is laid out in its own order
 
     def _cells(self, names: Names, by_element: bool = False) -> Cells:
         model, sites = self.model, touched(self.model, names)
