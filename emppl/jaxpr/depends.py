@@ -5,7 +5,6 @@ All questions are structural: no arithmetic is done and no data are needed, so t
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Var
@@ -15,6 +14,7 @@ from emppl.jaxpr.axes import AxisDomain, AxisPositions
 from emppl.jaxpr.equations import shape_of
 from emppl.jaxpr.selection import Entry, Selection, SelectionDomain
 from emppl.jaxpr.walk import Computation, Label, Labels, LabelSets, entry_of, interpret
+from emppl.memo import once
 from emppl.names import model_name
 
 
@@ -32,8 +32,6 @@ class Dependence:
         self.computation = Computation(jaxpr)
         start = {variable: frozenset([label]) for variable, label in zip(self.computation.inputs, inputs, strict=True)}
         self.labels = interpret(self.computation, start, LabelSets(self.computation))
-        self._positions = functools.cache(self._follow_axes)
-        self._selections = functools.cache(self._follow_selections)
 
     def of_atom(self, atom: Any) -> Labels:
         """Labels of one variable or literal of the jaxpr."""
@@ -88,14 +86,16 @@ class Dependence:
         """The variable of an input."""
         return self.computation.inputs[self.inputs.index(label)]
 
-    def _follow_axes(self, parameter: str) -> tuple[AxisDomain, dict[Var, AxisPositions]]:
+    @once
+    def _positions(self, parameter: str) -> tuple[AxisDomain, dict[Var, AxisPositions]]:
         source = self.source(("parameter", parameter))
         rank = len(shape_of(source))
         domain = AxisDomain(self.computation, self.labels, rank)
         start: dict[Var, AxisPositions] = {source: tuple(frozenset([axis]) for axis in range(rank))}
         return domain, interpret(self.computation, start, domain)
 
-    def _follow_selections(self, parameter: str) -> dict[Var, Entry]:
+    @once
+    def _selections(self, parameter: str) -> dict[Var, Entry]:
         source = self.source(("parameter", parameter))
         rank = len(shape_of(source))
         start: dict[Var, Entry] = {source: Selection(tuple(range(rank)), (frozenset(),) * rank)}

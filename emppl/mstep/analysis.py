@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 from emppl.estep.q import touched
 from emppl.jaxpr.jumps import only_jumps, why_not_quadratic
 from emppl.jaxpr.layout import Block, Layout, find_layout
+from emppl.memo import once
 from emppl.model.model import Model, prior_cells
 from emppl.model.table import log_prob_table
 from emppl.numerics.guarded import weighted
@@ -34,9 +34,6 @@ class Analysis:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.params = model.trace.parameter_shapes
-        self.why_not_quadratic = functools.cache(self._why_not_quadratic)
-        self.why_not_smooth = functools.cache(self._why_not_smooth)
-        self.layout = functools.cache(self._layout)
 
     def blocks(self, parameters: Iterable[str], fits: Callable[[Names], bool]) -> list[Names]:
         """Parameters put together where they meet in a site.
@@ -63,12 +60,14 @@ class Analysis:
         """The operation through which alone Q depends on a parameter, if it makes steps; None if some slope is seen."""
         return only_jumps(self._objective(self._cells((name,))), self._shapes((name,)))
 
-    def _why_not_quadratic(self, names: Names) -> str | None:
+    @once
+    def why_not_quadratic(self, names: Names) -> str | None:
         """The reason why Q is not quadratic in a block jointly, or None if it is."""
         reason = why_not_quadratic(self._objective(self._cells(names)), self._shapes(names))
         return None if reason is None else f"the gradient of Q is not affine in it ({reason})"
 
-    def _why_not_smooth(self, names: Names) -> str | None:
+    @once
+    def why_not_smooth(self, names: Names) -> str | None:
         """The reason why Q has no second derivatives in the coordinates of a block, or None if it has."""
         gradient = jax.grad(self._objective(self._free_cells(names)))
         try:
@@ -77,7 +76,8 @@ class Analysis:
             return f"it has no second derivatives ({str(error).split(chr(10))[0][:80]})"
         return None
 
-    def _layout(self, names: Names) -> Layout:
+    @once
+    def layout(self, names: Names) -> Layout:
         """How a block falls into groups, in its coordinates."""
         # Elements of a to_event are added up: entries that meet only in that sum do not meet.
         cells = self._free_cells(names, by_element=True)

@@ -15,6 +15,7 @@ from jax.extend.core import jaxpr_as_fun
 from emppl.errors import ModelError
 from emppl.jaxpr.depends import Dependence
 from emppl.jaxpr.prune import path_names, prune
+from emppl.memo import once
 from emppl.names import latent_of
 from emppl.trace.arguments import Skeleton
 from emppl.trace.discover import Discovery, Placement, discover, initial_values, place_axes
@@ -120,7 +121,6 @@ class Evaluation:
             min((labels[label] for label in self._dependence.of_output(position) if label in labels), default=None)
             for position in range(len(leaves))
         ]
-        self._restricted = functools.cache(self._restrict)
 
     def _run(
         self, model: Callable, skeleton: Skeleton, discovery: Discovery, placement: Placement, *inputs: Any
@@ -177,7 +177,8 @@ class Evaluation:
                 outputs[position] = jnp.asarray(value)
         return jax.tree.unflatten(self._treedef, outputs)
 
-    def _restrict(self, wanted: frozenset[tuple[str, str]] | None) -> list[tuple[str | None, list[int], Callable]]:
+    @once
+    def _restricted(self, wanted: frozenset[tuple[str, str]] | None) -> list[tuple[str | None, list[int], Callable]]:
         """The outputs that are wanted, by the axis of atoms along which they vary, and what computes them."""
         groups: dict[str | None, list[int]] = {axis: [] for axis in self._axis_of_output}
         for position, (path, axis) in enumerate(zip(self.paths, self._axis_of_output, strict=True)):
