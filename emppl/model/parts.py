@@ -63,8 +63,8 @@ def find_parts(
         plates_of_latent[name] = axes.plates_of(site, site.batch_shape)
     named = {}
     for integral in integrals:  # an integral is one factor, in place of those that depend on its latents
-        here = frozenset(integral.given), frozenset(integral.cells) - frozenset(integral.given)
-        named[integral.axis] = Factor(integral.axis, *here)
+        given = frozenset(integral.given)
+        named[integral.axis] = Factor(integral.axis, given, frozenset(integral.cells) - given)
     for name, factor in factors.items():
         if name in integrated:
             continue

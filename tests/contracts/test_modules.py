@@ -20,7 +20,7 @@ THROUGH = {
     "contracts/test_toy_way": "integrals/way",
     "elimination/chain/test_evidence": """elimination/chain/associative elimination/chain/blocked
         elimination/chain/choose elimination/chain/logspace elimination/chain/paths
-        elimination/chain/plain elimination/chain/problem elimination/chain/recursion
+        elimination/chain/twin elimination/chain/problem elimination/chain/recursion
         elimination/chain/scaled elimination/chain/tiles""",
     "elimination/test_chains": "estep/filtering trace/scan trace/scan_first trace/scan_later",
     "elimination/test_run": "elimination/order elimination/reductions estep/latents estep/memory model/parts",

@@ -7,7 +7,6 @@ limit that depends on the precision alone, value and gradient are computed again
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -19,7 +18,7 @@ import emppl.elimination.chain.blocked as blocked
 import emppl.elimination.chain.logspace as logspace
 import emppl.elimination.chain.scaled as scaled
 from emppl.elimination.chain.choose import Kernel, resolve
-from emppl.elimination.chain.problem import Chain, EmissionFunction, Gradients, Static, canonical
+from emppl.elimination.chain.problem import Chain, EmissionFunction, Gradients, Static, canonical, first_step
 
 
 def log_evidence(
@@ -36,7 +35,7 @@ def log_evidence(
     to ``log_initial`` is the posterior of z_0, to ``log_transition`` the pairwise marginals (summed over time or
     batch where the argument has size 1), to ``log_emission`` the state marginals. An impossible sequence has
     evidence minus infinity and gradients zero. Differentiable once, in reverse mode; the twin
-    :func:`emppl.elimination.chain.plain.step_by_step` as often as wanted.
+    :func:`emppl.elimination.chain.twin.step_by_step` as often as wanted.
 
     Args:
         log_initial: (K, *B), log p(z_0); batch axes may have size 1.
@@ -84,12 +83,8 @@ def fused_log_evidence(
     Returns:
         (*B).
     """
-    num_steps = jax.tree.leaves(slices)[0].shape[0]
-    first_slice = jax.tree.map(lambda array: array[0], slices)
-    of_one_step = jax.eval_shape(emission, emission_params, first_slice)
-    arrays = canonical(num_steps, of_one_step.shape, log_initial, log_transition, present)
-    static = _static(num_steps, of_one_step, emission, kernel, arrays[1])
-    return _evidence_of(static, Chain(*arrays[:2], emission_params, slices, arrays[2]))
+    static, chain = prepare(log_initial, log_transition, slices, present, kernel, emission, emission_params)
+    return _evidence_of(static, chain)
 
 
 def filtered(
@@ -103,7 +98,7 @@ def filtered(
         (T, K, *B) log p(z_t | x_0..x_t), and (T, *B) log p(x_t | x_0..x_{t-1}), whose sum over time is the log
         evidence (0 at steps that do not exist).
     """
-    static, chain = prepare(log_initial, log_transition, log_emission, present, None)
+    static, chain = prepare(log_initial, log_transition, log_emission, present)
     states, predictive = logspace.filter_log(static, chain)
     return jnp.reshape(states, log_emission.shape), jnp.reshape(predictive, (static.num_steps, *static.batch_shape))
 
@@ -111,29 +106,25 @@ def filtered(
 def prepare(
     log_initial: jax.Array,
     log_transition: jax.Array,
-    log_emission: jax.Array,
+    slices: Any,
     present: jax.Array | None,
-    kernel: Kernel | str | None,
+    kernel: Kernel | str | None = None,
+    emission: EmissionFunction | None = None,
+    emission_params: Any = None,
 ) -> tuple[Static, Chain]:
-    """Canonical form of a chain with a table of emissions."""
-    num_steps, *of_one_step = log_emission.shape
-    initial, transition, exists = canonical(num_steps, of_one_step, log_initial, log_transition, present)
-    table = jnp.reshape(log_emission, (num_steps, *initial.shape))
-    one_step = jax.ShapeDtypeStruct(tuple(of_one_step), table.dtype)
-    return _static(num_steps, one_step, None, kernel, transition), Chain(initial, transition, None, table, exists)
-
-
-def _static(
-    num_steps: int,
-    one_step: jax.ShapeDtypeStruct,
-    emission: EmissionFunction | None,
-    kernel: Kernel | str | None,
-    transition: jax.Array,
-) -> Static:
-    num_states, *batch = one_step.shape
-    varies = transition.shape[0] > 1
-    chosen = resolve(kernel, num_steps, num_states, math.prod(batch), one_step.dtype, varies)
-    return Static(num_steps, num_states, tuple(batch), emission, chosen)
+    """Canonical form of a chain; without an emission the slices are the table of log-densities."""
+    if emission is None:
+        num_steps, one_step = slices.shape[0], jax.ShapeDtypeStruct(slices.shape[1:], slices.dtype)
+    else:
+        num_steps = jax.tree.leaves(slices)[0].shape[0]
+        one_step = jax.eval_shape(emission, emission_params, first_step(slices))
+    initial, transition, exists = canonical(num_steps, one_step.shape, log_initial, log_transition, present)
+    num_states, lanes = initial.shape
+    if emission is None:
+        slices = jnp.reshape(slices, (num_steps, num_states, lanes))
+    chosen = resolve(kernel, num_steps, num_states, lanes, one_step.dtype, transition.shape[0] > 1)
+    static = Static(num_steps, num_states, one_step.shape[1:], emission, chosen)
+    return static, Chain(initial, transition, emission_params, slices, exists)
 
 
 def _evidence_of(static: Static, chain: Chain) -> jax.Array:

@@ -46,7 +46,7 @@ def path_evidence(
         Viterbi (1967), Error bounds for convolutional codes. Chib (1996), Calculating posterior distributions and
         modal estimates in Markov mixture models.
     """
-    static, chain = prepare(log_initial, log_transition, log_emission, present, None)
+    static, chain = prepare(log_initial, log_transition, log_emission, present)
     arrays = (chain.log_initial, chain.log_transition, chain.slices, chain.present, rng_key)
     return jnp.reshape(_evidence(static, *arrays), static.batch_shape)
 
