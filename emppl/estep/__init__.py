@@ -1,17 +1,16 @@
 """The E-step: posterior weights as the gradient of the log normaliser.
 
 ``plain`` keeps a weight for every cell of every site; ``fused`` is what the loop runs, and keeps sums of
-statistics; ``q`` is the function of the parameters that either of them gives the M-step; ``latents`` answers questions
-about the latents themselves.
+statistics; ``q`` is the function of the parameters that either of them gives the M-step; ``posterior`` answers
+questions about the latents themselves.
 """
 
-from emppl.estep.continuous import moments
 from emppl.estep.expectations import Expectations, Posterior
 from emppl.estep.filtering import Filtered, filtered
 from emppl.estep.fused import Chunking, FusedPlan, expectations, plan_fused, prepare
-from emppl.estep.latents import decode, marginals, sample, user_layout, whole_scans
 from emppl.estep.memory import check_memory, largest_table
 from emppl.estep.plain import e_step, from_posterior, log_evidence, log_likelihood
+from emppl.estep.posterior import decode, marginals, moments, sample
 from emppl.estep.q import QFunction, q
 from emppl.estep.simulated import simulated
 from emppl.integrals.way import integrate_all
@@ -40,6 +39,4 @@ __all__ = [
     "q",
     "sample",
     "simulated",
-    "user_layout",
-    "whole_scans",
 ]

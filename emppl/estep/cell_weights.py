@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from emppl.estep.latents import user_layout, whole_scans
+from emppl.estep.posterior import user_layout, whole_scans
 from emppl.model.model import Model
 from emppl.types import Data
 

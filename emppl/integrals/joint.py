@@ -18,7 +18,7 @@ from emppl.model.model import Model
 from emppl.model.table import log_prob_table
 from emppl.names import latent_of
 from emppl.numerics.guarded import safe_divide
-from emppl.parameters.constraints import constrain, constraint_name, log_jacobian
+from emppl.parameters.constraints import constrain, log_jacobian
 from emppl.trace import SiteArrays
 from emppl.types import Data, Params
 
@@ -223,12 +223,9 @@ class Joint:
     def log_jacobians(self, values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Log-Jacobian from unconstrained values to those of the model, for the tables of the latents that need one."""
         jacobians = {}
-        for name in self.integral.latents:
-            constraint = self.constraints[name]
-            if constraint_name(constraint).startswith("real"):
-                continue
+        for name in self.integral.bounded(self.model.trace):
             site = self.model.trace.sites[name]
-            entries = log_jacobian(constraint, values[name])
+            entries = log_jacobian(self.constraints[name], values[name])
             events = tuple(range(entries.ndim - len(site.event_shape), entries.ndim))
             jacobians[name] = self.axes.align(jnp.sum(entries, events), site, 0)
         return jacobians

@@ -14,6 +14,7 @@ from emppl.integrals.joint import Joint
 from emppl.integrals.modes import differentiable_modes
 from emppl.integrals.outcome import Integrated, normal_integral
 from emppl.integrals.way import Question, Way
+from emppl.names import model_name
 from emppl.numerics.small_matrices import lower_inverse, lower_root, solve_root
 from emppl.strategies import Laplace
 
@@ -41,7 +42,7 @@ class AtMode(Way):
 
 def corner_at_mode(question: Question) -> Refusal | None:
     """Why curvature at the mode says nothing: a corner of a latent's own density, where the mode sits."""
-    own = question.own_corners
+    own = [name for name in question.corners if name in map(model_name, question.integral.latents)]
     if not own:
         return None
     return Refusal(

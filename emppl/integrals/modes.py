@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from emppl.integrals.joint import Joint
-from emppl.numerics.small_matrices import lower_inverse, lower_root, solve_root
+from emppl.numerics.small_matrices import lower_root, solve_root
 
 _NEWTON_STEPS = 50
 _HALVINGS = 60
@@ -122,9 +122,3 @@ def climbing_root(precision: jax.Array) -> jax.Array:
     positive = lower_root(precision + shift[..., None, None] * unit)
     fails = jnp.any(jnp.isnan(root), (-2, -1), keepdims=True)
     return jnp.where(fails, positive, root)
-
-
-def precision_root(covariance: jax.Array) -> jax.Array:
-    """Lower triangular root of the inverse of every covariance."""
-    inverse = lower_inverse(lower_root(covariance))
-    return lower_root(jnp.matmul(jnp.swapaxes(inverse, -1, -2), inverse))

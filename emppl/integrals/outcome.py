@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl.integrals.joint import Joint
-from emppl.integrals.modes import precision_root
 from emppl.numerics.guarded import impossible_to_infinite, logsumexp
-from emppl.numerics.small_matrices import half_log_det, lower_inverse
+from emppl.numerics.small_matrices import half_log_det, lower_inverse, lower_root
 
 
 @jax.tree_util.register_dataclass
@@ -68,7 +67,8 @@ def weighted_points(joint: Joint, points: jax.Array, log_weights: jax.Array) -> 
     _, weights = evidence_and_shares(heights, 0)
     mean = jnp.einsum("ag,agd->gd", weights, points)
     deviations = points - mean[None]
-    root = precision_root(jnp.einsum("ag,agi,agj->gij", weights, deviations, deviations))
+    inverse = lower_inverse(lower_root(jnp.einsum("ag,agi,agj->gij", weights, deviations, deviations)))
+    root = lower_root(jnp.matmul(jnp.swapaxes(inverse, -1, -2), inverse))
     evidence, shares = evidence_and_shares(joint.atoms_to_cells(heights), joint.atom_axis)
     return Integrated(impossible_to_infinite(evidence), atoms_of(joint, points), shares, mean, root)
 

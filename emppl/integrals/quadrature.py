@@ -26,7 +26,6 @@ from emppl.integrals.outcome import Integrated, atoms_of, evidence_and_shares
 from emppl.integrals.way import Question, Way
 from emppl.numerics.guarded import impossible_to_infinite
 from emppl.numerics.small_matrices import half_log_det, lower_inverse
-from emppl.parameters.constraints import constraint_name
 from emppl.strategies import DEFAULT_NODES, NODES_WITHIN_BOUNDS, Quadrature
 
 _MOST_DIMENSIONS = 3
@@ -55,7 +54,7 @@ class ProductRule(Way):
                 return Refusal("it integrates up to 3 numbers together")
             if question.corners:
                 return Refusal("the density has corners")
-            nodes = NODES_WITHIN_BOUNDS if question.is_within_bounds else DEFAULT_NODES
+            nodes = NODES_WITHIN_BOUNDS if question.integral.bounded(question.model.trace) else DEFAULT_NODES
             return cls(Quadrature(nodes[dimensions]), question.reason)
         corner = corner_at_mode(question)
         if corner is None and dimensions > _MOST_DIMENSIONS:
@@ -75,7 +74,9 @@ class ProductRule(Way):
 
 
 def _product_rule(joint: Joint, mean: jax.Array, root: jax.Array, num_points: int) -> Integrated:
-    heavy = _slow_latents(joint)
+    trace = joint.model.trace
+    # Their density falls off no faster than exponentially where they are unconstrained.
+    heavy = [name for name in joint.integral.bounded(trace) if trace.sites[name].distribution not in _NORMAL]
     steps, log_weights = (
         jnp.asarray(
             np.stack([axis.ravel() for axis in np.meshgrid(*[rule] * mean.shape[-1], indexing="ij")], -1), mean.dtype
@@ -101,13 +102,6 @@ def _product_rule(joint: Joint, mean: jax.Array, root: jax.Array, num_points: in
         heights = heights + joint.atoms_to_cells(jnp.where(outside[..., 0], -jnp.inf, 0.0))
     evidence, shares = evidence_and_shares(heights, joint.atom_axis)
     return Integrated(impossible_to_infinite(evidence), atoms, shares, mean, root)
-
-
-def _slow_latents(joint: Joint) -> frozenset[str]:
-    """The latents whose density falls off no faster than exponentially where they are unconstrained."""
-    sites = joint.model.trace.sites
-    bounded = [name for name in joint.integral.latents if sites[name].distribution not in _NORMAL]
-    return frozenset(name for name in bounded if not constraint_name(joint.constraints[name]).startswith("real"))
 
 
 def nodes(number: int, heavy_tails: bool) -> tuple[np.ndarray, np.ndarray]:

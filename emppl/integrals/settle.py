@@ -37,7 +37,6 @@ from emppl.model.integral import Integral
 from emppl.model.model import Model
 from emppl.model.scans import ChainIntegral
 from emppl.names import model_name
-from emppl.parameters.constraints import constraint_name
 from emppl.strategies import Continuous, Strategy
 from emppl.types import Data, Params
 
@@ -139,10 +138,8 @@ def _question(model: Model, integral: Integral, wishes: Mapping[str, Any]) -> Qu
 
 def _why_not_quadratic(model: Model, integral: Integral) -> Refusal | None:
     """The reason why the log joint is not quadratic in the latents for every parameter value, or None if it is."""
-    for name in integral.latents:
-        constraint = constraint_name(model.trace.sites[name].constraint)
-        if not constraint.startswith("real"):
-            return Refusal(f"{name!r} is {constraint}")
+    for name, constraint in integral.bounded(model.trace).items():
+        return Refusal(f"{name!r} is {constraint}")
 
     def total(values: Params) -> jax.Array:
         # Zeros stand for parameters and data: no arithmetic is ever done with them.

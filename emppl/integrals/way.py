@@ -22,8 +22,6 @@ from emppl.integrals.mcmc import draw_once
 from emppl.integrals.outcome import Integrated
 from emppl.model.integral import Integral
 from emppl.model.model import Model
-from emppl.names import model_name
-from emppl.parameters.constraints import constraint_name
 from emppl.strategies import Continuous
 from emppl.types import Data, Params
 
@@ -52,17 +50,6 @@ class Question:
     def names(self) -> str:
         """The latents, for messages."""
         return ", ".join(map(repr, self.integral.latents))
-
-    @property
-    def own_corners(self) -> list[str]:
-        """Latents whose own densities have corners."""
-        return [name for name in self.corners if name in map(model_name, self.integral.latents)]
-
-    @property
-    def is_within_bounds(self) -> bool:
-        """Whether some latent is not any real number."""
-        sites = self.model.trace.sites
-        return any(not constraint_name(sites[name].constraint).startswith("real") for name in self.integral.latents)
 
     @property
     def reason(self) -> str:

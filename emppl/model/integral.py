@@ -72,6 +72,11 @@ class Integral:
         """How many atoms there are."""
         return self.way.atoms(self)
 
+    def bounded(self, trace: Trace) -> dict[str, str]:
+        """By latent that is not any real number, the name of its constraint."""
+        names = {name: constraint_name(trace.sites[name].constraint) for name in self.latents}
+        return {name: constraint for name, constraint in names.items() if not constraint.startswith("real")}
+
     def zeros(self) -> dict[str, jax.Array]:
         """One value of every latent; of scanned ones, of every step of every window."""
         return {name: jnp.zeros(shape) for name, shape in self.layout.shapes.items()}

@@ -21,7 +21,6 @@ from emppl.model.integral import Integral, numbering_axes, plate_axes
 from emppl.model.site import field_dependences
 from emppl.model.state_space import StateSpace, TrajectoryLayout
 from emppl.names import first, lagged
-from emppl.parameters.constraints import constraint_name
 from emppl.trace import Scan, Trace
 
 _LONGEST_TRAJECTORY = 2048
@@ -106,14 +105,12 @@ class ChainIntegral(Integral):
             ModelError: a latent within bounds, or trajectories that are too long.
         """
         names = ", ".join(map(repr, self.latents))
-        for name in self.latents:
-            constraint = constraint_name(trace.sites[name].constraint)
-            if not constraint.startswith("real"):
-                raise ModelError(
-                    f"The continuous latent {name!r} inside a scan is {constraint}, and no strategy integrates such a "
-                    "chain yet. Let the chain be one of real numbers, the logarithm or logit of it, say, and transform "
-                    "these where they are used."
-                )
+        for name, constraint in self.bounded(trace).items():
+            raise ModelError(
+                f"The continuous latent {name!r} inside a scan is {constraint}, and no strategy integrates such a "
+                "chain yet. Let the chain be one of real numbers, the logarithm or logit of it, say, and transform "
+                "these where they are used."
+            )
         if self.dimensions > _LONGEST_TRAJECTORY:
             raise ModelError(
                 f"The log joint density is not quadratic in {names}, inside a scan, so that its "

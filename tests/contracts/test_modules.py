@@ -23,9 +23,9 @@ THROUGH = {
         elimination/chain/twin elimination/chain/problem elimination/chain/recursion
         elimination/chain/scaled elimination/chain/tiles""",
     "elimination/test_chains": "estep/filtering trace/scan trace/scan_first trace/scan_later",
-    "elimination/test_run": "elimination/order elimination/reductions estep/latents estep/memory model/parts",
+    "elimination/test_run": "elimination/order elimination/reductions estep/memory estep/posterior model/parts",
     "estep/test_fused": "estep/expectations estep/plain estep/q model/natural model/site",
-    "integrals/test_exact": "estep/continuous integrals/joint integrals/outcome model/integral numerics/small_matrices",
+    "integrals/test_exact": "integrals/joint integrals/outcome model/integral numerics/small_matrices",
     "integrals/test_mcmc": "integrals/hamiltonian estep/simulated montecarlo/simulator strategies/simulated",
     "integrals/test_quadrature": """integrals/importance integrals/laplace integrals/modes integrals/sampling integrals/settle
         jaxpr/quadratic result/integration_error strategies/integrated uncertainty/corners""",

@@ -192,6 +192,18 @@ def test_a_mixture_of_chains():
     np.testing.assert_allclose(em.log_likelihood(params, y), total, rtol=1e-10)
     result = fit(model, y, max_iterations=200)
     assert np.all(np.diff(result.history["objective"]) > -1e-9)
+    mean, variance = result.posterior("level")
+    draws = result.sample_posterior(jax.random.key(1), 1000)["level"]
+    assert draws.shape == (1000, 7, 4)
+    for sequence in range(4):
+        one = y[:, sequence : sequence + 1]
+        given = [dense(model, (one, jnp.array([z])), result.params, {"level": (7, 1)}) for z in range(2)]
+        share = np.exp([value - np.logaddexp(given[0][0], given[1][0]) for value, _, _ in given])
+        means = np.stack([m for _, m, _ in given])
+        squares = np.stack([np.diag(c) for _, _, c in given]) + means**2
+        np.testing.assert_allclose(mean[:, sequence], share @ means, atol=1e-8)
+        np.testing.assert_allclose(variance[:, sequence], share @ squares - (share @ means) ** 2, atol=1e-8)
+    assert np.all(np.abs(draws.mean(0) - mean) < 5 * np.sqrt(np.asarray(variance) / 1000))
 
 
 def test_switching_is_refused():
