@@ -31,9 +31,9 @@ from emppl.fit.outcome import StopReason
 from emppl.model.model import Model
 from emppl.montecarlo.ascent import chi_square_mean_quantile
 from emppl.montecarlo.looks import Looks, Precision
-from emppl.montecarlo.loop import Decision, Phase
 from emppl.montecarlo.mixing import mixing
 from emppl.montecarlo.path import Path, draw
+from emppl.montecarlo.phases import Decision, Phase
 from emppl.montecarlo.simulator import Simulator, batch_error
 from emppl.types import Data, Params
 from emppl.uncertainty.charts import Chart, Information, value_at
