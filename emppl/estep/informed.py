@@ -19,9 +19,10 @@ from emppl.integrals.joint import Joint
 from emppl.integrals.modes import find_modes
 from emppl.model.model import Model
 from emppl.names import model_name
+from emppl.types import Data, Params
 
 
-def informed_shares(model: Model, params, data) -> dict[str, jax.Array]:
+def informed_shares(model: Model, params: Params, data: Data) -> dict[str, jax.Array]:
     """By drawn latent whose prior has free parameters, the share of its information that is not its prior's.
 
     That of the best informed cell, in the worst entry of an event: a pure function, to be jitted.
@@ -31,7 +32,7 @@ def informed_shares(model: Model, params, data) -> dict[str, jax.Array]:
         params: constrained parameter values.
         data: arrays of the model's arguments.
     """
-    found = {}
+    informed = {}
     for integral in simulated(model):
         joint = Joint(model, integral, params, data)
         mode = find_modes(joint, joint.pack(joint.zeros()))
@@ -46,14 +47,14 @@ def informed_shares(model: Model, params, data) -> dict[str, jax.Array]:
                 events = len(model.trace.sites[name].event_shape)
                 cells = 1 - prior[name] / whole[name]
                 shares.append(jnp.max(cells, tuple(range(cells.ndim - events)), initial=-jnp.inf))
-            found[latent] = jnp.min(jnp.max(jnp.stack(shares), 0))
-    return found
+            informed[latent] = jnp.min(jnp.max(jnp.stack(shares), 0))
+    return informed
 
 
 def _diagonals(joint: Joint, at: jax.Array, names: tuple[str, ...]) -> Mapping[str, jax.Array]:
     """Second derivatives of the log density of some sites by every entry of every latent."""
 
-    def density(values):
+    def density(values: Mapping[str, jax.Array]) -> jax.Array:
         tables = joint.tables(values)
         return jnp.sum(joint.by_cell({name: tables[name] for name in names}))
 

@@ -8,8 +8,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from emppl.estep.expectations import Expectations
-from emppl.estep.fused import FusedPlan, expectations
 from emppl.integrals.importance import importance
 from emppl.integrals.joint import Joint
 from emppl.integrals.mcmc import Walkers, draw, first_walkers
@@ -17,7 +15,6 @@ from emppl.integrals.outcome import Integrated, atoms_of
 from emppl.integrals.way import integrate
 from emppl.model.integral import Integral
 from emppl.model.model import Model
-from emppl.model.natural import Prepared
 from emppl.strategies import Simulated
 from emppl.types import Data, Params
 
@@ -84,35 +81,6 @@ def draw_all(
     return drawn
 
 
-def simulated_expectations(
-    model: Model,
-    fused: FusedPlan,
-    params: Params,
-    drawn: Drawn,
-    shares: jax.Array | None,
-    data: Data,
-    prepared: Mapping[str, Prepared],
-    key: jax.Array | None = None,
-) -> Expectations:
-    """What the M-step needs, from draws.
-
-    Args:
-        model: the model.
-        fused: static choices of the fused path.
-        params: where the expectations are wanted.
-        drawn: the draws.
-        shares: weight of every draw, chains one after the other; None for equal ones.
-        data: arrays of the model's arguments.
-        prepared: statistics of the data.
-        key: random key of discrete latents that are drawn.
-
-    Returns:
-        The expectations; their ``log_likelihood`` is estimated by importance sampling.
-    """
-    integrated = integrated_by_draws(model, params, drawn, shares, data)
-    return expectations(model, fused, params, data, prepared, None, integrated, key)
-
-
 def integrated_by_draws(
     model: Model, params: Params, drawn: Drawn, shares: jax.Array | None, data: Data
 ) -> dict[str, Integrated]:
@@ -122,7 +90,7 @@ def integrated_by_draws(
         model: the model.
         params: where the integrals are wanted.
         drawn: the draws.
-        shares: weight of every draw, as in :func:`simulated_expectations`.
+        shares: weight of every draw, chains one after the other; None for equal ones.
         data: arrays of the model's arguments.
 
     Returns:

@@ -74,9 +74,9 @@ _MESSAGES = {
         "(the default is Newton's method, or L-BFGS with a line search)."
     ),
     StopReason.NOISY: (
-        "Monte Carlo noise hides what is left to gain: with max_samples draws per chain it cannot be told from more "
-        "than the tolerance. The Monte Carlo standard errors say how far the estimate may be off; raise max_samples of "
-        "the strategy, or the tolerance."
+        "Convergence could not be confirmed: at max_samples draws per chain the Monte Carlo error of the remaining "
+        "gain is larger than the tolerance. The Monte Carlo standard errors say how far the estimate may be off; raise "
+        "max_samples of the strategy, or the tolerance."
     ),
     StopReason.UNMIXED: (
         "Chains of the E-step do not agree, so that neither the estimate nor its Monte Carlo error can be trusted: the "

@@ -123,7 +123,7 @@ def trajectories(
         )
     )(jax.tree.map(lambda array: jnp.reshape(array, (lanes, *array.shape[2:])), begin), jax.random.split(first, lanes))
 
-    def advance(state: Any, key_and_share: tuple[jax.Array, jax.Array]):
+    def advance(state: Any, key_and_share: tuple[jax.Array, jax.Array]) -> tuple[Any, tuple]:
         key, share = key_and_share
         state = state._replace(adapt_state=state.adapt_state._replace(step_size=share * steps))
         if kernel is MCMCKernel.HMC:
@@ -157,7 +157,7 @@ def _of_one_lane(of_chain: Callable, position: jax.Array) -> Callable[[jax.Array
         return jnp.full((), jnp.nan, dtype), jnp.full(size, jnp.nan, dtype)
 
     @both.def_vmap
-    def _(number: int, is_batched: Any, reads: Sequence[jax.Array], vectors: jax.Array):
+    def _(number: int, is_batched: Any, reads: Sequence[jax.Array], vectors: jax.Array) -> tuple[tuple, tuple]:
         assert number == lanes and is_batched[1] and not any(is_batched[0])
         of_lanes = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, reads))(jnp.reshape(vectors, shape))
         return tuple(jnp.reshape(array, (lanes, *array.shape[2:])) for array in of_lanes), (True, True)

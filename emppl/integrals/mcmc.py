@@ -165,7 +165,7 @@ def _metropolis(
         values = jax.vmap(joint.by_group)(positions)
         return jnp.where(jnp.isnan(values), -jnp.inf, values)
 
-    def advance(state: tuple[jax.Array, jax.Array], key: jax.Array):
+    def advance(state: tuple[jax.Array, jax.Array], key: jax.Array) -> tuple[tuple, tuple]:
         at, value = state
         independent_key, first_key, walk_key, second_key = jax.random.split(key, 4)
         standard = student_draws(independent_key, at.shape, at.dtype)

@@ -25,8 +25,8 @@ import numpy as np
 
 from emppl.estep.simulated import Drawn
 from emppl.fit.outcome import StopReason
-from emppl.montecarlo.loop import Phase
 from emppl.montecarlo.path import Path, draw, joined
+from emppl.montecarlo.phases import Phase
 from emppl.montecarlo.simulator import Improved, batch_error
 from emppl.strategies import MonteCarlo
 

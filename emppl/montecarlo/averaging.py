@@ -11,8 +11,8 @@ import dataclasses
 from collections.abc import Callable
 
 from emppl.fit.outcome import StopReason
-from emppl.montecarlo.loop import Decision, Phase
 from emppl.montecarlo.path import Path
+from emppl.montecarlo.phases import Decision, Phase
 from emppl.montecarlo.trail import Trail, inside
 
 

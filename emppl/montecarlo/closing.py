@@ -30,10 +30,11 @@ from emppl.estep.simulated import Drawn
 from emppl.fit.outcome import StopReason
 from emppl.model.model import Model
 from emppl.montecarlo.ascent import chi_square_mean_quantile
+from emppl.montecarlo.derivatives import Surroundings
 from emppl.montecarlo.looks import Looks, Precision
-from emppl.montecarlo.loop import Decision, Phase
 from emppl.montecarlo.mixing import mixing
 from emppl.montecarlo.path import Path, draw
+from emppl.montecarlo.phases import Decision, Phase
 from emppl.montecarlo.simulator import Simulator, batch_error
 from emppl.types import Data, Params
 from emppl.uncertainty.charts import Chart, Information, value_at
@@ -187,8 +188,8 @@ def look(
     Returns:
         Score, information, information chain by chain, covariance of the score's noise.
     """
-    frames = {name: chart.frame for name, chart in local.items()}
-    measured = simulator.derivatives.measure(params, frames, drawn, data, block)
+    around = Surroundings(params, {name: chart.frame for name, chart in local.items()}, data)
+    measured = simulator.derivatives.measure(around, drawn, block)
     active = np.concatenate([chart.active for chart in local.values()])
     scores = measured.scores[active]
     noise = batch_error(np.moveaxis(scores, 0, -1)) + measured.weighing[np.ix_(active, active)]
@@ -216,8 +217,8 @@ def _deviations(
     active = np.concatenate([chart.active for chart in local.values()])
     along = np.zeros((len(gradients), len(active)))
     along[:, active] = gradients @ inverse
-    frames = {name: chart.frame for name, chart in local.items()}
-    curvatures = simulator.derivatives.curvatures(params, frames, drawn, data, jnp.asarray(along))
+    around = Surroundings(params, {name: chart.frame for name, chart in local.items()}, data)
+    curvatures = simulator.derivatives.curvatures(around, drawn, jnp.asarray(along))
     each = np.asarray(curvatures.second).reshape(len(along), simulator.strategy.num_chains, -1)
     change = np.asarray(curvatures.change)[:, active]
     noise = np.diagonal(batch_error(np.moveaxis(each, 0, -1))) / looks

@@ -8,7 +8,7 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,8 +17,9 @@ import numpy as np
 
 from emppl.estep.simulated import Drawn, simulated
 from emppl.model.model import Model
-from emppl.montecarlo.nearby import log_densities, nearby_log_likelihood, risen_log_likelihood
-from emppl.uncertainty.charts import value_at
+from emppl.montecarlo.nearby import ByIntegral, log_densities, nearby_log_likelihood, risen_log_likelihood
+from emppl.types import Data, Params
+from emppl.uncertainty.charts import Frame, value_at
 
 
 class Measured(NamedTuple):
@@ -80,8 +81,36 @@ class Curvatures(NamedTuple):
     change: Any
 
 
+class Surroundings(NamedTuple):
+    """Where derivatives are taken: parameters with local coordinates around them, and data.
+
+    Attributes:
+        params: where draws were made.
+        frames: by free parameter, coordinates around it.
+        data: arrays of the model's arguments.
+    """
+
+    params: Params
+    frames: Mapping[str, Frame]
+    data: Data
+
+    def after(self, model: Model, step: jax.Array) -> Params:
+        """Parameters after a step in local coordinates."""
+        steps = jnp.split(step, np.cumsum([self.frames[name].size for name in model.free])[:-1])
+        moved = {
+            name: value_at(model.trace.sites[name].constraint, self.frames[name], along)
+            for name, along in zip(model.free, steps, strict=True)
+        }
+        return {**self.params, **moved}
+
+    def steps(self, model: Model) -> tuple[jax.Array, jax.Array]:
+        """No step, and one along every coordinate."""
+        zero = jnp.zeros(sum(self.frames[name].size for name in model.free))
+        return zero, jnp.eye(len(zero))
+
+
 class Derivatives:
-    """A program's derivatives by draws; each is compiled once per number of draws in a block.
+    """A model's derivatives by draws; each is compiled once per number of draws in a block.
 
     Args:
         model: the model.
@@ -93,14 +122,12 @@ class Derivatives:
         self.measure_across = jax.jit(self._measure_across)
         self.curvatures = jax.jit(self._curvatures)
 
-    def measure(self, params, frames, drawn: Drawn, data, block: int) -> Measured:
+    def measure(self, around: Surroundings, drawn: Drawn, block: int) -> Measured:
         """Derivatives at the parameters of the draws.
 
         Args:
-            params: where the draws were made.
-            frames: by free parameter, coordinates around it.
+            around: where the draws were made.
             drawn: draws and evidence.
-            data: arrays of the model's arguments.
             block: draws of a chain that are looked at together, a part of their number.
 
         Returns:
@@ -110,56 +137,55 @@ class Derivatives:
         number = next(iter(drawn.draws.values())).shape[1]
         pieces = []
         for start in range(0, number, block):
-            some = {axis: jnp.asarray(one[:, start : start + block]) for axis, one in drawn.draws.items()}
-            pieces.append(jax.device_get(self.measure_block(params, frames, some, drawn.evidence, data)))
+            some = {axis: jnp.asarray(draws[:, start : start + block]) for axis, draws in drawn.draws.items()}
+            pieces.append(jax.device_get(self.measure_block(around, some, drawn.evidence)))
         scores = np.concatenate([piece.scores for piece in pieces], -1)
-        within, squares = (sum(getattr(one, name) for one in pieces) / len(pieces) for name in ("within", "squares"))
+        within, squares = (sum(getattr(piece, n) for piece in pieces) / len(pieces) for n in ("within", "squares"))
         slopes = {axis: sum(piece.slopes[axis] for piece in pieces) / len(pieces) for axis in drawn.draws}
-        across = jax.device_get(self.measure_across(params, frames, slopes, drawn, data))
+        across = jax.device_get(self.measure_across(around, slopes, drawn))
         by_chain = within - (squares - across.by_chain)
         information = within.mean(0) - (squares.mean(0) - across.whole)
         return Measured(scores, across.weighing, information, by_chain)
 
-    def _measure_block(self, params, frames, draws, evidence, data) -> _Block:
+    def _measure_block(self, around: Surroundings, draws: ByIntegral, evidence: ByIntegral) -> _Block:
         """What the draws of one block say, chain by chain."""
-        zero, unit = self._steps(frames)
-        weights = jax.grad(lambda rises: risen_log_likelihood(self.model, params, rises, evidence, data))
-        shares = weights(self._no_rise(draws))
-        rest = jax.grad(lambda step: self._risen(params, frames, step, self._no_rise(draws), evidence, data))(zero)
+        model, none = self.model, self._no_rise(draws)
+        zero, unit = around.steps(model)
+        weights = jax.grad(lambda rises: risen_log_likelihood(model, around.params, rises, evidence, around.data))
+        shares = weights(none)
+        rest = jax.grad(lambda step: self._risen(around, step, none, evidence))(zero)
 
-        def one_chain(draws):
-            near, equal = self._nearby(params, frames, draws, evidence, data)
+        def of_chain(draws: ByIntegral) -> tuple[jax.Array, ...]:
+            near, equal = self._nearby(around, draws, evidence)
             slope = jax.grad(lambda step: near(step, equal))
             hessian = jax.lax.map(lambda along: jax.jvp(slope, (zero,), (along,))[1], unit)
 
-            def densities(step):
-                return log_densities(self.model, {**params, **self._moved(frames, step)}, draws, data)
-
-            def slope_of_draws(along):
+            def slope_of_draws(along: jax.Array) -> tuple[ByIntegral, jax.Array]:
+                densities = lambda step: log_densities(model, around.after(model, step), draws, around.data)  # noqa: E731
                 each = jax.jvp(densities, (zero,), (along,))[1]
-                return {axis: jnp.mean(one, 0) for axis, one in each.items()}, sum(
-                    one @ shares[axis] for axis, one in each.items()
-                )
+                means = {axis: jnp.mean(slopes, 0) for axis, slopes in each.items()}
+                return means, sum(slopes @ shares[axis] for axis, slopes in each.items())
 
             slopes, scores = jax.lax.map(slope_of_draws, unit)
             return rest[:, None] + scores, -(hessian + hessian.T) / 2, slopes, self._square(weights, slopes)
 
-        scores, within, slopes, squares = jax.lax.map(one_chain, draws)
+        scores, within, slopes, squares = jax.lax.map(of_chain, draws)
         return _Block(jnp.moveaxis(scores, 0, 1), within, slopes, squares)
 
-    def _measure_across(self, params, frames, slopes, drawn, data) -> _Across:
+    def _measure_across(self, around: Surroundings, slopes: ByIntegral, drawn: Drawn) -> _Across:
         """What takes the means of all blocks."""
-        zero, unit = self._steps(frames)
-        whole = {axis: jnp.mean(one, 0) for axis, one in slopes.items()}
+        model = self.model
+        zero, unit = around.steps(model)
+        whole = {axis: jnp.mean(of_chains, 0) for axis, of_chains in slopes.items()}
 
-        def square(slopes):
-            risen = lambda rises: risen_log_likelihood(self.model, params, rises, drawn.evidence, data)  # noqa: E731
+        def square(slopes: ByIntegral) -> jax.Array:
+            risen = lambda rises: risen_log_likelihood(model, around.params, rises, drawn.evidence, around.data)  # noqa: E731
             return self._square(jax.grad(risen), slopes)
 
-        def score(known, along):
-            def value(step):
-                rises = {axis: step @ one for axis, one in whole.items()}
-                return self._risen(params, frames, step, rises, {**drawn.evidence, **known}, data)
+        def score(known: ByIntegral, along: jax.Array) -> jax.Array:
+            def value(step: jax.Array) -> jax.Array:
+                rises = {axis: step @ of_groups for axis, of_groups in whole.items()}
+                return self._risen(around, step, rises, {**drawn.evidence, **known})
 
             return jax.jvp(value, (zero,), (along,))[1]
 
@@ -167,58 +193,68 @@ class Derivatives:
         if drawn.evidence_shares:
             known = {axis: drawn.evidence[axis] for axis in drawn.evidence_shares}
             changes = jax.lax.map(lambda along: jax.grad(score)(known, along), unit)
-            for axis, parts in drawn.evidence_shares.items():
-                position = self.model.axes.names.index(axis)
-                parts = jnp.where(jnp.isfinite(parts), parts, 0)  # of states that are impossible
-                each = jnp.moveaxis(parts * parts.shape[position] - 1, position, 0)
+            for axis, shares in drawn.evidence_shares.items():
+                position = model.axes.names.index(axis)
+                shares = jnp.where(jnp.isfinite(shares), shares, 0)  # of states that are impossible
+                each = jnp.moveaxis(shares * shares.shape[position] - 1, position, 0)
                 each = jnp.reshape(each, (len(each), -1)) @ jnp.reshape(changes[axis], (len(unit), -1)).T
                 weighing = weighing + each.T @ each / len(each) ** 2
         return _Across(weighing, square(whole), jax.lax.map(square, slopes))
 
-    def _square(self, weights: Callable, slopes):
+    def _square(self, weights: Callable[[ByIntegral], ByIntegral], slopes: ByIntegral) -> jax.Array:
         """Slopes of the log evidence times themselves, as they enter the second derivative of the log-likelihood.
 
         Args:
             weights: gradient of the log-likelihood with respect to the rises.
             slopes: by integral, ``(coordinates, groups)``.
         """
-        at = self._no_rise(slopes)
-        shares = weights(at)
+        none = self._no_rise(slopes)
+        shares = weights(none)
 
-        def product(along):
-            bend = jax.jvp(weights, (at,), (along,))[1]
-            return {axis: shares[axis] * one - bend[axis] for axis, one in along.items()}
+        def product(along: ByIntegral) -> ByIntegral:
+            bend = jax.jvp(weights, (none,), (along,))[1]
+            return {axis: shares[axis] * of_groups - bend[axis] for axis, of_groups in along.items()}
 
         products = jax.lax.map(product, slopes)
-        return sum(one @ products[axis].T for axis, one in slopes.items())
+        return sum(of_groups @ products[axis].T for axis, of_groups in slopes.items())
 
-    def _no_rise(self, like):
-        groups = {one.axis: one.groups for one in simulated(self.model)}
+    def _no_rise(self, like: ByIntegral) -> ByIntegral:
+        groups = {integral.axis: integral.groups for integral in simulated(self.model)}
         return {axis: jnp.zeros(groups[axis]) for axis in like}
 
-    def _steps(self, frames):
-        """No step, and one along every coordinate."""
-        zero = jnp.zeros(sum(frames[name].size for name in self.model.free))
-        return zero, jnp.eye(len(zero))
-
-    def _risen(self, params, frames, step, rises, evidence, data):
+    def _risen(self, around: Surroundings, step: jax.Array, rises: ByIntegral, evidence: ByIntegral) -> jax.Array:
         """Log-likelihood plus log prior after a step in local coordinates, for given rises of the log evidence."""
-        at = {**params, **self._moved(frames, step)}
-        return risen_log_likelihood(self.model, at, rises, evidence, data) + self.model.log_prior(at, data)
+        params = around.after(self.model, step)
+        log_likelihood = risen_log_likelihood(self.model, params, rises, evidence, around.data)
+        return log_likelihood + self.model.log_prior(params, around.data)
 
-    def _curvatures(self, params, frames, drawn, data, directions) -> Curvatures:
-        near, equal = self._nearby(params, frames, _stacked(drawn.draws), drawn.evidence, data)
-        zero = jnp.zeros(directions.shape[-1])
+    def _nearby(
+        self, around: Surroundings, draws: ByIntegral, evidence: ByIntegral
+    ) -> tuple[Callable[[jax.Array, jax.Array], jax.Array], jax.Array]:
+        """Log-likelihood plus log prior after a step in local coordinates, given shares of the draws; equal shares."""
+        near = nearby_log_likelihood(self.model, around.params, draws, evidence, around.data)
 
-        def second(function, step, direction):
+        def value(step: jax.Array, shares: jax.Array) -> jax.Array:
+            params = around.after(self.model, step)
+            return near(params, shares) + self.model.log_prior(params, around.data)
+
+        number = len(next(iter(draws.values())))
+        return value, jnp.full(number, 1 / number)
+
+    def _curvatures(self, around: Surroundings, drawn: Drawn, directions: jax.Array) -> Curvatures:
+        stacked = {axis: jnp.reshape(draws, (-1, *draws.shape[2:])) for axis, draws in drawn.draws.items()}
+        near, equal = self._nearby(around, stacked, drawn.evidence)
+        zero, _ = around.steps(self.model)
+
+        def second(function: Callable[[jax.Array], jax.Array], step: jax.Array, direction: jax.Array) -> jax.Array:
             slope = lambda length: jax.jvp(lambda t: function(step + t * direction), (length,), (1.0,))[1]  # noqa: E731
             return jax.jvp(slope, (0.0,), (1.0,))[1]
 
-        def entry(step, position):
-            moved = self._moved(frames, step)
-            return jnp.concatenate([jnp.ravel(moved[name]) for name in self.model.free])[position]
+        def entry(step: jax.Array, position: jax.Array) -> jax.Array:
+            params = around.after(self.model, step)
+            return jnp.concatenate([jnp.ravel(params[name]) for name in self.model.free])[position]
 
-        def one(position):
+        def of_entry(position: jax.Array) -> tuple[jax.Array, jax.Array]:
             along = directions[position]
             bend = jax.grad(lambda step: jax.jvp(lambda at: entry(at, position), (step,), (along,))[1])(zero)
             third = jax.grad(lambda step: second(lambda at: near(at, equal), step, along))(zero)
@@ -226,29 +262,4 @@ class Derivatives:
             each = jax.grad(lambda shares: second(lambda at: near(at, shares), zero, along))(equal)
             return each, 2 * bend + third
 
-        return Curvatures(*jax.lax.map(one, jnp.arange(len(directions))))
-
-    def _moved(self, frames, step):
-        """Parameters after a step in local coordinates."""
-        model = self.model
-        parts = jnp.split(step, np.cumsum([frames[name].size for name in model.free])[:-1])
-        return {
-            name: value_at(model.trace.sites[name].constraint, frames[name], part)
-            for name, part in zip(model.free, parts, strict=True)
-        }
-
-    def _nearby(self, params, frames, draws, evidence, data):
-        """Log-likelihood plus log prior after a step in local coordinates, given shares of the draws; equal shares."""
-        near = nearby_log_likelihood(self.model, params, draws, evidence, data)
-
-        def value(step, shares):
-            moved = self._moved(frames, step)
-            return near({**params, **moved}, shares) + self.model.log_prior({**params, **moved}, data)
-
-        number = len(next(iter(draws.values())))
-        return value, jnp.full(number, 1 / number)
-
-
-def _stacked(draws):
-    """Draws of all chains, one after the other."""
-    return {axis: jnp.reshape(one, (-1, *one.shape[2:])) for axis, one in draws.items()}
+        return Curvatures(*jax.lax.map(of_entry, jnp.arange(len(directions))))

@@ -14,6 +14,7 @@ Reference:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,13 @@ from emppl.estep.plain import all_scales, log_evidence
 from emppl.integrals.joint import Joint
 from emppl.integrals.way import integrate
 from emppl.model.model import Model
+from emppl.types import Data, Params
+
+ByIntegral: TypeAlias = Mapping[str, jax.Array]
+"""An array for every integral that is drawn, by its axis."""
 
 
-def log_densities(model: Model, params, draws: Mapping[str, jax.Array], data) -> dict[str, jax.Array]:
+def log_densities(model: Model, params: Params, draws: ByIntegral, data: Data) -> dict[str, jax.Array]:
     """Log joint density of every group at every draw.
 
     Args:
@@ -36,18 +41,18 @@ def log_densities(model: Model, params, draws: Mapping[str, jax.Array], data) ->
     Returns:
         By integral, ``(..., groups)``.
     """
-    found = {}
-    for one in model.integrals:
-        if one.axis in draws:
-            points = draws[one.axis]
-            flat = jax.vmap(Joint(model, one, params, data).by_group)(jnp.reshape(points, (-1, *points.shape[-2:])))
-            found[one.axis] = jnp.reshape(flat, points.shape[:-1])
-    return found
+    densities = {}
+    for integral in model.integrals:
+        if integral.axis in draws:
+            joint, points = Joint(model, integral, params, data), draws[integral.axis]
+            flat = jax.vmap(joint.by_group)(jnp.reshape(points, (-1, *points.shape[-2:])))
+            densities[integral.axis] = jnp.reshape(flat, points.shape[:-1])
+    return densities
 
 
 def nearby_log_likelihood(
-    model: Model, params, draws: Mapping[str, jax.Array], evidence: Mapping[str, jax.Array], data
-) -> Callable[..., jax.Array]:
+    model: Model, params: Params, draws: ByIntegral, evidence: ByIntegral, data: Data
+) -> Callable[[Params, jax.Array], jax.Array]:
     """The log-likelihood as a function of the parameters, and of the shares of the draws.
 
     Args:
@@ -63,7 +68,7 @@ def nearby_log_likelihood(
     """
     before = log_densities(model, params, draws, data)
 
-    def log_likelihood(at, shares):
+    def log_likelihood(at: Params, shares: jax.Array) -> jax.Array:
         after = log_densities(model, at, draws, data)
         rises = {
             axis: jax.nn.logsumexp(after[axis] - before[axis], 0, b=shares[:, None]) - jnp.log(jnp.sum(shares))
@@ -75,7 +80,7 @@ def nearby_log_likelihood(
 
 
 def risen_log_likelihood(
-    model: Model, params, rises: Mapping[str, jax.Array], evidence: Mapping[str, jax.Array], data
+    model: Model, params: Params, rises: ByIntegral, evidence: ByIntegral, data: Data
 ) -> jax.Array:
     """The log-likelihood where the log evidence of some integrals is known, and by how much it rose since.
 
@@ -91,10 +96,10 @@ def risen_log_likelihood(
     """
     arrays = model.evaluate(params, data)
     tables = model.tables(arrays, model.integrated)
-    for one in model.integrals:
-        joint = Joint(model, one, params, data)
-        if one.axis in rises:
-            tables[one.axis] = evidence[one.axis] + joint.to_cells(rises[one.axis])
+    for integral in model.integrals:
+        axis, joint = integral.axis, Joint(model, integral, params, data)
+        if axis in rises:
+            tables[axis] = evidence[axis] + joint.to_cells(rises[axis])
         else:
-            tables[one.axis] = integrate(joint).evidence
+            tables[axis] = integrate(joint).evidence
     return log_evidence(model, tables, all_scales(model, arrays), model.present(arrays))

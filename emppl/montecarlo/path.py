@@ -112,7 +112,7 @@ class Path(NamedTuple):
 
     def counted_afresh(self) -> Path:
         """The same, where the count of divergences begins."""
-        return self._replace(walkers={axis: one.counted_afresh() for axis, one in self.walkers.items()})
+        return self._replace(walkers={axis: walkers.counted_afresh() for axis, walkers in self.walkers.items()})
 
     def split(self) -> tuple[Path, jax.Array]:
         """The path after a key was taken from it, and that."""

@@ -17,9 +17,9 @@ from emppl.montecarlo.ascent import Ascent
 from emppl.montecarlo.averaging import Averaging, BurnIn
 from emppl.montecarlo.closing import MOST_DIMENSIONS, Closing
 from emppl.montecarlo.looks import Precision
-from emppl.montecarlo.loop import Loop, Phase
 from emppl.montecarlo.mixing import Divergences, divergences
 from emppl.montecarlo.path import Path
+from emppl.montecarlo.phases import Loop, Phase
 from emppl.montecarlo.simulator import Problem, Simulator
 from emppl.montecarlo.stochastic_em import SPREAD_SHARE, Wandering
 from emppl.strategies import SAEM, Simulated, StochasticEM

@@ -11,7 +11,7 @@ import numpy as np
 
 from emppl import estep
 from emppl.estep.informed import informed_shares
-from emppl.estep.simulated import Drawn, begin_walkers, draw_all, simulated_expectations
+from emppl.estep.simulated import Drawn, begin_walkers, draw_all, integrated_by_draws
 from emppl.fit.loop import smallest_scale
 from emppl.integrals.mcmc import Walkers
 from emppl.model.natural import Prepared
@@ -92,11 +92,13 @@ class Simulator:
         prepared: Mapping[str, Prepared],
         memory: Any,
     ) -> Improved:
-        found = simulated_expectations(self.model, self.program.fused, params, drawn, shares, data, prepared)
-        step = self.program.maximise(params, found, data, prepared, memory)
+        integrated = integrated_by_draws(self.model, params, drawn, shares, data)
+        fused = self.program.fused
+        expected = estep.expectations(self.model, fused, params, data, prepared, integrated=integrated)
+        step = self.program.maximise(params, expected, data, prepared, memory)
         before, after = (step.objective.by_draw(at) for at in (params, step.params))
         log_prior = self.model.log_prior(params, data)
-        return Improved(step.params, step.memory, step.unfinished, after - before, found.log_likelihood, log_prior)
+        return Improved(step.params, step.memory, step.unfinished, after - before, expected.log_likelihood, log_prior)
 
     def _wander(
         self,
@@ -111,19 +113,18 @@ class Simulator:
         """Iterations of stochastic EM, with what M-step rules remember and where the chains are at their end."""
         program, model = self.program, self.model
 
-        def advance(carry: tuple[Params, Any, Mapping[str, Walkers]], key: jax.Array):
+        def advance(carry: tuple[Params, Any, Mapping[str, Walkers]], key: jax.Array) -> tuple[tuple, Iterations]:
             params, memory, walkers = carry
             moving_key, choosing_key = jax.random.split(key)
             scale, _ = smallest_scale(model, params, data, prepared)
+            integrated = None
             if walkers:
                 drawn = draw_all(model, params, walkers, moving_key, data, self.strategy.num_samples)
-                walkers = drawn.walkers
-                found = simulated_expectations(model, program.fused, params, drawn, None, data, prepared, choosing_key)
-            else:
-                found = estep.expectations(model, program.fused, params, data, prepared, key=choosing_key)
-            step = program.maximise(params, found, data, prepared, memory)
+                walkers, integrated = drawn.walkers, integrated_by_draws(model, params, drawn, None, data)
+            expected = estep.expectations(model, program.fused, params, data, prepared, None, integrated, choosing_key)
+            step = program.maximise(params, expected, data, prepared, memory)
             log_prior = model.log_prior(params, data)
-            iteration = Iterations(step.params, found.log_likelihood, log_prior, scale, step.unfinished)
+            iteration = Iterations(step.params, expected.log_likelihood, log_prior, scale, step.unfinished)
             return (step.params, step.memory, walkers), iteration
 
         start = params, memory, walkers

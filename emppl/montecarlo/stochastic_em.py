@@ -19,7 +19,7 @@ import numpy as np
 
 from emppl.fit.outcome import StopReason
 from emppl.montecarlo.path import Path
-from emppl.montecarlo.simulator import Problem
+from emppl.montecarlo.simulator import Iterations, Problem
 from emppl.montecarlo.trail import CHECK
 
 SPREAD_SHARE = 0.5
@@ -60,7 +60,7 @@ class Wandering:
             return path._replace(memory=memory, walkers=walkers)
         return path._replace(status=StopReason.COLLAPSED if is_finite[count] else StopReason.NOT_FINITE)
 
-    def _after(self, path: Path, every, values: np.ndarray) -> Path:
+    def _after(self, path: Path, every: Iterations, values: np.ndarray) -> Path:
         """The path after some iterations."""
         strategy = self.problem.simulator.strategy
         log_likelihoods = np.asarray(every.log_likelihood, float)

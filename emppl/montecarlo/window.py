@@ -27,8 +27,8 @@ class Window(NamedTuple):
     @classmethod
     def empty(cls, walkers: Mapping[str, Walkers]) -> Window:
         """No draws, of the chains of these integrals."""
-        positions = {axis: one.position for axis, one in walkers.items()}
-        return cls({axis: np.zeros((0, *at.shape[1:]), at.dtype) for axis, at in positions.items()}, np.zeros(0))
+        empty = {axis: np.asarray(walkers[axis].position)[:0] for axis in walkers}
+        return cls(empty, np.zeros(0))
 
     def after(self, new: Mapping[str, np.ndarray], step: float, most: int) -> Window:
         """With new draws that share ``step``, and without those that are too light, or older than ``most`` others."""

@@ -9,6 +9,7 @@ import pytest
 from scipy import optimize, stats
 
 import emppl
+from emppl.montecarlo.derivatives import Surroundings
 from emppl.montecarlo.mixing import effective_draws
 from emppl.montecarlo.path import posterior_draws
 from emppl.montecarlo.simulator import batch_error
@@ -136,7 +137,7 @@ def test_draws_of_volatility_have_no_score_at_the_maximum():
         drawn = simulator.draw(params, chains, key, leaves, number=800)
         chains = drawn.walkers
     frames = {name: one.frame for name, one in charts(compiled.program.model, jax.device_get(params)).items()}
-    scores = simulator.derivatives.measure(params, frames, drawn, leaves, 400).scores
+    scores = simulator.derivatives.measure(Surroundings(params, frames, leaves), drawn, 400).scores
     noise = np.sqrt(np.diagonal(batch_error(np.moveaxis(scores, 0, -1))))
     assert np.all(np.abs(scores.mean((1, 2))) < 3 * noise)
     assert np.all(noise < 0.1 * scores.std((1, 2)))

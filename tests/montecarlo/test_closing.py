@@ -15,6 +15,7 @@ from emppl import MonteCarlo, Quadrature, StopReason
 from emppl.montecarlo import simulation
 from emppl.montecarlo.ascent import chi_square_mean_quantile
 from emppl.montecarlo.closing import Closing, look
+from emppl.montecarlo.derivatives import Surroundings
 from emppl.montecarlo.nearby import log_densities, nearby_log_likelihood
 from emppl.montecarlo.path import Path, draw
 from emppl.montecarlo.trail import Trail
@@ -140,10 +141,9 @@ def test_blocks_of_draws_say_together_what_all_draws_say(name):
     def nearby(draws, step):
         near = nearby_log_likelihood(program.model, params, draws, drawn.evidence, leaves)
         number = len(next(iter(draws.values())))
-        moved = simulator.derivatives._moved({n: one.frame for n, one in local.items()}, step)
-        return near({**params, **moved}, jnp.full(number, 1 / number)) + program.model.log_prior(
-            {**params, **moved}, leaves
-        )
+        frames = {name: chart.frame for name, chart in local.items()}
+        moved = Surroundings(params, frames, leaves).after(program.model, step)
+        return near(moved, jnp.full(number, 1 / number)) + program.model.log_prior(moved, leaves)
 
     zero = jnp.zeros(len(score))
     chains = [{axis: one[chain] for axis, one in drawn.draws.items()} for chain in range(4)]
