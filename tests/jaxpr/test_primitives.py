@@ -1,6 +1,8 @@
 """The table of primitives against JAX itself, and that every domain follows it: known rows, a new row, no row."""
 
 import functools
+import gc
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -335,3 +337,18 @@ def test_rows_that_data_pick_stay_apart(function):
     found = grouped(function)
     assert isinstance(found, Grouped)
     assert (found.numbers < -1).all()
+
+
+def test_what_is_read_off_a_model_dies_with_it():
+    """JAX reuses constants that are alive, whatever the precision is by then."""
+    gc.collect()
+    gc.disable()
+    try:
+        dependence = of(lambda mu: jnp.exp(mu), ("parameter", "mu"))
+        dependence.selection("mu", 0)
+        dependence.axis_positions("mu", 0)
+        alive = weakref.ref(dependence)
+        del dependence
+        assert alive() is None
+    finally:
+        gc.enable()
