@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from emppl.montecarlo.averaging import Window
+from emppl.montecarlo.window import Window
 
 
 def test_draws_that_are_forgotten_are_the_oldest():

@@ -57,7 +57,7 @@ def fitted(make, x):
 
 @functools.cache
 def of_base():
-    return fit(lambda base, offset: base, drawn()[0])
+    return fitted(lambda base, offset: base, drawn()[0])
 
 
 @pytest.mark.parametrize("name", TRANSFORMED)
@@ -65,7 +65,7 @@ def test_closed_forms_of_the_base_are_kept(name):
     w, offset, weight, seen = drawn()
     make, forward = TRANSFORMED[name]
     x = np.where(seen, forward(w, offset), np.nan)
-    result = fit(make, x)
+    result = fitted(make, x)
     plan = result.plan
     assert {one.rule for one in plan.parameters} == {"closed form"}
     assert {one.form for one in plan.factors} == {"statistics x natural parameters"}
