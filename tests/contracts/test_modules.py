@@ -27,7 +27,7 @@ THROUGH = {
     """,
     "elimination/test_chains": "estep/filtering trace/scan trace/scan_first trace/scan_later",
     "elimination/test_run": "elimination/order elimination/reductions estep/latents estep/memory model/parts",
-    "estep/test_fused": "estep/expectations estep/plain estep/q model/natural model/site",
+    "estep/test_fused": "estep/expectations estep/plain estep/q model/natural model/site model/table",
     "integrals/test_exact": """
         estep/continuous integrals/joint integrals/outcome model/integral numerics/small_matrices
         strategies/exact
