@@ -52,7 +52,7 @@ THROUGH = {
     "mstep/test_closed_form": "mstep/readings",
     "mstep/test_quadratic": "model/regression mstep/analysis mstep/linear_predictors",
     "reduce/test_rows": "reduce/moments reduce/reduction reduce/same_model reduce/steps reduce/weighted_rows",
-    "result/test_components": "jaxpr/axes jaxpr/depends",
+    "result/test_components": "jaxpr/axes jaxpr/depends memo",
     "strategies/test_discrete": "model/compatible",
     "test_docs": "families/table",
     "test_em": """
