@@ -20,7 +20,7 @@ from numpyro.distributions import constraints
 import emppl.integrals
 from emppl.integrals import Way, settle
 from emppl.integrals.truncated import Truncated
-from tests.kit.fits import fit
+from tests.kit.fits import compiled_of, fit
 
 # A way of integrating is a class in a module of its own.
 WAYS = {
@@ -142,6 +142,8 @@ def fitted(name):
 @EVERY
 def test_evidence_and_gradient(name):
     example, (em, _) = EXAMPLES[name], fitted(name)
+    (integral,) = compiled_of(em, example.data)[0].program.model.integrals
+    assert WAYS.get(name, type(integral.way)) is type(integral.way)
     at = {parameter: jnp.asarray(value) for parameter, value in AT.items()}
     found = jax.jit(jax.value_and_grad(lambda params: em.log_likelihood(params, example.data)))(at)
     expected = jax.value_and_grad(lambda params: example.exact(**params, y=example.data)[0])(at)

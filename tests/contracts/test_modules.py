@@ -12,12 +12,15 @@ MODULES = {
 }
 # By test file, modules that it exercises together; "" for those that hold declarations only.
 THROUGH = {
-    "": "names types model/options strategies/base fit/outcome",
+    "": "names types model/options strategies/base",
     "checkpoint/test_file": "fit/acceleration",
-    "contracts/test_families": """families/bounded families/check families/counts families/discrete families/gaussian
-        families/locations families/multivariate families/positive families/registry""",
+    "contracts/test_families": """
+        families/bounded families/check families/counts families/discrete families/family families/gaussian
+        families/locations families/multivariate families/positive families/registry families/updates
+    """,
     "contracts/test_rules": "mstep/entries mstep/given mstep/maximisation mstep/policy mstep/rule",
     "contracts/test_toy_way": "integrals/way",
+<<<<<<< HEAD
     "elimination/chain/test_evidence": """elimination/chain/associative elimination/chain/blocked
         elimination/chain/choose elimination/chain/logspace elimination/chain/paths
         elimination/chain/twin elimination/chain/problem elimination/chain/recursion
@@ -29,27 +32,54 @@ THROUGH = {
     "integrals/test_mcmc": "integrals/hamiltonian estep/simulated montecarlo/simulator strategies/simulated",
     "integrals/test_quadrature": """integrals/importance integrals/laplace integrals/modes integrals/sampling integrals/settle
         jaxpr/quadratic result/integration_error strategies/integrated uncertainty/corners""",
+=======
+    "elimination/chain/test_evidence": """
+        elimination/chain/associative elimination/chain/blocked elimination/chain/choose
+        elimination/chain/logspace elimination/chain/paths elimination/chain/plain elimination/chain/problem
+        elimination/chain/recursion elimination/chain/scaled elimination/chain/tiles
+    """,
+    "elimination/test_chains": "estep/filtering trace/scan trace/scan_first trace/scan_later",
+    "elimination/test_run": "elimination/order elimination/reductions estep/latents estep/memory model/parts",
+    "estep/test_fused": "estep/expectations estep/plain estep/q model/natural model/site model/table",
+    "integrals/test_exact": """
+        estep/continuous integrals/joint integrals/outcome model/integral numerics/small_matrices
+        strategies/exact
+    """,
+    "integrals/test_mcmc": "integrals/hamiltonian estep/simulated montecarlo/simulator strategies/sampling",
+    "integrals/test_quadrature": """
+        integrals/importance integrals/laplace integrals/modes integrals/sampling integrals/settle
+        result/integration_error strategies/quadrature uncertainty/corners
+    """,
+>>>>>>> h-tests
     "integrals/test_smoother": "model/scans model/state_space",
     "integrals/test_truncated": "integrals/limits jaxpr/monotone",
-    "jaxpr/test_layout": "jaxpr/separation",
-    "jaxpr/test_selection": """jaxpr/folding jaxpr/group_gather jaxpr/group_rules jaxpr/groups jaxpr/numbering
-        jaxpr/prune""",
+    "jaxpr/test_primitives": """
+        jaxpr/equations jaxpr/groups jaxpr/jumps jaxpr/numbering jaxpr/places jaxpr/separation jaxpr/walk
+    """,
+    "jaxpr/test_selection": "jaxpr/prune",
+    "models/test_latent_models": "trace/missing",
     "montecarlo/test_closing": "montecarlo/derivatives montecarlo/looks montecarlo/nearby montecarlo/trail",
-    "montecarlo/test_stochastic": "fit/progress montecarlo/ascent montecarlo/averaging montecarlo/path",
-    "models/test_models": "montecarlo/informed",
+    "montecarlo/test_simulation": """
+        estep/informed fit/progress montecarlo/approximation montecarlo/ascent montecarlo/averaging
+        montecarlo/loop montecarlo/path
+    """,
     "mstep/test_closed_form": "mstep/readings",
     "mstep/test_quadratic": "model/regression mstep/analysis mstep/linear_predictors",
     "reduce/test_rows": "reduce/moments reduce/reduction reduce/same_model reduce/steps reduce/weighted_rows",
-    "result/test_components": "jaxpr/axes jaxpr/depends",
+    "result/test_components": "jaxpr/axes jaxpr/depends memo",
     "strategies/test_discrete": "model/compatible",
     "test_docs": "families/table",
-    "test_em": """compiled derivation/derive derivation/plan fit/loop fit/restarts fit/start program result/accuracy
-        result/certificate result/compare result/ending result/fitted result/latents result/summary""",
+    "test_em": """
+        compiled derivation/derive derivation/plan fit/loop fit/outcome fit/restarts fit/start program
+        result/accuracy result/certificate result/compare result/ending result/fitted result/latents
+        result/summary
+    """,
     "test_errors": "fit/checks model/roles trace/handlers",
-    "trace/test_semantics": """estep/cell_weights model/axes trace/arguments trace/discover trace/evaluate
-        trace/record trace/site_messages""",
+    "trace/test_semantics": """
+        estep/cell_weights model/axes trace/arguments trace/discover trace/evaluate trace/record
+        trace/site_messages
+    """,
     "uncertainty/test_charts": "parameters/constraints",
-    "models/test_latent_models": "trace/missing",
 }
 
 

@@ -16,7 +16,7 @@ from emppl import SAEM, MonteCarlo, StochasticEM
 from tests.integrals.test_smoother import poisson_walk
 from tests.integrals.test_trajectories import COUNTS, walk_on_grid
 from tests.kit.fits import compiled_of, fit
-from tests.montecarlo.test_stochastic import many_pumps
+from tests.montecarlo.test_simulation import many_pumps
 
 POSITIVE = dist.constraints.positive
 KERNELS = ("metropolis", "hmc", "nuts")

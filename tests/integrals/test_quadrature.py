@@ -20,7 +20,7 @@ from emppl.result.integration_error import IntegrationError, _compared
 from emppl.uncertainty.corners import no_standard_errors
 from tests.kit.differences import numerical_hessian
 from tests.kit.fits import compiled_of, fit
-from tests.montecarlo.test_stochastic import many_pumps
+from tests.montecarlo.test_simulation import many_pumps
 
 positive = dist.constraints.positive
 

@@ -21,8 +21,8 @@ from emppl.montecarlo.path import Path, draw
 from emppl.montecarlo.trail import Trail
 from emppl.uncertainty.information import charts
 from tests.kit.fits import compiled_of
-from tests.montecarlo.test_stochastic import cbpp, glmm, pump_data
-from tests.montecarlo.test_stochastic import pumps as pump_model
+from tests.montecarlo.test_simulation import cbpp, glmm, pump_data
+from tests.montecarlo.test_simulation import pumps as pump_model
 
 POSITIVE = dist.constraints.positive
 
