@@ -25,7 +25,7 @@ from emppl.model.options import Options
 from emppl.montecarlo.simulator import Simulator
 from emppl.parameters.constraints import check
 from emppl.program import Program
-from emppl.reduce.reduction import FewRows, Reduction, Source
+from emppl.reduce.reduction import FewRows, Reducer, Source
 from emppl.reduce.rows import Compressed
 from emppl.trace import MissingCells
 from emppl.trace.arguments import split_arguments
@@ -56,7 +56,7 @@ class Compiled:
         self.source = source
         self.program = program
         self.model = program.model
-        self.reduction = Reduction(source, program)
+        self.reducer = Reducer(source, program)
         self.e_step = self._plain(estep.e_step)
         self.log_likelihood = self._plain(estep.log_likelihood)
         self.log_prior = jax.jit(self.model.log_prior)
@@ -205,7 +205,7 @@ class Compiled:
         """The compiled block of iterations for a number of restarts."""
         key = (lanes, accurate)
         if key not in self._blocks:
-            condense = None if accurate else self.reduction.on_few_steps
+            condense = None if accurate else self.reducer.on_few_steps
             self._blocks[key] = loop.make_block(loop.make_iteration(self.program, accurate, condense))
         found = self._blocks[key]
         return found.result() if isinstance(found, concurrent.futures.Future) else found
@@ -223,7 +223,7 @@ class Compiled:
         memory = jax.tree.map(lambda one: np.zeros(one.shape, one.dtype), jax.eval_shape(self.begin, params))
         states = loop.initial_states(self.model, params, memory, lanes, jnp.result_type(float), accelerate)
         prepared, _ = jax.eval_shape(self.prepare, data)
-        block: Any = loop.make_block(loop.make_iteration(self.program, False, self.reduction.on_few_steps))
+        block: Any = loop.make_block(loop.make_iteration(self.program, False, self.reducer.on_few_steps))
         lowered = block.lower(states, data, prepared, *loop.limits(0.0, 0, 0))
         pool = concurrent.futures.ThreadPoolExecutor(1)
         # On few cells compiling takes longer than the whole fit: let XLA do less of it.
@@ -271,7 +271,7 @@ class Fit:
         """The same on few weighted rows, or the reason why all are needed."""
         if any(isinstance(leaf, jax.core.Tracer) or len(leaf.devices()) > 1 for leaf in self.data):
             return Refusal("it is traced, or lies on several devices")
-        few = self.compiled.reduction.few_rows(self.data)
+        few = self.compiled.reducer.few_rows(self.data)
         if isinstance(few, Refusal):
             return few
         return Fit(self.compiled.for_few(few), few.data, self.recipe, few.compressed)
@@ -299,11 +299,11 @@ class Fit:
         return build_plan(self.program, self._reduction_in_words())
 
     def _reduction_in_words(self) -> str:
-        few, steps = self.reduced(), self.compiled.reduction.steps
+        few, steps = self.reduced(), self.compiled.reducer.steps
         if isinstance(few, Fit):
             assert few.compressed is not None
             return few.compressed.words
-        if self.compiled.reduction.on_few_steps is not None and not isinstance(steps, Refusal):
+        if self.compiled.reducer.on_few_steps is not None and not isinstance(steps, Refusal):
             return f"the M-step runs on {steps.pieces} weighted steps with the moments of all steps: EM is the same"
         return f"data not compressed: {few.reason}" if self.model.integrals else ""
 

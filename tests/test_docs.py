@@ -9,7 +9,6 @@ import sys
 
 import jax
 
-import emppl
 from emppl.families.table import family_table
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
@@ -31,12 +30,3 @@ def test_table_of_families_is_up_to_date():
     done = subprocess.run([sys.executable, "-m", "emppl.families.table"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() in (DOCS / "families.md").read_text(), "write it again: see the top of docs/families.md"
     assert family_table().startswith("| family |")
-
-
-def test_the_developers_guide_names_every_module():
-    """The pipeline at the top of docs/developer.md is the layout of emppl/."""
-    root = pathlib.Path(emppl.__file__).parent
-    guide = (root.parent / "docs" / "developer.md").read_text().split("## The way of one datum")[0]
-    words = set(re.findall(r"\w+", "".join(line for line in guide.splitlines(True) if line.startswith("    "))))
-    missing = {path.stem for path in root.rglob("*.py")} - {"__init__"} - words
-    assert not missing, missing

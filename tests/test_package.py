@@ -1,9 +1,7 @@
 """The package as a whole: what importing it costs, what it exports, how its modules depend on each other."""
 
 import ast
-import graphlib
 import pathlib
-import re
 import subprocess
 import sys
 import tomllib
@@ -22,27 +20,6 @@ OPTIONAL = ("matplotlib", "pandas", "arviz", "funsor", "scipy.stats", "optax")
 
 def parse(name):
     return ast.parse(FILES[name].read_text())
-
-
-def imports_at_load(name):
-    """Dotted names that a module imports when it is itself imported, functions and type-checking blocks left out."""
-    found = set()
-
-    def visit(node):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            return
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            return
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        if isinstance(node, ast.ImportFrom):
-            found.add(node.module)
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
-        for child in ast.iter_child_nodes(node):
-            visit(child)
-
-    visit(parse(name))
-    return found
 
 
 def test_importing_emppl_leaves_optional_packages_alone():
@@ -76,26 +53,6 @@ def test_public_names_are_documented(name):
 def test_version_is_that_of_the_project():
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
     assert emppl.__version__ == project["version"]
-
-
-def test_modules_import_only_downwards():
-    def inside(found):
-        # `from emppl.estep import x` names both the module and emppl.estep.x; a name that is no file is an attribute.
-        return {name for name in found if name in FILES and name != "emppl"}
-
-    graph = {name: inside(imports_at_load(name)) - {name} for name in FILES if name != "emppl"}
-    list(graphlib.TopologicalSorter(graph).static_order())  # no cycles
-    # And in the order of the developer's guide, whose table has one or two columns of modules and packages.
-    guide = (ROOT.parent / "docs" / "developer.md").read_text().split("## The way of one datum")[0]
-    lines = re.findall(r"^    \w.*", guide, re.MULTILINE)
-    order = [name for line in lines for name in re.findall(r"(?:^ {4}| {3,})([a-z_]+)/?(?= {2,})", line)]
-    rank = {name: place for place, name in enumerate(order)}
-
-    def layer(name):
-        return rank[name.split(".")[1]]
-
-    upwards = [(name, other) for name, found in graph.items() for other in found if layer(other) > layer(name)]
-    assert not upwards
 
 
 def test_one_package_touches_numpyro_handlers():

@@ -16,12 +16,12 @@ from emppl.elimination.reductions import SUM
 from emppl.elimination.run import log_normalizer
 from emppl.estep.expectations import Expectations
 from emppl.estep.plain import absent_cells, all_scales, spread_over_atoms, with_evidence
-from emppl.integrals.outcome import Integrated
+from emppl.integrals.integrated import Integrated
 from emppl.integrals.way import integrate_all, prepare_integrals
+from emppl.model.log_prob_table import log_prob_table
 from emppl.model.model import Model, Part
 from emppl.model.natural import NaturalForm, Prepared, table_from_statistics
 from emppl.model.site import AlignedSite
-from emppl.model.table import log_prob_table
 from emppl.numerics.guarded import impossible_to_infinite
 from emppl.types import Data, Params, Scales, Tables
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from emppl.elimination.reductions import PLAIN_SUM
 from emppl.elimination.run import log_normalizer
 from emppl.estep.expectations import Expectations, Posterior
-from emppl.integrals.outcome import Integrated
+from emppl.integrals.integrated import Integrated
 from emppl.integrals.way import atom_weights, integrate_all
 from emppl.model.model import Model
 from emppl.model.natural import NaturalForm, Prepared

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from emppl.estep.expectations import Expectations, Posterior
+from emppl.model.log_prob_table import log_prob_table
 from emppl.model.model import Model
 from emppl.model.natural import Prepared
-from emppl.model.table import log_prob_table
 from emppl.numerics.guarded import weighted
 from emppl.strategies import Simulated
 from emppl.types import Data, Params

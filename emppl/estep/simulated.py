@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from emppl.integrals.importance import importance
+from emppl.integrals.integrated import Integrated, atoms_of
 from emppl.integrals.joint import Joint
 from emppl.integrals.mcmc import Walkers, draw, first_walkers
-from emppl.integrals.outcome import Integrated, atoms_of
 from emppl.integrals.way import integrate
 from emppl.model.integral import Integral
 from emppl.model.model import Model

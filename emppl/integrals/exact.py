@@ -8,9 +8,9 @@ import jax
 
 from emppl.errors import Refusal
 from emppl.integrals.importance import placed
+from emppl.integrals.integrated import Integrated, normal_integral
 from emppl.integrals.joint import Joint
 from emppl.integrals.modes import conditional
-from emppl.integrals.outcome import Integrated, normal_integral
 from emppl.integrals.way import Question, Way
 from emppl.model.integral import Integral
 from emppl.model.scans import ChainIntegral

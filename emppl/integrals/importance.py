@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from emppl.integrals.integrated import Integrated, atoms_of, evidence_and_shares
 from emppl.integrals.joint import Joint
-from emppl.integrals.outcome import Integrated, atoms_of, evidence_and_shares
 from emppl.model.integral import Integral
 from emppl.model.model import Model
 from emppl.numerics.guarded import impossible_to_infinite

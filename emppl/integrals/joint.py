@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from emppl.jaxpr.layout import group_numbers
 from emppl.jaxpr.numbering import number_cells
 from emppl.model.integral import Integral
+from emppl.model.log_prob_table import log_prob_table
 from emppl.model.model import Model
-from emppl.model.table import log_prob_table
 from emppl.names import latent_of
 from emppl.numerics.guarded import safe_divide
 from emppl.parameters.constraints import constrain, log_jacobian

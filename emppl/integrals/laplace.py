@@ -10,9 +10,9 @@ import numpy as np
 
 from emppl.errors import Refusal
 from emppl.integrals.exact import normal_draw
+from emppl.integrals.integrated import Integrated, normal_integral
 from emppl.integrals.joint import Joint
 from emppl.integrals.modes import differentiable_modes
-from emppl.integrals.outcome import Integrated, normal_integral
 from emppl.integrals.way import Question, Way
 from emppl.names import model_name
 from emppl.numerics.small_matrices import lower_inverse, lower_root, solve_root

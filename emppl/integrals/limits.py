@@ -18,8 +18,8 @@ from emppl.errors import Refusal
 from emppl.integrals.joint import Joint
 from emppl.jaxpr.monotone import Turns, direction
 from emppl.model.integral import Integral
+from emppl.model.log_prob_table import log_prob_table
 from emppl.model.model import Model
-from emppl.model.table import log_prob_table
 from emppl.trace import SiteArrays, as_numpyro_expects
 from emppl.types import Data, Tables
 

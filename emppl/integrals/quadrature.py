@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl.errors import Refusal
+from emppl.integrals.integrated import Integrated, atoms_of, evidence_and_shares
 from emppl.integrals.joint import Joint
 from emppl.integrals.laplace import corner_at_mode, integrate_at_mode, reason_at_mode
 from emppl.integrals.modes import fixed_approximation
-from emppl.integrals.outcome import Integrated, atoms_of, evidence_and_shares
 from emppl.integrals.way import Question, Way
 from emppl.numerics.guarded import impossible_to_infinite
 from emppl.numerics.small_matrices import half_log_det, lower_inverse

@@ -6,9 +6,9 @@ import jax
 
 from emppl.errors import Refusal
 from emppl.integrals.importance import importance, importance_points
+from emppl.integrals.integrated import Integrated
 from emppl.integrals.joint import Joint
 from emppl.integrals.modes import fixed_approximation
-from emppl.integrals.outcome import Integrated
 from emppl.integrals.way import Question, Way
 from emppl.strategies import ImportanceSampling, MonteCarlo, Simulated
 

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from emppl.errors import Refusal
+from emppl.integrals.integrated import Integrated
 from emppl.integrals.joint import Joint
-from emppl.integrals.outcome import Integrated
 from emppl.integrals.way import Question, Way
 from emppl.jaxpr.layout import Block, Layout
 from emppl.model.integral import Integral

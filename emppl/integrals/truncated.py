@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from emppl.errors import Refusal
+from emppl.integrals.integrated import Integrated, atoms_of
 from emppl.integrals.joint import Joint
 from emppl.integrals.limits import Limits, find_limits, why_not_limits
 from emppl.integrals.modes import conditional
-from emppl.integrals.outcome import Integrated, atoms_of
 from emppl.integrals.way import Question, Way
 from emppl.model.integral import Integral
 from emppl.model.model import Model

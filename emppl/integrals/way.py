@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from emppl.errors import Refusal
+from emppl.integrals.integrated import Integrated
 from emppl.integrals.joint import Joint
 from emppl.integrals.mcmc import draw_once
-from emppl.integrals.outcome import Integrated
 from emppl.model.integral import Integral
 from emppl.model.model import Model
 from emppl.strategies import Continuous

@@ -17,12 +17,12 @@ from emppl.elimination.reductions import BEST, Reduction, draws
 from emppl.jaxpr.depends import Dependence
 from emppl.model.axes import Axes
 from emppl.model.integral import Integral
+from emppl.model.log_prob_table import log_prob_table
 from emppl.model.natural import NaturalForm
 from emppl.model.parts import Part, find_parts
 from emppl.model.regression import COEFFICIENTS, RegressionForm
 from emppl.model.roles import Role
 from emppl.model.site import AlignedSite
-from emppl.model.table import log_prob_table
 from emppl.names import latent_of, model_name
 from emppl.parameters.constraints import constrain, free_dimensions
 from emppl.parameters.held import pin

@@ -19,7 +19,7 @@ from emppl.estep.simulated import Drawn, simulated
 from emppl.model.model import Model
 from emppl.montecarlo.nearby import ByIntegral, log_densities, nearby_log_likelihood, risen_log_likelihood
 from emppl.types import Data, Params
-from emppl.uncertainty.charts import Frame, value_at
+from emppl.uncertainty.charts import Moves, value_at
 
 
 class Measured(NamedTuple):
@@ -91,7 +91,7 @@ class Surroundings(NamedTuple):
     """
 
     params: Params
-    frames: Mapping[str, Frame]
+    frames: Mapping[str, Moves]
     data: Data
 
     def after(self, model: Model, step: jax.Array) -> Params:

@@ -12,8 +12,8 @@ from emppl.estep.q import touched
 from emppl.jaxpr.jumps import only_jumps, why_not_quadratic
 from emppl.jaxpr.layout import Block, Layout, find_layout
 from emppl.memo import once
+from emppl.model.log_prob_table import log_prob_table
 from emppl.model.model import Model, prior_cells
-from emppl.model.table import log_prob_table
 from emppl.numerics.guarded import weighted
 from emppl.parameters.constraints import from_coordinates, to_coordinates
 from emppl.types import Data, Params

@@ -17,8 +17,8 @@ from emppl.errors import Refusal
 from emppl.jaxpr import jumps
 from emppl.jaxpr.groups import SHARED, Meeting
 from emppl.jaxpr.separation import Separation
+from emppl.model.log_prob_table import log_prob_table
 from emppl.model.model import Model
-from emppl.model.table import log_prob_table
 from emppl.numerics.small_matrices import simplex
 from emppl.types import Data, Params
 

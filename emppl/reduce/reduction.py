@@ -18,8 +18,8 @@ from emppl.program import Program
 from emppl.reduce.rows import Compressed, Compression, find_compression, look_different
 from emppl.reduce.same_model import is_same_model
 from emppl.reduce.steps import Condensation, find_condensation
-from emppl.reduce.weighted_rows import WeightedRows
 from emppl.trace import trace_model, with_array_in_front
+from emppl.trace.weighted_rows import WeightedRows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class FewRows:
     compressed: Compressed
 
 
-class Reduction:
+class Reducer:
     """Finds out, once for every shape, on how few pieces of data a program does the same.
 
     Args:

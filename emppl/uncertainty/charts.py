@@ -22,7 +22,7 @@ _NO_GAIN = 1e-3  # nats
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Frame:
+class Moves:
     """The moves that coordinates make, as arrays: an argument of compiled functions.
 
     Attributes:
@@ -52,7 +52,7 @@ class Chart:
         boundary: boolean array like the estimate: entries on the edge of the parameter space, which are held there.
     """
 
-    frame: Frame
+    frame: Moves
     active: np.ndarray
     boundary: np.ndarray
 
@@ -69,7 +69,7 @@ class Information(NamedTuple):
     score: np.ndarray
 
 
-def value_at(constraint: Any, frame: Frame, step: jax.Array) -> jax.Array:
+def value_at(constraint: Any, frame: Moves, step: jax.Array) -> jax.Array:
     """The parameter after a step in local coordinates.
 
     Args:
@@ -86,7 +86,7 @@ def value_at(constraint: Any, frame: Frame, step: jax.Array) -> jax.Array:
     return flat.reshape(frame.base.shape)
 
 
-def jacobian(constraint: Any, frame: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def jacobian(constraint: Any, frame: Moves) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Non-zero derivatives of the entries with respect to the coordinates: ``(entry, coordinate, value)`` lists."""
     if not frame.curved:
         return frame.entries, frame.coordinates, frame.signs
@@ -142,7 +142,7 @@ def chart(
         return _linear_chart(estimate, nowhere, given)
     start = np.asarray(unconstrain(constraint, jnp.asarray(estimate)))
     none = np.zeros(0, int)
-    frame = Frame(start, none, none, np.zeros(0, estimate.dtype), start.size, True)
+    frame = Moves(start, none, none, np.zeros(0, estimate.dtype), start.size, True)
     return Chart(frame, np.ones(start.size, bool), nowhere)
 
 
@@ -225,7 +225,7 @@ def _flat(
     boundary: np.ndarray,
 ) -> Chart:
     signs = np.broadcast_to(np.asarray(signs, estimate.dtype), entries.shape)
-    return Chart(Frame(estimate, entries, coordinates, signs, len(active), False), active, boundary)
+    return Chart(Moves(estimate, entries, coordinates, signs, len(active), False), active, boundary)
 
 
 def _linear_chart(estimate: np.ndarray, boundary: np.ndarray, given: np.ndarray | None) -> Chart:

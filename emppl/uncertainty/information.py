@@ -24,7 +24,7 @@ from emppl.model.model import Model
 from emppl.program import Program
 from emppl.types import Data
 from emppl.uncertainty.boundary import newton_step, scales, vanishing
-from emppl.uncertainty.charts import Chart, Frame, Information, chart, has_bounds, jacobian, pressed, value_at
+from emppl.uncertainty.charts import Chart, Information, Moves, chart, has_bounds, jacobian, pressed, value_at
 from emppl.uncertainty.corners import no_standard_errors
 
 EDGE = 1e-5
@@ -77,7 +77,7 @@ def label(name: str, index: Sequence[int] | np.ndarray) -> str:
 
 
 def hessian_columns(
-    model: Model, frames: Mapping[str, Frame], data: Data, which: jax.Array
+    model: Model, frames: Mapping[str, Moves], data: Data, which: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Some columns of the Hessian of log-likelihood plus log prior, in local coordinates: pure, to be jitted.
 
@@ -103,7 +103,7 @@ def hessian_columns(
 
 
 def score(
-    model: Model, frames: Mapping[str, Frame], data: Data, key: jax.Array | None = None
+    model: Model, frames: Mapping[str, Moves], data: Data, key: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Log-likelihood at an estimate, and the gradient of it plus the log prior in local coordinates: pure.
 
@@ -120,7 +120,7 @@ def score(
 
 
 def _objective(
-    model: Model, frames: Mapping[str, Frame], data: Data, step: jax.Array, key: jax.Array | None = None
+    model: Model, frames: Mapping[str, Moves], data: Data, step: jax.Array, key: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Log-likelihood plus log prior after a step, and the log-likelihood alone."""
     parts = jnp.split(step, np.cumsum([frames[name].size for name in model.free])[:-1])

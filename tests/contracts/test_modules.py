@@ -20,29 +20,16 @@ THROUGH = {
     """,
     "contracts/test_rules": "mstep/entries mstep/given mstep/maximisation mstep/policy mstep/rule",
     "contracts/test_toy_way": "integrals/way",
-<<<<<<< HEAD
-    "elimination/chain/test_evidence": """elimination/chain/associative elimination/chain/blocked
-        elimination/chain/choose elimination/chain/logspace elimination/chain/paths
-        elimination/chain/twin elimination/chain/problem elimination/chain/recursion
-        elimination/chain/scaled elimination/chain/tiles""",
-    "elimination/test_chains": "estep/filtering trace/scan trace/scan_first trace/scan_later",
-    "elimination/test_run": "elimination/order elimination/reductions estep/memory estep/posterior model/parts",
-    "estep/test_fused": "estep/expectations estep/plain estep/q model/natural model/site",
-    "integrals/test_exact": "integrals/joint integrals/outcome model/integral numerics/small_matrices",
-    "integrals/test_mcmc": "integrals/hamiltonian estep/simulated montecarlo/simulator strategies/simulated",
-    "integrals/test_quadrature": """integrals/importance integrals/laplace integrals/modes integrals/sampling integrals/settle
-        jaxpr/quadratic result/integration_error strategies/integrated uncertainty/corners""",
-=======
     "elimination/chain/test_evidence": """
         elimination/chain/associative elimination/chain/blocked elimination/chain/choose
-        elimination/chain/logspace elimination/chain/paths elimination/chain/plain elimination/chain/problem
+        elimination/chain/logspace elimination/chain/paths elimination/chain/twin elimination/chain/problem
         elimination/chain/recursion elimination/chain/scaled elimination/chain/tiles
     """,
     "elimination/test_chains": "estep/filtering trace/scan trace/scan_first trace/scan_later",
-    "elimination/test_run": "elimination/order elimination/reductions estep/latents estep/memory model/parts",
-    "estep/test_fused": "estep/expectations estep/plain estep/q model/natural model/site model/table",
+    "elimination/test_run": "elimination/order elimination/reductions estep/memory estep/posterior model/parts",
+    "estep/test_fused": "estep/expectations estep/plain estep/q model/natural model/site model/log_prob_table",
     "integrals/test_exact": """
-        estep/continuous integrals/joint integrals/outcome model/integral numerics/small_matrices
+        integrals/joint integrals/integrated model/integral numerics/small_matrices
         strategies/exact
     """,
     "integrals/test_mcmc": "integrals/hamiltonian estep/simulated montecarlo/simulator strategies/sampling",
@@ -50,7 +37,6 @@ THROUGH = {
         integrals/importance integrals/laplace integrals/modes integrals/sampling integrals/settle
         result/integration_error strategies/quadrature uncertainty/corners
     """,
->>>>>>> h-tests
     "integrals/test_smoother": "model/scans model/state_space",
     "integrals/test_truncated": "integrals/limits jaxpr/monotone",
     "jaxpr/test_primitives": """
@@ -61,11 +47,11 @@ THROUGH = {
     "montecarlo/test_closing": "montecarlo/derivatives montecarlo/looks montecarlo/nearby montecarlo/trail",
     "montecarlo/test_simulation": """
         estep/informed fit/progress montecarlo/approximation montecarlo/ascent montecarlo/averaging
-        montecarlo/loop montecarlo/path
+        montecarlo/path montecarlo/phases
     """,
     "mstep/test_closed_form": "mstep/readings",
     "mstep/test_quadratic": "model/regression mstep/analysis mstep/linear_predictors",
-    "reduce/test_rows": "reduce/moments reduce/reduction reduce/same_model reduce/steps reduce/weighted_rows",
+    "reduce/test_rows": "reduce/moments reduce/reduction reduce/same_model reduce/steps trace/weighted_rows",
     "result/test_components": "jaxpr/axes jaxpr/depends memo",
     "strategies/test_discrete": "model/compatible",
     "test_docs": "families/table",

@@ -314,7 +314,7 @@ def test_random_models(shard, monkeypatch):
         leaves, skeleton = split_arguments((data, spec, priors), {})
         source = Source(with_as_many_rows, skeleton, Options())
         whole = Compiled(source, source.derive(leaves))
-        found = whole.reduction.few_rows([jnp.asarray(leaf) for leaf in leaves])
+        found = whole.reducer.few_rows([jnp.asarray(leaf) for leaf in leaves])
         compressed.append(not isinstance(found, Refusal))
         if isinstance(found, Refusal):
             return
