@@ -103,7 +103,7 @@ def _model(trace: Trace) -> Iterator[str]:
 class _Expressions:
     """Hashes of what jaxprs compute."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._functions: dict[int, str] = {}
 
     def outcomes(self, closed: Any, inputs: Sequence[str]) -> list[str]:
@@ -142,7 +142,9 @@ class _Expressions:
 # -------------------------------------------------------------------------------------------------- values, functions
 
 
-def words(value: Any, function: Callable[[Any], str] = lambda one: str(getattr(one, "__name__", type(one).__name__))):
+def words(
+    value: Any, function: Callable[[Any], str] = lambda one: str(getattr(one, "__name__", type(one).__name__))
+) -> str:
     """A value in words that are the same in every process.
 
     Args:
@@ -178,7 +180,7 @@ def closure_words(value: Any, seen: tuple[int, ...] = ()) -> str:
         return "itself"
     within = functools.partial(closure_words, seen=(*seen, id(value)))
 
-    def inside(one) -> str:
+    def inside(one: Any) -> str:
         return "list" if isinstance(one, list) else words(one, within)
 
     if isinstance(value, functools.partial):
@@ -194,7 +196,7 @@ def closure_words(value: Any, seen: tuple[int, ...] = ()) -> str:
     return str(getattr(value, "__name__", type(value).__name__))
 
 
-def _is_filled(cell) -> bool:
+def _is_filled(cell: Any) -> bool:
     try:
         return cell.cell_contents is not cell
     except ValueError:  # a variable that is not there yet

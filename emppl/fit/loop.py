@@ -176,18 +176,8 @@ def make_iteration(program: Program, accurate: bool, condense: Callable | None =
         # Gains that die away because an inner iteration cannot make them are no convergence.
         converged = said.converged & ~state.unfinished
         unfinished = said.converged & state.unfinished & (said.gains.stalls >= STALLS)
-        status = jnp.select(
-            [collapsed, ~finite, said.decreased, converged, unfinished, state.iteration >= max_iterations],
-            [
-                StopReason.COLLAPSED.value,
-                StopReason.NOT_FINITE.value,
-                StopReason.DECREASED.value,
-                StopReason.CONVERGED.value,
-                StopReason.UNFINISHED.value,
-                StopReason.MAX_ITERATIONS.value,
-            ],
-            StopReason.RUNNING.value,
-        )
+        capped = state.iteration >= max_iterations
+        status = _status(collapsed, ~finite, said.decreased, converged, unfinished, capped)
         running = status == StopReason.RUNNING.value
         if not accurate:
             # Too much rounding: leave the lane as it was; the host goes on with the accurate path.
@@ -213,6 +203,19 @@ def make_iteration(program: Program, accurate: bool, condense: Callable | None =
         return jax.tree.map(lambda one, other: jnp.where(unsafe, one, other), paused, after)
 
     return iterate
+
+
+def _status(*conditions: jax.Array) -> jax.Array:
+    """The code of the first reason to stop that holds, in the order of the arguments."""
+    reasons = (
+        StopReason.COLLAPSED,
+        StopReason.NOT_FINITE,
+        StopReason.DECREASED,
+        StopReason.CONVERGED,
+        StopReason.UNFINISHED,
+        StopReason.MAX_ITERATIONS,
+    )
+    return jnp.select(list(conditions), [reason.value for reason in reasons], StopReason.RUNNING.value)
 
 
 def rounding_limit(dtype: Any) -> float:

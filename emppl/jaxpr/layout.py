@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +118,7 @@ class Layout:
         _, product = jax.linearize(lambda block: dict(gradient(block)), dict(at))
         unit = jnp.eye(self.probes, dtype=jnp.result_type(*at.values()))
 
-        def probe(vector):
+        def probe(vector: jax.Array) -> jax.Array:
             rows = jnp.broadcast_to(vector[None, :own], (self.groups, own))
             rows, common = self.split(product(self.join(rows, vector[own:])))
             return jnp.concatenate([jnp.ravel(rows), common])
@@ -138,7 +139,7 @@ class Layout:
         return full.at[size:, size:].set(common[own:])[None]
 
 
-def find_layout(function: Callable, shapes: Mapping[str, tuple[int, ...]], *arguments) -> Layout:
+def find_layout(function: Callable, shapes: Mapping[str, tuple[int, ...]], *arguments: Any) -> Layout:
     """The finest grouping of a block under which no two groups meet in one cell of a function's outputs.
 
     Args:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -177,7 +177,7 @@ def contract(natural: jax.Array, statistics: jax.Array) -> jax.Array:
     right = [a for a in range(rank) if sizes[a] > 1 and a not in shared]
     features = natural.shape[-1]
 
-    def pick(shape, axes):
+    def pick(shape: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:
         return tuple(shape[a] for a in axes)
 
     matrix = jnp.transpose(natural, [*shared, *left, rank, *(a for a in range(rank) if a not in shared + left)])

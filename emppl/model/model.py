@@ -27,7 +27,7 @@ from emppl.names import latent_of, model_name
 from emppl.parameters.constraints import constrain, free_dimensions
 from emppl.parameters.held import pin
 from emppl.strategies import Enumerate, Hard, ObjectiveKind, StochasticEM, Strategy
-from emppl.trace import Trace, as_numpyro_expects
+from emppl.trace import SiteArrays, Trace, as_numpyro_expects
 from emppl.types import Data, Params
 
 
@@ -116,7 +116,11 @@ class Model:
         return {name: jnp.ones(sites[name].shape, sites[name].dtype) for name in self.trace.parameters}
 
     def evaluate(
-        self, params, data, wanted: frozenset[tuple[str, str]] | None = None, atoms: Mapping[str, Any] | None = None
+        self,
+        params: Params,
+        data: Data,
+        wanted: frozenset[tuple[str, str]] | None = None,
+        atoms: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Arrays of every site at these parameters, or only those of some ``(site, field)`` pairs.
 
@@ -236,19 +240,19 @@ class Model:
         found = (model_name(name) for name, site in self.trace.sites.items() if site.kind == "integrated")
         return list(dict.fromkeys(found))
 
-    def tables(self, arrays, without: frozenset[str] = frozenset()) -> dict[str, jax.Array]:
+    def tables(self, arrays: Mapping[str, Any], without: frozenset[str] = frozenset()) -> dict[str, jax.Array]:
         """Log-probability tables of all likelihood sites, or of all but some, by the plain path."""
         return {name: log_prob_table(factor, arrays) for name, factor in self.factors.items() if name not in without}
 
-    def scales(self, arrays) -> dict[str, jax.Array | None]:
+    def scales(self, arrays: Mapping[str, Any]) -> dict[str, jax.Array | None]:
         """Weights of every factor's cells."""
         return {name: factor.scale(arrays) for name, factor in self.factors.items()}
 
-    def present(self, arrays) -> dict[str, jax.Array]:
+    def present(self, arrays: Mapping[str, Any]) -> dict[str, jax.Array]:
         """For scanned latents with a mask, which steps exist."""
         return {name: factor.presence(arrays) for name, factor in self.factors.items() if factor.is_presence}
 
-    def fault(self, arrays) -> jax.Array:
+    def fault(self, arrays: Mapping[str, Any]) -> jax.Array:
         """NaN if the masks inside a scan describe no chain, else zero (see :meth:`step_faults`)."""
         found = jnp.zeros((), bool)
         for faults in self.step_faults(arrays).values():
@@ -256,7 +260,7 @@ class Model:
                 found = found | one
         return jnp.where(found, jnp.nan, 0.0)
 
-    def step_faults(self, arrays) -> dict[str, dict[str, jax.Array]]:
+    def step_faults(self, arrays: Mapping[str, Any]) -> dict[str, dict[str, jax.Array]]:
         """What is wrong with the masks that say which steps of a chain exist.
 
         Returns:
@@ -289,7 +293,7 @@ class Model:
             found[name] = faults
         return found
 
-    def log_prior(self, params, data) -> jax.Array:
+    def log_prior(self, params: Params, data: Data) -> jax.Array:
         """Log prior density of the estimated parameters (natural log); zero without priors."""
         if not self.use_prior:
             return jnp.zeros((), jnp.result_type(float))
@@ -297,7 +301,7 @@ class Model:
         priors = frozenset((name, field) for name in self.free for field in fields)
         return self.log_prior_from(self.evaluate(params, data, priors))
 
-    def log_prior_from(self, arrays) -> jax.Array:
+    def log_prior_from(self, arrays: Mapping[str, Any]) -> jax.Array:
         """The same, from evaluated arrays."""
         total = jnp.zeros((), jnp.result_type(float))
         if not self.use_prior:
@@ -308,7 +312,7 @@ class Model:
         return total
 
 
-def prior_cells(mine) -> jax.Array:
+def prior_cells(mine: SiteArrays) -> jax.Array:
     """Log density of one prior at the parameter's value, cell by cell."""
     with as_numpyro_expects():
         log_prob = mine.distribution.log_prob(mine.value)

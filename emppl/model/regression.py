@@ -63,14 +63,14 @@ class LinearPredictor:
         common = jnp.broadcast_to(common, self.numbers.shape + common.shape)
         return jnp.concatenate([rows[self.numbers], common], -1) if self.layout.groups else common
 
-    def design(self, data) -> tuple[jax.Array, jax.Array]:
+    def design(self, data: Data) -> tuple[jax.Array, jax.Array]:
         """What the data say: the design ``(rows, columns)`` and the known part of the location ``(rows,)``."""
         layout = self.layout
         dtype = jnp.result_type(float)
         zero = {name: jnp.zeros(shape, dtype) for name, shape in layout.shapes.items()}
         known, derivative = jax.linearize(lambda block: self.location(block, data), zero)
 
-        def column(unit):
+        def column(unit: jax.Array) -> jax.Array:
             rows = jnp.broadcast_to(unit[None, : layout.per_group], (layout.groups, layout.per_group))
             return _first_cell(derivative(layout.join(rows, unit[layout.per_group :])))
 
@@ -142,7 +142,7 @@ class RegressionForm:
         }
 
 
-def _pairs(columns: int):
+def _pairs(columns: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rows, across = np.triu_indices(columns)
     return rows, across, np.where(rows == across, 1.0, 2.0)
 
@@ -151,7 +151,7 @@ def _like(vector: np.ndarray, array: jax.Array) -> jax.Array:
     return jnp.asarray(vector, array.dtype).reshape((1,) * (array.ndim - 1) + (-1,))
 
 
-def _reference(value, mean):
+def _reference(value: jax.Array, mean: Callable[[jax.Array], jax.Array]) -> dict[str, jax.Array]:
     """Orthogonalises the design over all rows, and centres the response at its overall regression."""
     design, response = value[..., :-1], value[..., -1]
     columns = design.shape[-1]
@@ -170,11 +170,11 @@ def _reference(value, mean):
     return {"size": size, "factor": factor, "centre": centre, "unit": jnp.where(spread > 0, spread, 1)}
 
 
-def _identity(matrices):
+def _identity(matrices: jax.Array) -> jax.Array:
     return jnp.broadcast_to(jnp.eye(matrices.shape[-1], dtype=matrices.dtype), matrices.shape)
 
 
-def _statistics(value, fixed, reference):
+def _statistics(value: jax.Array, fixed: Mapping[str, Any], reference: Mapping[str, jax.Array]) -> jax.Array:
     del fixed
     design, response = value[..., :-1], value[..., -1]
     residual = (response - jnp.sum(design * reference["centre"], -1)) / reference["unit"]
@@ -189,14 +189,14 @@ def _statistics(value, fixed, reference):
     )
 
 
-def _standardised(coefficients, reference):
+def _standardised(coefficients: jax.Array, reference: Mapping[str, jax.Array]) -> jax.Array:
     """Coefficients of the orthogonalised design, for the standardised response."""
     moved = (coefficients - reference["centre"]) * reference["size"]
     turned = jnp.squeeze(matrix_transpose(reference["factor"]) @ moved[..., None], -1)
     return turned / reference["unit"][..., None]
 
 
-def _natural(arguments, reference):
+def _natural(arguments: Mapping[str, jax.Array], reference: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     scale, standard = arguments["scale"], _standardised(arguments["coefficients"], reference)
     precision = ((reference["unit"] / scale) ** 2)[..., None]
     rows, across, twice = _pairs(standard.shape[-1])

@@ -143,7 +143,7 @@ def _check_prior(trace: Trace, dependence: Dependence, name: str, role: Role) ->
         )
 
 
-def _continuous_role(trace: Trace, dependence: Dependence, name: str, fixed) -> Role:
+def _continuous_role(trace: Trace, dependence: Dependence, name: str, fixed: Mapping[str, Any]) -> Role:
     site = trace.sites[name]
     data_plates = {plate.name for other in trace.sites.values() if other.kind == "observed" for plate in other.plates}
     shared = sorted({plate.name for plate in site.plates} & data_plates)

@@ -58,7 +58,10 @@ def smooth(diagonal: jax.Array, off: jax.Array, linear: jax.Array) -> Smoothed:
     return smooth_in_lanes(diagonal, off, linear, math.isqrt(number))
 
 
-def smooth_in_lanes(diagonal: jax.Array, off: jax.Array, linear: jax.Array, lanes: int) -> Smoothed:
+# One recursion forwards and one backwards that share a dozen arrays.
+def smooth_in_lanes(  # noqa: PLR0915
+    diagonal: jax.Array, off: jax.Array, linear: jax.Array, lanes: int
+) -> Smoothed:
     """Moments and log normaliser, the chain cut into a number of lanes."""
     size, _, number, cells = diagonal.shape
     length = max(2, -(-(number - 1) // lanes))

@@ -88,7 +88,7 @@ class _Comparison:
             self.partner.update(zip(one.outvars, other.outvars, strict=True))
         return all(self.atoms(a, b, constants) for a, b in zip(left.outvars, right.outvars, strict=True))
 
-    def atoms(self, left, right, constants) -> bool:
+    def atoms(self, left: Any, right: Any, constants: Any) -> bool:
         """The same variable, or the same number."""
         if isinstance(left, Literal) or isinstance(right, Literal):
             return isinstance(left, Literal) and isinstance(right, Literal) and _same_array(left.val, right.val)
