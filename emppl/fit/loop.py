@@ -160,15 +160,9 @@ def make_iteration(program: Program, accurate: bool, condense: Callable | None =
         if state.leaping is None:
             said = judge(objective, state.gains, state.iteration, found.rounding, tolerance)
         else:
+            before = state.leaping, state.params
             after_step, leaping, failed, said = leap(
-                model,
-                state.leaping,
-                state.params,
-                step.params,
-                objective,
-                state.gains,
-                found.rounding,
-                tolerance,
+                model, *before, step.params, objective, state.gains, found.rounding, tolerance
             )
             # A leap that fails is taken back, whatever is wrong with it.
             finite, collapsed = finite | failed, collapsed & ~failed
