@@ -49,7 +49,6 @@ class Compiled:
 
     Args:
         source: what the program is derived from.
-        program: the derived algorithm.
     """
 
     def __init__(self, source: Source, program: Program):

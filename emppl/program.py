@@ -63,7 +63,6 @@ class Program:
         Args:
             params: current constrained values (blocks that are updated later see the new ones).
             expectations: from the E-step.
-            data: arrays of the model's arguments.
             prepared: statistics and their references, by site.
             memory: what rules kept from the M-step before; None for the first.
 

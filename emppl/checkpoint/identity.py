@@ -41,10 +41,7 @@ def fit_identity(
     """What a fit depends on, by name in words; texts that begin with ``#`` are hashes.
 
     Args:
-        trace: the traced model.
-        data: arrays of the model's arguments.
         skeleton: static arguments.
-        rng_key: random key.
         start: starting values of all restarts.
         memory: shapes of what M-step rules keep (the state of an optimiser).
         options: those that shape the derivation.

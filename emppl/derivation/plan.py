@@ -164,7 +164,6 @@ def build_plan(program: Program, compression: str = "") -> Plan:
     """Describe a derived algorithm.
 
     Args:
-        program: the derived algorithm.
         fused: static choices of the fused path.
         compression: what a fit does with the rows of the data, in words.
 

@@ -78,7 +78,6 @@ def draws(plan: EliminationPlan, plates: Mapping[str, frozenset[str]], key: jax.
     Args:
         plan: the elimination, which numbers their keys.
         plates: by axis of such a latent, the plates that it sits in.
-        key: random key.
     """
     drawn = {}
     for number, step in enumerate(plan.steps):

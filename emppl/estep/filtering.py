@@ -34,11 +34,6 @@ class Filtered(NamedTuple):
 def filtered(model: Model, params: Params, data: Data) -> Filtered:
     """Filter every chain of the model.
 
-    Args:
-        model: the model.
-        params: constrained parameter values.
-        data: arrays of the model's arguments.
-
     Returns:
         The filter.
 

@@ -63,7 +63,6 @@ def plan_fused(model: Model, weighted: Collection[str] = ()) -> FusedPlan:
     """Choose natural forms and the size of chunks, whose features and tables fit a core's second-level cache.
 
     Args:
-        model: the model.
         weighted: sites of which the M-step needs the weight of every cell.
     """
     natural = frozenset(
@@ -216,10 +215,7 @@ def expectations(
     """Expected statistics and weights at given parameters, rows in chunks.
 
     Args:
-        model: the model.
         fused: static choices.
-        params: constrained parameter values.
-        data: arrays of the model's arguments.
         prepared: from :func:`prepare`.
         guesses: by integral, where its atoms were last.
         integrated: integrals that were done elsewhere.

@@ -26,11 +26,6 @@ def informed_shares(model: Model, params: Params, data: Data) -> dict[str, jax.A
     """By drawn latent whose prior has free parameters, the share of its information that is not its prior's.
 
     That of the best informed cell, in the worst entry of an event: a pure function, to be jitted.
-
-    Args:
-        model: the model.
-        params: constrained parameter values.
-        data: arrays of the model's arguments.
     """
     informed = {}
     for integral in simulated(model):

@@ -19,7 +19,6 @@ def largest_table(model: Model, fused: FusedPlan | None) -> tuple[int, Eliminati
     """Cells of the largest table that exists at once, and the step of the elimination that makes it, if any.
 
     Args:
-        model: the model.
         fused: static choices of the fused path, whose tables hold a chunk of rows; None for the plain path, whose
             tables hold all of them.
     """

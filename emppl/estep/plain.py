@@ -60,9 +60,6 @@ def log_likelihood(model: Model, params: Params, data: Data, key: jax.Array | No
     """Log-likelihood of the observed data, by the plain path.
 
     Args:
-        model: the model.
-        params: constrained parameter values.
-        data: arrays of the model's arguments.
         key: random numbers of simulated integrals; None for those that are always the same.
     """
     arrays = model.evaluate(params, data)
@@ -126,10 +123,7 @@ def from_posterior(
     """What the M-step needs, from posterior weights: expectations, and statistics by site.
 
     Args:
-        model: the model.
         params: the parameters at which the E-step was done.
-        posterior: its outcome.
-        data: arrays of the model's arguments.
         local: centre statistics at each component's own location.
     """
     arrays = model.evaluate(params, data, atoms=posterior.atoms)

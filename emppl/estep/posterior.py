@@ -44,9 +44,6 @@ def decode(model: Model, params: Params, data: Data, twin: bool = False) -> dict
     """Jointly most probable state of every latent (index into its support), by max-product elimination.
 
     Args:
-        model: the model.
-        params: constrained parameter values.
-        data: arrays of the model's arguments.
         twin: go through chains step by step, differentiated by JAX.
     """
     best = reductions.twin(BEST) if twin else BEST
@@ -57,10 +54,6 @@ def sample(model: Model, params: Params, data: Data, rng_key: jax.Array, twin: b
     """One joint draw of all latents from their posterior: discrete ones as indices into their support.
 
     Args:
-        model: the model.
-        params: constrained parameter values.
-        data: arrays of the model's arguments.
-        rng_key: random key.
         twin: go through chains step by step, differentiated by JAX.
     """
     of_integrals, *keys = jax.random.split(rng_key, 1 + len(model.parts))
@@ -84,11 +77,7 @@ def _draw_integrated(
     """One joint draw of all integrated latents given the states of the discrete ones.
 
     Args:
-        model: the model.
-        params: constrained parameter values.
-        data: arrays of the model's arguments.
         chosen: by discrete latent, a table that is largest at the state it has, with the common axes.
-        rng_key: random key.
 
     Returns:
         By latent ``(*plates, *event)``, time first.
@@ -117,9 +106,6 @@ def moments(
     """Posterior mean and covariance of every integrated latent, discrete latents summed out.
 
     Args:
-        model: the model.
-        params: constrained parameter values.
-        data: arrays of the model's arguments.
         drawn: draws of simulated latents at these parameters; default: importance sampling.
 
     Returns:
@@ -173,9 +159,6 @@ def _probe_gradient(
     """Gradient with respect to a zero table for every latent over all its plates.
 
     Args:
-        model: the model.
-        params: constrained parameter values.
-        data: arrays of the model's arguments.
         choose: the reduction of one axis, from the numbers of its part and of the axis in its elimination.
     """
     if not model.latents:

@@ -59,11 +59,7 @@ def draw_all(
     """Draws of all simulated latents at given parameters.
 
     Args:
-        model: the model.
-        params: constrained parameter values.
         walkers: where the chains are.
-        key: random key.
-        data: arrays of the model's arguments.
         number: draws to keep of every chain.
     """
     drawn = Drawn({}, {}, {}, {})
@@ -87,11 +83,9 @@ def integrated_by_draws(
     """Every integral of the model, those that are drawn by their draws.
 
     Args:
-        model: the model.
         params: where the integrals are wanted.
         drawn: the draws.
         shares: weight of every draw, chains one after the other; None for equal ones.
-        data: arrays of the model's arguments.
 
     Returns:
         By integral.

@@ -76,7 +76,6 @@ def leap(
     """Carry the cycle on.
 
     Args:
-        model: the model.
         leaping: place in the cycle.
         params: parameters that were evaluated.
         after: what the M-step made of them.

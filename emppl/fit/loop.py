@@ -125,7 +125,6 @@ def make_iteration(program: Program, accurate: bool, condense: Callable | None =
     """One EM iteration: E-step, convergence test, M-step.
 
     Args:
-        program: the derived algorithm.
         accurate: take the plain path, with statistics centred at each component.
         condense: ``(params, data) -> (program, expectations, prepared, data)``, an E-step whose M-step comes to the
             same on fewer data; None for the whole.
@@ -160,9 +159,8 @@ def make_iteration(program: Program, accurate: bool, condense: Callable | None =
         if state.leaping is None:
             said = judge(objective, state.gains, state.iteration, found.rounding, tolerance)
         else:
-            before = state.leaping, state.params
             after_step, leaping, failed, said = leap(
-                model, *before, step.params, objective, state.gains, found.rounding, tolerance
+                model, state.leaping, state.params, step.params, objective, state.gains, found.rounding, tolerance
             )
             # A leap that fails is taken back, whatever is wrong with it.
             finite, collapsed = finite | failed, collapsed & ~failed
@@ -289,9 +287,6 @@ def smallest_scale(
     is exact.
 
     Args:
-        model: the model.
-        params: constrained parameter values.
-        data: arrays of the model's arguments.
         prepared: statistics by site.
         accurate: are the statistics centred at each component?
     """

@@ -40,9 +40,6 @@ def starting_values(program: Program, rng_key: jax.Array, data: Data, number: in
     jittered around their declared value on the unconstrained scale.
 
     Args:
-        program: the derived algorithm.
-        rng_key: random key.
-        data: arrays of the model's arguments.
         number: how many restarts.
 
     Returns:

@@ -73,7 +73,6 @@ def trajectories(
         root: roots of the precisions there.
         position: where the chains are, ``(chains, groups, dimensions)``.
         step: length of a step, ``(groups,)``.
-        key: random key.
         moves: how many.
         kernel: trajectories of fixed length, or NUTS.
 

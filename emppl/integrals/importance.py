@@ -78,7 +78,6 @@ def importance(joint: Joint, mean: jax.Array, root: jax.Array, key: jax.Array, n
         joint: the log joint density.
         mean: conditional modes, ``(groups, dimensions)``.
         root: roots of the precisions there.
-        key: random key.
         num_points: number of draws.
 
     Returns:

@@ -34,10 +34,6 @@ class Joint:
     Latents are seen unconstrained, as vectors ``(groups, dimensions)``; the density includes the log-Jacobian.
 
     Args:
-        model: the model.
-        integral: the latents.
-        params: constrained parameter values.
-        data: arrays of the model's arguments.
         key: random numbers of ways that draw; None for those that are always the same.
         prepared: what the way of the integral computed from the data alone; None where that is yet to do.
     """

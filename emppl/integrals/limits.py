@@ -80,9 +80,7 @@ def find_limits(model: Model, integral: Integral, data: Data) -> Limits:
     """Intervals and points of every group, from the data alone.
 
     Args:
-        model: the model.
         integral: one latent per group, and the Delta sites as its only factors.
-        data: arrays of the model's arguments.
     """
     joint = Joint(model, integral, model.placeholders(), data)
     largest = jnp.finfo(jnp.result_type(float)).max

@@ -104,7 +104,6 @@ def draw(joint: Joint, walkers: Walkers, key: jax.Array, number: int) -> tuple[j
     Args:
         joint: the log joint density.
         walkers: where the chains are.
-        key: random key.
         number: draws to keep of every chain.
 
     Returns:
@@ -121,7 +120,6 @@ def draw_once(joint: Joint, mean: jax.Array, root: jax.Array, key: jax.Array) ->
         joint: the log joint density.
         mean: conditional modes, ``(groups, dimensions)``.
         root: roots of the precisions there.
-        key: random key.
 
     Returns:
         ``(groups, dimensions)``.

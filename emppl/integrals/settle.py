@@ -48,7 +48,6 @@ def settle_integrals(model: Model, wishes: Mapping[str, Any]) -> Model:
     """Choose groups and way of every integral.
 
     Args:
-        model: the model with its factors.
         wishes: the user's strategies by latent.
 
     Returns:

@@ -128,9 +128,6 @@ def integrate_all(
     """Every integral of the model, by axis.
 
     Args:
-        model: the model.
-        params: constrained parameter values.
-        data: arrays of the model's arguments.
         guesses: by integral, where to look for the modes first; default: zero.
         key: random numbers of ways that draw; default: always the same.
         prepared: by integral, what :func:`prepare_integrals` found.
@@ -161,12 +158,8 @@ def atom_weights(
     """By site that depends on an integrated latent, the posterior weights of the cells of its table.
 
     Args:
-        model: the model.
-        integral: the latents.
         integrated: their atoms.
         weight: posterior weight of the evidence of every cell.
-        params: constrained parameter values.
-        data: arrays of the model's arguments.
     """
     joint = Joint(model, integral, params, data)
     shapes = jax.eval_shape(joint.tables_at, integrated.atoms)

@@ -119,7 +119,6 @@ def model_axes(trace: Trace, batch_shapes: dict[str, tuple[int, ...]], draws: Ma
     """Axes of a traced model; batch axes in no plate get an implicit one, shared by dimension.
 
     Args:
-        trace: the model.
         batch_shapes: batch shape of every site's table.
         draws: number of atoms by axis of integrated latents.
 

@@ -16,7 +16,6 @@ def discrete_strategies(trace: Trace, wishes: Mapping[str, Any]) -> dict[str, St
     """What the user said about discrete latents, all steps of a scan alike.
 
     Args:
-        trace: the model.
         wishes: strategies by the model's own names.
     """
     discrete = [name for name, site in trace.sites.items() if site.kind == "discrete"]
@@ -25,9 +24,6 @@ def discrete_strategies(trace: Trace, wishes: Mapping[str, Any]) -> dict[str, St
 
 def check_components(model: Model) -> None:
     """Refuse a sum and a best value for latents that meet.
-
-    Args:
-        model: the model, its integrals settled.
 
     Raises:
         ModelError: latents that meet have different strategies, or one that does not go with a continuous latent's.
@@ -75,7 +71,6 @@ def check_simulated(model: Model, wishes: Mapping[str, Any]) -> None:
     """Refuse different strategies for latents that are drawn: one loop, with one number of draws, makes the fit.
 
     Args:
-        model: the model, its integrals settled.
         wishes: strategies by the model's own names.
 
     Raises:

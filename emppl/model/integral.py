@@ -90,8 +90,6 @@ class Integral:
         """The same with the finest groups that are integrals of their own.
 
         Args:
-            trace: the model.
-            axes: the common axes.
             tables: ``(values, *arguments) -> tables`` of the sites, at one value of every latent.
             *arguments: shapes of everything else.
 

@@ -18,8 +18,6 @@ def log_prob_table(aligned: AlignedSite, arrays: Mapping[str, SiteArrays], by_el
     """Log-probability of every cell, with the common axes (natural log).
 
     Args:
-        aligned: the site.
-        arrays: the evaluated model.
         by_element: keep the ``to_event`` axes, over which it is a sum.
     """
     fields: tuple[str, ...] = ("distribution", "value", "mask", "label_mask", "log_measure", "arguments")

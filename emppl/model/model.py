@@ -125,8 +125,6 @@ class Model:
         """Arrays of every site at these parameters, or only those of some ``(site, field)`` pairs.
 
         Args:
-            params: constrained values.
-            data: arrays of the model's arguments.
             wanted: which fields; None for all.
             atoms: of the integrated latents; a single atom each where nothing depends on what it is.
         """

@@ -73,7 +73,6 @@ class NaturalForm:
         """Sufficient statistics of the data, centred and scaled.
 
         Args:
-            arrays: the evaluated model.
             local: centre at every component's own location instead of the overall mean, which keeps all
                 digits when components are far narrower than the data, at the price of a statistic per component.
         """
@@ -205,8 +204,6 @@ def scale_floor(aligned: AlignedSite, arrays: Mapping[str, SiteArrays], prepared
     """Spread of every component of a site relative to the data.
 
     Args:
-        aligned: the site.
-        arrays: the evaluated model.
         prepared: statistics by site; a family without any is measured by the deviation of all values.
     """
     family = aligned.family

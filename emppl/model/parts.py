@@ -47,8 +47,6 @@ def find_parts(
     """Cut the factors of a model into parts, and order the elimination of each.
 
     Args:
-        trace: the traced model.
-        axes: the common axes.
         factors: likelihood sites.
         integrals: continuous latents; each is one factor, in place of those that depend on its latents.
         tables: shapes of the factors' tables.

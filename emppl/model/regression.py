@@ -104,7 +104,6 @@ class RegressionForm:
 
         Args:
             arrays: the evaluated model, with :data:`COEFFICIENTS` among the arguments.
-            data: arrays of the model's arguments.
         """
         response = self.form.aligned.value(arrays)
         design, known = self.predictor.design(data)

@@ -42,7 +42,6 @@ def assign_roles(
     a discrete latent (and its prior depends on no parameter), and otherwise ambiguous.
 
     Args:
-        trace: the model.
         dependence: what depends on what.
         estimate: sites that the user wants maximised.
         latents: strategies by site, from the user.
@@ -109,7 +108,6 @@ def without_missing_cells(trace: Trace, dependence: Dependence) -> Trace:
     half, integrating it out changes nothing.
 
     Args:
-        trace: the model.
         dependence: what depends on what.
 
     Returns:

@@ -47,8 +47,6 @@ class ChainIntegral(Integral):
         """The same with the first steps and windows laid out, apart for every cell of the plates around its steps.
 
         Args:
-            trace: the model.
-            axes: the common axes.
             tables: ``(values, *arguments) -> tables`` of the sites, at one value of every latent.
             *arguments: shapes of everything else.
 
@@ -124,7 +122,6 @@ def find_chains(trace: Trace, dependence: Dependence, others: Sequence[str]) -> 
     """The continuous latents of every scan.
 
     Args:
-        trace: the model.
         dependence: what depends on what.
         others: continuous latents outside scans, traced as parameters.
 

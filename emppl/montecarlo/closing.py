@@ -178,11 +178,9 @@ def look(
     """Derivatives of the log-likelihood at the parameters of draws, in the coordinates that are free.
 
     Args:
-        simulator: compiled steps.
         params: where the draws were made.
         local: local coordinates around them.
         drawn: the draws.
-        data: arrays of the model's arguments.
         block: draws of a chain that are looked at together.
 
     Returns:

@@ -110,11 +110,7 @@ class Surroundings(NamedTuple):
 
 
 class Derivatives:
-    """A model's derivatives by draws; each is compiled once per number of draws in a block.
-
-    Args:
-        model: the model.
-    """
+    """A model's derivatives by draws; each is compiled once per number of draws in a block."""
 
     def __init__(self, model: Model):
         self.model = model

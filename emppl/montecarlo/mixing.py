@@ -68,7 +68,6 @@ def mixing(model: Model, draws: Mapping[str, Any]) -> Mixing:
     """Compare the chains of an E-step.
 
     Args:
-        model: the model.
         draws: by integral, ``(chains, draws, groups, dimensions)``.
 
     Returns:
@@ -130,7 +129,6 @@ def divergences(model: Model, walkers: Mapping[str, Walkers]) -> Divergences:
     """Count the divergences of the newest draws.
 
     Args:
-        model: the model.
         walkers: by integral, where the chains are.
 
     Returns:

@@ -33,10 +33,7 @@ def log_densities(model: Model, params: Params, draws: ByIntegral, data: Data) -
     """Log joint density of every group at every draw.
 
     Args:
-        model: the model.
-        params: constrained parameter values.
         draws: by integral, ``(..., groups, dimensions)``.
-        data: arrays of the model's arguments.
 
     Returns:
         By integral, ``(..., groups)``.
@@ -56,11 +53,9 @@ def nearby_log_likelihood(
     """The log-likelihood as a function of the parameters, and of the shares of the draws.
 
     Args:
-        model: the model.
         params: where the draws were made.
         draws: by integral, unconstrained, ``(draws, groups, dimensions)``.
         evidence: of these integrals, at ``params``.
-        data: arrays of the model's arguments.
 
     Returns:
         ``(params, shares) -> log-likelihood`` (natural log); ``shares`` are those of the draws, ``(draws,)``, in all
@@ -85,11 +80,9 @@ def risen_log_likelihood(
     """The log-likelihood where the log evidence of some integrals is known, and by how much it rose since.
 
     Args:
-        model: the model.
         params: parameters of everything else.
         rises: by integral, ``(groups,)``.
         evidence: of these integrals, before.
-        data: arrays of the model's arguments.
 
     Returns:
         A scalar (natural log).

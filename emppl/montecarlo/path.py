@@ -85,7 +85,6 @@ class Path(NamedTuple):
         """Before the first draw.
 
         Args:
-            simulator: compiled steps.
             params: starting values.
             memory: what M-step rules remember.
             key: random key of all that comes.

@@ -118,9 +118,7 @@ def simulate(
     """Fit from every start, and finish the best.
 
     Args:
-        simulator: compiled steps.
         evidence: the log-likelihood by importance sampling.
-        key: random key.
         starts: starting values, a leading axis of restarts.
         inputs: what every iteration works on.
         settings: when the fit stops, and whom it tells.

@@ -60,11 +60,7 @@ class Iterations(NamedTuple):
 
 
 class Simulator:
-    """A program's Monte Carlo steps; each is compiled once per number of draws.
-
-    Args:
-        program: the derived algorithm.
-    """
+    """A program's Monte Carlo steps; each is compiled once per number of draws."""
 
     def __init__(self, program: Program):
         self.program, self.model = program, program.model

@@ -125,7 +125,6 @@ def inside(model: Model, mean: Mapping[str, np.ndarray], last: Params) -> dict[s
     """Averages, as far as their constraint (which need not be convex) lets them be.
 
     Args:
-        model: the model.
         mean: averaged estimates.
         last: the last of them, for what cannot be averaged.
     """

@@ -25,11 +25,7 @@ Names: TypeAlias = tuple[str, ...]
 
 
 class Analysis:
-    """Answers about blocks of one model, each found once.
-
-    Args:
-        model: the model.
-    """
+    """Answers about blocks of one model, each found once."""
 
     def __init__(self, model: Model) -> None:
         self.model = model

@@ -91,7 +91,6 @@ class Rule(abc.ABC):
         """Arrays that the rule remembers before its first M-step, in ``step.memory[rule.name]``; None for nothing.
 
         Args:
-            model: the model.
             params: constrained starting values.
         """
         del model, params

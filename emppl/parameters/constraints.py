@@ -114,7 +114,6 @@ def check(name: str, value: Any, shape: tuple[int, ...], constraint: Any, origin
     """Check a parameter value that a user gave.
 
     Args:
-        name: the parameter.
         value: what was given.
         shape: what the model needs.
         constraint: where it must lie.

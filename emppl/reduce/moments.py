@@ -41,7 +41,6 @@ def why_not_separate(
     """The reason why the log density of a piece is not one and the same function of each, or None.
 
     Args:
-        model: the model.
         block: from :func:`block_of`.
         numbers: by array of the block, the piece that every entry belongs to.
         sites: whose log density it is.
@@ -69,7 +68,6 @@ def why_not_quadratic(
     """The reason why the log density is not quadratic in a block, at any values of everything else, or None.
 
     Args:
-        model: the model.
         block: arrays of data and latents.
         sites: whose log density it is.
         piece: what one piece of the block is called.

@@ -87,11 +87,7 @@ class Reducer:
         return self._not_wanted("rows") or find_compression(self._program.model)
 
     def few_rows(self, data: Sequence[jax.Array]) -> FewRows | Refusal:
-        """The same algorithm for few weighted rows.
-
-        Args:
-            data: arrays of the model's arguments.
-        """
+        """The same algorithm for few weighted rows."""
         if self._source.compress and look_different(self._program.model, data):
             return Refusal("hardly any two of its rows are equal")
         compression = self.rows

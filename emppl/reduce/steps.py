@@ -86,8 +86,6 @@ class Condensation:
         Args:
             model: of all steps.
             short: of few.
-            params: constrained parameter values.
-            data: arrays of the model's arguments.
 
         Returns:
             ``(expectations, prepared, data)`` for the M-step of ``short``.

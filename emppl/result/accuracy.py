@@ -32,7 +32,6 @@ class Accuracy:
     """Information and standard errors of the estimates of a fit; what takes second derivatives is computed once.
 
     Args:
-        fit: the compiled model and its data.
         params: the estimates.
         criteria: counts of the same fit.
         simulation: what a stochastic fit knows of its own error, or None.

@@ -21,7 +21,6 @@ class Criteria:
     """Counts of parameters and observations of a fit, and the criteria made of them.
 
     Args:
-        fit: the compiled model and its data.
         params: the estimates.
         log_likelihood: of the observed data (natural log).
     """
@@ -82,7 +81,6 @@ def number_of_observations(model: Model, weights: Mapping[str, np.ndarray]) -> f
     """Independent cells, weighted: those of the outermost plates that hold latents, or else of the data.
 
     Args:
-        model: the model.
         weights: from :func:`~emppl.estep.cell_weights.cell_weights`.
     """
     sites = model.trace.sites

@@ -22,7 +22,6 @@ def result_of(fit: Fit, outcome: Outcome) -> EMResult:
     """The result of a fit: that of its best restart.
 
     Args:
-        fit: the compiled model and its data.
         outcome: what the loop left.
     """
     model, states, simulation = fit.model, outcome.states, outcome.simulation

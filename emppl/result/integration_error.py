@@ -66,7 +66,6 @@ def integration_error(fit: Fit, accuracy: Accuracy, log_likelihood: float) -> In
     """The log-likelihood and its maximum by a finer rule, or None where there is none to compare with.
 
     Args:
-        fit: the compiled model and its data.
         accuracy: of the estimates.
         log_likelihood: at the estimates, by the rule of the fit.
     """
@@ -125,7 +124,6 @@ def integration_notes(model: Model, fall: float, error: Callable[[], Integration
     """What integrals that are not exact mean for a fit.
 
     Args:
-        model: the model.
         fall: how far the objective fell between iterations (nats).
         error: the error of integration, computed when it is asked for.
     """

@@ -18,7 +18,6 @@ class Latents:
     """Queries about the latents of a fit, at its estimate.
 
     Args:
-        fit: the compiled model and its data.
         params: the estimates.
     """
 

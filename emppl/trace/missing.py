@@ -24,9 +24,6 @@ class MissingCells(Messenger):
     The latent has an entry for every cell. Where the cell is missing, its density is flat: what is known of it comes
     from the observation's own density. Where the cell is there, the entry is a standard normal that nothing else
     touches, which integrates to one.
-
-    Args:
-        model: the model.
     """
 
     def __init__(self, model: Callable):

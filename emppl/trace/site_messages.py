@@ -81,7 +81,6 @@ def static_site(name: str, frame: Frame, states: int, shape: tuple[int, ...] | N
     """Static facts of one recorded site.
 
     Args:
-        name: the site.
         frame: what it was recorded in.
         states: number of atoms of a discrete latent.
         shape: shape of an unobserved site's value, or None.

@@ -14,7 +14,6 @@ class WeightedRows(Messenger):
     """A model whose first argument weights the cells of one plate, as ``handlers.scale`` around the plate would.
 
     Args:
-        model: the model.
         plate: name of the plate.
     """
 

@@ -63,7 +63,6 @@ def remarks(
     """What vanishing variances mean, by parameter.
 
     Args:
-        model: the model.
         boundary: labels of the entries on the boundary.
         local: charts of every free parameter.
         information: observed information and score in them, if known.

@@ -78,11 +78,6 @@ def no_standard_errors(model: Model) -> str:
 def at_corners_of_priors(model: Model, params: Mapping[str, Any], data: Data) -> dict[str, np.ndarray]:
     """Entries at a corner of the log density of their prior, such as a coefficient that a Laplace prior makes zero.
 
-    Args:
-        model: the model.
-        params: the estimate.
-        data: arrays of the model's arguments.
-
     Returns:
         Boolean arrays like the parameters, for those with such a prior.
     """

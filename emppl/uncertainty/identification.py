@@ -51,9 +51,7 @@ def shift_effects(model: Model, params: Mapping[str, jax.Array], data: Data) -> 
     """How much a shift along the last axis changes the log-probabilities, relative to any other change: to be jitted.
 
     Args:
-        model: the model.
         params: a point; each candidate is moved away from it, so that nothing hinges on special values.
-        data: arrays of the model's arguments.
 
     Returns:
         By candidate, a number that is zero up to rounding if only differences are identified.

@@ -50,8 +50,6 @@ def charts(model: Model, params: Mapping[str, Any], only_differences: Collection
     """Local coordinates of every free parameter around an estimate.
 
     Args:
-        model: the model.
-        params: the estimate.
         only_differences: logits of which only differences along the last axis matter.
     """
     return {
@@ -82,9 +80,7 @@ def hessian_columns(
     """Some columns of the Hessian of log-likelihood plus log prior, in local coordinates: pure, to be jitted.
 
     Args:
-        model: the model.
         frames: moves of every free parameter; their coordinates are stacked in the order of the program.
-        data: arrays of the model's arguments.
         which: ``(columns,)``, coordinates to differentiate along.
 
     Returns:
@@ -108,9 +104,7 @@ def score(
     """Log-likelihood at an estimate, and the gradient of it plus the log prior in local coordinates: pure.
 
     Args:
-        model: the model.
         frames: the estimate.
-        data: arrays of the model's arguments.
         key: random numbers of simulated integrals; None for those that are always the same.
     """
     zero = jnp.zeros(sum(frames[name].size for name in model.free), jnp.result_type(float))
@@ -138,7 +132,6 @@ def observed_information(local: Mapping[str, Chart], columns: Callable, data: Da
     Args:
         local: charts of every free parameter.
         columns: :func:`hessian_columns` of the program, compiled: ``columns(frames, data, which)``.
-        data: arrays of the model's arguments.
 
     Returns:
         Both, in the coordinates that are not held.
@@ -161,7 +154,6 @@ def hold_pressed(
     """Hold also the entries that press against a bound which their optimiser, or EM itself, came close to.
 
     Args:
-        program: the derived algorithm.
         local: charts by position alone.
         information: the information in them.
 
