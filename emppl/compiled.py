@@ -33,7 +33,7 @@ from emppl.types import Data, Params
 from emppl.uncertainty.identification import shift_effects
 from emppl.uncertainty.information import hessian_columns, score
 
-_FEW_CELLS = 4096
+_MOST_CELLS_OF_SMALL_FITS = 4096
 """So few table cells an iteration that a fit takes less time than compiling it well."""
 
 _CELLS_OF_DRAWS = 2**24
@@ -227,7 +227,7 @@ class Compiled:
         pool = concurrent.futures.ThreadPoolExecutor(1)
         # On few cells compiling takes longer than the whole fit: let XLA do less of it.
         options = dict(self._compiler_options or {})
-        if lanes * self.model.cost < _FEW_CELLS and jax.default_backend() == "cpu":
+        if lanes * self.model.cost < _MOST_CELLS_OF_SMALL_FITS and jax.default_backend() == "cpu":
             options |= {"xla_backend_optimization_level": 0}
         self._blocks[lanes, False] = pool.submit(lowered.compile, options)
         pool.shutdown(wait=False)
@@ -352,7 +352,7 @@ def _draws(model: Model, params: Params, data: Data, keys: jax.Array) -> dict[st
 
 @functools.cache
 def _knows(options: tuple[str, ...]) -> bool:
-    """Does this version of XLA have these options? They are internal, and may vanish."""
+    """Whether this version of XLA has these options, which are internal and may vanish."""
     try:
         jax.jit(lambda: np.int32(0)).lower().compile(dict.fromkeys(options, False))
     except jax.errors.JaxRuntimeError:

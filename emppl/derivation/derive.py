@@ -167,7 +167,7 @@ def _categories(trace: Trace, name: str) -> int:
 def _says_which_steps_exist(
     trace: Trace, name: str, in_latents: Mapping[str, frozenset[str]], in_parameters: Mapping[str, frozenset[str]]
 ) -> bool:
-    """Is a site's mask the mask of a chain's steps: one of data alone, on a latent that later steps see?"""
+    """Whether a site's mask says which steps of a chain exist: one of data alone, on a latent that later steps see."""
     site = trace.sites[name]
     if site.kind != "discrete" or site.time is None or "mask" not in in_latents:
         return False

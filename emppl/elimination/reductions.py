@@ -34,7 +34,7 @@ class Reduction(NamedTuple):
 
 
 def twin(reduction: Reduction) -> Reduction:
-    """The same, but of chains step by step, differentiated by JAX as often as one likes."""
+    """A reduction that goes through chains step by step, so that JAX can differentiate it any number of times."""
     return Reduction(reduction.axis, lambda factors: arrange(factors).apply(step_by_step, reduction.axis))
 
 

@@ -169,7 +169,7 @@ def check_report(program: Program, report: Mapping[str, Mapping[str, Any]]) -> N
 
 
 def _describes_data(model: Model, rule: ClosedForm) -> bool:
-    """Is it a parameter of an observed site, such as a component's mean?"""
+    """Whether a rule updates a parameter of an observed site, such as a component's mean."""
     return any(model.factors[target.site].site.kind == "observed" for target in rule.targets)
 
 

@@ -73,7 +73,7 @@ def convergence_test(evidence: ObjectiveKind) -> Callable[..., Judgement]:
 
 
 def needs_rise(evidence: ObjectiveKind) -> bool:
-    """Does the test ask by how much the M-step before raised Q?"""
+    """Whether the test asks by how much the M-step before raised Q."""
     return evidence not in (ObjectiveKind.EXACT, ObjectiveKind.CLASSIFICATION)
 
 

@@ -28,10 +28,10 @@ _SECONDS_PER_BLOCK = 0.5
 class LaneState(NamedTuple):
     """State of one restart (or of all, with a leading axis).
 
-    ``params`` are to be evaluated next; ``good_params`` were, with ``progress.objective`` and ``log_likelihood``.
-    ``unfinished``: did an inner iteration of the M-step that gave ``params`` stop short? ``memory`` is what M-step
-    rules keep for the next one (the state of an optimiser). ``centers``: where the atoms of integrated latents were.
-    ``leaping``: place in the cycle of an accelerated fit; None without acceleration.
+    ``params`` are to be evaluated next; ``good_params`` were, with ``gains.objective`` and ``log_likelihood``.
+    ``unfinished``: whether an inner iteration of the M-step that gave ``params`` stopped short. ``memory`` is what
+    M-step rules keep for the next one (the state of an optimiser). ``centers``: where the atoms of integrated latents
+    were. ``leaping``: place in the cycle of an accelerated fit; None without acceleration.
     """
 
     params: Any
@@ -307,7 +307,7 @@ def smallest_scale(
 
 
 def too_much_rounding(states: LaneState) -> bool:
-    """Has the fast path stopped because it would lose too many digits?"""
+    """Whether the fast path has stopped because it would lose too many digits."""
     live = np.asarray(states.status) == StopReason.RUNNING.value
     return bool(np.any(live & (np.asarray(states.rounding) > rounding_limit(states.gains.objective.dtype))))
 

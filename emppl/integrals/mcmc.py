@@ -80,7 +80,7 @@ class Walkers:
     counted: jax.Array
 
     def counted_afresh(self) -> Walkers:
-        """The same, where the count of divergences begins."""
+        """These walkers, with divergences counted from here on."""
         zero = jnp.zeros((), jnp.result_type(float))  # integers of 32 bits would overflow
         return dataclasses.replace(self, divergences=zero, counted=zero)
 

@@ -38,7 +38,7 @@ def approximation(joint: Joint, start: jax.Array) -> tuple[jax.Array, jax.Array]
 
 
 def fixed_approximation(joint: Joint, start: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The same, constant for derivatives, for rules whose integral does not depend on where their atoms lie."""
+    """Modes and roots as constants for derivatives: for rules whose integral does not depend on where atoms lie."""
     return approximation(joint.at(jax.lax.stop_gradient(joint.params)), start)
 
 

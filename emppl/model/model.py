@@ -300,7 +300,7 @@ class Model:
         return self.log_prior_from(self.evaluate(params, data, priors))
 
     def log_prior_from(self, arrays: Mapping[str, Any]) -> jax.Array:
-        """The same, from evaluated arrays."""
+        """Log prior density of the estimated parameters, from evaluated arrays."""
         total = jnp.zeros((), jnp.result_type(float))
         if not self.use_prior:
             return total

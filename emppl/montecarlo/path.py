@@ -110,7 +110,7 @@ class Path(NamedTuple):
         return self._replace(**plain)
 
     def counted_afresh(self) -> Path:
-        """The same, where the count of divergences begins."""
+        """This path, with divergences counted from here on."""
         return self._replace(walkers={axis: walkers.counted_afresh() for axis, walkers in self.walkers.items()})
 
     def split(self) -> tuple[Path, jax.Array]:

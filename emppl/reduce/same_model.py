@@ -1,4 +1,4 @@
-"""Is a model for fewer rows the same model? A prior scale of ``1 / len(x)`` makes it another one.
+"""Whether a model for fewer rows is the same model. A prior scale of ``1 / len(x)`` makes it another one.
 
 Two traces of one function, for data of two lengths, have the same equations. Sizes may differ, as far as they are one
 and the same linear function of the length; numbers in the computation may not.
@@ -19,7 +19,7 @@ from emppl.trace.record import Trace
 
 
 def is_same_model(one: Trace, other: Trace, lengths: tuple[int, int]) -> bool:
-    """Do two traces compute the same, apart from how many rows there are?
+    """Whether two traces compute the same, apart from how many rows there are.
 
     Args:
         one: a trace.

@@ -15,7 +15,8 @@ from emppl.result.fitted import Fitted
 from emppl.result.integration_error import IntegrationError
 from emppl.result.summary import quiet_standard_errors
 
-_UPPER = 1.645
+_NORMAL_QUANTILE = 1.645
+"""Standard errors above a gain up to which it may lie, one-sided at 95%."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +96,7 @@ def _largest_fall(result: Fitted) -> float:
         steps = np.diff(result.history["objective"])
     else:
         taken = np.isin(result.history["decision"], ("accepted", "unfinished", "converged"))
-        steps = (result.history["gain"] + _UPPER * result.history["gain_error"])[taken]
+        steps = (result.history["gain"] + _NORMAL_QUANTILE * result.history["gain_error"])[taken]
     finite = steps[np.isfinite(steps)]
     return float(max(0.0, -finite.min())) if len(finite) else 0.0
 

@@ -13,12 +13,14 @@ from emppl.model.model import Model
 from emppl.result.accuracy import Accuracy
 from emppl.strategies import ImportanceSampling, ObjectiveKind, Strategy
 
-_TOO_NOISY = 1.0
+_MOST_NOISE = 1.0
 """Standard deviation of one estimate, in nats, beyond which importance sampling is not to be trusted."""
 
-_NATS = 1.0
-_NO_SHIFT = 1e-3
-"""So many nats with a shift below this: nodes that move with the parameters hide an error of the score."""
+_LARGE_CHANGE = 1.0
+"""Change of the log-likelihood, in nats, that moves the estimates if the two rules see one function."""
+
+_LEAST_SHIFT = 1e-3
+"""Shift, in standard errors, below which nodes that move with the parameters hide an error of the score."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +85,7 @@ def integration_error(fit: Fit, accuracy: Accuracy, log_likelihood: float) -> In
     if not sampling:
         return _compared(IntegrationError(rule, float(values[0]) - log_likelihood, shift))
     spread = values.std(ddof=1)
-    if not spread <= _TOO_NOISY:
+    if not spread <= _MOST_NOISE:
         return IntegrationError(rule, float("nan"), float("nan"), float("nan"), float("nan"))
     # The logarithm of an estimate is too low by half its variance.
     difference = float(values.mean() + spread**2 / 2 - log_likelihood)
@@ -94,7 +96,7 @@ def integration_error(fit: Fit, accuracy: Accuracy, log_likelihood: float) -> In
 
 def _compared(error: IntegrationError) -> IntegrationError:
     """A shift that the change of the log-likelihood belies is not known."""
-    if abs(error.log_likelihood) > _NATS and error.shift < _NO_SHIFT:
+    if abs(error.log_likelihood) > _LARGE_CHANGE and error.shift < _LEAST_SHIFT:
         return dataclasses.replace(error, shift=float("nan"), shift_noise=float("nan"), disagree=True)
     return error
 

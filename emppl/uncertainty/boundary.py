@@ -15,8 +15,11 @@ from emppl.names import model_name
 from emppl.parameters.constraints import bounds, constraint_name
 from emppl.uncertainty.charts import Chart, Information
 
-_NEARLY = 0.9
-_LITTLE = 0.05  # nats
+_SHARE_OF_WAY = 0.9
+"""Share of the way to zero that a Newton step has to go."""
+
+_MOST_GAIN = 0.05
+"""Gain, in nats, below which going to zero changes next to nothing."""
 
 
 def scales(model: Model) -> dict[str, list[str]]:
@@ -45,8 +48,8 @@ def vanishing(chart: Chart, newton: np.ndarray, score: np.ndarray, curvature: np
     # Near zero the log-likelihood is a parabola around zero in a standard deviation, so that the Newton step of all
     # parameters together ends there; in a variance it is a falling line.
     room = np.ravel(chart.frame.base)
-    falls = (newton <= -_NEARLY * room) | (-score > curvature * room)
-    return falls & (np.abs(score) * room < _LITTLE)
+    falls = (newton <= -_SHARE_OF_WAY * room) | (-score > curvature * room)
+    return falls & (np.abs(score) * room < _MOST_GAIN)
 
 
 def newton_step(matrix: np.ndarray, score: np.ndarray) -> np.ndarray:
@@ -103,7 +106,7 @@ def remarks(
 
 
 def _singular(chart: Chart, information: Information, here: slice) -> bool:
-    """Would the log-likelihood go on rising, by next to nothing, if the least variance of a covariance matrix fell?"""
+    """Whether the log-likelihood would rise, by next to nothing, if the least variance of a covariance matrix fell."""
     matrices = np.asarray(chart.frame.base)
     size = matrices.shape[-1]
     rows, columns = np.tril_indices(size)
@@ -115,7 +118,7 @@ def _singular(chart: Chart, information: Information, here: slice) -> bool:
         mine = slice(here.start + number * count, here.start + (number + 1) * count)
         move = -np.outer(least, least)[rows, columns]
         slope = float(move @ information.score[mine])
-        if 0 < slope < _LITTLE and slope > move @ information.matrix[mine, mine] @ move:
+        if 0 < slope < _MOST_GAIN and slope > move @ information.matrix[mine, mine] @ move:
             return True
     return False
 

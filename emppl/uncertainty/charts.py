@@ -156,7 +156,7 @@ def bounds(constraint: Any) -> tuple[Any, Any]:
 
 
 def has_bounds(constraint: Any) -> bool:
-    """Does an elementwise constraint bound a number from below or above?"""
+    """Whether an elementwise constraint bounds a number from below or above."""
     if constraint_name(constraint) == "simplex":
         return False
     return any(bound is not None for bound in bounds(constraint))

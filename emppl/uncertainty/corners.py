@@ -107,7 +107,7 @@ _NEAR = 1e-6
 
 
 def prior_has_corners(model: Model, name: str) -> bool:
-    """Has the prior of a free parameter corners, as a Laplace has one?"""
+    """Whether the prior of a free parameter has corners, as a Laplace has one."""
     site = model.trace.sites[name]
     family = family_of(model.trace.distributions[name]) if site.kind == "continuous" and model.use_prior else None
     return family is not None and "loc" in family.kinks and constraint_name(site.constraint).startswith("real")
