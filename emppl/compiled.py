@@ -163,13 +163,13 @@ class Compiled:
         return jax.jit(jax.vmap(functools.partial(score, self.finer), in_axes=(None, None, 0)))
 
     @functools.cached_property
-    def prepare(self) -> Callable:
+    def prepared_and_report(self) -> Callable:
         """Statistics of the data, and what is wrong with them."""
 
-        def prepare(data: Data) -> tuple[Any, Any]:
+        def prepared_and_report(data: Data) -> tuple[Any, Any]:
             return estep.prepare(self.model, self.program.fused, data), checks.data_report(self.model, data)
 
-        return jax.jit(prepare, compiler_options=self._compiler_options)
+        return jax.jit(prepared_and_report, compiler_options=self._compiler_options)
 
     @functools.cached_property
     def _compiler_options(self) -> dict[str, Any] | None:
@@ -221,7 +221,7 @@ class Compiled:
         params = {n: np.zeros((lanes, *sites[n].shape), sites[n].dtype) for n in self.model.free}
         memory = jax.tree.map(lambda one: np.zeros(one.shape, one.dtype), jax.eval_shape(self.begin, params))
         states = loop.initial_states(self.model, params, memory, lanes, jnp.result_type(float), accelerate)
-        prepared, _ = jax.eval_shape(self.prepare, data)
+        prepared, _ = jax.eval_shape(self.prepared_and_report, data)
         block: Any = loop.make_block(loop.make_iteration(self.program, False, self.reducer.on_few_steps))
         lowered = block.lower(states, data, prepared, *loop.limits(0.0, 0, 0))
         pool = concurrent.futures.ThreadPoolExecutor(1)
@@ -275,13 +275,13 @@ class Fit:
             return few
         return Fit(self.compiled.for_few(few), few.data, self.recipe, few.compressed)
 
-    def prepare(self) -> Inputs:
+    def inputs(self) -> Inputs:
         """The data and their statistics.
 
         Raises:
             DataError: the data cannot be used.
         """
-        prepared, report = self.compiled.prepare(self.data)
+        prepared, report = self.compiled.prepared_and_report(self.data)
         checks.check_report(self.program, jax.device_get(report))
         return Inputs(self.data, prepared)
 

@@ -268,7 +268,7 @@ class EM:
         simulator = fit.compiled.simulator
         if simulator is None:
             fit.compiled.compile_in_background(self.restarts, fit.data, self.accelerate is not None)
-        inputs = fit.prepare()
+        inputs = fit.inputs()
         _say_float32()
         starts = self._starts(whole, rng_key, given)
         file = None if checkpoint is None else Checkpoint(checkpoint, self._identity(whole, rng_key, starts))

@@ -1,4 +1,4 @@
-"""When a fit has converged: one test for each kind of evidence, chosen in one place."""
+"""When a fit has converged: one test for each kind of objective, chosen in one place."""
 
 from __future__ import annotations
 
@@ -60,21 +60,18 @@ class Judgement(NamedTuple):
     gains: Gains
 
 
-def convergence_test(evidence: ObjectiveKind) -> Callable[..., Judgement]:
-    """The test for a kind of evidence.
-
-    Args:
-        evidence: what the objective is.
+def convergence_test(kind: ObjectiveKind) -> Callable[..., Judgement]:
+    """The test for a kind of objective.
 
     Returns:
-        ``test(objective, progress, iteration, amplification, tolerance) -> Judgement``.
+        ``test(objective, gains, iteration, amplification, tolerance) -> Judgement``.
     """
-    return _TESTS[evidence]
+    return _TESTS[kind]
 
 
-def needs_rise(evidence: ObjectiveKind) -> bool:
+def needs_rise(kind: ObjectiveKind) -> bool:
     """Whether the test asks by how much the M-step before raised Q."""
-    return evidence not in (ObjectiveKind.EXACT, ObjectiveKind.CLASSIFICATION)
+    return kind not in (ObjectiveKind.EXACT, ObjectiveKind.CLASSIFICATION)
 
 
 def _exact(

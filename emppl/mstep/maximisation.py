@@ -77,4 +77,4 @@ class Maximisation:
 
     def report(self, finished: jax.Array) -> None:
         """Say whether an inner iteration came to its end."""
-        self.unfinished = self.unfinished | ~finished
+        self.unfinished = self.unfinished | jnp.logical_not(finished)

@@ -315,7 +315,7 @@ def test_discrete_latents_are_summed_out_inside():
     compiled, leaves = compiled_of(em, 10, y)
     simulator = compiled.simulator
     drawn = many_draws(compiled, params, leaves, 10)
-    prepared, _ = compiled.prepare(leaves)
+    prepared, _ = compiled.prepared_and_report(leaves)
     improved = simulator.improve(params, drawn, None, leaves, prepared, {})
     responsibility = states[:, 1] / states.sum(1)
     assert abs(float(improved.params["share"]) - responsibility.mean()) < 0.01

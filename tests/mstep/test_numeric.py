@@ -76,7 +76,7 @@ def test_state_is_kept_between_iterations(logistic_data):
     derived, leaves = compiled_of(em, logistic_data)
     params = {name: np.asarray(value) for name, value in derived.start(KEY, leaves, 2).items()}
     states = loop.initial_states(derived.program.model, params, derived.begin(params), 2, jnp.result_type(float))
-    prepared, _ = derived.prepare(leaves)
+    prepared, _ = derived.prepared_and_report(leaves)
     states, *_ = derived.block(2, False)(states, leaves, prepared, *loop.limits(0.0, 3, 3))
     (count,) = [state.count for state in jax.tree.leaves(states.memory, is_leaf=is_adam) if is_adam(state)]
     assert count.shape == (2,) and np.all(count > 20)

@@ -31,7 +31,7 @@ def pieces(em, *args, **params):
     """One M-step by the fused path and one by the plain path, from the same parameters."""
     derived, leaves = compiled_of(em, *args)
     start = {name: jnp.asarray(value) for name, value in params.items()}
-    prepared, _ = derived.prepare(leaves)
+    prepared, _ = derived.prepared_and_report(leaves)
     program = derived.program
     found = jax.jit(lambda p: estep.expectations(program.model, derived.program.fused, p, leaves, prepared))(start)
     fused = jax.jit(lambda p, f: program.m_step(p, f, leaves, prepared))(start, found)
