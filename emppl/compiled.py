@@ -110,13 +110,13 @@ class Compiled:
         missing = [name for name in self.model.free if name not in params]
         if missing:
             raise ParameterError(f"params lacks {missing}; the model needs {self.model.free}.")
-        found = {name: jnp.asarray(params[name], jnp.result_type(float)) for name in self.model.free}
-        for name, value in found.items():
+        free = {name: jnp.asarray(params[name], jnp.result_type(float)) for name in self.model.free}
+        for name, value in free.items():
             if value.shape != self.model.trace.sites[name].shape:
                 raise ParameterError(
                     f"params[{name!r}] has shape {value.shape}; the model needs {self.model.trace.sites[name].shape}."
                 )
-        return found
+        return free
 
     def for_few(self, few: FewRows) -> Compiled:
         """The functions of the algorithm for few rows."""
@@ -140,8 +140,8 @@ class Compiled:
         """The M-step on a posterior."""
 
         def m_step(params: Params, posterior: Any, data: Data) -> dict[str, jax.Array]:
-            found, prepared = estep.from_posterior(self.model, params, posterior, data)
-            return self.program.m_step(params, found, data, prepared)
+            expectations, prepared = estep.from_posterior(self.model, params, posterior, data)
+            return self.program.m_step(params, expectations, data, prepared)
 
         return jax.jit(m_step)
 
@@ -206,8 +206,8 @@ class Compiled:
         if key not in self._blocks:
             condense = None if accurate else self.reducer.on_few_steps
             self._blocks[key] = loop.make_block(loop.make_iteration(self.program, accurate, condense))
-        found = self._blocks[key]
-        return found.result() if isinstance(found, concurrent.futures.Future) else found
+        block = self._blocks[key]
+        return block.result() if isinstance(block, concurrent.futures.Future) else block
 
     def compile_in_background(self, lanes: int, data: Data, accelerate: bool = False) -> None:
         """Let XLA compile the loop while the statistics and the starting values are compiled and computed.
@@ -219,7 +219,7 @@ class Compiled:
             return  # compiled already, or data on other devices, whose layout only the call itself shows
         sites = self.model.trace.sites
         params = {n: np.zeros((lanes, *sites[n].shape), sites[n].dtype) for n in self.model.free}
-        memory = jax.tree.map(lambda one: np.zeros(one.shape, one.dtype), jax.eval_shape(self.begin, params))
+        memory = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(self.begin, params))
         states = loop.initial_states(self.model, params, memory, lanes, jnp.result_type(float), accelerate)
         prepared, _ = jax.eval_shape(self.prepared_and_report, data)
         block: Any = loop.make_block(loop.make_iteration(self.program, False, self.reducer.on_few_steps))
@@ -345,9 +345,9 @@ def _has_nan(leaf: jax.Array) -> bool:
 
 def _draws(model: Model, params: Params, data: Data, keys: jax.Array) -> dict[str, jax.Array]:
     """Joint draws of all latents, as many at once as memory allows."""
-    one = functools.partial(estep.sample, model, params, data)
+    sample = functools.partial(estep.sample, model, params, data)
     at_once = max(_CELLS_OF_DRAWS // estep.largest_table(model, None)[0], 1)
-    return jax.vmap(one)(keys) if len(keys) <= at_once else jax.lax.map(one, keys, batch_size=at_once)
+    return jax.vmap(sample)(keys) if len(keys) <= at_once else jax.lax.map(sample, keys, batch_size=at_once)
 
 
 @functools.cache

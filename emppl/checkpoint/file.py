@@ -58,14 +58,14 @@ class Checkpoint:
             return None
         try:
             with np.load(self.path, allow_pickle=False) as file:
-                found = {name: file[name] for name in file.files}
-            identity = json.loads(str(found.pop(_IDENTITY)))
+                arrays = {name: file[name] for name in file.files}
+            identity = json.loads(str(arrays.pop(_IDENTITY)))
         except (ValueError, KeyError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
             raise ParameterError(
                 f"checkpoint={str(self.path)!r} is a file, but no checkpoint of emppl ({type(error).__name__}). "
                 "Give another path."
             ) from None
-        version = int(found.pop(_FORMAT, 1))
+        version = int(arrays.pop(_FORMAT, 1))
         if version != _NEWEST:
             raise ParameterError(
                 f"checkpoint={str(self.path)!r} was written by {'an older' if version < _NEWEST else 'a newer'} emppl: "
@@ -81,7 +81,7 @@ class Checkpoint:
                 f"checkpoint={str(self.path)!r} is of another fit; what differs: {', '.join(differing)}. Give another "
                 "path, or delete the file to start afresh."
             )
-        return found
+        return arrays
 
     def save(self, arrays: Mapping[str, Any]) -> None:
         """Write a state, in the place of the one before."""
@@ -100,8 +100,8 @@ class Checkpoint:
             os.replace(beside, self.path)
         finally:
             beside.unlink(missing_ok=True)
-        now = time.perf_counter()
-        self._next = now + (now - began) / _SHARE
+        ended = time.perf_counter()
+        self._next = ended + (ended - began) / _SHARE
 
     def save_at_times(self, arrays: Callable[[], Mapping[str, Any]]) -> None:
         """Write a state, unless that would take too much of the fit's time."""

@@ -57,7 +57,7 @@ def fit_identity(
         "optimizer": type(options.optimizer).__name__,
         "prior": options.prior,
     }
-    found = {
+    hashes = {
         "the model": hashed(*_model(trace)),
         "the data": hashed(*map(_array, data)),
         "the static arguments of the model": hashed(_without_addresses(repr(skeleton))),
@@ -69,7 +69,7 @@ def fit_identity(
         "the state of the optimisers": hashed(*_form(memory)),
         "the precision": str(jnp.result_type(float)),
     }
-    return found | {name: _without_addresses(repr(value)) for name, value in told.items()}
+    return hashes | {name: _without_addresses(repr(value)) for name, value in told.items()}
 
 
 def hashed(*parts: str) -> str:
@@ -112,7 +112,8 @@ class _Expressions:
         """
         computation = Computation(closed)
         known = {variable: _array(value) for variable, value in computation.constants.items()}
-        known |= {one: hashed(text, str(one.aval)) for one, text in zip(computation.inputs, inputs, strict=True)}
+        for variable, text in zip(computation.inputs, inputs, strict=True):
+            known[variable] = hashed(text, str(variable.aval))
 
         def told(atom: Any) -> str:
             if isinstance(atom, Literal):
@@ -140,7 +141,7 @@ class _Expressions:
 
 
 def words(
-    value: Any, function: Callable[[Any], str] = lambda one: str(getattr(one, "__name__", type(one).__name__))
+    value: Any, function: Callable[[Any], str] = lambda value: str(getattr(value, "__name__", type(value).__name__))
 ) -> str:
     """A value in words that are the same in every process.
 
@@ -154,7 +155,7 @@ def words(
     if isinstance(value, type | types.ModuleType):
         return f"{value.__name__}"
     if isinstance(value, Mapping):
-        return f"{{{', '.join(sorted(f'{inside(key)}: {inside(one)}' for key, one in value.items()))}}}"
+        return f"{{{', '.join(sorted(f'{inside(key)}: {inside(entry)}' for key, entry in value.items()))}}}"
     if isinstance(value, set | frozenset):
         return f"{{{', '.join(sorted(map(inside, value)))}}}"
     if isinstance(value, tuple | list):
@@ -177,8 +178,8 @@ def closure_words(value: Any, seen: tuple[int, ...] = ()) -> str:
         return "itself"
     within = functools.partial(closure_words, seen=(*seen, id(value)))
 
-    def inside(one: Any) -> str:
-        return "list" if isinstance(one, list) else words(one, within)
+    def inside(part: Any) -> str:
+        return "list" if isinstance(part, list) else words(part, within)
 
     if isinstance(value, functools.partial):
         return f"partial {inside(value.func)} {inside(value.args)} {inside(value.keywords)}"
@@ -187,9 +188,10 @@ def closure_words(value: Any, seen: tuple[int, ...] = ()) -> str:
     value = inspect.unwrap(value) if hasattr(value, "__wrapped__") else value
     if isinstance(value, types.FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
-        return f"{_code(value.__code__)} {[inside(one) for one in (value.__defaults__, value.__kwdefaults__, *cells)]}"
+        parts = [inside(part) for part in (value.__defaults__, value.__kwdefaults__, *cells)]
+        return f"{_code(value.__code__)} {parts}"
     if isinstance(getattr(value, "__dict__", None), dict):
-        return f"{type(value).__qualname__} { {name: inside(one) for name, one in sorted(vars(value).items())} }"
+        return f"{type(value).__qualname__} { {name: inside(part) for name, part in sorted(vars(value).items())} }"
     return str(getattr(value, "__name__", type(value).__name__))
 
 
@@ -202,7 +204,7 @@ def _is_filled(cell: Any) -> bool:
 
 def _code(code: types.CodeType) -> str:
     """What a function does: its instructions, with the names and the constants in them."""
-    constants = [_code(one) if isinstance(one, types.CodeType) else words(one) for one in code.co_consts]
+    constants = [_code(value) if isinstance(value, types.CodeType) else words(value) for value in code.co_consts]
     return hashed(code.co_name, code.co_code.hex(), words(code.co_names), *constants)
 
 

@@ -58,9 +58,8 @@ def derive(function: Callable, data: Sequence, skeleton: Any, options: Options) 
         check_held(name, value, trace.sites[name].shape, trace.sites[name].constraint)
     shapes = [jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in data]
     likelihood = [name for name, site in trace.sites.items() if site.kind in LIKELIHOOD]
-    axes = model_axes(
-        trace, {name: trace.sites[name].batch_shape for name in likelihood}, {one.axis: 1 for one in integrals}
-    )
+    batch_shapes = {name: trace.sites[name].batch_shape for name in likelihood}
+    axes = model_axes(trace, batch_shapes, {integral.axis: 1 for integral in integrals})
     factors = _factors(trace, dependence, axes, likelihood)
     strategies: dict[str, Strategy] = {n: Enumerate() for n, role in roles.items() if role.role == "latent"}
     strategies |= discrete_strategies(trace, options.latents)
@@ -106,7 +105,7 @@ def _see(
     hidden = [n for n, role in roles.items() if role.role == "latent" and trace.sites[n].kind == "continuous"]
     integrals = find_integrals(trace, dependence, hidden) + find_chains(trace, dependence, hidden)
     atom_axes = {name: integral.atom_axis for integral in integrals for name in integral.latents}
-    if all(trace.atom_axes.get(name) == one for name, one in atom_axes.items()):
+    if all(trace.atom_axes.get(name) == atom_axis for name, atom_axis in atom_axes.items()):
         return trace, dependence, roles, integrals
     trace = trace_model(function, list(data), skeleton, atom_axes)
     dependence = Dependence(trace.jaxpr, trace.inputs)
@@ -115,14 +114,14 @@ def _see(
 
 def _factors(trace: Trace, dependence: Dependence, axes: Axes, likelihood: list[str]) -> dict[str, AlignedSite]:
     labels = {site.labels: name for name, site in trace.sites.items() if site.labels}
-    given = {one.axis: frozenset(one.given) for one in trace.atom_axes.values()}
+    given = {atom_axis.axis: frozenset(atom_axis.given) for atom_axis in trace.atom_axes.values()}
     factors = {}
     for name in likelihood:
         in_latents, in_parameters = field_dependences(trace, dependence, name)
         # An atom is drawn for each state of the discrete latents it is given.
         in_latents = {
-            field: found.union(*(given.get(latent, frozenset()) for latent in found))
-            for field, found in in_latents.items()
+            field: latents.union(*(given.get(latent, frozenset()) for latent in latents))
+            for field, latents in in_latents.items()
         }
         site = trace.sites[name]
         if site.kind == "discrete":
@@ -132,13 +131,13 @@ def _factors(trace: Trace, dependence: Dependence, axes: Axes, likelihood: list[
             # Labels only say which states are possible: their distribution belongs to the latent.
             family = None
             in_latents, in_parameters = (
-                {field: found[field] for field in ("value", "mask", "label_mask") if field in found}
-                for found in (in_latents, in_parameters)
+                {field: names[field] for field in ("value", "mask", "label_mask") if field in names}
+                for names in (in_latents, in_parameters)
             )
         is_presence = _says_which_steps_exist(trace, name, in_latents, in_parameters)
         if is_presence:
             in_latents, in_parameters = (
-                {field: found[field] for field in found if field != "mask"} for found in (in_latents, in_parameters)
+                {field: names[field] for field in names if field != "mask"} for names in (in_latents, in_parameters)
             )
         factors[name] = AlignedSite(
             site,

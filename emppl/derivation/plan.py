@@ -66,13 +66,13 @@ class LatentPlan:
         """For printing."""
         if self.states:
             return self.name, self.strategy, f"{self.states} states", f"{self.cells:,} cells"
-        others = [name for name in self.together if name != self.name]
-        size = _counted(self.dimensions, "dimension") + (f" (with {', '.join(others)})" if others else "")
+        companions = [name for name in self.together if name != self.name]
+        size = _counted(self.dimensions, "dimension") + (f" (with {', '.join(companions)})" if companions else "")
         if self.steps:
-            what = f"{_counted(self.groups, 'chain')} of {_counted(self.steps, 'step')} of {size}"
+            extent = f"{_counted(self.groups, 'chain')} of {_counted(self.steps, 'step')} of {size}"
         else:
-            what = f"{_counted(self.groups, 'group')} of {size}"
-        return self.name, self.strategy, what, f"{self.atoms:,} atoms"
+            extent = f"{_counted(self.groups, 'group')} of {size}"
+        return self.name, self.strategy, extent, f"{self.atoms:,} atoms"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,10 +151,10 @@ class Plan:
         )
         lines += [f"  {self.compression}"] if self.compression else []
         lines += ["", "M-step"]
-        for one in self.parameters:
-            prior = f", prior {one.prior}" if one.prior else ""
-            lines += _table([(one.name, str(one.shape), one.rule, one.update + prior)])
-            lines += [f"      not {rule}: {reason}" for rule, reason in one.rejected]
+        for parameter in self.parameters:
+            prior = f", prior {parameter.prior}" if parameter.prior else ""
+            lines += _table([(parameter.name, str(parameter.shape), parameter.rule, parameter.update + prior)])
+            lines += [f"      not {rule}: {reason}" for rule, reason in parameter.rejected]
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -212,7 +212,7 @@ def build_plan(program: Program, compression: str = "") -> Plan:
         tuple(latents),
         tuple(factors),
         parameters,
-        tuple(_integration(model, one) for one in model.integrals),
+        tuple(_integration(model, integral) for integral in model.integrals),
         tuple(_summed(model, fused, step) for step in steps),
         model.cost,
         max([largest, *(model.cells(name) for name in model.integrated)]) * dtype.itemsize,
@@ -223,13 +223,14 @@ def build_plan(program: Program, compression: str = "") -> Plan:
 
 
 def _integrated(model: Model) -> list[LatentPlan]:
-    found = []
-    for one in model.integrals:
-        for name in one.latents:
-            steps = one.states.steps if isinstance(one, ChainIntegral) and one.way.is_by_step else 0
-            numbers = one.dimensions // max(steps, 1), one.groups, one.latents, one.atoms
-            found.append(LatentPlan(name, one.strategy.title, 0, model.cells(name), *numbers, one.way.reason, steps))
-    return found
+    plans = []
+    for integral in model.integrals:
+        for name in integral.latents:
+            steps = integral.states.steps if isinstance(integral, ChainIntegral) and integral.way.is_by_step else 0
+            numbers = integral.dimensions // max(steps, 1), integral.groups, integral.latents, integral.atoms
+            title, reason = integral.strategy.title, integral.way.reason
+            plans.append(LatentPlan(name, title, 0, model.cells(name), *numbers, reason, steps))
+    return plans
 
 
 def _integration(model: Model, integral: Integral) -> str:
@@ -242,10 +243,10 @@ def _integration(model: Model, integral: Integral) -> str:
 
 def _summed(model: Model, fused: FusedPlan, step: EliminationStep) -> str:
     """What one step of the elimination sums out, or does instead."""
-    what = f"{step.latent!r}" if step.chain is None else _chain(model, fused, step)
+    summed = f"{step.latent!r}" if step.chain is None else _chain(model, fused, step)
     if step.reduced not in model.picked:
-        return what
-    return f"{what} (its {'best value' if model.hard else 'draw'} in place of the sum)"
+        return summed
+    return f"{summed} (its {'best value' if model.hard else 'draw'} in place of the sum)"
 
 
 def _chain(model: Model, fused: FusedPlan, step: EliminationStep) -> str:
@@ -284,8 +285,8 @@ def _criterion(model: Model) -> str:
     priors = [n for n in model.free if model.trace.sites[n].kind == "continuous"]
     how = model.objective_kind.words if model.strategies else "no latent: direct maximisation"
     if any(isinstance(strategy, StochasticEM) for strategy in model.strategies.values()):
-        what = "posterior density" if priors and model.use_prior else "likelihood"
-        return f"average of stochastic EM, close to the maximum of the {what} ({model.objective_kind.words})"
+        objective = "posterior density" if priors and model.use_prior else "likelihood"
+        return f"average of stochastic EM, close to the maximum of the {objective} ({model.objective_kind.words})"
     if model.hard:
         names = ", ".join(model.hard)
         added = ", plus the log prior" if priors and model.use_prior else ""

@@ -118,14 +118,14 @@ def leap(
     landed = jax.tree.map(lambda plain, back: jnp.where(failed, back, plain), after, leaping.fallback)
     following = Leaping(
         (leaping.phase + 1) % 3,
-        jax.tree.map(lambda here, before: jnp.where(leaping.phase == FIRST, here, before), params, leaping.start),
+        jax.tree.map(lambda current, before: jnp.where(leaping.phase == FIRST, current, before), params, leaping.start),
         jax.tree.map(lambda plain, before: jnp.where(at_second, plain, before), after, leaping.fallback),
         jnp.where(at_second, objective, leaping.floor),
     )
     kept = jnp.where(failed, gains.objective, objective)
     stalls = stalls.astype(gains.stalls.dtype)
-    now = gains._replace(objective=kept, gain=gain, ratio=ratio, near=near, stalls=stalls)
-    judgement = Judgement(converged, decreased, now)
+    judged = gains._replace(objective=kept, gain=gain, ratio=ratio, near=near, stalls=stalls)
+    judgement = Judgement(converged, decreased, judged)
     return Leap(choose(after, jump, landed), following, failed, judgement)
 
 
@@ -137,7 +137,7 @@ def _extrapolated(model: Model, start: Params, middle: Params, end: Params) -> t
     """Where two steps lead, and the factor by which steps shrink."""
     constraints = {name: model.trace.sites[name].constraint for name in start}
     points = [
-        {name: unconstrain(constraints[name], value) for name, value in one.items()} for one in (start, middle, end)
+        {name: unconstrain(constraints[name], value) for name, value in point.items()} for point in (start, middle, end)
     ]
     first = {name: points[1][name] - points[0][name] for name in start}
     change = {name: points[2][name] - points[1][name] - first[name] for name in start}

@@ -31,9 +31,9 @@ def data_report(model: Model, data: Data) -> dict[str, dict[str, jax.Array]]:
     arrays = model.evaluate(params, data)
     report: dict[str, dict[str, jax.Array]] = {}
     for name, factor in model.factors.items():
-        mine = factor.at_one_atom(arrays[name])
+        site_arrays = factor.at_one_atom(arrays[name])
         if factor.site.kind == "observed":
-            report[name] = _over_time(factor, mine)
+            report[name] = _over_time(factor, site_arrays)
         if factor.site.kind == "discrete":
             scale = factor.scale(arrays)
             plates = model.axes.plates_of(factor.site, factor.site.batch_shape)
@@ -59,17 +59,17 @@ _UNBOUNDED_BELOW_ONE = {
 }
 
 
-def _over_time(factor: AlignedSite, mine: Any) -> dict[str, jax.Array]:
+def _over_time(factor: AlignedSite, site_arrays: Any) -> dict[str, jax.Array]:
     """The report on a site inside a scan: over all its steps, the first bad cell of the first bad step."""
     if factor.site.time is None:
-        return _value_report(factor, mine)
-    report = factor.by_step(mine, lambda one: _value_report(factor, one))
-    return {key: jnp.ravel(found)[jnp.argmax(jnp.ravel(found) >= 0)] for key, found in report.items()}
+        return _value_report(factor, site_arrays)
+    report = factor.by_step(site_arrays, lambda step: _value_report(factor, step))
+    return {key: jnp.ravel(positions)[jnp.argmax(jnp.ravel(positions) >= 0)] for key, positions in report.items()}
 
 
-def _value_report(factor: AlignedSite, mine: Any) -> dict[str, jax.Array]:
-    value = mine.value
-    rank = value.ndim - len(mine.distribution.event_shape)
+def _value_report(factor: AlignedSite, site_arrays: Any) -> dict[str, jax.Array]:
+    value = site_arrays.value
+    rank = value.ndim - len(site_arrays.distribution.event_shape)
     finite = jnp.isfinite(value) if jnp.issubdtype(value.dtype, jnp.inexact) else jnp.ones(value.shape, bool)
     finite = jnp.all(finite, tuple(range(rank, value.ndim)))
     inside = jnp.ones((), bool)
@@ -79,14 +79,14 @@ def _value_report(factor: AlignedSite, mine: Any) -> dict[str, jax.Array]:
     if settled and (factor.is_exponential or not factor.all_parameters | factor.all_latents):
         try:
             with as_numpyro_expects():
-                inside = jnp.asarray(mine.distribution.support(value))
+                inside = jnp.asarray(site_arrays.distribution.support(value))
         except (NotImplementedError, TypeError, AttributeError):
             pass
     inside, finite = _same_rank(inside, finite)
     inside = inside | ~finite
-    seen = jnp.ones((), bool) if mine.mask is None else mine.mask
-    if mine.label_mask is not None:
-        seen = mine.label_mask
+    seen = jnp.ones((), bool) if site_arrays.mask is None else site_arrays.mask
+    if site_arrays.label_mask is not None:
+        seen = site_arrays.label_mask
     seen, finite, inside = _same_rank(seen, finite, inside)
     return {"finite": _first(~finite & seen), "support": _first(~inside & seen)}
 
@@ -124,10 +124,10 @@ def check_report(program: Program, report: Mapping[str, Mapping[str, Any]]) -> N
     Raises:
         DataError: NaN or infinity, a value outside the support, more components than data.
     """
-    for name, found in report.items():
+    for name, findings in report.items():
         site = program.model.trace.sites[name]
-        if "finite" in found and int(found["finite"]) >= 0:
-            where = _where(program.model, name, int(found["finite"]))
+        if "finite" in findings and int(findings["finite"]) >= 0:
+            where = _where(program.model, name, int(findings["finite"]))
             if site.transforms:
                 raise DataError(
                     f"Observed site {name!r} holds a value that {site.transforms[0]} cannot have made of "
@@ -139,15 +139,15 @@ def check_report(program: Program, report: Mapping[str, Mapping[str, Any]]) -> N
                 f"the likelihood: numpyro.sample({name!r}, fn.mask(~jnp.isnan(x)), obs=x)."
             )
         for fault, words in _STEP_FAULTS.items():
-            if bool(found.get(fault, False)):
+            if bool(findings.get(fault, False)):
                 raise DataError(f"The mask of scanned latent {name!r} says which steps exist, but {words}.")
-        if "support" in found and int(found["support"]) >= 0:
-            where = _where(program.model, name, int(found["support"]))
+        if "support" in findings and int(findings["support"]) >= 0:
+            where = _where(program.model, name, int(findings["support"]))
             raise DataError(
                 f"Observed site {name!r} holds a value outside the support of {site.distribution} ({where}). "
                 "Check the coding of the data (categories start at 0) or choose another distribution."
             )
-        if "concentration" in found and float(found["concentration"]) < 1:
+        if "concentration" in findings and float(findings["concentration"]) < 1:
             raise ModelError(
                 f"The {site.distribution} prior of {name!r} has concentration below 1, where its density is unbounded, "
                 "so that there is no posterior mode to find. Use concentration 1 (flat) or more, or "
@@ -191,7 +191,7 @@ def row_tables(model: Model, params: Params, data: Data) -> dict[str, jax.Array]
     """Total log-probability of every row under every state, for :func:`impossible_rows`."""
     arrays = model.evaluate(params, data)
     tables = model.tables(arrays, model.integrated)
-    tables |= {name: one.evidence for name, one in integrate_all(model, params, data).items()}
+    tables |= {name: integrated.evidence for name, integrated in integrate_all(model, params, data).items()}
     return {"all sites together": _sum_over_inner_plates(model, tables)}
 
 

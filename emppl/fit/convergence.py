@@ -108,9 +108,9 @@ def _classified(
     An M-step of closed forms makes the same of the same assignments, to the last bit. Where it only raises Q, the gains
     die away as those of any EM while assignments stay as they are.
     """
-    found = _exact(objective, gains, iteration, amplification, tolerance)
+    judgement = _exact(objective, gains, iteration, amplification, tolerance)
     still = jnp.isfinite(objective) & (objective == gains.objective)
-    return found._replace(converged=found.converged | still)
+    return judgement._replace(converged=judgement.converged | still)
 
 
 def _approximate(drift: float) -> Callable[..., Judgement]:

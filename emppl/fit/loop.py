@@ -103,13 +103,15 @@ def initial_states(
 ) -> LaneState:
     """State of all restarts before the first E-step, made on the host (nothing to compile)."""
     number = np.zeros(lanes, np.int32)
-    nothing = np.full(lanes, -np.inf, dtype)
+    lowest = np.full(lanes, -np.inf, dtype)
     zero = np.zeros(lanes, dtype)
     no = np.zeros(lanes, bool)
     beginning = Gains.beginning(lanes, dtype)
-    centers = {one.axis: np.zeros((lanes, one.groups, one.dimensions), dtype) for one in model.integrals}
+    centers = {
+        integral.axis: np.zeros((lanes, integral.groups, integral.dimensions), dtype) for integral in model.integrals
+    }
     leaping = Leaping.beginning(params, lanes, dtype) if accelerate else None
-    return LaneState(params, params, beginning, nothing, number, number, number - 1, zero, no, memory, centers, leaping)
+    return LaneState(params, params, beginning, lowest, number, number, number - 1, zero, no, memory, centers, leaping)
 
 
 def limits(tolerance: float, max_iterations: int, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -149,50 +151,50 @@ def make_iteration(program: Program, accurate: bool, condense: Callable | None =
         state: LaneState, data: Data, prepared: Mapping[str, Any], tolerance: jax.Array, max_iterations: jax.Array
     ) -> LaneState:
         floor, where = smallest_scale(model, state.params, data, prepared, accurate)
-        mine, found, prepared, few = expectations(state.params, data, prepared, state.centers)
-        objective = found.log_likelihood + model.log_prior(state.params, data)
+        m_step_program, expected, prepared, m_step_data = expectations(state.params, data, prepared, state.centers)
+        objective = expected.log_likelihood + model.log_prior(state.params, data)
         collapsed = ~(floor >= 1) & (state.iteration > 0)
         finite = jnp.isfinite(objective)
-        step = mine.maximise(state.params, found, few, prepared, state.memory)
+        step = m_step_program.maximise(state.params, expected, m_step_data, prepared, state.memory)
         rise = step.rise(state.params) if needs_rise(model.objective_kind) else state.gains.rise
         after_step, leaping, failed = step.params, None, jnp.asarray(False)
         if state.leaping is None:
-            said = judge(objective, state.gains, state.iteration, found.rounding, tolerance)
+            judgement = judge(objective, state.gains, state.iteration, expected.rounding, tolerance)
         else:
-            after_step, leaping, failed, said = leap(
-                model, state.leaping, state.params, step.params, objective, state.gains, found.rounding, tolerance
+            after_step, leaping, failed, judgement = leap(
+                model, state.leaping, state.params, step.params, objective, state.gains, expected.rounding, tolerance
             )
             # A leap that fails is taken back, whatever is wrong with it.
             finite, collapsed = finite | failed, collapsed & ~failed
-        good = finite & ~said.decreased & ~collapsed & ~failed
+        good = finite & ~judgement.decreased & ~collapsed & ~failed
         # Gains that die away because an inner iteration cannot make them are no convergence.
-        converged = said.converged & ~state.unfinished
-        unfinished = said.converged & state.unfinished & (said.gains.stalls >= STALLS)
+        converged = judgement.converged & ~state.unfinished
+        unfinished = judgement.converged & state.unfinished & (judgement.gains.stalls >= STALLS)
         capped = state.iteration >= max_iterations
-        status = _status(collapsed, ~finite, said.decreased, converged, unfinished, capped)
+        status = _status(collapsed, ~finite, judgement.decreased, converged, unfinished, capped)
         running = status == StopReason.RUNNING.value
         if not accurate:
             # Too much rounding: leave the lane as it was; the host goes on with the accurate path.
-            unsafe = found.amplification > rounding_limit(objective.dtype)
-            paused = state._replace(rounding=found.amplification)
-        kept = jax.tree.map(lambda now, before: jnp.where(good, now, before), state.params, state.good_params)
+            unsafe = expected.amplification > rounding_limit(objective.dtype)
+            paused = state._replace(rounding=expected.amplification)
+        kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), state.params, state.good_params)
         after = LaneState(
-            jax.tree.map(lambda after, now: jnp.where(running, after, now), after_step, state.params),
+            jax.tree.map(lambda new, old: jnp.where(running, new, old), after_step, state.params),
             kept,
-            said.gains._replace(objective=jnp.where(good, objective, state.gains.objective), rise=rise),
-            jnp.where(good, found.log_likelihood, state.log_likelihood),
+            judgement.gains._replace(objective=jnp.where(good, objective, state.gains.objective), rise=rise),
+            jnp.where(good, expected.log_likelihood, state.log_likelihood),
             state.iteration + running.astype(state.iteration.dtype),
             status.astype(state.status.dtype),
             jnp.where(collapsed, where, state.collapsed_at).astype(state.collapsed_at.dtype),
-            found.amplification,
+            expected.amplification,
             step.unfinished,
-            jax.tree.map(lambda after, now: jnp.where(running, after, now), step.memory, state.memory),
-            jax.tree.map(lambda now, before: jnp.where(failed, before, now), found.centers, state.centers),
+            jax.tree.map(lambda new, old: jnp.where(running, new, old), step.memory, state.memory),
+            jax.tree.map(lambda new, old: jnp.where(failed, old, new), expected.centers, state.centers),
             leaping,
         )
         if accurate:
             return after
-        return jax.tree.map(lambda one, other: jnp.where(unsafe, one, other), paused, after)
+        return jax.tree.map(lambda old, new: jnp.where(unsafe, old, new), paused, after)
 
     return iterate
 
@@ -296,14 +298,14 @@ def smallest_scale(
     arrays = model.evaluate(params, data, wanted)
     floors = []
     for _, factor in watched:
-        found = scale_floor(factor, arrays, prepared).ravel()
-        eps = jnp.finfo(found.dtype).eps
-        floors.append(found / (16 * eps if accurate or not factor.is_exponential else 4 * jnp.sqrt(eps)))
+        spreads = scale_floor(factor, arrays, prepared).ravel()
+        eps = jnp.finfo(spreads.dtype).eps
+        floors.append(spreads / (16 * eps if accurate or not factor.is_exponential else 4 * jnp.sqrt(eps)))
     if not floors:
         return jnp.asarray(1.0), jnp.asarray(-1)
-    everything = jnp.concatenate(floors)
-    everything = jnp.where(jnp.isnan(everything), 0, everything)
-    return jnp.min(everything), jnp.argmin(everything)
+    scales = jnp.concatenate(floors)
+    scales = jnp.where(jnp.isnan(scales), 0, scales)
+    return jnp.min(scales), jnp.argmin(scales)
 
 
 def too_much_rounding(states: LaneState) -> bool:

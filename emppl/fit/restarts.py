@@ -12,7 +12,7 @@ from emppl.model.site import AlignedSite
 def best_restart(objective: np.ndarray, status: np.ndarray) -> int:
     """Index of the best restart: sound endings first, then the highest objective."""
     sound = (StopReason.CONVERGED, StopReason.MAX_ITERATIONS, StopReason.UNFINISHED, StopReason.INTERRUPTED)
-    rank = np.array([one in sound for one in status], float)
+    rank = np.array([reason in sound for reason in status], float)
     score = np.where(np.isfinite(objective), objective, -np.inf)
     return int(np.lexsort((score, rank))[-1])
 

@@ -64,10 +64,10 @@ def _one_start(program: Program, rng_key: jax.Array, data: Data, is_first: jax.A
     for position, name in enumerate(program.model.free):
         site = program.model.trace.sites[name]
         if site.kind == "param":
-            other = seeded.get(name)
-            if other is None:
-                other = _jittered(site, jax.random.fold_in(jitter_key, position), params[name])
-            params[name] = jnp.where(is_first, params[name], other)
+            later = seeded.get(name)
+            if later is None:
+                later = _jittered(site, jax.random.fold_in(jitter_key, position), params[name])
+            params[name] = jnp.where(is_first, params[name], later)
         elif name in seeded:
             params[name] = seeded[name]
     return {name: program.model.pin(name, value) for name, value in params.items()}

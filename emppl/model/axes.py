@@ -59,12 +59,12 @@ class Axes:
     def plates_of(self, site: Site, batch_shape: tuple[int, ...]) -> frozenset[str]:
         """Plates of a site: declared ones, and undeclared batch axes of its own."""
         by_dim = self.of_site(site)
-        found = {plate.name for plate in site.plates}
+        plates = {plate.name for plate in site.plates}
         for dim, size in zip(range(-len(batch_shape), 0), batch_shape, strict=True):
             name = by_dim.get(dim)
             if size > 1 and name is not None and name not in self.latents:
-                found.add(name)
-        return frozenset(found)
+                plates.add(name)
+        return frozenset(plates)
 
     def align(self, array: jax.Array, site: Site, trailing: int) -> jax.Array:
         """Give an array of a site the common axes; its last ``trailing`` axes stay as they are.
@@ -96,18 +96,18 @@ class Axes:
         return jnp.moveaxis(aligned, by_order.index(self.rows), self.rank - 1)
 
     def _mismatch(self, site: Site, dim: int, size: int, name: str | None) -> str:
-        found = f"Site {site.name!r} has size {size} in batch dimension {dim}"
+        problem = f"Site {site.name!r} has size {size} in batch dimension {dim}"
         if name is not None and name in self.latents:
             return (
-                f"{found}, which belongs to the {self.sizes[name]} states of latent {name!r}. A latent enumerated in a "
-                f"plate cannot be indexed across that plate (as in {name}[index]); put {site.name!r} in the same plate "
-                "as the latent, as an extra inner plate or as a vector event (to_event)."
+                f"{problem}, which belongs to the {self.sizes[name]} states of latent {name!r}. A latent enumerated in "
+                f"a plate cannot be indexed across that plate (as in {name}[index]); put {site.name!r} in the same "
+                "plate as the latent, as an extra inner plate or as a vector event (to_event)."
             )
         if name is not None:
-            return f"{found}, but plate {name!r} has {self.sizes[name]} cells."
+            return f"{problem}, but plate {name!r} has {self.sizes[name]} cells."
         return (
-            f"{found}, which no plate declares. Wrap it in numpyro.plate('rows', {size}, dim={dim}), or make it part "
-            "of the event with .to_event(1)."
+            f"{problem}, which no plate declares. Wrap it in numpyro.plate('rows', {size}, dim={dim}), or make it "
+            "part of the event with .to_event(1)."
         )
 
 
@@ -148,9 +148,9 @@ def model_axes(trace: Trace, batch_shapes: dict[str, tuple[int, ...]], draws: Ma
         # No array of the model has this axis; it is put in where a function of one atom is mapped over all of them.
         dims[axis], sizes[axis] = min(dims.values(), default=0) - 1, number
     rows = max(plates, key=lambda name: (sizes[name], name))
-    others = sorted(set(dims) - {rows}, key=lambda name: (dims[name], name))
+    outer = sorted(set(dims) - {rows}, key=lambda name: (dims[name], name))
     return Axes(
-        (*others, rows), dims, sizes, frozenset({*trace.latent_dims, *(draws or {})}), times, frozenset(draws or {})
+        (*outer, rows), dims, sizes, frozenset({*trace.latent_dims, *(draws or {})}), times, frozenset(draws or {})
     )
 
 
@@ -214,12 +214,12 @@ def look_up(natural: jax.Array, codes: jax.Array) -> jax.Array:
     # are gathered, and added up in the transpose, several times faster than single entries.
     rows = jnp.reshape(natural, (-1, natural.shape[-1])).T
     rows = jnp.concatenate([rows, jnp.zeros_like(rows[:1])])
-    found = rows[jnp.where(codes >= 0, codes, natural.shape[-1])]
-    found = jnp.reshape(jnp.sum(found, rank), (*codes.shape[:-1], *sizes))
+    table = rows[jnp.where(codes >= 0, codes, natural.shape[-1])]
+    table = jnp.reshape(jnp.sum(table, rank), (*codes.shape[:-1], *sizes))
     # Every axis is in one of the two halves; put each where it belongs.
     order = [position for a in range(rank) for position in (a, rank + a)]
-    full = tuple(max(mine, theirs) for mine, theirs in zip(sizes, codes.shape[:-1], strict=True))
-    return jnp.reshape(jnp.transpose(found, order), full)
+    full = tuple(max(left, right) for left, right in zip(sizes, codes.shape[:-1], strict=True))
+    return jnp.reshape(jnp.transpose(table, order), full)
 
 
 def _look_up_cells(natural: jax.Array, codes: jax.Array) -> jax.Array:
@@ -229,8 +229,8 @@ def _look_up_cells(natural: jax.Array, codes: jax.Array) -> jax.Array:
         jnp.reshape(jnp.arange(size), tuple(size if a == axis else 1 for a in range(len(sizes))) + (1,))
         for axis, size in enumerate(sizes)
     ]
-    found = natural[(*jnp.broadcast_arrays(*grids, jnp.maximum(codes, 0)),)]
-    return jnp.sum(jnp.where(codes >= 0, found, 0), -1)
+    entries = natural[(*jnp.broadcast_arrays(*grids, jnp.maximum(codes, 0)),)]
+    return jnp.sum(jnp.where(codes >= 0, entries, 0), -1)
 
 
 def reduce_to(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -36,12 +36,12 @@ def check_components(model: Model) -> None:
         names = ", ".join(f"{name!r}: {model.strategies[name]!r}" for name in sorted(picked))
         raise ModelError(f"Discrete latents that are not summed over need one strategy; there are {{{names}}}.")
     for together, site in _components(model):
-        summed, here = sorted(together - picked), sorted(together & picked)
-        if summed and here:
-            strategy = model.strategies[here[0]]
+        summed, chosen = sorted(together - picked), sorted(together & picked)
+        if summed and chosen:
+            strategy = model.strategies[chosen[0]]
             line = ", ".join(f"{name!r}: {strategy!r}" for name in sorted(together))
             raise ModelError(
-                f"{here[0]!r} has {strategy!r} and {summed[0]!r} is summed over, but they meet (in site {site!r}, or "
+                f"{chosen[0]!r} has {strategy!r} and {summed[0]!r} is summed over, but they meet (in site {site!r}, or "
                 "through other latents): the best value of one and the sum over the other are not found in any "
                 f"one order. Write EM(model, latents={{{line}}}), or leave all of them to Enumerate()."
             )
@@ -76,7 +76,7 @@ def check_simulated(model: Model, wishes: Mapping[str, Any]) -> None:
     Raises:
         ModelError: latents are drawn by strategies that are not equal.
     """
-    drawn = {model_name(n): one for n, one in model.strategies.items() if isinstance(one, Simulated)}
+    drawn = {model_name(n): strategy for n, strategy in model.strategies.items() if isinstance(strategy, Simulated)}
     if len(set(drawn.values())) <= 1:
         return
     # A discrete latent leaves no choice, and a default is no wish.
@@ -95,17 +95,17 @@ def check_simulated(model: Model, wishes: Mapping[str, Any]) -> None:
 def _components(model: Model) -> list[tuple[set[str], str]]:
     """Discrete latents that meet in sites, directly or through others, each with a site where some of them do."""
     touching: list[tuple[set[str], str]] = []
-    given = {one.axis: set(one.given) for one in model.integrals}
-    inside = {name: one.axis for one in model.integrals for name in one.factors}
+    given = {integral.axis: set(integral.given) for integral in model.integrals}
+    inside = {name: integral.axis for integral in model.integrals for name in integral.factors}
     for name, factor in model.factors.items():
         axes = given[inside[name]] if name in inside else set(factor.all_latents - model.axes.of_atoms)
         axes -= model.axes.of_atoms
         if axes:
             touching.append(({model_name(latent_of(axis)) for axis in axes}, name))
-    found: list[tuple[set[str], str]] = []
+    components: list[tuple[set[str], str]] = []
     for names, site in touching:
-        apart = [one for one in found if not one[0] & names]
-        merged = [one for one in found if one[0] & names]
+        apart = [component for component in components if not component[0] & names]
+        merged = [component for component in components if component[0] & names]
         site = site if len(names) > 1 or not merged else merged[0][1]
-        found = [*apart, (names.union(*(one[0] for one in merged)), site)]
-    return found
+        components = [*apart, (names.union(*(component[0] for component in merged)), site)]
+    return components

@@ -167,8 +167,8 @@ class Model:
     @property
     def rough(self) -> list[str]:
         """Free parameters in which the density of some site has corners or jumps."""
-        found = frozenset().union(*(factor.rough for factor in self.factors.values()))
-        return [name for name in self.free if name in found]
+        rough = frozenset().union(*(factor.rough for factor in self.factors.values()))
+        return [name for name in self.free if name in rough]
 
     @property
     def free_dimensions(self) -> int:
@@ -179,18 +179,18 @@ class Model:
     @property
     def objective_kind(self) -> ObjectiveKind:
         """What the objective is: as good as the worst strategy."""
-        found = (strategy.objective_kind for strategy in self.strategies.values())
-        return max(found, key=lambda kind: kind.value, default=ObjectiveKind.EXACT)
+        kinds = (strategy.objective_kind for strategy in self.strategies.values())
+        return max(kinds, key=lambda kind: kind.value, default=ObjectiveKind.EXACT)
 
     @property
     def picked(self) -> dict[str, frozenset[str]]:
         """By axis of every discrete latent that is not summed over, the plates that it sits in."""
-        found = {}
+        plates = {}
         for axis in sorted(self.axes.latents - self.axes.of_atoms):
             if not isinstance(self.strategies[latent_of(axis)], Enumerate):
                 site = self.trace.sites[latent_of(axis)]
-                found[axis] = self.axes.plates_of(site, site.batch_shape)
-        return found
+                plates[axis] = self.axes.plates_of(site, site.batch_shape)
+        return plates
 
     @property
     def hard(self) -> list[str]:
@@ -235,8 +235,8 @@ class Model:
     @property
     def continuous_latents(self) -> list[str]:
         """Integrated latents by the model's own names, in model order."""
-        found = (model_name(name) for name, site in self.trace.sites.items() if site.kind == "integrated")
-        return list(dict.fromkeys(found))
+        names = (model_name(name) for name, site in self.trace.sites.items() if site.kind == "integrated")
+        return list(dict.fromkeys(names))
 
     def tables(self, arrays: Mapping[str, Any], without: frozenset[str] = frozenset()) -> dict[str, jax.Array]:
         """Log-probability tables of all likelihood sites, or of all but some, by the plain path."""
@@ -252,11 +252,11 @@ class Model:
 
     def fault(self, arrays: Mapping[str, Any]) -> jax.Array:
         """NaN if the masks inside a scan describe no chain, else zero (see :meth:`step_faults`)."""
-        found = jnp.zeros((), bool)
+        is_faulty = jnp.zeros((), bool)
         for faults in self.step_faults(arrays).values():
-            for one in faults.values():
-                found = found | one
-        return jnp.where(found, jnp.nan, 0.0)
+            for fault in faults.values():
+                is_faulty = is_faulty | fault
+        return jnp.where(is_faulty, jnp.nan, 0.0)
 
     def step_faults(self, arrays: Mapping[str, Any]) -> dict[str, dict[str, jax.Array]]:
         """What is wrong with the masks that say which steps of a chain exist.
@@ -265,7 +265,7 @@ class Model:
             By scanned latent: ``"gap"``, a step exists after one that does not; ``"observed"``, a step that does not
             exist has data; ``"unlike"``, latents of one chain disagree.
         """
-        found: dict[str, dict[str, jax.Array]] = {}
+        faults_of: dict[str, dict[str, jax.Array]] = {}
         for name, present in self.present(arrays).items():
             site = self.factors[name].site
             assert site.time is not None
@@ -275,7 +275,7 @@ class Model:
             )
             faults = {"gap": jnp.any(after & ~before), "observed": jnp.zeros((), bool), "unlike": jnp.zeros((), bool)}
             chain = next(chain for chain in self.trace.scans if name in chain.depths)
-            for other, factor in self.factors.items():
+            for neighbour, factor in self.factors.items():
                 if factor.site.time != site.time:
                     continue
                 if factor.site.kind in ("observed", "factor") and name in factor.all_latents:
@@ -285,11 +285,11 @@ class Model:
                     else:
                         seen = jnp.any(mask, tuple(range(self.axes.rank, mask.ndim)))
                     faults["observed"] = faults["observed"] | jnp.any(seen & ~present)
-                if factor.site.kind == "discrete" and chain.depths.get(other, 0):
+                if factor.site.kind == "discrete" and chain.depths.get(neighbour, 0):
                     same = jnp.all(factor.presence(arrays) == present) if factor.is_presence else jnp.zeros((), bool)
                     faults["unlike"] = faults["unlike"] | ~same
-            found[name] = faults
-        return found
+            faults_of[name] = faults
+        return faults_of
 
     def log_prior(self, params: Params, data: Data) -> jax.Array:
         """Log prior density of the estimated parameters (natural log); zero without priors."""
@@ -310,15 +310,15 @@ class Model:
         return total
 
 
-def prior_cells(mine: SiteArrays) -> jax.Array:
+def prior_cells(prior: SiteArrays) -> jax.Array:
     """Log density of one prior at the parameter's value, cell by cell."""
     with as_numpyro_expects():
-        log_prob = mine.distribution.log_prob(mine.value)
-    if mine.mask is not None:
-        mask = jnp.reshape(mine.mask, (1,) * (log_prob.ndim - mine.mask.ndim) + mine.mask.shape)
+        log_prob = prior.distribution.log_prob(prior.value)
+    if prior.mask is not None:
+        mask = jnp.reshape(prior.mask, (1,) * (log_prob.ndim - prior.mask.ndim) + prior.mask.shape)
         log_prob = jnp.where(mask, log_prob, 0)
-    if mine.cell_weight is not None:
+    if prior.cell_weight is not None:
         log_prob = log_prob * jnp.reshape(
-            mine.cell_weight, (1,) * (log_prob.ndim - mine.cell_weight.ndim) + mine.cell_weight.shape
+            prior.cell_weight, (1,) * (log_prob.ndim - prior.cell_weight.ndim) + prior.cell_weight.shape
         )
     return log_prob

@@ -132,18 +132,18 @@ def _check_prior(trace: Trace, dependence: Dependence, name: str, role: Role) ->
     if role.role == "latent":
         return
     in_latents, _ = field_dependences(trace, dependence, name)
-    found = sorted(frozenset().union(*(latents for field, latents in in_latents.items() if field != "value")))
-    if found:
+    causes = sorted(frozenset().union(*(latents for field, latents in in_latents.items() if field != "value")))
+    if causes:
         raise ModelError(
-            f"The prior of {name!r} depends on the discrete latent {found[0]!r}. A parameter's prior cannot: EM would "
-            f"have to integrate {name!r} together with {found[0]!r}. Give every state a parameter of its own and "
-            f"select it: numpyro.plate('states', K) around {name!r}, then {name}[{found[0]}] in the likelihood."
+            f"The prior of {name!r} depends on the discrete latent {causes[0]!r}. A parameter's prior cannot: EM would "
+            f"have to integrate {name!r} together with {causes[0]!r}. Give every state a parameter of its own and "
+            f"select it: numpyro.plate('states', K) around {name!r}, then {name}[{causes[0]}] in the likelihood."
         )
 
 
 def _continuous_role(trace: Trace, dependence: Dependence, name: str, fixed: Mapping[str, Any]) -> Role:
     site = trace.sites[name]
-    data_plates = {plate.name for other in trace.sites.values() if other.kind == "observed" for plate in other.plates}
+    data_plates = {plate.name for data in trace.sites.values() if data.kind == "observed" for plate in data.plates}
     shared = sorted({plate.name for plate in site.plates} & data_plates)
     indexing = sorted(dependence.indexing_latents(name)) if site.plates else []
     if shared and indexing:

@@ -118,12 +118,12 @@ class ChainIntegral(Integral):
             )
 
 
-def find_chains(trace: Trace, dependence: Dependence, others: Sequence[str]) -> list[ChainIntegral]:
+def find_chains(trace: Trace, dependence: Dependence, unscanned: Sequence[str]) -> list[ChainIntegral]:
     """The continuous latents of every scan.
 
     Args:
         dependence: what depends on what.
-        others: continuous latents outside scans, traced as parameters.
+        unscanned: continuous latents outside scans, traced as parameters.
 
     Returns:
         One integral for every scan that has any.
@@ -151,7 +151,7 @@ def find_chains(trace: Trace, dependence: Dependence, others: Sequence[str]) -> 
                 continue
             factors.append(name)
             given |= touched - {axis}
-            outside = sorted(frozenset().union(*in_parameters.values()) & set(others))
+            outside = sorted(frozenset().union(*in_parameters.values()) & set(unscanned))
             if outside:
                 raise ModelError(
                     f"Site {name!r} depends on the continuous latents {names[0]!r}, inside a scan, and {outside[0]!r}, "

@@ -62,8 +62,8 @@ class AlignedSite:
     @property
     def all_latents(self) -> frozenset[str]:
         """Every latent that its log-probability depends on."""
-        found = frozenset().union(*self.latents.values())
-        return found | {self.labels_of} if self.labels_of else found
+        latents = frozenset().union(*self.latents.values())
+        return latents | {self.labels_of} if self.labels_of else latents
 
     @property
     def all_parameters(self) -> frozenset[str]:
@@ -123,53 +123,53 @@ class AlignedSite:
 
     def scale(self, arrays: Mapping[str, SiteArrays]) -> jax.Array | None:
         """Weight of every cell with the common axes, or None."""
-        mine = arrays[self.name]
-        if mine.cell_weight is None:
+        site_arrays = arrays[self.name]
+        if site_arrays.cell_weight is None:
             return None
         depends = self.latents.get("cell_weight", frozenset())
-        return self.over_time(mine, ("cell_weight",), lambda mine: self.align(mine.cell_weight, depends, 0))
+        return self.over_time(site_arrays, ("cell_weight",), lambda step: self.align(step.cell_weight, depends, 0))
 
     def presence(self, arrays: Mapping[str, SiteArrays]) -> jax.Array:
         """Which steps of a chain exist, with the common axes."""
-        return self.over_time(arrays[self.name], ("mask",), lambda mine: self.align(mine.mask, frozenset(), 0))
+        return self.over_time(arrays[self.name], ("mask",), lambda step: self.align(step.mask, frozenset(), 0))
 
-    def over_time(self, mine: SiteArrays, fields: tuple[str, ...], function: Callable) -> jax.Array:
+    def over_time(self, site_arrays: SiteArrays, fields: tuple[str, ...], function: Callable) -> jax.Array:
         """Apply a function of one step's arrays to all steps; what varies over time gets the time axis.
 
         Args:
-            mine: arrays of the site.
+            site_arrays: arrays of the site.
             fields: what the function reads; the other fields are None.
             function: from one step's arrays to an array that starts with the common axes.
         """
-        nothing: dict[str, Any] = {f.name: None for f in dataclasses.fields(mine) if f.name not in fields}
-        read = dataclasses.replace(mine, **nothing)
+        unread: dict[str, Any] = {f.name: None for f in dataclasses.fields(site_arrays) if f.name not in fields}
+        read = dataclasses.replace(site_arrays, **unread)
         if self.over_atoms is None:
             return self._over_steps(read, function)
         axis, paths = self.over_atoms
-        return _mapped(read, lambda one: self._over_steps(one, function), paths, self.axes.names.index(axis))
+        return _mapped(read, lambda atom: self._over_steps(atom, function), paths, self.axes.names.index(axis))
 
-    def _over_steps(self, mine: SiteArrays, function: Callable) -> jax.Array:
+    def _over_steps(self, site_arrays: SiteArrays, function: Callable) -> jax.Array:
         time = self.site.time
         if time is None:
-            return function(mine)
-        return self.by_step(mine, function, self.axes.names.index(time.name))
+            return function(site_arrays)
+        return self.by_step(site_arrays, function, self.axes.names.index(time.name))
 
-    def by_step(self, mine: SiteArrays, function: Callable, position: int | None = None) -> Any:
+    def by_step(self, site_arrays: SiteArrays, function: Callable, position: int | None = None) -> Any:
         """A function of the arrays of one step, for all steps.
 
         Args:
-            mine: arrays of a site inside a scan.
+            site_arrays: arrays of a site inside a scan.
             function: from one step's arrays to anything.
             position: where the time axis goes, in place of an axis of size one; default: a new axis in front. What does
                 not vary over time gets no time axis.
         """
-        return _mapped(mine, function, self.timed, position)
+        return _mapped(site_arrays, function, self.timed, position)
 
-    def at_one_atom(self, mine: SiteArrays) -> SiteArrays:
+    def at_one_atom(self, site_arrays: SiteArrays) -> SiteArrays:
         """Arrays of a site without the axis of atoms, at the first of them."""
         if self.over_atoms is None:
-            return mine
-        flat, treedef = jax.tree_util.tree_flatten_with_path(mine)
+            return site_arrays
+        flat, treedef = jax.tree_util.tree_flatten_with_path(site_arrays)
         return jax.tree.unflatten(
             treedef, [leaf[0] if path_names(path) in self.over_atoms[1] else leaf for path, leaf in flat]
         )
@@ -190,14 +190,14 @@ class AlignedSite:
         assert self.family is not None
         trailing = self.site.reinterpreted + self.family.argument_ranks[name]
         given = arrays[self.name]
-        mine = dataclasses.replace(given, arguments={name: given.arguments[name]})
+        site_arrays = dataclasses.replace(given, arguments={name: given.arguments[name]})
 
-        def aligned(mine: SiteArrays) -> jax.Array:
-            raw = mine.arguments[name]
+        def aligned(step: SiteArrays) -> jax.Array:
+            raw = step.arguments[name]
             raw = jnp.reshape(raw, (1,) * max(0, trailing - raw.ndim) + raw.shape)
             return self.align(raw, self.latents[name], trailing)
 
-        return self.over_time(mine, ("arguments",), aligned)
+        return self.over_time(site_arrays, ("arguments",), aligned)
 
     def arguments(self, arrays: Mapping[str, SiteArrays]) -> dict[str, jax.Array]:
         """Every argument that can hold parameters."""
@@ -218,23 +218,23 @@ class AlignedSite:
         assert self.family is not None
         rank = self.family.value_rank
         trailing = self.site.reinterpreted + rank
-        mine = arrays[self.name]
-        masked = mine.mask is not None and self.site.kind == "observed"
+        site_arrays = arrays[self.name]
+        masked = site_arrays.mask is not None and self.site.kind == "observed"
 
-        def aligned(mine: SiteArrays) -> jax.Array:
-            value = self.unmasked(mine, rank)
+        def aligned(step: SiteArrays) -> jax.Array:
+            value = self.unmasked(step, rank)
             value = jnp.reshape(value, (1,) * max(0, trailing - value.ndim) + value.shape)
             # Masked cells hold another value: it varies with the mask.
             return self.align(value, self.latents["value"] | self.latents.get("mask", frozenset()), trailing)
 
-        return self.over_time(mine, ("value", "mask", "distribution") if masked else ("value",), aligned)
+        return self.over_time(site_arrays, ("value", "mask", "distribution") if masked else ("value",), aligned)
 
     def log_measure(self, arrays: Mapping[str, SiteArrays]) -> jax.Array:
         """What a transformation of the value adds to its log-probability: common axes and ``to_event`` axes."""
         events = self.site.reinterpreted
 
-        def aligned(mine: SiteArrays) -> jax.Array:
-            measure = mine.log_measure
+        def aligned(step: SiteArrays) -> jax.Array:
+            measure = step.log_measure
             measure = jnp.reshape(measure, (1,) * max(0, events - measure.ndim) + measure.shape)
             return self.align(measure, self.latents.get("log_measure", frozenset()), events)
 
@@ -242,30 +242,30 @@ class AlignedSite:
 
     def mask(self, arrays: Mapping[str, SiteArrays]) -> jax.Array | None:
         """Mask over common axes and ``to_event`` axes, or None."""
-        mine = arrays[self.name]
+        site_arrays = arrays[self.name]
         events = self.site.reinterpreted
-        if mine.mask is None or self.is_presence:
+        if site_arrays.mask is None or self.is_presence:
             return None
 
-        def aligned(mine: SiteArrays) -> jax.Array:
-            mask = jnp.reshape(mine.mask, (1,) * max(0, events - mine.mask.ndim) + mine.mask.shape)
+        def aligned(step: SiteArrays) -> jax.Array:
+            mask = jnp.reshape(step.mask, (1,) * max(0, events - step.mask.ndim) + step.mask.shape)
             return self.align(mask, self.latents.get("mask", frozenset()), events)
 
-        return self.over_time(mine, ("mask",), aligned)
+        return self.over_time(site_arrays, ("mask",), aligned)
 
-    def unmasked(self, mine: SiteArrays, rank: int) -> jax.Array:
+    def unmasked(self, step: SiteArrays, rank: int) -> jax.Array:
         """The value, with masked cells replaced by something inside the support (they may be NaN)."""
-        if mine.mask is None or self.site.kind != "observed":
-            return mine.value
-        mask = jnp.reshape(mine.mask, mine.mask.shape + (1,) * rank)
-        value, mask = with_equal_ranks(mine.value, mask)
+        if step.mask is None or self.site.kind != "observed":
+            return step.value
+        mask = jnp.reshape(step.mask, step.mask.shape + (1,) * rank)
+        value, mask = with_equal_ranks(step.value, mask)
         try:
-            inside = mine.distribution.support.feasible_like(value)
+            inside = step.distribution.support.feasible_like(value)
         except NotImplementedError:
             return value
         except ValueError:  # bounds that vary between states: NumPyro wants the value spread over them
-            value, mask, _ = jnp.broadcast_arrays(value, mask, jnp.zeros(mine.distribution.batch_shape + (1,) * rank))
-            inside = mine.distribution.support.feasible_like(value)
+            value, mask, _ = jnp.broadcast_arrays(value, mask, jnp.zeros(step.distribution.batch_shape + (1,) * rank))
+            inside = step.distribution.support.feasible_like(value)
         return jnp.where(mask, value, inside)
 
     def mean_over_rows(
@@ -287,12 +287,12 @@ class AlignedSite:
         return mean
 
 
-def _mapped(mine: SiteArrays, function: Callable, paths: frozenset[tuple[str, ...]], position: int | None) -> Any:
+def _mapped(arrays: SiteArrays, function: Callable, paths: frozenset[tuple[str, ...]], position: int | None) -> Any:
     """A function of arrays, mapped over the leading axis that some of them have."""
-    flat, treedef = jax.tree_util.tree_flatten_with_path(mine)
+    flat, treedef = jax.tree_util.tree_flatten_with_path(arrays)
     moving = [path_names(path) in paths for path, _ in flat]
     if not any(moving):
-        return function(mine)
+        return function(arrays)
 
     def at_one(slices: list[jax.Array]) -> Any:
         remaining = iter(slices)
@@ -321,7 +321,7 @@ def field_dependences(trace: Trace, dependence: Dependence, name: str) -> tuple[
             continue
         field = path[2] if path[1] == "arguments" else path[1]
         labels = dependence.of_output(position)
-        for kind, found in (("latent", latents), ("parameter", parameters)):
-            names = frozenset(label for what, label in labels if what == kind)
-            found[field] = found.get(field, frozenset()) | names
+        for kind, by_field in (("latent", latents), ("parameter", parameters)):
+            names = frozenset(label for label_kind, label in labels if label_kind == kind)
+            by_field[field] = by_field.get(field, frozenset()) | names
     return latents, parameters

@@ -74,12 +74,12 @@ def why_not_quadratic(
         gaps: ask so for every fixed pattern of NaN among the data.
     """
     tables = _tables(model, sorted(sites))
-    others = {name: shape for name, shape in block_of(model, ()).items() if name not in block}
-    rest = (others, model.trace.parameter_shapes, list(model.shapes))
+    fixed = {name: shape for name, shape in block_of(model, ()).items() if name not in block}
+    rest = (fixed, model.trace.parameter_shapes, list(model.shapes))
 
     def total(block: Mapping[str, jax.Array]) -> jax.Array:
-        others, params, data = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), rest)
-        return sum((jnp.sum(table) for table in tables(block | others, params, data).values()), jnp.zeros(()))
+        fixed, params, data = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), rest)
+        return sum((jnp.sum(table) for table in tables(block | fixed, params, data).values()), jnp.zeros(()))
 
     density = jumps.with_gaps_fixed(total) if gaps else total
     reason = jumps.why_not_quadratic(density, block)

@@ -66,8 +66,8 @@ class Compression:
         few = int(np.sum(np.where(stays, counts, self.columns + 1))) if self.columns else len(first)
         length = _rounded_up(few) if keys else few
         if length * _LEAST_SAVING > self.rows:
-            what = f"{few:,} rows are needed" if self.columns else f"{few:,} rows are different"
-            return Refusal(f"{what} of {self.rows:,}")
+            need = f"{few:,} rows are needed" if self.columns else f"{few:,} rows are different"
+            return Refusal(f"{need} of {self.rows:,}")
         if not self.columns:
             return self._padded(arrays, first, counts.astype(float), few, length)
         kept = np.flatnonzero(stays[number])
@@ -80,12 +80,12 @@ class Compression:
         pieces = _equivalent_by_class(values, counts[large])
         pieces[np.concatenate(gaps, 1)[stands_for]] = np.nan
         picked = np.concatenate([kept, stands_for])
-        found = self._padded(arrays, picked, np.concatenate([np.ones(len(kept)), weights]), few, length)
+        compressed = self._padded(arrays, picked, np.concatenate([np.ones(len(kept)), weights]), few, length)
         starts = np.cumsum([0, *(part.shape[1] for part in parts)])
         for n, begin, end in zip(self.moments, starts[:-1], starts[1:], strict=True):
-            rows = found.arrays[n]
+            rows = compressed.arrays[n]
             rows[len(kept) : few] = pieces[:, begin:end].reshape((-1, *rows.shape[1:])).astype(rows.dtype)
-        return dataclasses.replace(found, classes=len(large))
+        return dataclasses.replace(compressed, classes=len(large))
 
     def _classes(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """First row of every class of equal rows, and every row's class."""
@@ -101,7 +101,7 @@ class Compression:
         picked = np.concatenate([picked, np.zeros(length - few, int)])
         weights = np.concatenate([weights, np.zeros(length - few)])
         held = {*self.keys, *self.moments}
-        data = [one[picked] if n in held else one for n, one in enumerate(arrays)]
+        data = [array[picked] if n in held else array for n, array in enumerate(arrays)]
         return Compressed(data, weights, few, 0, self.rows, self.plate)
 
 
@@ -148,7 +148,7 @@ def look_different(model: Model, data: Sequence) -> bool:
         return False
     number = min(rows, _SAMPLE)
     picked = np.random.default_rng(0).choice(rows, number, replace=False)
-    keys = np.concatenate([_as_integers(one[picked].reshape(number, -1)) for one in arrays], 1)
+    keys = np.concatenate([_as_integers(array[picked].reshape(number, -1)) for array in arrays], 1)
     # If every row were there three times, a pair would be equal with probability 2 / rows, and more often if some were
     # there more often than others; this is half of what one would find then.
     return number - len(np.unique(_hashed(keys))) < (_LEAST_SAVING - 1) * number**2 / (4 * rows)
@@ -220,8 +220,8 @@ def _row_axes(model: Model, name: str, shape: tuple[int, ...]) -> tuple[int, ...
 
 def _weighs(model: Model, number: int) -> bool:
     """Whether a weight (``handlers.scale``) reads this array."""
-    found = (model.dependence.of_output(p) for path, p in model.trace.outputs.items() if path[1] == "cell_weight")
-    return any(("data", str(number)) in labels for labels in found)
+    sources = (model.dependence.of_output(p) for path, p in model.trace.outputs.items() if path[1] == "cell_weight")
+    return any(("data", str(number)) in labels for labels in sources)
 
 
 def _as_integers(rows: np.ndarray) -> np.ndarray:
@@ -256,7 +256,7 @@ def _equivalent_by_class(rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
     if len(counts) == 1:
         covariance[0] = centred.T @ centred / len(rows)
     else:
-        for one in range(columns):
-            found = np.add.reduceat(centred[:, : one + 1] * centred[:, one : one + 1], starts) / size
-            covariance[:, one, : one + 1] = covariance[:, : one + 1, one] = found
+        for column in range(columns):
+            products = np.add.reduceat(centred[:, : column + 1] * centred[:, column : column + 1], starts) / size
+            covariance[:, column, : column + 1] = covariance[:, : column + 1, column] = products
     return equivalent_pieces(mean, covariance, np).reshape(-1, columns)

@@ -18,29 +18,29 @@ from emppl.jaxpr.prune import prune
 from emppl.trace.record import Trace
 
 
-def is_same_model(one: Trace, other: Trace, lengths: tuple[int, int]) -> bool:
+def is_same_model(full: Trace, short: Trace, lengths: tuple[int, int]) -> bool:
     """Whether two traces compute the same, apart from how many rows there are.
 
     Args:
-        one: a trace.
-        other: of the same function, for data of another length.
+        full: a trace.
+        short: of the same function, for data of another length.
         lengths: the two numbers of rows.
     """
-    if one.inputs != other.inputs or set(one.outputs) != set(other.outputs) or set(one.sites) != set(other.sites):
+    if full.inputs != short.inputs or set(full.outputs) != set(short.outputs) or set(full.sites) != set(short.sites):
         return False
-    if not all(_same_site(one, other, name) for name in one.sites):
+    if not all(_same_site(full, short, name) for name in full.sites):
         return False
-    paths = sorted(one.outputs)
-    left, right = (prune(trace.jaxpr, [trace.outputs[path] for path in paths]) for trace in (one, other))
+    paths = sorted(full.outputs)
+    left, right = (prune(trace.jaxpr, [trace.outputs[path] for path in paths]) for trace in (full, short))
     return _Comparison(lengths).closed(left, right)
 
 
-def _same_site(one: Trace, other: Trace, name: str) -> bool:
-    left, right = one.sites[name], other.sites[name]
+def _same_site(full: Trace, short: Trace, name: str) -> bool:
+    left, right = full.sites[name], short.sites[name]
     facts = ("kind", "distribution", "event_shape", "reinterpreted", "states", "labels", "transforms")
     if any(getattr(left, fact) != getattr(right, fact) for fact in facts):
         return False
-    return one.distributions.get(name) is other.distributions.get(name) and _same_object(
+    return full.distributions.get(name) is short.distributions.get(name) and _same_object(
         left.constraint, right.constraint
     )
 
@@ -49,7 +49,7 @@ def _same_object(left: Any, right: Any) -> bool:
     """The same kind of object, with the same numbers in it."""
     if type(left) is not type(right):
         return False
-    inside = [vars(one) if hasattr(one, "__dict__") else {} for one in (left, right)]
+    inside = [vars(value) if hasattr(value, "__dict__") else {} for value in (left, right)]
     return _Comparison((0, 0)).values(*inside)
 
 
@@ -78,14 +78,14 @@ class _Comparison:
             return False
         self.partner.update(zip(left.invars, right.invars, strict=True))
         constants = set(left.constvars)
-        for one, other in zip(left.eqns, right.eqns, strict=True):
-            if one.primitive is not other.primitive or len(one.invars) != len(other.invars):
+        for first, second in zip(left.eqns, right.eqns, strict=True):
+            if first.primitive is not second.primitive or len(first.invars) != len(second.invars):
                 return False
-            if not all(self.atoms(a, b, constants) for a, b in zip(one.invars, other.invars, strict=True)):
+            if not all(self.atoms(a, b, constants) for a, b in zip(first.invars, second.invars, strict=True)):
                 return False
-            if not self.values(dict(one.params), dict(other.params)):
+            if not self.values(dict(first.params), dict(second.params)):
                 return False
-            self.partner.update(zip(one.outvars, other.outvars, strict=True))
+            self.partner.update(zip(first.outvars, second.outvars, strict=True))
         return all(self.atoms(a, b, constants) for a, b in zip(left.outvars, right.outvars, strict=True))
 
     def atoms(self, left: Any, right: Any, constants: Any) -> bool:
@@ -127,7 +127,7 @@ class _Comparison:
 
 def _same_array(left: Any, right: Any) -> bool:
     """Equal numbers; of arrays that are longer or shorter, one and the same number everywhere."""
-    left, right = (np.asarray(one) for one in (left, right))
+    left, right = (np.asarray(array) for array in (left, right))
     if left.dtype != right.dtype:
         return False
     if left.shape != right.shape:

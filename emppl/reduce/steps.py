@@ -91,44 +91,44 @@ class Condensation:
             ``(expectations, prepared, data)`` for the M-step of ``short``.
         """
         (whole,), (part,) = model.integrals, short.integrals
-        few = [one[: self.order + self.pieces] if n in self.arrays else one for n, one in enumerate(data)]
-        found = self._moments(Joint(model, whole, params, data), Joint(short, part, params, few))
-        number, size = found.mean.shape
-        columns = [jnp.reshape(data[n][self.order :], (number, -1)).astype(found.mean.dtype) for n in self.arrays]
-        every = jnp.concatenate([found.mean, *columns], 1)
-        mean = jnp.mean(every, 0)
-        centred = every - mean[None]
-        covariance = (centred.T @ centred / number).at[:size, :size].add(found.covariance)
+        few = [leaf[: self.order + self.pieces] if n in self.arrays else leaf for n, leaf in enumerate(data)]
+        moments = self._moments(Joint(model, whole, params, data), Joint(short, part, params, few))
+        number, size = moments.mean.shape
+        columns = [jnp.reshape(data[n][self.order :], (number, -1)).astype(moments.mean.dtype) for n in self.arrays]
+        joined = jnp.concatenate([moments.mean, *columns], 1)
+        mean = jnp.mean(joined, 0)
+        centred = joined - mean[None]
+        covariance = (centred.T @ centred / number).at[:size, :size].add(moments.covariance)
         pieces = equivalent_pieces(mean, covariance, jnp)
         assert isinstance(part, ChainIntegral)
         latents = part.states.windows.unpack(pieces[:, :size])
-        atoms = {name: jnp.broadcast_to(one[None], (part.atoms, *one.shape)) for name, one in latents.items()}
-        atoms |= found.atoms
-        starts = size + np.cumsum([0, *(one.shape[1] for one in columns)])
+        atoms = {name: jnp.broadcast_to(value[None], (part.atoms, *value.shape)) for name, value in latents.items()}
+        atoms |= moments.atoms
+        starts = size + np.cumsum([0, *(column.shape[1] for column in columns)])
         for n, begin, end in zip(self.arrays, starts[:-1], starts[1:], strict=True):
             new = jnp.reshape(pieces[:, begin:end], (self.pieces, *data[n].shape[1:]))
             few[n] = jnp.concatenate([data[n][: self.order], new.astype(data[n].dtype)])
         tables = jax.eval_shape(lambda: short.tables(short.evaluate(params, few, atoms=atoms)))
         first = {name for name in tables if self.order and short.factors[name].site.time is None}
         weights = {
-            name: jnp.full(one.shape, (1 if name in first else number / self.pieces) / part.atoms, one.dtype)
-            for name, one in tables.items()
+            name: jnp.full(table.shape, (1 if name in first else number / self.pieces) / part.atoms, table.dtype)
+            for name, table in tables.items()
         }
-        posterior = Posterior(found.log_likelihood, weights, atoms)
+        posterior = Posterior(moments.log_likelihood, weights, atoms)
         expectations, prepared = estep.from_posterior(short, params, posterior, few)
-        centers = {whole.axis: found.centers}
-        return dataclasses.replace(expectations, centers=centers, cancelled=found.cancelled), prepared, few
+        centers = {whole.axis: moments.centers}
+        return dataclasses.replace(expectations, centers=centers, cancelled=moments.cancelled), prepared, few
 
     def _moments(self, joint: Joint, few: Joint) -> Moments:
         """The E-step, by the smoother; second derivatives depend on no data: those of one step are those of all."""
         states = states_of(few)
-        first, every = state_precisions(few)
+        first, later = state_precisions(few)
         number = len(joint.data[self.arrays[0]]) - self.order
-        found = smooth_states(joint, (first, jnp.broadcast_to(every[:1], (number, *every.shape[1:]))))
-        points = sigma_points(found.first_mean, found.first_covariance, few.integral.atoms)
-        mean = jnp.mean(found.window_covariance, 0)
+        smoothed = smooth_states(joint, (first, jnp.broadcast_to(later[:1], (number, *later.shape[1:]))))
+        points = sigma_points(smoothed.first_mean, smoothed.first_covariance, few.integral.atoms)
+        mean = jnp.mean(smoothed.window_covariance, 0)
         atoms = jax.vmap(states.firsts.unpack)(points)
-        return Moments(jnp.sum(found.evidence), found.window_mean, mean, found.mean, atoms, found.cancelled)
+        return Moments(jnp.sum(smoothed.evidence), smoothed.window_mean, mean, smoothed.mean, atoms, smoothed.cancelled)
 
 
 def find_condensation(model: Model) -> Condensation | Refusal:
@@ -145,7 +145,7 @@ def find_condensation(model: Model) -> Condensation | Refusal:
         return Refusal("some sites do not depend on the chain")
     if any({"mask", "cell_weight"} & set(factor.latents) for factor in model.factors.values()):
         return Refusal("some of its steps are masked or weighted")
-    holders = [n for n, one in enumerate(model.shapes) if one.shape and one.shape[0] == states.steps]
+    holders = [n for n, leaf in enumerate(model.shapes) if leaf.shape and leaf.shape[0] == states.steps]
     if not all(jnp.issubdtype(model.shapes[n].dtype, jnp.inexact) for n in holders) or not holders:
         return Refusal("its data are not all real numbers")
     columns = states.windows.per_group + sum(math.prod(model.shapes[n].shape[1:]) for n in holders)
@@ -163,13 +163,13 @@ def _why_not(model: Model, states: StateSpace, holders: Sequence[int]) -> Refusa
     later = [name for name, factor in model.factors.items() if factor.site.time is not None]
     block = block_of(model, holders)
     numbers = {}
-    for name, one in block.items():
+    for name, leaf in block.items():
         if name in states.windows.shapes:
-            numbers[name] = group_numbers(one.shape, (0,))
+            numbers[name] = group_numbers(leaf.shape, (0,))
         else:
-            own = np.arange(one.shape[0]) - states.scan.order if name.startswith("data ") else np.full(1, SHARED)
-            own = np.where(own < 0, SHARED, own).reshape((-1,) + (1,) * (len(one.shape) - 1)) if one.shape else own[0]
-            numbers[name] = np.broadcast_to(own, one.shape)
+            own = np.arange(leaf.shape[0]) - states.scan.order if name.startswith("data ") else np.full(1, SHARED)
+            own = np.where(own < 0, SHARED, own).reshape((-1,) + (1,) * (len(leaf.shape) - 1)) if leaf.shape else own[0]
+            numbers[name] = np.broadcast_to(own, leaf.shape)
     time = model.axes.names.index(states.scan.time)
     reason = why_not_separate(model, block, numbers, later, time, "step")
     return reason or why_not_quadratic(model, block, later, "step")

@@ -104,15 +104,15 @@ def _largest_fall(result: Fitted) -> float:
 def _of_draws(result: Fitted) -> dict[str, Any]:
     if result.simulation is None:
         return {}
-    found: dict[str, Any] = {"divergences": result.simulation.divergences.numbers}
+    facts: dict[str, Any] = {"divergences": result.simulation.divergences.numbers}
     if result.simulation.errors is not None:
         errors, shares = quiet_standard_errors(result), [0.0]
         for name, value in result.simulation.errors.items():
             if name in errors:
                 shares += [float(np.nanmax(value / np.where(errors[name] > 0, errors[name], np.nan)))]
-        return found | ({"monte_carlo_error": max(shares)} if errors else {})
+        return facts | ({"monte_carlo_error": max(shares)} if errors else {})
     closing = result.simulation.closing
     if closing is None:
-        return found
-    found |= {"r_hat": closing.mixing.r_hat, "effective_draws": closing.mixing.effective_draws}
-    return found | {"monte_carlo_error": closing.relative_error}
+        return facts
+    facts |= {"r_hat": closing.mixing.r_hat, "effective_draws": closing.mixing.effective_draws}
+    return facts | {"monte_carlo_error": closing.relative_error}

@@ -105,9 +105,9 @@ def compare(result: EMResult, mcmc: Any) -> Comparison:
             )
     relabelled = {}
     for latent, axes in result.component_axes().items():
-        here = {name: where for name, where in axes.items() if name in names}
-        if here:
-            relabelled[latent] = _align(draws, {n: result.params[n] for n in names}, here)
+        matched = {name: places for name, places in axes.items() if name in names}
+        if matched:
+            relabelled[latent] = _align(draws, {n: result.params[n] for n in names}, matched)
     try:
         errors = result.standard_errors() if result.uncertainty_is_cheap else {}
     except ValueError:

@@ -31,7 +31,7 @@ def component_axes(model: Model) -> dict[str, dict[str, tuple[int, ...]]]:
 
 def indexed_axes(model: Model) -> dict[str, dict[str, tuple[int, ...]]]:
     """For every latent, the axes of each parameter that it indexes, one entry per state."""
-    found: dict[str, dict[str, tuple[int, ...]]] = {latent: {} for latent in model.model_latents}
+    by_latent: dict[str, dict[str, tuple[int, ...]]] = {latent: {} for latent in model.model_latents}
     for name in model.trace.parameters:
         shape = model.trace.sites[name].shape
         latents = model.dependence.indexed(name)
@@ -39,13 +39,13 @@ def indexed_axes(model: Model) -> dict[str, dict[str, tuple[int, ...]]]:
             states = model.trace.sites[latent].states
             axes = tuple(a for a, who in enumerate(latents) if latent in who and shape[a] == states)
             if axes:
-                found[latent][name] = axes
-    return found
+                by_latent[latent][name] = axes
+    return by_latent
 
 
 def class_axes(model: Model) -> dict[str, dict[str, tuple[int, ...]]]:
     """For every latent, the axis of each parameter that its own ``probs`` or ``logits`` have as their last."""
-    found: dict[str, dict[str, tuple[int, ...]]] = {latent: {} for latent in model.model_latents}
+    by_latent: dict[str, dict[str, tuple[int, ...]]] = {latent: {} for latent in model.model_latents}
     for latent in model.latents:
         states = model.trace.sites[latent].states
         for argument in ("probs", "logits"):
@@ -58,8 +58,10 @@ def class_axes(model: Model) -> dict[str, dict[str, tuple[int, ...]]]:
                 places = model.dependence.axis_positions(name, position)
                 axes = tuple(a for a, where in enumerate(places) if last in where and shape[a] == states)
                 if axes:
-                    found[model_name(latent)][name] = tuple(sorted({*found[model_name(latent)].get(name, ()), *axes}))
-    return found
+                    by_latent[model_name(latent)][name] = tuple(
+                        sorted({*by_latent[model_name(latent)].get(name, ()), *axes})
+                    )
+    return by_latent
 
 
 def symmetric_latent(program: Program, params: Mapping[str, np.ndarray]) -> str | None:
@@ -73,9 +75,9 @@ def symmetric_latent(program: Program, params: Mapping[str, np.ndarray]) -> str 
             continue
         steps = [name for name in model.latents if model_name(name) == latent]
         own = frozenset().union(*(model.factors[name].all_parameters for name in steps))
-        others = {name: where for name, where in axes.items() if name not in own}
-        equal = all(_constant_along(params[n], where, _rounding(program, n)) for n, where in others.items())
-        if equal and others.keys() & set(model.free):
+        rest = {name: places for name, places in axes.items() if name not in own}
+        equal = all(_constant_along(params[n], places, _rounding(program, n)) for n, places in rest.items())
+        if equal and rest.keys() & set(model.free):
             return latent
     return None
 

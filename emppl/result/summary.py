@@ -40,30 +40,30 @@ def rows(result: Fitted, prob: float) -> list[tuple[str, float, float, float, fl
     """Label, estimate, standard error and interval of every entry."""
     z = statistics.NormalDist().inv_cdf(0.5 + prob / 2)
     errors = quiet_standard_errors(result)
-    found = []
+    entries = []
     for name, value in result.params.items():
         error = errors.get(name, np.full(value.shape, np.nan))
         for index in np.ndindex(value.shape):
             estimate, deviation = float(value[index]), float(error[index])
             label = f"{name}[{', '.join(map(str, index))}]" if index else name
-            found.append((label, estimate, deviation, estimate - z * deviation, estimate + z * deviation))
-    return found
+            entries.append((label, estimate, deviation, estimate - z * deviation, estimate + z * deviation))
+    return entries
 
 
 def monte_carlo_columns(result: Fitted) -> dict[str, list[float]]:
     """Where latents were drawn: Monte Carlo errors of estimates and of their standard errors, entry by entry."""
     if result.simulation is None:
         return {}
-    found = {}
+    columns = {}
     for title, errors in (
         ("mc_error", result.accuracy.monte_carlo_errors),
         ("std_error_mc_error", result.accuracy.standard_error_errors),
     ):
         column = [errors.get(n, np.full(value.shape, np.nan)) for n, value in result.params.items()]
-        flat = np.concatenate([np.ravel(one) for one in column])
+        flat = np.concatenate([np.ravel(part) for part in column])
         if np.any(np.isfinite(flat)):
-            found[title] = flat.tolist()
-    return found
+            columns[title] = flat.tolist()
+    return columns
 
 
 def data_frame(result: Fitted, prob: float) -> Any:
@@ -73,8 +73,8 @@ def data_frame(result: Fitted, prob: float) -> Any:
         warnings.warn(NOT_COMPUTED, stacklevel=3)
     table = rows(result, prob)
     columns = ["estimate", "std_error", "lower", "upper"]
-    found = pandas.DataFrame([row[1:] for row in table], index=[row[0] for row in table], columns=columns)
-    return found.assign(**monte_carlo_columns(result))
+    frame = pandas.DataFrame([row[1:] for row in table], index=[row[0] for row in table], columns=columns)
+    return frame.assign(**monte_carlo_columns(result))
 
 
 def text(result: Fitted, prob: float) -> str:
@@ -99,8 +99,8 @@ def text(result: Fitted, prob: float) -> str:
     if len(finals) > 1:
         ended = finals[result.history["final_status"] == StopReason.CONVERGED.name]
         distinct, at_best = distinct_optima(ended, result.objective)
-        others = f"; there were {distinct} distinct optima" if distinct > 1 else ""
-        lines.append(f"{at_best} of {len(finals)} restarts reached the best optimum{others}.")
+        optima = f"; there were {distinct} distinct optima" if distinct > 1 else ""
+        lines.append(f"{at_best} of {len(finals)} restarts reached the best optimum{optima}.")
     if result.accuracy.boundary:
         lines.append(f"On the boundary (no standard error): {shortened(result.accuracy.boundary)}.")
     lines += [only_differences(name, result.params[name].shape) for name in result.criteria.only_differences]

@@ -24,13 +24,13 @@ _MOST_GAIN = 0.05
 
 def scales(model: Model) -> dict[str, list[str]]:
     """Free parameters bounded by zero in sites that depend on an integrated latent, and these sites."""
-    found: dict[str, list[str]] = {}
+    bounded: dict[str, list[str]] = {}
     for name in model.free:
         lower, _ = bounds(model.trace.sites[name].constraint) or (None, None)
         sites = [site for site in model.integrated if name in model.factors[site].all_parameters]
         if sites and lower == 0:
-            found[name] = sorted(sites)
-    return found
+            bounded[name] = sorted(sites)
+    return bounded
 
 
 def vanishing(chart: Chart, newton: np.ndarray, score: np.ndarray, curvature: np.ndarray) -> np.ndarray:
@@ -70,42 +70,42 @@ def remarks(
         local: charts of every free parameter.
         information: observed information and score in them, if known.
     """
-    found = []
+    sentences = []
     for name, sites in scales(model).items():
-        here = [label for label in boundary if label.split("[")[0] == name]
-        if not here:
+        labels = [label for label in boundary if label.split("[")[0] == name]
+        if not labels:
             continue
-        which = ", ".join(here)
+        which = ", ".join(labels)
         own = [model_name(site) for site in sites if _is_latent(model, site)]
         slowly = "and EM approaches that ever more slowly"
         prior = f"give {name!r} a prior that is zero at zero, such as dist.Gamma(2.0, rate)"
         if own:
-            found.append(
+            sentences.append(
                 f"{which} goes to zero: latent {own[0]!r} does not vary there (a singular fit), {slowly}. Leave it "
                 f"out, or {prior}."
             )
         else:
-            found.append(
+            sentences.append(
                 f"{which} goes to zero: the latent explains these data of site {model_name(sites[0])!r} wholly (a "
                 f"Heywood case), {slowly}. Use fewer latents, or {prior}."
             )
     if information is None:
-        return found
+        return sentences
     position = 0
     covariances = _covariances(model)
-    for name, one in local.items():
-        mine = slice(position, position + int(one.active.sum()))
-        position = mine.stop
-        if name in covariances and one.active.all() and _singular(one, information, mine):
-            found.append(
+    for name, chart in local.items():
+        block = slice(position, position + int(chart.active.sum()))
+        position = block.stop
+        if name in covariances and chart.active.all() and _singular(chart, information, block):
+            sentences.append(
                 f"Covariance matrix {name!r} goes to a singular one: a combination of the latents does not vary there "
                 "(a singular fit), and EM approaches that ever more slowly. Use fewer latents, or give the matrix a "
                 "prior."
             )
-    return found
+    return sentences
 
 
-def _singular(chart: Chart, information: Information, here: slice) -> bool:
+def _singular(chart: Chart, information: Information, block: slice) -> bool:
     """Whether the log-likelihood would rise, by next to nothing, if the least variance of a covariance matrix fell."""
     matrices = np.asarray(chart.frame.base)
     size = matrices.shape[-1]
@@ -115,10 +115,10 @@ def _singular(chart: Chart, information: Information, here: slice) -> bool:
         values, vectors = np.linalg.eigh(matrix / np.outer(unit, unit))
         least = unit * vectors[:, 0] * np.sqrt(values[0])
         count = len(rows)
-        mine = slice(here.start + number * count, here.start + (number + 1) * count)
+        cell = slice(block.start + number * count, block.start + (number + 1) * count)
         move = -np.outer(least, least)[rows, columns]
-        slope = float(move @ information.score[mine])
-        if 0 < slope < _MOST_GAIN and slope > move @ information.matrix[mine, mine] @ move:
+        slope = float(move @ information.score[cell])
+        if 0 < slope < _MOST_GAIN and slope > move @ information.matrix[cell, cell] @ move:
             return True
     return False
 

@@ -103,7 +103,7 @@ def jacobian(constraint: Any, frame: Moves) -> tuple[np.ndarray, np.ndarray, np.
     )
 
 
-def chart(
+def chart_around(
     constraint: Any,
     estimate: np.ndarray,
     edge: float,
@@ -247,16 +247,16 @@ def _simplex_chart(estimate: np.ndarray, edge: float, given: np.ndarray) -> Char
     pivot = np.argmax(np.where(given, -1, table), -1)
     alone = (categories - boundary.sum(-1) == 1) & (categories > 1)
     position = np.arange(table.size).reshape(table.shape)
-    others = position[np.arange(categories) != pivot[:, None]]
+    rest = position[np.arange(categories) != pivot[:, None]]
     pivots = np.repeat(position[np.arange(cells), pivot], categories - 1)
-    active = ~(boundary | given).ravel()[others]
+    active = ~(boundary | given).ravel()[rest]
     boundary[alone, pivot[alone]] = True
-    coordinates = np.arange(len(others))
+    coordinates = np.arange(len(rest))
     return _flat(
         estimate,
-        np.concatenate([others, pivots]),
+        np.concatenate([rest, pivots]),
         np.concatenate([coordinates, coordinates]),
-        np.repeat([1.0, -1.0], len(others)),
+        np.repeat([1.0, -1.0], len(rest)),
         active,
         boundary.reshape(estimate.shape),
     )

@@ -21,19 +21,19 @@ def integrated_corners(model: Model) -> dict[str, str]:
 
     It has a curvature, but derivatives of the density, one value of the latent at a time, leave out what a corner adds.
     """
-    found = {}
+    smooth = {}
     for name in model.rough:
         sites = [site for site, factor in model.factors.items() if name in factor.rough]
         if all(site in model.integrated for site in sites):
-            found[name] = sites[0]
-    return found
+            smooth[name] = sites[0]
+    return smooth
 
 
 def without_corners(model: Model) -> str:
     """What to write, where corners are integrated over, so that none is left; empty where none is."""
     words = []
     for name, site in integrated_corners(model).items():
-        integral = next(one for one in model.integrals if site in one.factors)
+        integral = next(integral for integral in model.integrals if site in integral.factors)
         latent = model_name(site if site in integral.latents else integral.latents[0])
         factor = model.factors[site]
         ends = factor.family is not None and any(name in factor.parameters.get(f, ()) for f in factor.family.edges)
@@ -85,22 +85,22 @@ def at_corners_of_priors(model: Model, params: Mapping[str, Any], data: Data) ->
     if not names:
         return {}
     arrays = model.evaluate({name: params[name] for name in model.free}, data)
-    found = {}
+    at_corner = {}
     for name in names:
         value, prior = np.asarray(params[name]), arrays[name].distribution
         near = np.abs(value - np.asarray(prior.loc)) <= _NEAR * np.asarray(prior.scale)
-        found[name] = np.broadcast_to(near, value.shape)
-    return found
+        at_corner[name] = np.broadcast_to(near, value.shape)
+    return at_corner
 
 
 def hold_corners(model: Model, local: Mapping[str, Chart], params: Mapping[str, Any], data: Data) -> dict[str, Chart]:
     """Charts in which entries at a corner of their prior are on the boundary."""
-    found = dict(local)
+    charts = dict(local)
     for name, corner in at_corners_of_priors(model, params, data).items():
-        boundary = found[name].boundary | corner
-        active = found[name].active & ~boundary.ravel()
-        found[name] = dataclasses.replace(found[name], boundary=boundary, active=active)
-    return found
+        boundary = charts[name].boundary | corner
+        active = charts[name].active & ~boundary.ravel()
+        charts[name] = dataclasses.replace(charts[name], boundary=boundary, active=active)
+    return charts
 
 
 _NEAR = 1e-6

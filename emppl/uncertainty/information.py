@@ -24,7 +24,7 @@ from emppl.model.model import Model
 from emppl.program import Program
 from emppl.types import Data
 from emppl.uncertainty.boundary import newton_step, scales, vanishing
-from emppl.uncertainty.charts import Chart, Information, Moves, chart, has_bounds, jacobian, pressed, value_at
+from emppl.uncertainty.charts import Chart, Information, Moves, chart_around, has_bounds, jacobian, pressed, value_at
 from emppl.uncertainty.corners import no_standard_errors
 
 EDGE = 1e-5
@@ -53,7 +53,7 @@ def charts(model: Model, params: Mapping[str, Any], only_differences: Collection
         only_differences: logits of which only differences along the last axis matter.
     """
     return {
-        name: chart(
+        name: chart_around(
             model.trace.sites[name].constraint,
             np.asarray(params[name]),
             EDGE,
@@ -66,7 +66,7 @@ def charts(model: Model, params: Mapping[str, Any], only_differences: Collection
 
 def boundary_labels(local: Mapping[str, Chart]) -> list[str]:
     """Names of the entries that lie on the boundary of the parameter space."""
-    return [label(name, index) for name, one in local.items() for index in np.argwhere(one.boundary)]
+    return [label(name, index) for name, chart in local.items() for index in np.argwhere(chart.boundary)]
 
 
 def label(name: str, index: Sequence[int] | np.ndarray) -> str:
@@ -136,16 +136,16 @@ def observed_information(local: Mapping[str, Chart], columns: Callable, data: Da
     Returns:
         Both, in the coordinates that are not held.
     """
-    frames = {name: one.frame for name, one in local.items()}
-    active = np.flatnonzero(np.concatenate([one.active for one in local.values()]))
+    frames = {name: chart.frame for name, chart in local.items()}
+    active = np.flatnonzero(np.concatenate([chart.active for chart in local.values()]))
     if not len(active):
         return Information(np.zeros((0, 0)), np.zeros(0))
     # Always the same number of columns, whatever is held: one compilation serves every estimate.
-    width = min(_COLUMNS, sum(one.frame.size for one in local.values()))
+    width = min(_COLUMNS, sum(chart.frame.size for chart in local.values()))
     padded = np.concatenate([active, np.full(-len(active) % width, active[0])])
-    found = [columns(frames, data, jnp.asarray(which)) for which in padded.reshape(-1, width)]
-    hessian = np.concatenate([np.asarray(block) for block, _ in found])[: len(active), active]
-    return Information(-(hessian + hessian.T) / 2, np.asarray(found[0][1])[active])
+    blocks = [columns(frames, data, jnp.asarray(which)) for which in padded.reshape(-1, width)]
+    hessian = np.concatenate([np.asarray(block) for block, _ in blocks])[: len(active), active]
+    return Information(-(hessian + hessian.T) / 2, np.asarray(blocks[0][1])[active])
 
 
 def hold_pressed(
@@ -165,21 +165,21 @@ def hold_pressed(
     model = program.model
     towards_zero = scales(model)
     newton = newton_step(information.matrix, information.score) if towards_zero else information.score
-    for name, one in local.items():
-        count = int(one.active.sum())
-        here = slice(position, position + count)
-        active = one.active.copy()
+    for name, chart in local.items():
+        count = int(chart.active.sum())
+        block = slice(position, position + count)
+        active = chart.active.copy()
         if name in (*optimised_within_bounds(program), *towards_zero):
             score, curvature, step = np.full((3, len(active)), np.nan)
-            score[active], curvature[active] = information.score[here], np.diagonal(information.matrix)[here]
-            step[active] = newton[here]
-            active &= ~pressed(model.trace.sites[name].constraint, one, score, curvature)
+            score[active], curvature[active] = information.score[block], np.diagonal(information.matrix)[block]
+            step[active] = newton[block]
+            active &= ~pressed(model.trace.sites[name].constraint, chart, score, curvature)
             if name in towards_zero:
-                active &= ~vanishing(one, step, score, curvature)
-            pressing = (one.active & ~active).reshape(one.boundary.shape)
-            one = dataclasses.replace(one, boundary=one.boundary | pressing)
+                active &= ~vanishing(chart, step, score, curvature)
+            pressing = (chart.active & ~active).reshape(chart.boundary.shape)
+            chart = dataclasses.replace(chart, boundary=chart.boundary | pressing)
         kept.append(active[local[name].active])
-        held[name] = dataclasses.replace(one, active=active)
+        held[name] = dataclasses.replace(chart, active=active)
         position += count
     keep = np.concatenate(kept)
     return held, Information(information.matrix[np.ix_(keep, keep)], information.score[keep])
@@ -208,21 +208,21 @@ def covariance(
     corners = no_standard_errors(model)
     if corners:
         raise ValueError(corners)
-    names = np.array([name for name, one in local.items() for _ in range(int(one.active.sum()))], dtype=object)
+    names = np.array([name for name, chart in local.items() for _ in range(int(chart.active.sum()))], dtype=object)
     inverse = _inverse(information.matrix, names)
     labels, missing, entries, coordinates, values = [], [], [], [], []
     rows = columns = 0
-    for name, one in local.items():
-        entry, coordinate, value = jacobian(model.trace.sites[name].constraint, one.frame)
-        moving = one.active[coordinate]
-        place = np.cumsum(one.active) - 1
+    for name, chart in local.items():
+        entry, coordinate, value = jacobian(model.trace.sites[name].constraint, chart.frame)
+        moving = chart.active[coordinate]
+        place = np.cumsum(chart.active) - 1
         entries.append(rows + entry[moving])
         coordinates.append(columns + place[coordinate[moving]])
         values.append(value[moving])
-        shape = one.boundary.shape
+        shape = chart.boundary.shape
         labels += [label(name, index) for index in np.ndindex(shape)]
-        missing.append(np.ones(shape, bool).ravel() if name in only_differences else one.boundary.ravel())
-        rows, columns = rows + one.boundary.size, columns + int(one.active.sum())
+        missing.append(np.ones(shape, bool).ravel() if name in only_differences else chart.boundary.ravel())
+        rows, columns = rows + chart.boundary.size, columns + int(chart.active.sum())
     positions = np.concatenate(entries), np.concatenate(coordinates)
     derivative = sparse.csr_array((np.concatenate(values), positions), shape=(rows, columns))
     matrix = derivative @ (derivative @ inverse).T
@@ -234,11 +234,11 @@ def covariance(
 def entry_gradients(model: Model, local: Mapping[str, Chart]) -> np.ndarray:
     """Derivatives of all entries of all free parameters by the active local coordinates, ``(entries, coordinates)``."""
     blocks = []
-    for name, one in local.items():
-        entry, coordinate, value = jacobian(model.trace.sites[name].constraint, one.frame)
-        derivative = np.zeros((one.boundary.size, one.frame.size))
+    for name, chart in local.items():
+        entry, coordinate, value = jacobian(model.trace.sites[name].constraint, chart.frame)
+        derivative = np.zeros((chart.boundary.size, chart.frame.size))
         np.add.at(derivative, (entry, coordinate), value)
-        blocks.append(derivative[:, one.active])
+        blocks.append(derivative[:, chart.active])
     whole = np.zeros((sum(block.shape[0] for block in blocks), sum(block.shape[1] for block in blocks)))
     row = column = 0
     for block in blocks:
@@ -253,16 +253,16 @@ def spread_over_entries(model: Model, local: Mapping[str, Chart], matrix: np.nda
     Returns:
         Arrays like the parameters; zero where an entry is held.
     """
-    found, start = {}, 0
-    for name, one in local.items():
-        stop = start + int(one.active.sum())
-        entry, coordinate, value = jacobian(model.trace.sites[name].constraint, one.frame)
-        derivative = np.zeros((one.boundary.size, one.frame.size))
+    deviations, start = {}, 0
+    for name, chart in local.items():
+        stop = start + int(chart.active.sum())
+        entry, coordinate, value = jacobian(model.trace.sites[name].constraint, chart.frame)
+        derivative = np.zeros((chart.boundary.size, chart.frame.size))
         np.add.at(derivative, (entry, coordinate), value)
-        derivative = derivative[:, one.active]
+        derivative = derivative[:, chart.active]
         variances = np.einsum("ij,jk,ik->i", derivative, matrix[start:stop, start:stop], derivative)
-        found[name], start = np.sqrt(variances).reshape(one.boundary.shape), stop
-    return found
+        deviations[name], start = np.sqrt(variances).reshape(chart.boundary.shape), stop
+    return deviations
 
 
 def _inverse(information: np.ndarray, names: np.ndarray) -> np.ndarray:

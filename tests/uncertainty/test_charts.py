@@ -28,7 +28,7 @@ def test_chart_jacobian_is_the_derivative_of_its_map(constraint, shape):
     start = jnp.zeros(dist.transforms.biject_to(constraint).inverse_shape(shape))
     with jax.numpy_rank_promotion("allow"):
         point = np.asarray(dist.transforms.biject_to(constraint)(start))
-    chart = charts.chart(constraint, point, 1e-5)
+    chart = charts.chart_around(constraint, point, 1e-5)
     rows, columns, values = charts.jacobian(constraint, chart.frame)
     dense = np.zeros((point.size, chart.frame.size))
     np.add.at(dense, (rows, columns), values)
