@@ -23,8 +23,8 @@ from emppl.errors import ParameterError
 
 _IDENTITY = "identity"
 _FORMAT = "format"
-_NEWEST = 4
-"""One more whenever what a file holds is named otherwise, or means something else. The first files bear no number."""
+_VERSION = 4
+"""Version of the file format, raised whenever a name in it or its meaning changes; files without one are version 1."""
 _SHARE = 0.05
 """Largest share of a fit's time that goes into writing."""
 
@@ -66,10 +66,10 @@ class Checkpoint:
                 "Give another path."
             ) from None
         version = int(arrays.pop(_FORMAT, 1))
-        if version != _NEWEST:
+        if version != _VERSION:
             raise ParameterError(
-                f"checkpoint={str(self.path)!r} was written by {'an older' if version < _NEWEST else 'a newer'} emppl: "
-                "start the fit again (give another path, or delete the file), or use the version that wrote it."
+                f"checkpoint={str(self.path)!r} was written by {'an older' if version < _VERSION else 'a newer'} "
+                "emppl: start the fit again (give another path, or delete the file), or use the version that wrote it."
             )
         differing = [
             name if text.startswith("#") else f"{name} ({identity.get(name, 'nothing')} there, {text} here)"
@@ -90,7 +90,7 @@ class Checkpoint:
         try:
             with open(beside, "wb") as file:
                 everything: dict[str, Any] = {
-                    _FORMAT: np.array(_NEWEST),
+                    _FORMAT: np.array(_VERSION),
                     _IDENTITY: np.array(json.dumps(self.identity)),
                     **arrays,
                 }

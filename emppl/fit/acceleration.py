@@ -48,13 +48,13 @@ class Leaping(NamedTuple):
 
 
 class Leap(NamedTuple):
-    """What follows an E-step.
+    """The outcome of one E-step and M-step in the cycle of three.
 
     Attributes:
         params: next parameters.
         leaping: next place in the cycle.
-        failed: was this the evaluation of a leap that is not kept?
-        judgement: what the objective says.
+        failed: whether this was the evaluation of a leap that is not kept.
+        judgement: of the objective.
     """
 
     params: dict[str, jax.Array]
@@ -73,7 +73,7 @@ def leap(
     amplification: jax.Array,
     tolerance: jax.Array,
 ) -> Leap:
-    """Carry the cycle on.
+    """Take the next step of the cycle.
 
     Args:
         leaping: place in the cycle.
@@ -83,9 +83,6 @@ def leap(
         gains: what the test before this one left.
         amplification: how much larger than the log-probabilities the terms are that were added up.
         tolerance: in nats, on the gain that is left.
-
-    Returns:
-        The :class:`Leap`.
     """
     eps = jnp.finfo(objective.dtype).eps
     size = 1 + jnp.abs(objective)
@@ -93,10 +90,10 @@ def leap(
     is_leap = leaping.phase == LEAP
     gain, slack = objective - gains.objective, jnp.zeros_like(objective)
     if needs_rise(model.objective_kind):
-        # An approximate objective is no judge of small steps: the rise of Q is.
+        # The error of an approximate objective hides small steps: the rise of Q is exact.
         gain, slack = gains.rise, _SLACK * size
     failed = is_leap & ~(objective >= leaping.floor - slack)
-    # A fall by less than what the user calls converged is no more than that.
+    # A fall by less than the tolerance is no fall.
     decreased = ~is_leap & jnp.isfinite(objective) & (gain < -(noise + tolerance))
     target, shrink = _extrapolated(model, leaping.start, params, after)
     usable = jnp.isfinite(shrink)

@@ -119,7 +119,7 @@ _STEP_FAULTS = {
 
 
 def check_report(program: Program, report: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise what :func:`data_report` found.
+    """Raise the first fault in a report of :func:`data_report`.
 
     Raises:
         DataError: NaN or infinity, a value outside the support, more components than data.

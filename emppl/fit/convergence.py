@@ -13,13 +13,13 @@ from emppl.strategies import ObjectiveKind
 
 
 class Gains(NamedTuple):
-    """What one test leaves for the next.
+    """The state that one convergence test hands to the next.
 
     Attributes:
         objective: log-likelihood plus log prior of the last good iteration, in nats.
         gain: its rise, in nats.
         ratio: the gain divided by the one before.
-        near: was the gain that is left below the tolerance?
+        near: whether the gain that was left is below the tolerance.
         stalls: number of successive gains that are only rounding.
         highest: highest objective so far, in nats.
         level: the objective when it last rose by more than rounding, in nats.
@@ -47,11 +47,11 @@ class Gains(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What an iteration's objective says.
+    """The verdict of a convergence test on one iteration.
 
     Attributes:
-        converged: nothing worth having is left to gain.
-        decreased: the objective fell by more than rounding.
+        converged: whether the gain that is left is below the tolerance.
+        decreased: whether the objective fell by more than rounding.
         gains: what the next test needs to know.
     """
 
@@ -77,7 +77,7 @@ def needs_rise(kind: ObjectiveKind) -> bool:
 def _exact(
     objective: jax.Array, gains: Gains, iteration: jax.Array, amplification: jax.Array, tolerance: jax.Array | float
 ) -> Judgement:
-    """EM cannot lower the objective, and its gains tell what is left to come.
+    """The test of an exact objective, which EM cannot lower: its gains predict what is left to come.
 
     Args:
         objective: log-likelihood plus log prior, in nats.
@@ -95,7 +95,9 @@ def _exact(
     # Sums in another order jitter by more than single gains at the end: what counts is the rise of many together.
     rose = objective > gains.level + _rounding(objective, 0.0)
     idle = jnp.where(rose, 0, gains.idle + 1).astype(gains.idle.dtype)
-    converged, after = _settled(objective, gain, gains, iteration, tolerance, jnp.abs(gain), idle >= _IDLE)
+    converged, after = _settled(
+        objective, gain, gains, iteration, tolerance, jnp.abs(gain), idle >= _MOST_IDLE_ITERATIONS
+    )
     after = after._replace(level=jnp.where(rose, objective, gains.level), idle=idle)
     return Judgement(converged, decreased, after)
 
@@ -103,10 +105,10 @@ def _exact(
 def _classified(
     objective: jax.Array, gains: Gains, iteration: jax.Array, amplification: jax.Array, tolerance: jax.Array | float
 ) -> Judgement:
-    """Assignments are finitely many, and each has one best objective: where it stands still, they do.
+    """The test of a classification likelihood: assignments are finitely many, and each has one best objective.
 
-    An M-step of closed forms makes the same of the same assignments, to the last bit. Where it only raises Q, the gains
-    die away as those of any EM while assignments stay as they are.
+    Where the objective stands still, the assignments do: an M-step of closed forms maps equal assignments to equal
+    parameters, to the last bit. Where it only raises Q, the gains shrink as those of any EM.
     """
     judgement = _exact(objective, gains, iteration, amplification, tolerance)
     still = jnp.isfinite(objective) & (objective == gains.objective)
@@ -155,31 +157,31 @@ def _settled(
     change: jax.Array,
     idle: jax.Array | bool = False,
 ) -> tuple[jax.Array, Gains]:
-    """Aitken: gains that shrink by the factor ``ratio`` leave ``gain * ratio / (1 - ratio)`` to come.
+    """Aitken's rule: gains that shrink by the factor ``ratio`` leave ``gain * ratio / (1 - ratio)`` to come.
 
-    That holds once the ratio has settled. Before, while a first fast change dies away, it says nothing about slower
-    changes that have not shown yet (leaving a nearly symmetric start), so it must hold twice, with nearly one ratio.
+    The rule holds once the ratio has settled. While a fast change still hides slower ones (leaving a nearly symmetric
+    start) it promises too little, so it must hold twice, with nearly one ratio.
     """
     eps = jnp.finfo(objective.dtype).eps
     stalls = jnp.where(change <= 8 * eps * (1 + jnp.abs(objective)), gains.stalls + 1, jnp.zeros_like(gains.stalls))
-    stalls = jnp.where(idle, STALLS, stalls).astype(gains.stalls.dtype)
+    stalls = jnp.where(idle, MOST_STALLS, stalls).astype(gains.stalls.dtype)
     ratio = gain / gains.gain
     shrinking = (ratio > 0) & (ratio < 1) & (iteration >= 2)
     remaining = jnp.where(shrinking, gain * ratio / jnp.where(shrinking, 1 - ratio, 1), jnp.inf)
     near = remaining <= tolerance
-    settled = near & gains.near & (jnp.abs(ratio - gains.ratio) <= _SAME_RATIO)
-    converged = jnp.isfinite(objective) & (settled | (stalls >= STALLS))
+    settled = near & gains.near & (jnp.abs(ratio - gains.ratio) <= _MOST_RATIO_DIFFERENCE)
+    converged = jnp.isfinite(objective) & (settled | (stalls >= MOST_STALLS))
     return converged, gains._replace(objective=objective, gain=gain, ratio=ratio, near=near, stalls=stalls)
 
 
-STALLS = 3
-"""So many successive gains of 8 units of rounding are none."""
+MOST_STALLS = 3
+"""Successive gains below 8 units of rounding after which the objective stands still."""
 
-_IDLE = 32
-"""Neither are so many that together come to no more, 256 units."""
+_MOST_IDLE_ITERATIONS = 32
+"""Iterations whose gains together stay below 256 units of rounding, after which the objective stands still."""
 
-_SAME_RATIO = 0.1
-"""Largest difference of two successive ratios of gains that counts as one ratio."""
+_MOST_RATIO_DIFFERENCE = 0.1
+"""Largest difference of two successive ratios of gains that count as settled."""
 
 _TESTS = {
     ObjectiveKind.EXACT: _exact,

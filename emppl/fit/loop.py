@@ -13,7 +13,7 @@ import numpy as np
 from emppl import estep
 from emppl.checkpoint.file import Checkpoint, flattened, restored
 from emppl.fit.acceleration import Leaping, leap
-from emppl.fit.convergence import STALLS, Gains, convergence_test, needs_rise
+from emppl.fit.convergence import MOST_STALLS, Gains, convergence_test, needs_rise
 from emppl.fit.outcome import StopReason
 from emppl.fit.restarts import watched_sites
 from emppl.model.model import Model
@@ -22,6 +22,7 @@ from emppl.program import Program
 from emppl.types import Data, Params
 
 _BUFFER = 256
+"""Most iterations of one block."""
 _SECONDS_PER_BLOCK = 0.5
 
 
@@ -63,7 +64,7 @@ class Inputs(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """When a loop stops, and whom it tells.
+    """When a loop stops, and what it reports and saves.
 
     Attributes:
         tolerance: in nats, on the estimated remaining gain.
@@ -79,7 +80,7 @@ class Settings(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a loop leaves.
+    """The outcome of a loop.
 
     Attributes:
         states: all restarts.
@@ -87,7 +88,7 @@ class Outcome(NamedTuple):
         interrupted: whether the user stopped it.
         accurate: whether the accurate path was taken.
         best: the restart that is the result; None for the best by objective.
-        simulation: what a stochastic fit knows of its own error.
+        simulation: the Monte Carlo error of a stochastic fit.
     """
 
     states: LaneState
@@ -167,9 +168,9 @@ def make_iteration(program: Program, accurate: bool, condense: Callable | None =
             # A leap that fails is taken back, whatever is wrong with it.
             finite, collapsed = finite | failed, collapsed & ~failed
         good = finite & ~judgement.decreased & ~collapsed & ~failed
-        # Gains that die away because an inner iteration cannot make them are no convergence.
+        # Gains that shrink because an inner iteration stops short do not count as convergence.
         converged = judgement.converged & ~state.unfinished
-        unfinished = judgement.converged & state.unfinished & (judgement.gains.stalls >= STALLS)
+        unfinished = judgement.converged & state.unfinished & (judgement.gains.stalls >= MOST_STALLS)
         capped = state.iteration >= max_iterations
         status = _status(collapsed, ~finite, judgement.decreased, converged, unfinished, capped)
         running = status == StopReason.RUNNING.value
@@ -290,7 +291,7 @@ def smallest_scale(
 
     Args:
         prepared: statistics by site.
-        accurate: are the statistics centred at each component?
+        accurate: whether the statistics are centred at each component.
     """
     watched = watched_sites(model)
     fields = {True: ("arguments",), False: ("arguments", "value", "mask", "distribution")}
@@ -321,7 +322,7 @@ def run_blocks(blocks: Callable[[bool], Callable], states: LaneState, inputs: In
         blocks: gives the compiled block, for the fast path (``False``) or the accurate one (``True``).
         states: all restarts.
         inputs: what every block works on.
-        settings: when to stop, and whom to tell.
+        settings: when to stop, and what to report and save.
 
     Returns:
         The states that the restarts ended in.

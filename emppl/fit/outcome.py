@@ -51,7 +51,7 @@ _MESSAGES = {
     StopReason.MAX_ITERATIONS: (
         "Stopped at max_iterations before converging. Raise max_iterations, or continue with "
         "init_params=result.params. Where the gain per iteration shrinks very slowly the likelihood is nearly flat, or "
-        "EM crawls: EM(..., accelerate='squarem') leaps ahead, if no latent is drawn."
+        "EM is slow: use EM(..., accelerate='squarem'), unless a latent is drawn."
     ),
     StopReason.NOT_FINITE: (
         "The objective became NaN or infinite; the parameters are those of the last good iteration. Look for an "

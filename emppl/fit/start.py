@@ -29,7 +29,9 @@ from emppl.types import Data, Params
 from emppl.uncertainty.charts import bounds
 
 _SEED_ROWS = 20_000
+"""Most rows among which seeds are chosen."""
 _JITTER = 0.5
+"""Standard deviation of the jitter, on the unconstrained scale."""
 
 
 def starting_values(program: Program, rng_key: jax.Array, data: Data, number: int) -> dict[str, jax.Array]:
@@ -74,7 +76,7 @@ def _one_start(program: Program, rng_key: jax.Array, data: Data, is_first: jax.A
 
 
 def _inside(site: Site, seed: jax.Array, otherwise: jax.Array) -> jax.Array:
-    """Seeds come from the data, which know of no bounds."""
+    """A seed where it lies within the bounds of a site, else another value: seeds from data ignore bounds."""
     low, high = bounds(site.constraint)
     above = True if low is None else seed > low
     below = True if high is None else seed < high

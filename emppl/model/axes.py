@@ -195,7 +195,7 @@ def contract(natural: jax.Array, statistics: jax.Array) -> jax.Array:
 
 
 def look_up(natural: jax.Array, codes: jax.Array) -> jax.Array:
-    """The same as :func:`contract` for one-hot statistics, given as the positions of their ones.
+    """The product of :func:`contract` for one-hot statistics, given as the positions of their ones.
 
     Args:
         natural: shape ``(*axes, features)``.
@@ -223,7 +223,7 @@ def look_up(natural: jax.Array, codes: jax.Array) -> jax.Array:
 
 
 def _look_up_cells(natural: jax.Array, codes: jax.Array) -> jax.Array:
-    """The same entry by entry, for axes along which both vary."""
+    """The product of :func:`look_up` entry by entry, for axes along which both arguments vary."""
     sizes = natural.shape[:-1]
     grids = [
         jnp.reshape(jnp.arange(size), tuple(size if a == axis else 1 for a in range(len(sizes))) + (1,))

@@ -2,7 +2,7 @@
 
 Latents that meet in a site belong together. Given the discrete latents there, and in every plate cell that they share,
 their integral is one of its own: a *group*. That is read off the model by running it on group numbers
-(:mod:`emppl.jaxpr.separation`); nothing of the data is looked at.
+(:mod:`emppl.jaxpr.separation`); no values of the data enter.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Integral:
 
     @property
     def strategy(self) -> Continuous:
-        """What the user, or the default, said about how it is done."""
+        """The strategy by which it is done, the user's or the default."""
         return self.way.strategy
 
     @property
@@ -69,7 +69,7 @@ class Integral:
 
     @property
     def atoms(self) -> int:
-        """How many atoms there are."""
+        """Number of atoms."""
         return self.way.atoms(self)
 
     def bounded(self, trace: Trace) -> dict[str, str]:
@@ -83,11 +83,11 @@ class Integral:
 
     @property
     def atom_axis(self) -> AtomAxis:
-        """What the trace needs to know."""
+        """The axis of its atoms, for the trace."""
         return AtomAxis(self.axis, self.given)
 
     def arranged(self, trace: Trace, axes: Axes, tables: Callable, *arguments: Any) -> Integral:
-        """The same with the finest groups that are integrals of their own.
+        """The integral with the finest groups that are integrals of their own.
 
         Args:
             tables: ``(values, *arguments) -> tables`` of the sites, at one value of every latent.
@@ -110,7 +110,7 @@ class Integral:
                 grouped = {name: places for name, places in grouped.items() if places}
                 numbers = {name: group_numbers(shapes[name], grouped.get(name)) for name in shapes}
                 tables_groups = separation.groups(numbers)
-                # As one single group they may meet, in whatever operation.
+                # Latents of one single group may meet in any operation.
                 if any(isinstance(table, Meeting) for table in tables_groups) and cells:
                     continue
                 groups = int(np.prod([axes.sizes[name] for name in cells if axes.sizes[name] > 1], dtype=int))

@@ -99,7 +99,7 @@ class Model:
 
     @property
     def softened(self) -> Model:
-        """The same model with every discrete latent summed over."""
+        """The model with every discrete latent summed over."""
         return dataclasses.replace(self, strategies={**self.strategies, **dict.fromkeys(self.latents, Enumerate())})
 
     def complete(self, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -111,7 +111,7 @@ class Model:
         return pin(self.trace.sites[name].constraint, self.held[name], value) if name in self.held else value
 
     def placeholders(self) -> dict[str, jax.Array]:
-        """Some value for every parameter, for quantities that depend on none."""
+        """Ones for every parameter, for quantities that depend on none."""
         sites = self.trace.sites
         return {name: jnp.ones(sites[name].shape, sites[name].dtype) for name in self.trace.parameters}
 
@@ -172,13 +172,13 @@ class Model:
 
     @property
     def free_dimensions(self) -> int:
-        """How many numbers these are, unconstrained."""
+        """Number of unconstrained dimensions of the free parameters."""
         sites = self.trace.sites
         return sum(free_dimensions(sites[n].constraint, sites[n].shape) for n in self.free)
 
     @property
     def objective_kind(self) -> ObjectiveKind:
-        """What the objective is: as good as the worst strategy."""
+        """The kind of the objective: that of the least exact strategy."""
         kinds = (strategy.objective_kind for strategy in self.strategies.values())
         return max(kinds, key=lambda kind: kind.value, default=ObjectiveKind.EXACT)
 
@@ -205,7 +205,7 @@ class Model:
     def reductions(
         self, plan: EliminationPlan, summed: Reduction, key: jax.Array | None = None
     ) -> dict[str, Reduction]:
-        """What an E-step does with every latent.
+        """How an E-step reduces the axis of every latent.
 
         Args:
             plan: the elimination.
@@ -247,7 +247,7 @@ class Model:
         return {name: factor.scale(arrays) for name, factor in self.factors.items()}
 
     def present(self, arrays: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """For scanned latents with a mask, which steps exist."""
+        """Which steps exist, by scanned latent with a mask."""
         return {name: factor.presence(arrays) for name, factor in self.factors.items() if factor.is_presence}
 
     def fault(self, arrays: Mapping[str, Any]) -> jax.Array:

@@ -20,8 +20,8 @@ from emppl.model.site import AlignedSite
 from emppl.numerics.guarded import weighted
 from emppl.trace import SiteArrays
 
-_MOST_ONE_HOT = 32
-"""Categories up to which statistics are zeros and ones, in place of codes that are looked up."""
+_MOST_ONE_HOT_CATEGORIES = 32
+"""Categories up to which statistics are zeros and ones; above, codes are looked up."""
 
 
 @jax.tree_util.register_dataclass
@@ -85,7 +85,7 @@ class NaturalForm:
         arrays: Mapping[str, SiteArrays],
         local: bool = False,
     ) -> Prepared:
-        """As :meth:`prepare`, for a value that is given, and arguments of which only the shapes count."""
+        """Statistics as by :meth:`prepare`, of a given value; of the arguments only the shapes count."""
         assert self.family.statistics is not None and self.family.base_measure is not None
         family, axes, mask = self.family, self.aligned.axes, self.aligned.mask(arrays)
         cells = self.cell_shape(arguments)
@@ -127,7 +127,7 @@ class NaturalForm:
     @property
     def looks_up(self) -> bool:
         """Whether there are so many categories that one-hot statistics would waste memory."""
-        return self.family.indicator and self.aligned.categories > _MOST_ONE_HOT
+        return self.family.indicator and self.aligned.categories > _MOST_ONE_HOT_CATEGORIES
 
     def _codes(self, value: jax.Array, mask: jax.Array | None) -> jax.Array:
         """Positions of the ones among the flattened features: ``(*axes without rows, elements, rows)``."""

@@ -23,7 +23,7 @@ class Part:
     Attributes:
         factors: their names.
         plan: the order of elimination.
-        by_rows: every latent lies inside the row plate, so rows can be cut into chunks.
+        by_rows: whether every latent lies inside the row plate, so that rows can be cut into chunks.
     """
 
     factors: tuple[str, ...]

@@ -64,7 +64,7 @@ class LinearPredictor:
         return jnp.concatenate([rows[self.numbers], common], -1) if self.layout.groups else common
 
     def design(self, data: Data) -> tuple[jax.Array, jax.Array]:
-        """What the data say: the design ``(rows, columns)`` and the known part of the location ``(rows,)``."""
+        """The design ``(rows, columns)`` and the known part of the location ``(rows,)``."""
         layout = self.layout
         dtype = jnp.result_type(float)
         zero = {name: jnp.zeros(shape, dtype) for name, shape in layout.shapes.items()}
@@ -151,14 +151,14 @@ def _like(vector: np.ndarray, array: jax.Array) -> jax.Array:
 
 
 def _reference(value: jax.Array, mean: Callable[[jax.Array], jax.Array]) -> dict[str, jax.Array]:
-    """Orthogonalises the design over all rows, and centres the response at its overall regression."""
+    """Factors that orthogonalise the design over all rows, and the overall regression that centres the response."""
     design, response = value[..., :-1], value[..., -1]
     columns = design.shape[-1]
     size = jnp.sqrt(mean(design**2))
     size = jnp.where(size > 0, size, 1)
     scaled = design / size
     gram = mean(scaled[..., :, None] * scaled[..., None, :])
-    # The floor keeps exactly collinear columns finite; what is lost in such a direction no coefficient can reach.
+    # The floor keeps exactly collinear columns finite; it matters only in directions in which the rows do not vary.
     floor = 10 * columns * jnp.finfo(value.dtype).eps
     factor = jnp.linalg.cholesky(gram + floor * _identity(gram))
     slope = mean(scaled * response[..., None])

@@ -1,6 +1,6 @@
 """Continuous latents inside a ``scan``: windows of neighbouring steps, on which every site of a step depends.
 
-The steps of one chain are integrated together; what makes that cheap is that a site sees a window only, so that the
+The steps of one chain are integrated together. That is cheap because a site depends on one window only, so that the
 precision of all steps is banded.
 """
 
@@ -23,8 +23,8 @@ from emppl.model.state_space import StateSpace, TrajectoryLayout
 from emppl.names import first, lagged
 from emppl.trace import Scan, Trace
 
-_LONGEST_TRAJECTORY = 2048
-"""Most numbers of one trajectory: the dense matrices of longer ones would take the time of everything else."""
+_MOST_TRAJECTORY_NUMBERS = 2048
+"""Numbers of one trajectory up to which it is integrated: the time of its dense matrices grows with their cube."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ChainIntegral(Integral):
         return self.layout.states
 
     def arranged(self, trace: Trace, axes: Axes, tables: Callable, *arguments: Any) -> ChainIntegral:
-        """The same with the first steps and windows laid out, apart for every cell of the plates around its steps.
+        """The integral with first steps and windows laid out, apart for every cell of the plates around its steps.
 
         Args:
             tables: ``(values, *arguments) -> tables`` of the sites, at one value of every latent.
@@ -97,7 +97,7 @@ class ChainIntegral(Integral):
         )
 
     def check_trajectories(self, trace: Trace) -> None:
-        """Refuse what no way integrates as one vector per chain.
+        """Refuse chains that cannot be integrated as one vector each.
 
         Raises:
             ModelError: a latent within bounds, or trajectories that are too long.
@@ -109,11 +109,11 @@ class ChainIntegral(Integral):
                 "chain yet. Let the chain be one of real numbers, the logarithm or logit of it, say, and transform "
                 "these where they are used."
             )
-        if self.dimensions > _LONGEST_TRAJECTORY:
+        if self.dimensions > _MOST_TRAJECTORY_NUMBERS:
             raise ModelError(
                 f"The log joint density is not quadratic in {names}, inside a scan, so that its "
                 f"{self.states.steps:,} steps are integrated together: {self.dimensions:,} numbers, of which "
-                f"{_LONGEST_TRAJECTORY:,} are the limit. Cut the series into shorter ones, in a plate, or write a "
+                f"{_MOST_TRAJECTORY_NUMBERS:,} are the limit. Cut the series into shorter ones, in a plate, or write a "
                 "model that is normal given the parameters."
             )
 

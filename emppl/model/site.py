@@ -1,7 +1,7 @@
 """One likelihood site on the model's common axes: its value, arguments, mask and weights.
 
 What is made of these stands beside it, as *forms* of the site: its table of log-probabilities (``table``), statistics
-times natural parameters (``natural``), and those of a linear predictor (``regression``).
+times natural parameters (``natural``), and the same for a linear predictor (``regression``).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class AlignedSite:
         categories: number of categories of a distribution over a finite set.
         timed: paths of the fields that vary along the time axis of a scan.
         over_atoms: axis of the atoms of an integrated latent, and the paths of the fields that vary along it; or None.
-        is_presence: its mask says which steps of a chain exist, and is no part of its table.
+        is_presence: whether its mask says which steps of a chain exist, and is left out of its table.
     """
 
     site: Site
@@ -100,7 +100,7 @@ class AlignedSite:
         return frozenset().union(*(self.parameters.get(field, ()) for field in fields))
 
     def why_not_natural(self) -> Refusal | None:
-        """The reason why there is no natural form, or None."""
+        """The reason why a natural form is impossible, or None."""
         if self.family is None or not self.is_exponential:
             return Refusal(f"{self.site.distribution} has no registered sufficient statistics")
         for field in ("value", "mask", *self.family.fixed):
@@ -313,7 +313,7 @@ def with_equal_ranks(*arrays: Any) -> tuple[jax.Array, ...]:
 
 
 def field_dependences(trace: Trace, dependence: Dependence, name: str) -> tuple[dict, dict]:
-    """For every field of a site, the latents and the parameters it depends on."""
+    """Latents and parameters on which a site depends, both by field."""
     latents: dict[str, frozenset[str]] = {}
     parameters: dict[str, frozenset[str]] = {}
     for path, position in trace.outputs.items():

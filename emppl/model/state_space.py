@@ -16,7 +16,7 @@ from emppl.trace import Scan
 
 @dataclasses.dataclass(frozen=True)
 class StateSpace:
-    """The continuous latents of a scan: every later step sees a window of itself and the steps before.
+    """The continuous latents of a scan: every later step depends on a window of itself and the steps before.
 
     Attributes:
         scan: the scan.
@@ -58,7 +58,7 @@ class StateSpace:
         return jnp.reshape(jnp.moveaxis(steps[: self.scan.order], 0, 1), (self.cells, -1))
 
     def window_vectors(self, steps: jax.Array) -> jax.Array:
-        """What every window sees, ``(windows * cells, ...)``."""
+        """Entries of every window, ``(windows * cells, ...)``."""
         number = self.scan.length
         lags = jnp.stack([steps[lag : lag + number] for lag in range(self.scan.order + 1)], 2)
         return self.seen(jnp.reshape(lags, (number * self.cells, -1)), (-1,))

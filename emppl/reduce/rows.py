@@ -26,7 +26,7 @@ _LEAST_SAVING = 3
 """So many times fewer rows make up for deriving the algorithm a second time."""
 _LEAST_ROWS = 1000
 """With fewer rows, deriving the algorithm a second time takes longer than the fit."""
-_SAMPLE = 4096
+_SAMPLED_ROWS = 4096
 """So many rows are looked at first."""
 
 
@@ -146,7 +146,7 @@ def look_different(model: Model, data: Sequence) -> bool:
     arrays = [np.asarray(leaf) for leaf in data if leaf.ndim and leaf.shape[0] == rows]
     if not model.latents or not arrays:
         return False
-    number = min(rows, _SAMPLE)
+    number = min(rows, _SAMPLED_ROWS)
     picked = np.random.default_rng(0).choice(rows, number, replace=False)
     keys = np.concatenate([_as_integers(array[picked].reshape(number, -1)) for array in arrays], 1)
     # If every row were there three times, a pair would be equal with probability 2 / rows, and more often if some were

@@ -24,7 +24,7 @@ from emppl.uncertainty.information import (
     spread_over_entries,
 )
 
-LARGEST = 500
+MOST_DIMENSIONS = 500
 """Most free dimensions for which a summary computes standard errors unasked: a second derivative for each of them."""
 
 
@@ -85,7 +85,7 @@ class Accuracy:
     @property
     def is_cheap(self) -> bool:
         """Whether a summary may compute standard errors unasked."""
-        return self.can_exist and (self._criteria.num_parameters <= LARGEST or self.is_measured)
+        return self.can_exist and (self._criteria.num_parameters <= MOST_DIMENSIONS or self.is_measured)
 
     @property
     def can_exist(self) -> bool:

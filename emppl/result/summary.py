@@ -13,12 +13,12 @@ import numpy as np
 from emppl.errors import optional_import
 from emppl.fit.outcome import StopReason
 from emppl.fit.restarts import distinct_optima
-from emppl.result.accuracy import LARGEST
+from emppl.result.accuracy import MOST_DIMENSIONS
 from emppl.result.fitted import Fitted
 
 NOT_COMPUTED = (
-    f"Standard errors are not computed unasked for more than {LARGEST} free dimensions. Call result.standard_errors() "
-    "to compute them; summaries printed afterwards show them."
+    f"Standard errors are not computed unasked for more than {MOST_DIMENSIONS} free dimensions. Call "
+    "result.standard_errors() to compute them; summaries printed afterwards show them."
 )
 
 

@@ -16,8 +16,11 @@ import numpy as np
 
 from emppl.parameters.constraints import constrain, constraint_name, innermost, unconstrain
 
-_ZERO = 1e-12
-_NO_GAIN = 1e-3  # nats
+_MARGIN = 1e-12
+"""Distance, as a share of the interval's length, within which a number lies on its bound."""
+
+_MOST_GAIN = 1e-3
+"""Gain, in nats, below which going to a bound changes next to nothing."""
 
 
 @jax.tree_util.register_dataclass
@@ -135,7 +138,7 @@ def chart_around(
         return _matrix_chart(estimate, nowhere, symmetric=name == "positive_definite")
     lower, upper = bounds(constraint)
     if lower is not None or upper is not None:
-        margin = edge if name in ("unit_interval", "open_interval") else _ZERO
+        margin = edge if name in ("unit_interval", "open_interval") else _MARGIN
         on = _on_bounds(estimate, lower, upper, margin) & ~given
         return _linear_chart(_away_from_bounds(estimate, lower, upper), on, given)
     if name in ("real", "real_vector", "real_matrix"):
@@ -187,7 +190,7 @@ def pressed(constraint: Any, chart: Chart, score: np.ndarray, curvature: np.ndar
     if lower is not None:
         room = np.where(towards < 0, value - lower, room)
     beyond = np.abs(towards) > curvature.reshape(value.shape) * room
-    return (beyond & (np.abs(towards) * room < _NO_GAIN)).ravel()
+    return (beyond & (np.abs(towards) * room < _MOST_GAIN)).ravel()
 
 
 def _on_bounds(estimate: np.ndarray, lower: Any, upper: Any, margin: float) -> np.ndarray:

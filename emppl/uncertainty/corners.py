@@ -88,7 +88,7 @@ def at_corners_of_priors(model: Model, params: Mapping[str, Any], data: Data) ->
     at_corner = {}
     for name in names:
         value, prior = np.asarray(params[name]), arrays[name].distribution
-        near = np.abs(value - np.asarray(prior.loc)) <= _NEAR * np.asarray(prior.scale)
+        near = np.abs(value - np.asarray(prior.loc)) <= _CORNER_WIDTH * np.asarray(prior.scale)
         at_corner[name] = np.broadcast_to(near, value.shape)
     return at_corner
 
@@ -103,7 +103,8 @@ def hold_corners(model: Model, local: Mapping[str, Chart], params: Mapping[str, 
     return charts
 
 
-_NEAR = 1e-6
+_CORNER_WIDTH = 1e-6
+"""Distance from a corner, in scales of the prior, within which an entry lies at it."""
 
 
 def prior_has_corners(model: Model, name: str) -> bool:

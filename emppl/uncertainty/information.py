@@ -30,7 +30,8 @@ from emppl.uncertainty.corners import no_standard_errors
 EDGE = 1e-5
 """How close to its bound a probability counts as being on it."""
 
-_COLUMNS = 32
+_MOST_COLUMNS = 32
+"""Columns of the Hessian in one call of a compiled function."""
 
 
 class Covariance(NamedTuple):
@@ -141,7 +142,7 @@ def observed_information(local: Mapping[str, Chart], columns: Callable, data: Da
     if not len(active):
         return Information(np.zeros((0, 0)), np.zeros(0))
     # Always the same number of columns, whatever is held: one compilation serves every estimate.
-    width = min(_COLUMNS, sum(chart.frame.size for chart in local.values()))
+    width = min(_MOST_COLUMNS, sum(chart.frame.size for chart in local.values()))
     padded = np.concatenate([active, np.full(-len(active) % width, active[0])])
     blocks = [columns(frames, data, jnp.asarray(which)) for which in padded.reshape(-1, width)]
     hessian = np.concatenate([np.asarray(block) for block, _ in blocks])[: len(active), active]

@@ -81,7 +81,7 @@ def test_a_large_model_is_summarised_without_its_hessian(capsys, monkeypatch):
 
 def test_standard_errors_asked_for_are_shown_afterwards(monkeypatch):
     """The limit is about what is computed unasked: errors that exist are printed."""
-    monkeypatch.setattr("emppl.result.accuracy.LARGEST", 2)
+    monkeypatch.setattr("emppl.result.accuracy.MOST_DIMENSIONS", 2)
     result = fit(mixture, X)
     with pytest.warns(UserWarning, match="not computed unasked"):
         assert result.summary()["std_error"].isna().all()
