@@ -34,7 +34,7 @@ from emppl.uncertainty.identification import shift_effects
 from emppl.uncertainty.information import hessian_columns, score
 
 _MOST_CELLS_OF_SMALL_FITS = 4096
-"""So few table cells an iteration that a fit takes less time than compiling it well."""
+"""Table cells an iteration up to which a fit takes less time than compiling it well."""
 
 _CELLS_OF_DRAWS = 2**24
 """Cells of all tables of the draws that are made at once."""
@@ -158,7 +158,7 @@ class Compiled:
 
     @functools.cached_property
     def finer_score(self) -> Callable:
-        """Log-likelihood and score by that, for each of several random keys."""
+        """Log-likelihood and score by the finer model, for each of several random keys."""
         assert self.finer is not None
         return jax.jit(jax.vmap(functools.partial(score, self.finer), in_axes=(None, None, 0)))
 
@@ -192,7 +192,7 @@ class Compiled:
 
     @functools.cached_property
     def begin(self) -> Callable:
-        """What M-step rules remember before the first M-step of every restart."""
+        """State of M-step rules before the first M-step of every restart."""
         return jax.jit(jax.vmap(self.program.begin))
 
     @functools.cached_property
@@ -267,7 +267,7 @@ class Fit:
         return {name: jnp.asarray(params[name]) for name in self.model.free}
 
     def reduced(self) -> Fit | Refusal:
-        """The same on few weighted rows, or the reason why all are needed."""
+        """The fit on few weighted rows, or the reason why all are needed."""
         if any(isinstance(leaf, jax.core.Tracer) or len(leaf.devices()) > 1 for leaf in self.data):
             return Refusal("it is traced, or lies on several devices")
         few = self.compiled.reducer.few_rows(self.data)
@@ -340,7 +340,7 @@ def _has_nan(leaf: jax.Array) -> bool:
     """Whether an array of data holds NaN; no under a transformation of JAX, where its values cannot be seen."""
     if isinstance(leaf, jax.core.Tracer) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
         return False
-    return bool(np.isnan(np.min(np.asarray(leaf))))  # NaN wins, and no array of answers is made
+    return bool(np.isnan(np.min(np.asarray(leaf))))  # the minimum of NaN is NaN, and takes no memory
 
 
 def _draws(model: Model, params: Params, data: Data, keys: jax.Array) -> dict[str, jax.Array]:

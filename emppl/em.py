@@ -47,7 +47,7 @@ class EM:
         latents: ``{site: strategy}``. Discrete latents are summed over (``Enumerate()``); continuous ones are
             integrated by ``Gaussian()`` where that is exact, else by ``Quadrature(15)``, ``Laplace()``,
             ``MonteCarlo()`` or ``SAEM()``; ``Hard()`` gives discrete ones their best values (k-means, Viterbi
-            training). The plan says what is chosen without a word, and why.
+            training). The plan shows the defaults that were chosen, and why.
         fixed: ``{parameter: value}``, held at that value; everything else keeps its closed form. In an array, entries
             that are NaN stay free: ``fixed={"mu": [0.0, nan]}``.
         m_step: ``{parameter: function}``, the user's own updates, called as ``function(params, posterior)``
@@ -57,7 +57,7 @@ class EM:
             for smooth blocks of moderate size, and L-BFGS with a line search for the rest. No step that lowers Q is
             ever kept.
         prior: False drops the priors of sampled parameters: maximum likelihood from a Bayesian model.
-        accelerate: ``"squarem"`` leaps ahead every third iteration, where plain EM crawls; a leap that lowers the
+        accelerate: ``"squarem"`` extrapolates every third iteration, where plain EM is slow; a step that lowers the
             objective is taken back.
         compress: replace many rows of data by few weighted ones, where EM is the same on both: equal rows by one that
             counts several times, rows of normal latents and data by few with the same count, mean and covariance. The

@@ -36,7 +36,7 @@ class Program:
 
     @functools.cached_property
     def fused(self) -> FusedPlan:
-        """Static choices of the fused E-step: sites whose weights a rule reads are none of its natural forms."""
+        """Static choices of the fused E-step: sites whose weights a rule reads keep their tables."""
         everywhere = any(rule.reads_every_site for rule in self.blocks)
         weighted = frozenset(
             name
@@ -46,7 +46,7 @@ class Program:
         return plan_fused(self.model, weighted)
 
     def begin(self, params: Params) -> dict[str, Any]:
-        """What every rule remembers before the first M-step."""
+        """State of every rule before the first M-step; rules without any are left out."""
         memories = {rule.name: rule.begin(self.model, params) for rule in self.blocks}
         return {name: memory for name, memory in memories.items() if memory is not None}
 

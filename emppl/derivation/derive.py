@@ -82,7 +82,7 @@ LIKELIHOOD = ("observed", "factor", "discrete", "integrated")
 
 
 def _check_bounds(trace: Trace, roles: Mapping[str, Any]) -> None:
-    """Constraints of parameters outlive the trace, so that they hold numbers and no arrays of it."""
+    """Refuse bounds that JAX computes inside the model: constraints outlive the trace and must hold numbers."""
     for name in trace.parameters:
         site = trace.sites[name]
         inside = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(site.constraint))

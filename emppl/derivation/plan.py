@@ -63,7 +63,7 @@ class LatentPlan:
 
     @property
     def row(self) -> tuple[str, ...]:
-        """For printing."""
+        """The cells of its row in a printed plan."""
         if self.states:
             return self.name, self.strategy, f"{self.states} states", f"{self.cells:,} cells"
         companions = [name for name in self.together if name != self.name]
@@ -274,7 +274,7 @@ def objective_in_words(model: Model) -> str:
 
 
 def _distribution(site: Site) -> str:
-    """Its name, inside the transforms of it that are observed."""
+    """Name of a site's distribution, inside the transforms that are observed."""
     name = site.distribution
     for transform in reversed(site.transforms):
         name = f"{transform}({name})"

@@ -12,7 +12,7 @@ import numpy as np
 from emppl.errors import DataError, ModelError
 from emppl.estep import integrate_all
 from emppl.model.model import Model
-from emppl.model.site import AlignedSite
+from emppl.model.site import AlignedSite, with_equal_ranks
 from emppl.mstep import ClosedForm
 from emppl.numerics.guarded import IMPOSSIBLE_SUM
 from emppl.program import Program
@@ -82,18 +82,13 @@ def _value_report(factor: AlignedSite, site_arrays: Any) -> dict[str, jax.Array]
                 inside = jnp.asarray(site_arrays.distribution.support(value))
         except (NotImplementedError, TypeError, AttributeError):
             pass
-    inside, finite = _same_rank(inside, finite)
+    inside, finite = with_equal_ranks(inside, finite)
     inside = inside | ~finite
     seen = jnp.ones((), bool) if site_arrays.mask is None else site_arrays.mask
     if site_arrays.label_mask is not None:
         seen = site_arrays.label_mask
-    seen, finite, inside = _same_rank(seen, finite, inside)
+    seen, finite, inside = with_equal_ranks(seen, finite, inside)
     return {"finite": _first(~finite & seen), "support": _first(~inside & seen)}
-
-
-def _same_rank(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    rank = max(array.ndim for array in arrays)
-    return tuple(jnp.reshape(array, (1,) * (rank - array.ndim) + array.shape) for array in arrays)
 
 
 def _first(bad: jax.Array) -> jax.Array:

@@ -22,7 +22,7 @@ from emppl.model.natural import NaturalForm
 from emppl.model.parts import Part, find_parts
 from emppl.model.regression import COEFFICIENTS, RegressionForm
 from emppl.model.roles import Role
-from emppl.model.site import AlignedSite
+from emppl.model.site import AlignedSite, with_equal_ranks
 from emppl.names import latent_of, model_name
 from emppl.parameters.constraints import constrain, free_dimensions
 from emppl.parameters.held import pin
@@ -315,10 +315,9 @@ def prior_cells(prior: SiteArrays) -> jax.Array:
     with as_numpyro_expects():
         log_prob = prior.distribution.log_prob(prior.value)
     if prior.mask is not None:
-        mask = jnp.reshape(prior.mask, (1,) * (log_prob.ndim - prior.mask.ndim) + prior.mask.shape)
+        log_prob, mask = with_equal_ranks(log_prob, prior.mask)
         log_prob = jnp.where(mask, log_prob, 0)
     if prior.cell_weight is not None:
-        log_prob = log_prob * jnp.reshape(
-            prior.cell_weight, (1,) * (log_prob.ndim - prior.cell_weight.ndim) + prior.cell_weight.shape
-        )
+        log_prob, weight = with_equal_ranks(log_prob, prior.cell_weight)
+        log_prob = log_prob * weight
     return log_prob

@@ -109,7 +109,7 @@ def _in_order(numbers: np.ndarray, axis: int) -> bool:
 
 
 def other_reader(model: Model, holders: Sequence[int], readers: Sequence[str]) -> str | None:
-    """A site that reads these arrays of data though it is none of those that may, a prior for instance."""
+    """A site outside those given that reads these arrays of data, a prior for instance; or None."""
     labels = {("data", str(number)) for number in holders}
     for path, position in model.trace.outputs.items():
         if path[0] not in readers and labels & model.dependence.of_output(position):

@@ -61,7 +61,7 @@ class FewRows:
 
 
 class Reducer:
-    """Finds out, once for every shape, on how few pieces of data a program does the same.
+    """The fewest weighted pieces of data on which a program does the same, found once for every shape.
 
     Args:
         source: what the program is derived from.
@@ -87,7 +87,7 @@ class Reducer:
         return self._not_wanted("rows") or find_compression(self._program.model)
 
     def few_rows(self, data: Sequence[jax.Array]) -> FewRows | Refusal:
-        """The same algorithm for few weighted rows."""
+        """The algorithm for few weighted rows, or the reason why all are needed."""
         if self._source.compress and look_different(self._program.model, data):
             return Refusal("hardly any two of its rows are equal")
         compression = self.rows

@@ -1,4 +1,4 @@
-"""Lossless compression of data: few weighted rows in place of many, where EM cannot tell them apart.
+"""Lossless compression of data: few weighted rows in place of many, where EM is the same on both.
 
 Rows that are equal are one row that counts several times. Where the log density is quadratic in a row (together with
 the row's own latents, for all parameters and all other latents), more is true: its sum over rows is a function of their
@@ -23,11 +23,11 @@ from emppl.reduce.moments import block_of, equivalent_pieces, other_reader, why_
 from emppl.strategies import Gaussian, Simulated, TruncatedGaussian
 
 _LEAST_SAVING = 3
-"""So many times fewer rows make up for deriving the algorithm a second time."""
+"""Ratio of rows to weighted rows from which compression pays for deriving the algorithm a second time."""
 _LEAST_ROWS = 1000
-"""With fewer rows, deriving the algorithm a second time takes longer than the fit."""
+"""Rows below which deriving the algorithm a second time takes longer than the fit."""
 _SAMPLED_ROWS = 4096
-"""So many rows are looked at first."""
+"""Rows of the sample that shows whether any are equal."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Compressed:
 
     @property
     def words(self) -> str:
-        """What was done, for the plan."""
+        """How the rows were compressed, for the plan."""
         every = f"the {self.all_rows:,} rows in {self.plate!r}"
         if not self.classes:
             return (
@@ -234,19 +234,19 @@ def _as_integers(rows: np.ndarray) -> np.ndarray:
 
 
 def _hashed(keys: np.ndarray) -> np.ndarray:
-    """One number per row."""
+    """Hashes of the rows, one number each."""
     factors = np.random.default_rng(1).integers(2**62, size=keys.shape[1], dtype=np.int64) * 2 + 1
     return (keys ^ (keys >> 32)) @ factors
 
 
 def _rounded_up(number: int) -> int:
-    """To two binary digits and a half: at most a quarter more."""
+    """A number rounded up to three binary digits: at most a quarter more."""
     step = 2 ** max(number.bit_length() - 3, 0)
     return -(-number // step) * step
 
 
 def _equivalent_by_class(rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """For every class of consecutive rows, few with the same mean and covariance."""
+    """Few rows with the mean and covariance of every class of consecutive rows."""
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(int)
     size = counts[:, None].astype(float)
     mean = np.add.reduceat(rows, starts) / size

@@ -46,7 +46,7 @@ def _same_site(full: Trace, short: Trace, name: str) -> bool:
 
 
 def _same_object(left: Any, right: Any) -> bool:
-    """The same kind of object, with the same numbers in it."""
+    """Whether two objects are of one type, with the same numbers in them."""
     if type(left) is not type(right):
         return False
     inside = [vars(value) if hasattr(value, "__dict__") else {} for value in (left, right)]
@@ -59,7 +59,7 @@ class _Comparison:
         self.partner: dict[Any, Any] = {}
 
     def closed(self, left: ClosedJaxpr, right: ClosedJaxpr) -> bool:
-        """Two computations with their constants."""
+        """Whether two computations are the same, constants included."""
         used = {v for equation in left.jaxpr.eqns for v in equation.invars if not isinstance(v, Literal)}
         used |= {v for v in left.jaxpr.outvars if not isinstance(v, Literal)}
         position = {variable: n for n, variable in enumerate(right.jaxpr.constvars)}
@@ -73,7 +73,7 @@ class _Comparison:
         return True
 
     def jaxprs(self, left: Jaxpr, right: Jaxpr) -> bool:
-        """Equation by equation."""
+        """Whether two computations are the same equation by equation, constants left out."""
         if len(left.eqns) != len(right.eqns) or len(left.invars) != len(right.invars):
             return False
         self.partner.update(zip(left.invars, right.invars, strict=True))
@@ -89,7 +89,7 @@ class _Comparison:
         return all(self.atoms(a, b, constants) for a, b in zip(left.outvars, right.outvars, strict=True))
 
     def atoms(self, left: Any, right: Any, constants: Any) -> bool:
-        """The same variable, or the same number."""
+        """Whether two operands are the same variable, or the same number."""
         if isinstance(left, Literal) or isinstance(right, Literal):
             return isinstance(left, Literal) and isinstance(right, Literal) and _same_array(left.val, right.val)
         if left in constants:  # constants are numbered in the order of their use: they meet where they are used first
@@ -97,7 +97,7 @@ class _Comparison:
         return self.partner.get(left) is right
 
     def values(self, left: Any, right: Any) -> bool:
-        """What an equation is done with: numbers that are sizes may differ with the length."""
+        """Whether two parameters of equations are the same; numbers that are sizes may differ with the length."""
         if isinstance(left, ClosedJaxpr):
             return isinstance(right, ClosedJaxpr) and self.closed(left, right)
         if isinstance(left, Jaxpr):
@@ -120,13 +120,13 @@ class _Comparison:
         return callable(left) or type(left) is type(right)
 
     def _is_size(self, left: int, right: int) -> bool:
-        """Equal, or one linear function of the lengths."""
+        """Whether two sizes are equal, or one linear function of the lengths."""
         difference = self.lengths[0] - self.lengths[1]
         return left == right or (difference != 0 and (left - right) % difference == 0)
 
 
 def _same_array(left: Any, right: Any) -> bool:
-    """Equal numbers; of arrays that are longer or shorter, one and the same number everywhere."""
+    """Whether two arrays hold equal numbers; of different shapes, one and the same number everywhere."""
     left, right = (np.asarray(array) for array in (left, right))
     if left.dtype != right.dtype:
         return False

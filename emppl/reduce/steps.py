@@ -1,4 +1,4 @@
-"""The M-step of a long chain on few weighted steps, which EM cannot tell from all of them.
+"""The M-step of a long chain on few weighted steps, which is the same as on all of them.
 
 Where the log density of a step is quadratic in its data and its window of the state, for all parameters, its
 expectation is a function of their first two moments, summed over steps. One step more than there are numbers in one
@@ -32,10 +32,11 @@ from emppl.strategies import Gaussian
 from emppl.types import Data, Params
 
 _LEAST_SAVING = 4
+"""Half the ratio of steps to numbers in a step from which condensing pays."""
 
 
 class Moments(NamedTuple):
-    """What the E-step leaves of a chain.
+    """Moments of a chain, from its E-step.
 
     Attributes:
         log_likelihood: of the observed data.

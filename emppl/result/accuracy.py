@@ -34,7 +34,7 @@ class Accuracy:
     Args:
         params: the estimates.
         criteria: counts of the same fit.
-        simulation: what a stochastic fit knows of its own error, or None.
+        simulation: the Monte Carlo error of a stochastic fit, or None.
         why_none: why there are no standard errors whatever the information is, or None.
     """
 
@@ -84,13 +84,8 @@ class Accuracy:
 
     @property
     def is_cheap(self) -> bool:
-        """Whether a summary may compute standard errors unasked."""
-        return self.can_exist and (self._criteria.num_parameters <= MOST_DIMENSIONS or self.is_measured)
-
-    @property
-    def can_exist(self) -> bool:
-        """Whether the objective is one that has standard errors: the classification likelihood is none."""
-        return not self._fit.model.hard
+        """Whether a summary may compute standard errors unasked; under ``Hard()`` there are none."""
+        return not self._fit.model.hard and (self._criteria.num_parameters <= MOST_DIMENSIONS or self.is_measured)
 
     @property
     def held_differences(self) -> list[str]:

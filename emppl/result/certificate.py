@@ -25,8 +25,8 @@ class Certificate:
 
     Attributes:
         objective: what was maximised.
-        converged: did the best restart converge?
-        monotone: did the objective rise at every iteration, up to rounding?
+        converged: whether the best restart converged.
+        monotone: whether the objective rose at every iteration, up to rounding.
         largest_decrease: largest fall of the objective between iterations, in nats (0 if none).
         score_norm: largest standardised score: gradient over root information, in local coordinates; about zero at
             an interior maximum. NaN, with a note, for a model too large to compute the information unasked.
@@ -91,7 +91,7 @@ def build_certificate(result: Fitted) -> Certificate:
 
 
 def _largest_fall(result: Fitted) -> float:
-    """Of the objective; where draws make it noisy, of Q in a step that was accepted, its upper confidence bound."""
+    """Largest fall of the objective; of noisy ones, of the upper confidence bound of Q's gain in accepted steps."""
     if result.simulation is None:
         steps = np.diff(result.history["objective"])
     else:

@@ -85,7 +85,7 @@ def _ending(program: Program, params: Mapping, reason: StopReason, states: LaneS
     if reason is StopReason.UNFINISHED and corners:
         message = (
             "The objective no longer rises, but the density of the data or of a latent, or the prior, has corners or "
-            f"jumps in {', '.join(corners)}, where no slope says how much is left to gain. Start from other values and "
+            f"jumps in {', '.join(corners)}, so that the gain that is left is not known. Start from other values and "
             f"compare, or choose a smooth density, such as SoftLaplace or StudentT. {without_corners(model)}"
         ).rstrip()
     symmetric = symmetric_latent(program, params)
@@ -113,7 +113,7 @@ def _notes(model: Model, accurate: bool) -> list[str]:
 
 
 def _ending_by_draws(ending: Ending, simulation: Simulation) -> Ending:
-    """The ending of a stochastic fit, with what it knows about its own error."""
+    """The ending of a stochastic fit, with its Monte Carlo errors."""
     reason, message, closing = ending.reason, ending.message, simulation.closing
     notes = [*ending.notes, *simulation.notes]
     if simulation.log_likelihood_error > 0:
@@ -135,7 +135,7 @@ def _ending_by_draws(ending: Ending, simulation: Simulation) -> Ending:
 
 
 def frozen_words(frozen: Mapping[str, float]) -> str:
-    """Why a fit by draws stalled whose data say next to nothing of a latent beside its prior, and what to write."""
+    """Why a fit by draws stalls where data carry little information beside the prior of a latent, and the remedy."""
     which = ", ".join(f"{share:.1g} of the information about {name!r}" for name, share in frozen.items())
     return (
         f"The data carry only {which}; the rest is the prior, which is so narrow that draws reproduce the current "

@@ -28,7 +28,7 @@ class Fitted:
         num_iterations: M-steps of the best restart.
         history: arrays by name; see :class:`~emppl.result.result.EMResult`.
         fit: the compiled model and its data.
-        simulation: what a stochastic fit knows of its own error, or None.
+        simulation: the Monte Carlo error of a stochastic fit, or None.
         classification: under ``Hard()``, the log-likelihood of data and best assignment together; else None.
     """
 
@@ -55,7 +55,7 @@ class Fitted:
 
     @property
     def stop_message(self) -> str:
-        """The same with the names of what went wrong in this fit."""
+        """Why the iterations stopped, with the names of what went wrong in this fit."""
         return self.ending.message
 
     @property

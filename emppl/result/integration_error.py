@@ -35,7 +35,7 @@ class IntegrationError:
             log-likelihood changes by more than a nat: then the two rules see different functions.
         log_likelihood_noise: Monte Carlo standard error of ``log_likelihood``; zero where the rule draws nothing.
         shift_noise: the same of ``shift``.
-        disagree: is ``shift`` NaN because the log-likelihood changes and the score does not?
+        disagree: whether ``shift`` is NaN because the log-likelihood changes and the score does not.
     """
 
     rule: dict[str, str]
@@ -95,7 +95,7 @@ def integration_error(fit: Fit, accuracy: Accuracy, log_likelihood: float) -> In
 
 
 def _compared(error: IntegrationError) -> IntegrationError:
-    """A shift that the change of the log-likelihood belies is not known."""
+    """An error whose shift is NaN where it contradicts the change of the log-likelihood."""
     if abs(error.log_likelihood) > _LARGE_CHANGE and error.shift < _LEAST_SHIFT:
         return dataclasses.replace(error, shift=float("nan"), shift_noise=float("nan"), disagree=True)
     return error

@@ -1,4 +1,4 @@
-"""What a fit says of the latents: their posterior, their most probable values, joint draws."""
+"""Queries about the latents of a fit: their posterior, their most probable values, joint draws."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What the log-likelihood says around an estimate: coordinates, observed information, where there is none, criteria."""
+"""Accuracy of an estimate: local coordinates, observed information, boundaries, corners, identification."""

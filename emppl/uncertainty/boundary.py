@@ -1,7 +1,7 @@
 """Variances that go to zero: a latent that does not vary (a singular fit), or data that a latent explains wholly.
 
-EM approaches such a point ever more slowly and does not reach it. That it lies ahead is read off the Newton step from
-where EM stopped: it goes to zero, and has next to nothing to gain.
+EM approaches such a point ever more slowly and does not reach it. It is recognised by the Newton step from where EM
+stopped, which ends at zero and gains next to nothing.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Moves:
         coordinates: the coordinate that moves it.
         signs: by how much per unit of the coordinate.
         size: number of coordinates, held ones included.
-        curved: does the set go through numpyro's bijection?
+        curved: whether the set goes through numpyro's bijection.
     """
 
     base: Any
@@ -208,7 +208,7 @@ def _on_bounds(estimate: np.ndarray, lower: Any, upper: Any, margin: float) -> n
 
 
 def _away_from_bounds(estimate: np.ndarray, lower: Any, upper: Any) -> np.ndarray:
-    """Entries on the edge are held there, but their second derivatives must not overflow."""
+    """The estimate moved off its bounds so far that second derivatives do not overflow."""
     info = np.finfo(estimate.dtype)
 
     def gap(bound: Any) -> Any:

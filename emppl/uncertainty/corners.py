@@ -30,7 +30,7 @@ def integrated_corners(model: Model) -> dict[str, str]:
 
 
 def without_corners(model: Model) -> str:
-    """What to write, where corners are integrated over, so that none is left; empty where none is."""
+    """How to rewrite a model whose corners are integrated over so that none is left; empty without such corners."""
     words = []
     for name, site in integrated_corners(model).items():
         integral = next(integral for integral in model.integrals if site in integral.factors)
@@ -54,7 +54,7 @@ def without_corners(model: Model) -> str:
 
 
 def no_standard_errors(model: Model) -> str:
-    """What follows from corners, and what to do; empty where there are none."""
+    """Why corners leave no standard errors, and what to do; empty without corners."""
     names = model.rough
     if not names:
         return ""

@@ -234,18 +234,20 @@ def covariance(
 
 def entry_gradients(model: Model, local: Mapping[str, Chart]) -> np.ndarray:
     """Derivatives of all entries of all free parameters by the active local coordinates, ``(entries, coordinates)``."""
-    blocks = []
-    for name, chart in local.items():
-        entry, coordinate, value = jacobian(model.trace.sites[name].constraint, chart.frame)
-        derivative = np.zeros((chart.boundary.size, chart.frame.size))
-        np.add.at(derivative, (entry, coordinate), value)
-        blocks.append(derivative[:, chart.active])
+    blocks = [_entry_gradient(model, name, chart) for name, chart in local.items()]
     whole = np.zeros((sum(block.shape[0] for block in blocks), sum(block.shape[1] for block in blocks)))
     row = column = 0
     for block in blocks:
         whole[row : row + block.shape[0], column : column + block.shape[1]] = block
         row, column = row + block.shape[0], column + block.shape[1]
     return whole
+
+
+def _entry_gradient(model: Model, name: str, chart: Chart) -> np.ndarray:
+    entry, coordinate, value = jacobian(model.trace.sites[name].constraint, chart.frame)
+    derivative = np.zeros((chart.boundary.size, chart.frame.size))
+    np.add.at(derivative, (entry, coordinate), value)
+    return derivative[:, chart.active]
 
 
 def spread_over_entries(model: Model, local: Mapping[str, Chart], matrix: np.ndarray) -> dict[str, np.ndarray]:
@@ -257,10 +259,7 @@ def spread_over_entries(model: Model, local: Mapping[str, Chart], matrix: np.nda
     deviations, start = {}, 0
     for name, chart in local.items():
         stop = start + int(chart.active.sum())
-        entry, coordinate, value = jacobian(model.trace.sites[name].constraint, chart.frame)
-        derivative = np.zeros((chart.boundary.size, chart.frame.size))
-        np.add.at(derivative, (entry, coordinate), value)
-        derivative = derivative[:, chart.active]
+        derivative = _entry_gradient(model, name, chart)
         variances = np.einsum("ij,jk,ik->i", derivative, matrix[start:stop, start:stop], derivative)
         deviations[name], start = np.sqrt(variances).reshape(chart.boundary.shape), stop
     return deviations
