@@ -88,7 +88,7 @@ class Compiled:
     def summed_log_likelihood(self) -> Callable:
         """The log-likelihood of the data with every latent summed out, in chunks of rows."""
         model = self.model.softened
-        fused = estep.plan_fused(model)
+        fused = estep.plan_fused(model, self.program.weighted)
 
         def value(params: Params, data: Data) -> jax.Array:
             return estep.expectations(model, fused, params, data, estep.prepare(model, fused, data)).log_likelihood
@@ -233,24 +233,49 @@ class Compiled:
         pool.shutdown(wait=False)
 
 
+class Cache(dict):
+    """What was derived before. It is left behind when it is pickled, though what shared it goes on to do so."""
+
+    def __reduce__(self) -> tuple:
+        return Cache, ()
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fit:
     """What a fit is made of: a compiled model, and the data.
 
     Attributes:
-        compiled: the functions of the derived algorithm.
-        data: arrays of the model's arguments.
-        recipe: the arguments of :func:`fit_of` that make it again, in another process too.
+        recipe: the arguments of :func:`fit_of` that make it again, in another process or another precision.
+        cache: what was derived before, for fits of one ``EM``.
+        resolved: by precision, the functions of the derived algorithm and the arrays of the model's arguments.
         compressed: how the data were made few rows of many; None if they are those that were given.
     """
 
-    compiled: Compiled
-    data: list[jax.Array]
     recipe: tuple
+    cache: Cache
+    resolved: dict[Any, tuple[Compiled, list[jax.Array]]] = dataclasses.field(default_factory=dict)
     compressed: Compressed | None = None
 
     def __reduce__(self) -> tuple:
-        return fit_of, self.recipe
+        return Fit, (self.recipe, self.cache)
+
+    @property
+    def _now(self) -> tuple[Compiled, list[jax.Array]]:
+        precision = jnp.result_type(float)
+        if precision not in self.resolved:
+            model, options, compress, args, kwargs = self.recipe
+            self.resolved.update(fit_of(model, options, compress, args, kwargs, self.cache).resolved)
+        return self.resolved[precision]
+
+    @property
+    def compiled(self) -> Compiled:
+        """The functions of the derived algorithm, in the precision of the moment."""
+        return self._now[0]
+
+    @property
+    def data(self) -> list[jax.Array]:
+        """Arrays of the model's arguments."""
+        return self._now[1]
 
     @property
     def model(self) -> Model:
@@ -273,7 +298,8 @@ class Fit:
         few = self.compiled.reducer.few_rows(self.data)
         if isinstance(few, Refusal):
             return few
-        return Fit(self.compiled.for_few(few), few.data, self.recipe, few.compressed)
+        resolved = {jnp.result_type(float): (self.compiled.for_few(few), few.data)}
+        return Fit(self.recipe, self.cache, resolved, few.compressed)
 
     def inputs(self) -> Inputs:
         """The data and their statistics.
@@ -307,9 +333,7 @@ class Fit:
         return f"data not compressed: {few.reason}" if self.model.integrals else ""
 
 
-def fit_of(
-    model: Callable, options: Options, compress: bool, args: tuple, kwargs: dict, cache: dict | None = None
-) -> Fit:
+def fit_of(model: Callable, options: Options, compress: bool, args: tuple, kwargs: dict, cache: Cache) -> Fit:
     """Derive what is needed to fit a model to data, or take it from the cache.
 
     Args:
@@ -327,13 +351,14 @@ def fit_of(
     data = [jnp.asarray(leaf) for leaf in leaves]
     has_missing = any(map(_has_nan, data))
     key = (skeleton, has_missing, tuple((leaf.shape, str(leaf.dtype)) for leaf in data), jnp.result_type(float))
-    cache = {} if cache is None else cache
     if key not in cache:
         _check_updates(options)
         source = Source(MissingCells(model) if has_missing else model, skeleton, options, compress)
-        cache[key] = Compiled(source, source.derive(data))
-        _check_names(options, cache[key].model)
-    return Fit(cache[key], data, (model, options, compress, args, kwargs))
+        compiled = Compiled(source, source.derive(data))
+        _check_names(options, compiled.model)
+        cache[key] = compiled
+    precision = jnp.result_type(float)
+    return Fit((model, options, compress, args, kwargs), cache, {precision: (cache[key], data)})
 
 
 def _has_nan(leaf: jax.Array) -> bool:

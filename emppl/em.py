@@ -16,7 +16,7 @@ import numpy as np
 from emppl import estep
 from emppl.checkpoint.file import Checkpoint
 from emppl.checkpoint.identity import fit_identity
-from emppl.compiled import Compiled, Fit, fit_of
+from emppl.compiled import Cache, Fit, fit_of
 from emppl.derivation.plan import Plan
 from emppl.errors import DataError, ParameterError, check_number, check_whole, unknown_name
 from emppl.fit import checks, loop
@@ -127,10 +127,10 @@ class EM:
         self.max_iterations = max_iterations
         self.tolerance = tolerance
         self.progress_bar = progress_bar
-        self._compiled: dict[Any, Compiled] = {}
+        self._compiled = Cache()
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_compiled": {}}
+        return {**self.__dict__, "_compiled": Cache()}
 
     # ------------------------------------------------------------------------------------------ the pieces
 

@@ -34,16 +34,20 @@ class Program:
         """Every rule once, in model order."""
         return list({id(rule): rule for rule in self.rules.values()}.values())
 
-    @functools.cached_property
-    def fused(self) -> FusedPlan:
-        """Static choices of the fused E-step: sites whose weights a rule reads keep their tables."""
+    @property
+    def weighted(self) -> frozenset[str]:
+        """Sites of which some rule reads the weight of every cell."""
         everywhere = any(rule.reads_every_site for rule in self.blocks)
-        weighted = frozenset(
+        return frozenset(
             name
             for name, factor in self.model.factors.items()
             if everywhere or any(self.rules[parameter].reads_weights for parameter in factor.all_parameters)
         )
-        return plan_fused(self.model, weighted)
+
+    @functools.cached_property
+    def fused(self) -> FusedPlan:
+        """Static choices of the fused E-step: sites whose weights a rule reads keep their tables."""
+        return plan_fused(self.model, self.weighted)
 
     def begin(self, params: Params) -> dict[str, Any]:
         """State of every rule before the first M-step; rules without any are left out."""

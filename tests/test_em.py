@@ -448,3 +448,30 @@ def test_accurate_path_equals_fast_path(x):
     plain = program.m_step(params, found, leaves, local)
     for name in params:
         np.testing.assert_allclose(fast[name], plain[name], rtol=1e-10)
+
+
+def test_a_wrong_name_is_refused_every_time(x):
+    """What was derived before a name was found wrong is not kept."""
+    em = emppl.EM(mixture, m_step={"nope": lambda params, posterior: 0.0})
+    for _ in range(2):
+        with pytest.raises(emppl.ParameterError, match="nope"):
+            em.run(jax.random.key(0), x)
+
+
+def test_a_result_answers_in_another_precision(x):
+    """A fit in float64 may be asked in a session of float32: it is derived again for the precision of the moment."""
+    result = fit(mixture, x)
+    exact = result.standard_errors()
+    with jax.enable_x64(False):
+        probabilities = result.posterior("z")
+    np.testing.assert_allclose(probabilities, result.posterior("z"), atol=1e-4)
+    assert exact
+
+
+def test_results_of_one_fit_are_pickled_without_what_is_compiled(x):
+    """Nothing is derived while they are read, and what they share they share again."""
+    results = [fit(mixture, x)] * 2
+    again = pickle.loads(pickle.dumps(results))
+    assert not again[0].fit.resolved
+    assert again[0].fit.cache is again[1].fit.cache
+    np.testing.assert_allclose(again[0].posterior("z"), results[0].posterior("z"), rtol=1e-12)

@@ -125,14 +125,29 @@ def draw_once(joint: Joint, mean: jax.Array, root: jax.Array, key: jax.Array) ->
         ``(groups, dimensions)``.
     """
     walkers = dataclasses.replace(first_walkers(mean.shape[0], mean.shape[1], 1), mean=mean, root=root)
-    return _move(joint, walkers, key, _FORGETTING_MOVES)[0][0, -1]
+    if _kernel_of(joint, mean.shape[-1]) is not MCMCKernel.METROPOLIS:
+        return _move(joint, walkers, key, _FORGETTING_MOVES)[0][0, -1]
+
+    # One move at a time, whose path is given up: of many draws at once the whole paths would take gigabytes.
+    def advance(walkers: Walkers, key: jax.Array) -> tuple[Walkers, None]:
+        return _move(joint, walkers, key, 1, 0)[1], None
+
+    return jax.lax.scan(advance, walkers, jax.random.split(key, BURN_IN + _FORGETTING_MOVES))[0].position[0]
 
 
-def _move(joint: Joint, walkers: Walkers, key: jax.Array, number: int) -> tuple[jax.Array, Walkers]:
-    """Move all chains by the kernel of the strategy; of integrals that are not drawn, by Metropolis steps."""
-    mean, root, strategy = walkers.mean, walkers.root, joint.integral.strategy
-    kernel = strategy.moved_by(mean.shape[-1]) if isinstance(strategy, Simulated) else MCMCKernel.METROPOLIS
-    moves = BURN_IN + number
+def _kernel_of(joint: Joint, dimensions: int) -> MCMCKernel:
+    """The kernel of the strategy; of integrals that are not drawn, Metropolis steps."""
+    strategy = joint.integral.strategy
+    return strategy.moved_by(dimensions) if isinstance(strategy, Simulated) else MCMCKernel.METROPOLIS
+
+
+def _move(
+    joint: Joint, walkers: Walkers, key: jax.Array, number: int, burn_in: int = BURN_IN
+) -> tuple[jax.Array, Walkers]:
+    """Move all chains, and keep their path after the burn-in."""
+    mean, root = walkers.mean, walkers.root
+    kernel = _kernel_of(joint, mean.shape[-1])
+    moves = burn_in + number
     start_key, key = jax.random.split(key)
     noise = student_draws if kernel is MCMCKernel.METROPOLIS else jax.random.normal
     fresh = placed(mean, root, noise(start_key, walkers.position.shape, mean.dtype))
@@ -141,17 +156,17 @@ def _move(joint: Joint, walkers: Walkers, key: jax.Array, number: int) -> tuple[
         moved = _metropolis(joint, mean, root, position, key, moves)
     else:
         moved = trajectories(joint, mean, root, position, walkers.step, key, moves, kernel)
-    rate, step = jnp.mean(moved.acceptance[BURN_IN:], 0), walkers.step
+    rate, step = jnp.mean(moved.acceptance[burn_in:], 0), walkers.step
     if kernel is not MCMCKernel.METROPOLIS:
         # Of few draws the rate is noise: it moves the step by little.
         trust = min(1, number * len(position) / _RELIABLE_DRAWS)
         change = trust * jnp.clip(rate - _ACCEPTANCE_RATE, -0.5, 0.2)
         is_off = jnp.abs(rate - _ACCEPTANCE_RATE) > _RATE_MARGIN
         step = jnp.clip(step * jnp.where(is_off, jnp.exp(change), 1), 1e-3, 2.0)
-    divergences = walkers.divergences + jnp.sum(moved.diverging[BURN_IN:])
+    divergences = walkers.divergences + jnp.sum(moved.diverging[burn_in:])
     counted = walkers.counted + number * len(position) * len(mean)
     now = Walkers(moved.path[-1], mean, root, step, divergences, counted)
-    return jnp.moveaxis(moved.path[BURN_IN:], 0, 1), now
+    return jnp.moveaxis(moved.path[burn_in:], 0, 1), now
 
 
 def _metropolis(

@@ -92,8 +92,8 @@ class Equation:
 
     @property
     def jumps(self) -> bool:
-        """Whether the result jumps where an operand moves; of an unknown operation it is to be assumed."""
-        return self.row.kind is Kind.UNKNOWN or self._known(self.row.jumps)
+        """Whether the result jumps where an operand moves."""
+        return self._known(self.row.jumps)
 
     @property
     def directions(self) -> tuple[int | None, ...]:

@@ -67,6 +67,12 @@ class _Steps(Domain[bool]):
         """Everything computed from the block depends on it."""
         if equation.name == "scan":
             return self._scanned(equation)
+        if equation.name == "cond" and entries[0] is None:  # which branch is taken does not depend on the block
+            for branch in equation.params["branches"]:
+                body = Computation(branch)
+                operands = zip(body.inputs, entries[1:], strict=True)
+                interpret(body, {variable: True for variable, entry in operands if entry}, self)
+            return True
         if equation.jumps:
             self.found.append(equation.name)
         return True

@@ -117,7 +117,10 @@ def _looked_up(query: int) -> Row:
     )
 
 
-UNKNOWN = Row(Kind.UNKNOWN, places.nowhere)
+UNKNOWN = Row(Kind.UNKNOWN, places.nowhere, jumps=True)
+"""The row of a primitive that has none: it may mix everything, and jump."""
+
+_SMOOTH = Row(Kind.UNKNOWN, places.nowhere)
 
 _TABLE: dict[str, Row] = {
     # Elementwise. Functions that are monotone on a part of the line only have no direction.
@@ -197,8 +200,9 @@ _TABLE: dict[str, Row] = {
     "cholesky": _mixes(places.matrices),
     "triangular_solve": _mixes(places.triangular_solve),
     "scatter-add scatter_add scatter-mul dynamic_update_slice": _mixes(places.written_over),
-    # Nothing is known of these, except of their steps.
-    "while": Row(Kind.UNKNOWN, places.nowhere, jumps=True),
+    # Nothing is known of these, except whether they make steps.
+    "conv_general_dilated custom_linear_solve fft optimization_barrier reduce_window_sum tile": _SMOOTH,
+    "complex conj eigh householder_product lu qr svd tridiagonal_solve": _SMOOTH,
     "bitcast_convert_type": Row(Kind.UNKNOWN, places.nowhere, jumps=True, has_slope=False),
 }
 

@@ -93,7 +93,8 @@ class Computation:
         if producer is None or (producer.row.kind is not Kind.ELEMENTWISE and producer.name != "broadcast_in_dim"):
             return along
         places = [
-            {own.whole[axis] for axis in self.varying_axes(operand)}
+            # An operand that is searched has axes without a place: every entry of the result sees all of it.
+            {own.whole[axis] for axis in self.varying_axes(operand) if axis in own.whole}
             for operand, own in zip(producer.operands, producer.axes.operands, strict=True)
         ]
         return along.intersection(frozenset().union(*places))

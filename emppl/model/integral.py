@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from emppl.errors import ModelError
 from emppl.jaxpr.depends import Dependence
-from emppl.jaxpr.groups import Grouped, Meeting
+from emppl.jaxpr.groups import SHARED, Grouped, Meeting
 from emppl.jaxpr.layout import Layout, group_numbers
 from emppl.jaxpr.separation import Separation
 from emppl.model.axes import Axes
@@ -110,8 +111,8 @@ class Integral:
                 grouped = {name: places for name, places in grouped.items() if places}
                 numbers = {name: group_numbers(shapes[name], grouped.get(name)) for name in shapes}
                 tables_groups = separation.groups(numbers)
-                # Latents of one single group may meet in any operation.
-                if any(isinstance(table, Meeting) for table in tables_groups) and cells:
+                # Latents of one single group may meet in any operation, and be read in any order.
+                if cells and not all(_lies_in_order(table, axes, cells) for table in tables_groups):
                     continue
                 groups = int(np.prod([axes.sizes[name] for name in cells if axes.sizes[name] > 1], dtype=int))
                 layout = Layout(shapes, grouped, groups if grouped else 0)
@@ -181,6 +182,24 @@ def numbering_axes(
     rank = len(shape) - len(site.event_shape)
     by_dim = axes.of_site(site)
     return tuple(rank + dim for dim in range(-rank, 0) if shape[rank + dim] > 1 and by_dim.get(dim) in cells)
+
+
+def _lies_in_order(table: Grouped | Meeting | None, axes: Axes, cells: Sequence[str]) -> bool:
+    """Whether a cell of a table depends on the group of its own cell, on none, or on one that the data pick."""
+    if table is None:
+        return True
+    if isinstance(table, Meeting):
+        return False
+    if np.any(table.numbers < SHARED):
+        return True
+    own = [axes.sizes[name] if name in cells else 1 for name in axes.names]
+    groups = np.arange(math.prod(own)).reshape(own)
+    rest = table.numbers.shape[len(own) :]
+    try:
+        groups = np.broadcast_to(groups.reshape(groups.shape + (1,) * len(rest)), table.numbers.shape)
+    except ValueError:
+        return bool(np.all(table.numbers == SHARED))  # constant along the groups
+    return bool(np.all((table.numbers == SHARED) | (table.numbers == groups)))
 
 
 def _mixed(integral: Integral) -> str:

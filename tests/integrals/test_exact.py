@@ -231,3 +231,53 @@ def test_a_discrete_latent_given_a_continuous_one():
     draws = result.sample_posterior(jax.random.key(1), 2000)
     assert np.max(np.abs(draws["a"].mean(0) - mean) / np.sqrt(variance)) < 5 / np.sqrt(2000)
     assert np.max(np.abs(draws["c"].mean(0) - (cells / cells.sum(1, keepdims=True))[:, 1])) < 5 * 0.5 / np.sqrt(2000)
+
+
+INDEX = np.array([0, 1, 2] * 4)
+READINGS = {
+    "an array of the model": (lambda m: m[jnp.asarray(INDEX)], INDEX),
+    "one entry": (lambda m: m[1], np.ones(12, int)),
+    "a slice of one": (lambda m: m[1:2], np.ones(12, int)),
+    "taken": (lambda m: jnp.take(m, 1), np.ones(12, int)),
+    "a dynamic slice": (lambda m: jax.lax.dynamic_slice(m, (1,), (1,)), np.ones(12, int)),
+    "repeated": (lambda m: jnp.repeat(m, 4), np.repeat([0, 1, 2], 4)),
+    "reversed": (lambda m: jnp.repeat(m[::-1], 4), np.repeat([2, 1, 0], 4)),
+    "tiled": (lambda m: jnp.tile(m, 4), INDEX),
+    "behind a branch": (lambda m: jax.lax.cond(True, lambda m: jnp.tile(m, 4), lambda m: jnp.tile(-m, 4), m), INDEX),
+}
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_groups_read_by_constants_are_those_that_are_read(reading):
+    """Groups lie where the model reads them, not in order along a plate that is as long."""
+    read, index = READINGS[reading]
+
+    def model(y):
+        scale = numpyro.param("scale", 1.0, constraint=constraints.positive)
+        with numpyro.plate("groups", 3):
+            m = numpyro.sample("m", dist.Normal(0.0, scale))
+        with numpyro.plate("rows", 12):
+            numpyro.sample("y", dist.Normal(read(m), 1.0), obs=y)
+
+    y = np.random.default_rng(0).normal(size=12)
+    design = np.eye(3)[index]
+    exact = stats.multivariate_normal.logpdf(y, np.zeros(12), 1.7**2 * design @ design.T + np.eye(12))
+    found = emppl.EM(model, latents={"m": emppl.Gaussian()}).log_likelihood({"scale": 1.7}, y)
+    np.testing.assert_allclose(found, exact, rtol=1e-12)
+
+
+def test_groups_beside_a_plate_of_the_same_length_stay_apart_from_it():
+    """Effects of eight schools, and eight data in a plate of their own: entry k belongs to effect k."""
+
+    def model(y, errors):
+        scale = numpyro.param("scale", 1.0, constraint=constraints.positive)
+        with numpyro.plate("schools", 8):
+            effect = numpyro.sample("effect", dist.Normal(0.0, scale))
+        with numpyro.plate("data", 8):
+            numpyro.sample("y", dist.Normal(effect, errors), obs=y)
+
+    y = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+    errors = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+    exact = stats.norm.logpdf(y, 0.0, np.sqrt(5.0**2 + errors**2)).sum()
+    found = emppl.EM(model, latents={"effect": emppl.Gaussian()}).log_likelihood({"scale": 5.0}, y, errors)
+    np.testing.assert_allclose(found, exact, rtol=1e-12)

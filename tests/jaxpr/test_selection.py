@@ -377,3 +377,28 @@ def test_a_linear_equality_constraint_keeps_an_exact_rule():
     total = precision @ weight.sum(1)
     assert new["a"] == pytest.approx((precision * [1, -1]) @ (weight @ NUMBERS) / total, rel=1e-12)
     assert em.run(KEY, NUMBERS).converged
+
+
+EDGES = np.array([-0.5, 0.5])
+SEARCHES = {
+    "where": (lambda c, mu: jnp.where(jnp.digitize(c, EDGES) == 1, mu[0], 0.0), "closed form"),
+    "searchsorted": (lambda c, mu: mu[0] * jnp.searchsorted(EDGES, c), "quadratic"),
+    "times": (lambda c, mu: mu[1] * jnp.digitize(c, EDGES), "quadratic"),
+    "index": (lambda c, mu: mu[jnp.digitize(c, EDGES)], "closed form"),
+    "interp": (lambda c, mu: jnp.interp(c, jnp.array([-1.0, 0.0, 1.0]), mu), "quadratic"),
+}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_covariates_may_be_looked_up(name):
+    """The edges of a search have axes that the result lacks."""
+    location, rule = SEARCHES[name]
+
+    def model(y, c):
+        mu = numpyro.param("mu", jnp.zeros(3))
+        with numpyro.plate("rows", 12):
+            numpyro.sample("y", dist.Normal(location(c, mu), 1.0), obs=y)
+
+    rng = np.random.default_rng(0)
+    plan = emppl.EM(model).plan(rng.normal(size=12), rng.normal(size=12))
+    assert {parameter.rule for parameter in plan.parameters} == {rule}
