@@ -44,7 +44,7 @@ class ChainAxes:
 
     @property
     def own(self) -> frozenset[str]:
-        """All of them: the others are batch axes."""
+        """Axes of the chain; the others are batch axes."""
         return frozenset({self.time, *self.initial, *self.current, *self.previous})
 
 
@@ -110,12 +110,12 @@ class ChainFactors:
 
     @property
     def emissions(self) -> list[Emission]:
-        """Those of the factors that are computed step by step."""
+        """Factors that are computed step by step."""
         return [factor for factor in self.later if isinstance(factor, Emission)]
 
     @property
     def tables(self) -> list[jax.Array]:
-        """Those of the later factors that exist as a whole."""
+        """Later factors that exist as a whole."""
         return [factor for factor in self.later if not isinstance(factor, Emission)]
 
     def places(self, names: Sequence[str]) -> list[int]:

@@ -58,7 +58,7 @@ class Expectations:
 
     @classmethod
     def of(cls, posterior: Posterior) -> Expectations:
-        """Those of a posterior that holds the weights of all sites."""
+        """Expectations from a posterior that holds the weights of all sites."""
         log_likelihood, weights = posterior.log_likelihood, posterior.weights
         return cls(log_likelihood, {}, weights, jnp.zeros(()), posterior.atoms, posterior.centers)
 

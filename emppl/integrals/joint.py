@@ -67,7 +67,7 @@ class Joint:
             self.numbers = number_cells(self.tables, numbers)
 
     def at(self, params: Params) -> Joint:
-        """The same at other parameters."""
+        """This joint density at other parameters."""
         joint = copy.copy(self)
         joint.params = params
         return joint
@@ -98,7 +98,7 @@ class Joint:
         return tables | {name: tables[name] + jacobian for name, jacobian in self.log_jacobians(values).items()}
 
     def tables_at(self, atoms: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """The same at many atoms, as the model has them, without the Jacobian."""
+        """Tables at many atoms, as the model has them, without the Jacobian."""
         arrays = self.model.evaluate(self.params, self.data, self.wanted, atoms)
         return {name: log_prob_table(self.model.factors[name], arrays) for name in self.integral.factors}
 
@@ -162,7 +162,7 @@ class Joint:
         return jax.grad(lambda vectors: self.total(self.unpack(vectors)))(vectors)
 
     def gradient_of_values(self, values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """The same by latent."""
+        """Gradient by latent."""
         return jax.grad(self.total)(dict(values))
 
     def hessian(self, vectors: jax.Array) -> jax.Array:

@@ -98,7 +98,7 @@ def _ways_of(strategy: Continuous | None) -> tuple[type[Way], ...]:
 
 
 def finer_model(model: Model) -> Model | None:
-    """The same with a more accurate rule for every integral that is approximate; None if there is not one for each."""
+    """The model with a more accurate rule for every integral that is approximate; None if there is not one for each."""
     integrals = []
     for integral in model.integrals:
         if integral.strategy.objective_kind.is_approximate:

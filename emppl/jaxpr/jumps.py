@@ -112,10 +112,10 @@ def with_gaps_fixed(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 class _WithoutGaps(Values[bool]):
-    """Values of everything."""
+    """The evaluation of a function whose pattern of NaN is taken as fixed."""
 
     def untouched(self, equation: Equation) -> None:
-        """Nothing differs from itself."""
+        """``x != x`` is False: no input is NaN."""
         if equation.name == "ne" and equation.operands[0] is equation.operands[1]:
             self.values[equation.results[0]] = jnp.zeros(equation.shape, bool)
         else:

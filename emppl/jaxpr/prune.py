@@ -47,7 +47,7 @@ def conditions(closed: ClosedJaxpr) -> list[Var]:
 
 
 def with_conditions(closed: ClosedJaxpr, values: Mapping[Var, bool]) -> ClosedJaxpr:
-    """The same with the values of some conditions put in, so that what they decide need not depend on them."""
+    """A computation with the values of some conditions put in: what they decide no longer depends on them."""
 
     def settled(atom: Any) -> Any:
         is_settled = not isinstance(atom, Literal) and atom in values

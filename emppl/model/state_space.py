@@ -125,11 +125,11 @@ class TrajectoryLayout(Layout):
 
     @property
     def in_common(self) -> int:
-        """Chains share nothing."""
+        """Zero: chains have no shared entries."""
         return 0
 
     def pack(self, block: Block) -> jax.Array:
-        """TrajectoryLayout ``(chains, steps * dimensions)`` from first steps and windows, which repeat themselves."""
+        """Trajectories ``(chains, steps * dimensions)`` from first steps and windows, which repeat themselves."""
         states = self.states
         first_block, window_block = states.split(block)
         firsts, windows = states.firsts.pack(first_block), states.windows.pack(window_block)

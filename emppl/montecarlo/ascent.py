@@ -31,13 +31,13 @@ from emppl.montecarlo.simulator import Improved, batch_error
 from emppl.strategies import MonteCarlo
 
 _LOWER_QUANTILE = statistics.NormalDist().inv_cdf(0.75)
-"""Of the lower bound: a step is accepted in error with probability 1/4 at most, as in the paper."""
+"""Normal quantile of the lower bound: a step is accepted in error with probability 1/4 at most, as in the paper."""
 
 _POWER_QUANTILE = statistics.NormalDist().inv_cdf(0.75)
 """Draws of the next iteration: enough to see a gain like the last one with this probability."""
 
 _UPPER_QUANTILE = statistics.NormalDist().inv_cdf(0.95)
-"""Of the upper bound."""
+"""Normal quantile of the upper bound."""
 
 _MOST_UNFINISHED = 3
 """So many M-steps in succession whose gain cannot be seen, and whose inner iteration stopped short, are the end."""
@@ -91,7 +91,7 @@ class Ascent(Phase):
         return lower_bound(self.problem.simulator.model.free_dimensions)
 
     def _judged(self, path: Path, drawn: Drawn, number: int) -> tuple[Path, str, Improved]:
-        """An M-step, and what is made of it."""
+        """Do an M-step, and decide whether to accept it."""
         simulator, data, prepared = self.problem
         improved = simulator.improve(path.params, drawn, None, data, prepared, path.memory)
         gains = np.asarray(improved.gains).reshape(self._strategy.num_chains, number, 1)

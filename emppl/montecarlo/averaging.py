@@ -27,7 +27,7 @@ class BurnIn(Phase):
     iterate: Callable[[Path], Path]
 
     def step(self, path: Path) -> Path:
-        """Iterate."""
+        """One iteration on new draws."""
         return self.iterate(path)
 
     def decide(self, path: Path) -> Decision:
@@ -61,7 +61,7 @@ class Averaging(Phase):
         return path._replace(status=StopReason.UNFINISHED if is_unfinished else StopReason.CONVERGED)
 
     def end(self, path: Path) -> Path:
-        """At the averaged estimates."""
+        """Set the parameters to the averaged estimates."""
         if not len(path.trail.values):
             return path
         mean = path.trail.mean(path.params)

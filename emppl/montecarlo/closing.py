@@ -80,11 +80,11 @@ class Closing(Phase):
     tolerance: float
 
     def begin(self, path: Path) -> Path:
-        """Nothing was seen yet."""
+        """Start without looks."""
         return path._replace(looks=Looks(self._first_number(path)))
 
     def step(self, path: Path) -> Path:
-        """One look; then a step, or more draws."""
+        """Estimate score and information once; then step, or double the draws."""
         simulator, data, _ = self.problem
         model, strategy = simulator.model, simulator.strategy
         path, drawn = draw(simulator, path, data, path.looks.number, strategy.block)

@@ -36,11 +36,11 @@ class Looks(NamedTuple):
     noises: np.ndarray = np.zeros((0, 0, 0))
 
     def forgotten(self) -> Looks:
-        """Without what was seen, which was seen elsewhere."""
+        """Looks without what was seen, at other parameters."""
         return Looks(self.number, self.steps, self.averaged)
 
     def doubled(self) -> Looks:
-        """Afresh with twice the draws."""
+        """Looks restarted with twice the draws."""
         return Looks(2 * self.number, self.steps)
 
     def with_look(self, score: np.ndarray, information: np.ndarray, by_chain: np.ndarray, noise: np.ndarray) -> Looks:
@@ -53,7 +53,7 @@ class Looks(NamedTuple):
 
     @property
     def score(self) -> np.ndarray:
-        """Of the last look, where the parameters are now."""
+        """Score of the last look, which was taken at the parameters of the moment."""
         return self.scores[-1]
 
     @property

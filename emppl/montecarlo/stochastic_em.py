@@ -61,7 +61,7 @@ class Wandering:
         return path._replace(status=StopReason.COLLAPSED if is_finite[count] else StopReason.NOT_FINITE)
 
     def _after(self, path: Path, every: Iterations, values: np.ndarray) -> Path:
-        """The path after some iterations."""
+        """The path with these iterations appended."""
         strategy = self.problem.simulator.strategy
         log_likelihoods = np.asarray(every.log_likelihood, float)
         objectives = log_likelihoods + np.asarray(every.log_prior, float)

@@ -101,7 +101,7 @@ class Analysis:
         return cells
 
     def _free_cells(self, names: Names, by_element: bool = False) -> Cells:
-        """The same as a function of the block's coordinates."""
+        """Tables and prior log-densities as a function of the block's coordinates."""
         cells = self._cells(names, by_element)
         return lambda block, params, data: cells(from_block(self.model, block), params, data)
 
