@@ -104,6 +104,37 @@ EXAMPLES = {
 }
 """By row of the table: a function that consists of the primitive (and what does not touch its operands), and operands."""
 
+
+def spread(size):
+    """A symmetric matrix with well separated eigenvalues."""
+    return np.diag(np.arange(1.0, size + 1)) + 0.1 * np.ones((size, size))
+
+
+def reflections(x):
+    return lax.linalg.householder_product(jnp.tril(x, -1) + jnp.eye(3), jnp.full(3, 0.5))
+
+
+SMOOTH = {
+    "complex": (lambda x: lax.complex(x, 2 * x), [numbers(3, 4)]),
+    "conj": (lambda x: lax.conj(lax.complex(x, x)), [numbers(3, 4)]),
+    "fft": (lambda x: jnp.fft.fft(x), [numbers(3, 4)]),
+    "conv_general_dilated": (lambda x: jnp.convolve(x, x), [numbers(5)]),
+    "custom_linear_solve": (lambda x: jnp.linalg.solve(x, jnp.ones(3)), [spread(3)]),
+    "eigh": (lambda x: jnp.linalg.eigvalsh(x), [spread(3)]),
+    "svd": (lambda x: jnp.linalg.svd(x, compute_uv=False), [spread(3)]),
+    "lu": (lambda x: lax.linalg.lu(x)[0], [spread(3)]),
+    "qr": (lambda x: lax.linalg.qr(x)[1], [spread(3)]),
+    "householder_product": (reflections, [numbers(3, 3)]),
+    "optimization_barrier": (lambda x: lax.optimization_barrier(x), [numbers(3, 4)]),
+    "reduce_window_sum": (lambda x: lax.reduce_window(x, 0.0, lax.add, (2,), (1,), "VALID"), [numbers(5)]),
+    "tile": (lambda x: jnp.tile(x, 2), [numbers(3)]),
+    "tridiagonal_solve": (
+        lambda x: lax.linalg.tridiagonal_solve(0.1 * x, 1 + x, 0.1 * x, jnp.ones((4, 1))),
+        [numbers(4)],
+    ),
+}
+"""Rows whose places are unknown and that have no jumps."""
+
 WITHOUT_EXAMPLE = {
     "add_any": "appears in derivatives only",
     "stop_gradient": "no primitive of the JAX that is installed",
@@ -143,7 +174,7 @@ def moving(equation, operands):
 
 
 def test_every_row_has_an_example():
-    assert not set(primitives.ROWS) - set(EXAMPLES) - set(WITHOUT_EXAMPLE)
+    assert not set(primitives.ROWS) - set(EXAMPLES) - set(SMOOTH) - set(WITHOUT_EXAMPLE)
 
 
 def changed(operand, index):
@@ -187,6 +218,18 @@ def test_elementwise_direction_and_jumps(name):
                 assert not rise.any()
             if step == 1e-9 and name != "convert_element_type":
                 assert np.all(np.abs(rise) <= 1e-5 * (1 + np.abs(before)))
+
+
+@pytest.mark.parametrize("name", sorted(SMOOTH))
+def test_operations_without_jumps_follow_a_small_step(name):
+    """The result moves with its operand, and by about as little."""
+    function, (operand,) = SMOOTH[name]
+    equations = Computation(jax.make_jaxpr(function)(operand)).equations
+    rows = [e.row for e in equations if e.name == name]
+    assert all(row.kind is Kind.UNKNOWN and not row.jumps and row.has_slope for row in rows)
+    assert rows or name == "tile", [e.name for e in equations]  # some versions of JAX write `tile` as broadcasts
+    rise = np.abs(value_of(function, [operand * (1 + 1e-7)]) - value_of(function, [operand]))
+    assert 0 < rise.max() < 1e-5
 
 
 @pytest.mark.parametrize("name", sorted(n for n in EXAMPLES if primitives.ROWS[n].map is not None))
