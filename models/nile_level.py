@@ -9,19 +9,19 @@ Reference:
     the EM algorithm, J. Time Series Anal. 3:253-264 (EM).
 """
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 
 import emppl
-from models.nile import data
 
 published = {"observation_variance": 15099, "level_variance": 1469.1}
-
-__all__ = ["data", "main", "model", "published"]
 
 
 def model(flow):
@@ -41,6 +41,11 @@ def model(flow):
         return (level, number + 1), None
 
     scan(year, (0.0, 0), flow)
+
+
+def data() -> np.ndarray:
+    """Flows of 1871 to 1970."""
+    return np.loadtxt(pathlib.Path(__file__).parent / "data" / "nile.csv", skiprows=1)
 
 
 def main() -> None:

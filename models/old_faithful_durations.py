@@ -12,6 +12,8 @@ Reference:
     and 1.000, minus log-likelihood 127.31.
 """
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,11 +50,7 @@ def model(is_long):
 
 def data() -> np.ndarray:
     """The 299 eruptions from 1 to 15 August 1985, one for every long eruption."""
-    text = """1011101101010110101101010101111101010101010101010101010111110101010110101110111110111010101010101
-        0101010101010110101010101110111111101111101111111010101010101111110101010111010101101011110101010
-        1110101011011011101010101101111111010101111011011101101011101011111011101010110101111111101010101
-        01010110"""
-    return np.array([int(kind) for kind in "".join(text.split())])
+    return np.loadtxt(pathlib.Path(__file__).parent / "data" / "eruptions.csv", skiprows=1, dtype=int)
 
 
 def main() -> None:

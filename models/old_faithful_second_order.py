@@ -9,15 +9,17 @@ Reference:
     numerical maximiser's, of a forward recursion over pairs of states written by hand.
 """
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 
 import emppl
-from models.old_faithful_durations import data
 
 known = {"log_likelihood": -126.73288}
 
@@ -42,6 +44,11 @@ def model(is_long):
         return (last, state, number + 1), None
 
     scan(eruption, (0, 0, 0), is_long, history=2)
+
+
+def data() -> np.ndarray:
+    """The 299 eruptions from 1 to 15 August 1985, one for every long eruption."""
+    return np.loadtxt(pathlib.Path(__file__).parent / "data" / "eruptions.csv", skiprows=1, dtype=int)
 
 
 def main() -> None:

@@ -9,6 +9,8 @@ Reference:
     data as in :mod:`models.tone_perception`. Without the covariate the log-likelihood is known to be 141.198.
 """
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,10 +19,11 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
 import emppl
-from models.tone_perception import data
-from models.tone_perception import start as ungated
 
-start = {name: ungated[name] for name in ("intercept", "slope", "sigma")} | {
+start = {
+    "intercept": np.array([1.9, 0.0]),
+    "slope": np.array([0.05, 1.0]),
+    "sigma": np.array([0.05, 0.13]),
     "gate_intercept": np.array(-0.8),
     "gate_slope": np.array(0.0),
 }
@@ -43,6 +46,12 @@ def model(stretch, tuned):
         overtone = numpyro.sample("overtone", dist.Bernoulli(logits=gate_intercept + gate_slope * (stretch - 2.0)))
         loc = intercept[overtone] + slope[overtone] * stretch
         numpyro.sample("tuned", dist.Normal(loc, sigma[overtone]), obs=tuned)
+
+
+def data() -> tuple[np.ndarray, np.ndarray]:
+    """Stretch ratio and tuned ratio of 150 trials."""
+    table = np.loadtxt(pathlib.Path(__file__).parent / "data" / "tonedata.csv", delimiter=",", skiprows=1)
+    return table[:, 0], table[:, 1]
 
 
 def main() -> None:

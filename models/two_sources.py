@@ -10,15 +10,17 @@ Reference:
     numerical maximiser's, of a forward recursion over pairs of states written by hand.
 """
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 
 import emppl
-from models.earthquakes import data
 
 known = {"log_likelihood": -329.79529}
 
@@ -43,6 +45,11 @@ def model(counts):
         return (slow, fast), None
 
     scan(year, (0, 0), counts)
+
+
+def data() -> np.ndarray:
+    """Counts of 1900 to 2006."""
+    return np.loadtxt(pathlib.Path(__file__).parent / "data" / "earthquakes.csv", skiprows=1, dtype=int)
 
 
 def main() -> None:

@@ -54,6 +54,15 @@ def test_file_holds_what_it_must(name):
     assert module.model.__module__ == module.main.__module__ == module.__name__
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_file_needs_no_other_file_of_the_folder(name):
+    """It runs as ``python models/name.py`` where emppl is installed: the folder is no package there."""
+    tree = ast.parse((pathlib.Path(models.__file__).parent / f"{name}.py").read_text())
+    imported = [node.module or "." for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    imported += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    assert not {one.split(".")[0] for one in imported} & {"models", "", *MODULES}
+
+
 def test_every_model_has_a_test():
     """It is used in a file beside test_models, and not only its data."""
     tested = set()
