@@ -32,9 +32,16 @@ from emppl.trace.arguments import split_arguments
 from emppl.types import Data, Params
 from emppl.uncertainty.identification import shift_effects
 from emppl.uncertainty.information import hessian_columns, score
+from emppl.verify.check import Check
 
 _MOST_CELLS_OF_SMALL_FITS = 4096
 """Table cells an iteration up to which a fit takes less time than compiling it well."""
+
+_MOST_CELLS_OF_A_CHECK = 2**22
+"""Table cells up to which all rows of data are compared with NumPyro's density."""
+
+_ROWS_OF_A_CHECK = 2**12
+"""Rows of the random part that is compared where there are more."""
 
 _CELLS_OF_DRAWS = 2**24
 """Cells of all tables of the draws that are made at once."""
@@ -69,6 +76,7 @@ class Compiled:
         self.shift_effects = jax.jit(functools.partial(shift_effects, self.model))
         self.cell_weights = jax.jit(functools.partial(cell_weights, self.model))
         self._blocks: dict[tuple[int, bool], Any] = {}
+        self._is_checked = False
         self._for_few: dict[int, Compiled] = {}
 
     @functools.cached_property
@@ -117,6 +125,16 @@ class Compiled:
                     f"params[{name!r}] has shape {value.shape}; the model needs {self.model.trace.sites[name].shape}."
                 )
         return free
+
+    def check(self, data: Data) -> Check | None:
+        """The comparison with NumPyro's own density; None if it was made before, or would take too much memory."""
+        if self._is_checked:
+            return None
+        self._is_checked = True
+        if self.model.cost <= _MOST_CELLS_OF_A_CHECK:
+            return Check(self.source, self.model, data)
+        few = self.reducer.some_rows(data, _ROWS_OF_A_CHECK)
+        return None if isinstance(few, Refusal) else Check(few.source, few.program.model, few.data)
 
     def for_few(self, few: FewRows) -> Compiled:
         """The functions of the algorithm for few rows."""

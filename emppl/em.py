@@ -59,6 +59,9 @@ class EM:
         prior: False drops the priors of sampled parameters: maximum likelihood from a Bayesian model.
         accelerate: ``"squarem"`` extrapolates every third iteration, where plain EM is slow; a step that lowers the
             objective is taken back.
+        verify: compare the first fit for data of some shape with NumPyro's own density of the model, nothing summed or
+            integrated out, at random values of all latents. A model that emppl misreads is then a ``ModelError`` in
+            place of a wrong result. Compiled while the fit goes on; later fits are not compared again.
         compress: replace many rows of data by few weighted ones, where EM is the same on both: equal rows by one that
             counts several times, rows of normal latents and data by few with the same count, mean and covariance. The
             plan says so. Posteriors are always those of the real rows.
@@ -96,6 +99,7 @@ class EM:
         optimizer: Any = None,
         prior: bool = True,
         accelerate: str | None = None,
+        verify: bool = True,
         compress: bool = True,
         restarts: int = 1,
         max_iterations: int = 1000,
@@ -122,6 +126,7 @@ class EM:
             tuple(estimate or ()), dict(latents or {}), whole, dict(m_step or {}), optimizer, prior, partly
         )
         self.accelerate = accelerate
+        self.verify = verify
         self.compress = compress
         self.restarts = restarts
         self.max_iterations = max_iterations
@@ -271,11 +276,20 @@ class EM:
         inputs = fit.inputs()
         _say_float32()
         starts = self._starts(whole, rng_key, given)
+        check = whole.compiled.check(whole.data) if self.verify else None
+        if check is not None:
+            check.begin({name: value[0] for name, value in starts.items()})
         file = None if checkpoint is None else Checkpoint(checkpoint, self._identity(whole, rng_key, starts))
         progress = Progress(self.progress_bar, self.max_iterations)
         default = _TOLERANCE if simulator is None else simulation.TOLERANCE
         tolerance = default if self.tolerance is None else self.tolerance
-        settings = loop.Settings(tolerance, self.max_iterations, progress, file)
+
+        def report(states: Any) -> None:
+            progress(states)
+            if check is not None:
+                check.look()
+
+        settings = loop.Settings(tolerance, self.max_iterations, report, file)
         if simulator is None:
             outcome = self._by_blocks(fit, starts, inputs, settings)
         else:
@@ -285,7 +299,10 @@ class EM:
         is_possible = np.any(np.isfinite(outcome.states.gains.objective))
         if not is_possible and not outcome.interrupted and simulator is None:
             self._explain_impossible(whole, starts)
-        return result_of(whole, outcome)
+        result = result_of(whole, outcome)
+        if check is not None and not outcome.interrupted:
+            check.finish(result.params)
+        return result
 
     def _by_blocks(
         self, fit: Fit, starts: dict[str, np.ndarray], inputs: loop.Inputs, settings: loop.Settings
