@@ -134,7 +134,7 @@ class Compiled:
         if self.model.cost <= _MOST_CELLS_OF_A_CHECK:
             return Check(self.source, self.model, data)
         few = self.reducer.some_rows(data, _ROWS_OF_A_CHECK)
-        return None if isinstance(few, Refusal) else Check(few.source, few.program.model, few.data)
+        return None if isinstance(few, Refusal) else Check(few.source, few.program.model, few.data, is_part=True)
 
     def for_few(self, few: FewRows) -> Compiled:
         """The functions of the algorithm for few rows."""

@@ -301,7 +301,7 @@ class EM:
             self._explain_impossible(whole, starts)
         result = result_of(whole, outcome)
         if check is not None and not outcome.interrupted:
-            check.finish(result.params)
+            check.finish(result.params, result.log_likelihood)
         return result
 
     def _by_blocks(

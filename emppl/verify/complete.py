@@ -1,4 +1,4 @@
-"""emppl's side of the check: what it adds up for every site, at one value of every latent.
+"""emppl's side of the check: what its tables add up to at values of all latents.
 
 Discrete latents mark one cell of every table. Continuous ones take two values, and every group of an integral takes its
 density from one of them: groups that are told apart wrongly, or that meet, then do not add up to NumPyro's density.
@@ -7,137 +7,167 @@ density from one of them: groups that are told apart wrongly, or that meet, then
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from emppl.elimination.reductions import PLAIN_SUM
+from emppl.estep.plain import all_scales
+from emppl.estep.posterior import probed_evidence
+from emppl.integrals.exact import Exact
 from emppl.integrals.joint import Joint
+from emppl.integrals.way import integrate
 from emppl.model.integral import Integral
 from emppl.model.log_prob_table import log_prob_table
 from emppl.model.model import Model, prior_cells
 from emppl.model.site import AlignedSite
-from emppl.names import model_name
+from emppl.names import latent_of, model_name
 from emppl.numerics.guarded import weighted
+from emppl.numerics.small_matrices import half_log_det
 from emppl.trace import SiteArrays
-from emppl.types import Data, Params
 from emppl.trace.density import Values
+from emppl.types import Data, Params
+from emppl.verify.values import of_axis, on_axes
 
 
-def choose_groups(model: Model, rng_key: jax.Array) -> dict[str, jax.Array]:
-    """By integral, which of two values every group takes: booleans with the common axes."""
-    taken = {}
-    for number, integral in enumerate(model.integrals):
-        plates = set(integral.cells) - model.axes.latents
-        shape = tuple(model.axes.sizes[name] if name in plates else 1 for name in model.axes.names)
-        taken[integral.axis] = jax.random.bernoulli(jax.random.fold_in(rng_key, number), shape=shape)
-    return taken
+@dataclasses.dataclass(frozen=True)
+class CompleteData:
+    """The log joint density of data and latents, as emppl adds it up.
 
-
-def mixed(model: Model, taken: Mapping[str, jax.Array], first: Values, second: Values) -> dict[str, jax.Array]:
-    """Values of all latents in which every group of an integral has its value from one of two."""
-    values = dict(first)
-    for integral in model.integrals:
-        for name in set(map(model_name, integral.latents)):
-            site = model.trace.sites[name]
-            event = len(site.event_shape)
-            batch = first[name].ndim - event - (site.time is not None)
-            by_dim = model.axes.of_site(site)
-            own = [by_dim.get(dim) for dim in range(-batch, 0)]
-            table = taken[integral.axis]
-            kept = [model.axes.names.index(axis) for axis in own if axis is not None]
-            rest = [axis for axis in range(model.axes.rank) if axis not in kept]
-            sizes = iter(jnp.transpose(table, rest + kept).shape[len(rest) :])
-            shape = [1 if axis is None else next(sizes) for axis in own]
-            take = jnp.reshape(jnp.transpose(table, rest + kept), (*shape, *(1,) * event))
-            values[name] = jnp.where(take, first[name], second[name])
-    return values
-
-
-def log_probs(
-    model: Model, params: Params, first: Values, second: Values, taken: Mapping[str, jax.Array], data: Data
-) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """What emppl adds up for every site of the model.
-
-    Returns:
-        By site ``(sum, sum of absolute values)``, in nats.
+    Attributes:
+        model: the model.
+        params: where, free parameters.
+        data: arrays of the model's arguments.
+        first: a value of every latent.
+        second: another value of every continuous latent.
+        taken: by integral, which of the two every group takes.
     """
-    arrays = model.evaluate(params, data)
-    marks = _marks(model, first)
-    found: dict[str, list[tuple[jax.Array, jax.Array]]] = {}
-    for name, factor in model.factors.items():
-        if name not in model.integrated:
-            table = _table(factor, arrays)
-            cells = _counted(model, factor, arrays, _product(marks, factor.all_latents), table)
-            found.setdefault(model_name(name), []).append(_sums(cells))
-    for integral in model.integrals:
-        for name, cells in _by_group(model, integral, params, data, (first, second), taken[integral.axis]).items():
-            cells = _counted_groups(model, integral, arrays, _product(marks, integral.given), cells)
-            found.setdefault(model_name(name), []).append(_sums(cells))
-    if model.use_prior:
-        for name in model.free:
-            if model.trace.sites[name].kind == "continuous":
-                found[name] = [_sums(prior_cells(arrays[name]))]
-    return {name: (sum(x for x, _ in parts), sum(y for _, y in parts)) for name, parts in found.items()}
 
+    model: Model
+    params: Params
+    data: Data
+    first: Values
+    second: Values
+    taken: Mapping[str, jax.Array]
 
-def _sums(cells: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return jnp.sum(cells), jnp.sum(jnp.abs(cells))
+    def by_site(self) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """By site of the model, the sum over its cells and the sum of absolute values, in nats."""
+        model, marks = self.model, self.marks(self.first)
+        found: dict[str, list[jax.Array]] = {}
+        for name, table in self._tables.items():
+            factor = model.factors[name]
+            mark = _product(marks, factor.all_latents)
+            if factor.is_presence:
+                mark = mark * factor.presence(self._arrays)
+            cells = _weighted(_in_all_cells(model, factor, table), mark, factor.scale(self._arrays))
+            found.setdefault(model_name(name), []).append(cells)
+        for integral in model.integrals:
+            own = model.factors[integral.latents[0]].scale(self._arrays)
+            for name, cells in self._groups[integral.axis].items():
+                cells = _weighted(cells, _product(marks, integral.given), own)
+                found.setdefault(model_name(name), []).append(cells)
+        if model.use_prior:
+            sampled = [name for name in model.free if model.trace.sites[name].kind == "continuous"]
+            found |= {name: [prior_cells(self._arrays[name])] for name in sampled}
+        return {
+            name: (sum(map(jnp.sum, parts), jnp.zeros(())), sum((jnp.sum(jnp.abs(p)) for p in parts), jnp.zeros(())))
+            for name, parts in found.items()
+        }
 
+    def summed(self, marks: Mapping[str, jax.Array]) -> jax.Array:
+        """The log of its sum over the states of discrete latents that are marked, by emppl's elimination."""
+        model = self.model
+        tables = {axis: sum(of_site.values(), jnp.zeros(())) for axis, of_site in self._groups.items()}
+        probes = {}
+        for name in model.latents:
+            mark = marks[name]
+            if model.factors[name].is_presence:  # steps that do not exist have no state
+                mark = jnp.where(model.factors[name].presence(self._arrays), mark, 1)
+            probes[name] = jnp.where(mark > 0, 0.0, -jnp.inf)
+        scales, present = all_scales(model, self._arrays), model.present(self._arrays)
+        return probed_evidence(
+            model, {**self._tables, **tables}, probes, scales, present, lambda part, place: PLAIN_SUM
+        )
 
-def _product(marks: Mapping[str, jax.Array], axes: Any) -> Any:
-    product: Any = jnp.ones(())
-    for axis in axes:
-        if axis in marks:
-            product = product * marks[axis]
-    return product
+    def integrals(self) -> dict[str, tuple[jax.Array, jax.Array, jax.Array]]:
+        """By exact integral over normal latents, its evidence in two ways: ``p(y) = p(y, b) / p(b | y)`` for any ``b``.
 
+        Returns:
+            ``(emppl's evidence, log joint density less log conditional density, sum of absolute values)``, in nats.
+        """
+        found = {}
+        for integral in self.model.integrals:
+            if not isinstance(integral.way, Exact) or integral.bounded(self.model.trace):
+                continue
+            joint = Joint(self.model, integral, self.params, self.data)
+            outcome = integrate(joint)
+            assert outcome.root is not None
+            values = self._one_atom(joint, self.first)
+            deviation = joint.pack(values) - outcome.mean
+            whitened = jnp.einsum("gij,gi->gj", outcome.root, deviation)
+            size = deviation.shape[-1] / 2 * math.log(2 * math.pi)
+            conditional = half_log_det(outcome.root) - size - jnp.sum(whitened**2, -1) / 2
+            cells = joint.by_cell(joint.tables(values))
+            ratio = cells - joint.to_cells(conditional)
+            names = ", ".join(map(repr, integral.latents))
+            sizes = jnp.sum(jnp.abs(cells)) + jnp.sum(jnp.abs(conditional))
+            found[f"the integral over {names}"] = jnp.sum(outcome.evidence), jnp.sum(ratio), sizes
+        return found
 
-# ------------------------------------------------------------------------------------------------ discrete latents
+    def marks(self, values: Values) -> dict[str, jax.Array]:
+        """By axis of a discrete latent, one at the state of every cell and zero elsewhere, with the common axes."""
+        model, marks = self.model, {}
+        for axis in sorted(model.axes.latents - model.axes.of_atoms):
+            latent, position = latent_of(axis), model.axes.names.index(axis)
+            base = model_name(latent)
+            if model.trace.sites[latent].labels is not None:  # the site that holds labels where they are known
+                base = base.removesuffix("_unobserved")
+            states = jnp.asarray(model.trace.atoms[axis])
+            states = jnp.reshape(states, [-1 if place == position else 1 for place in range(model.axes.rank)])
+            cells = on_axes(model, latent, of_axis(model, axis, values[base]))
+            marks[axis] = (cells == states).astype(jnp.result_type(float))
+        return marks
 
+    @functools.cached_property
+    def _arrays(self) -> dict[str, Any]:
+        return self.model.evaluate(self.params, self.data)
 
-def _marks(model: Model, values: Values) -> dict[str, jax.Array]:
-    """By axis of a discrete latent, one at the state it has in every cell and zero elsewhere, with the common axes."""
-    marks = {}
-    for axis in model.axes.latents - model.axes.of_atoms:
-        latent = axis.split("@previous")[0]
-        site, atoms = model.trace.sites[latent], jnp.asarray(model.trace.atoms[axis])
-        position = model.axes.names.index(axis)
-        states = jnp.reshape(atoms, [-1 if place == position else 1 for place in range(model.axes.rank)])
-        value = _with_labels(model, site.name, values)
-        aligned = _aligned(model, latent, _of_axis(model, axis, value))
-        marks[axis] = (aligned == states).astype(jnp.result_type(float))
-    return marks
+    @functools.cached_property
+    def _tables(self) -> dict[str, jax.Array]:
+        """Tables of the sites without continuous latents."""
+        model = self.model
+        return {name: _table(f, self._arrays) for name, f in model.factors.items() if name not in model.integrated}
 
+    @functools.cached_property
+    def _groups(self) -> dict[str, dict[str, jax.Array]]:
+        """By integral and site, the share of the site in the density of every group, each at one of two values."""
+        return {integral.axis: self._by_group(integral) for integral in self.model.integrals}
 
-def _with_labels(model: Model, name: str, values: Values) -> jax.Array:
-    """The value of a latent; of one that is partly observed, with its labels in their places."""
-    base = model_name(name)
-    if model.trace.sites[name].labels is None:
-        return values[base]
-    return values[base.removesuffix("_unobserved")]
+    def _by_group(self, integral: Integral) -> dict[str, jax.Array]:
+        joint = Joint(self.model, integral, self.params, self.data)
 
+        def at(values: Values) -> dict[str, jax.Array]:
+            atoms = {name: value[None] for name, value in self._one_atom(joint, values).items()}
+            arrays = self.model.evaluate(self.params, self.data, joint.wanted, atoms)
+            sites = [name for name in integral.factors if name not in integral.way.constant_sites]
+            return {name: joint.by_cell({name: _table(self.model.factors[name], arrays)}) for name in sites}
 
-def _of_axis(model: Model, axis: str, value: jax.Array) -> jax.Array:
-    """The part of a latent's value that lies on one of its axes: of a ``scan``, the steps there."""
-    base, _, step = axis.partition("@")
-    scan = next((scan for scan in model.trace.scans if base in scan.depths or base in scan.hidden), None)
-    if scan is None:
-        return value
-    if step.isdigit():
-        return value[int(step)]
-    lag = int(step.removeprefix("previous") or 1) if step else 0
-    return value[scan.order - lag : scan.order - lag + scan.length]
+        first, second = at(self.first), at(self.second)
+        return {name: jnp.where(self.taken[integral.axis], first[name], second[name]) for name in first}
 
-
-def _aligned(model: Model, latent: str, value: jax.Array) -> jax.Array:
-    site = model.trace.sites[latent]
-    if site.time is None:
-        return model.axes.align(value, site, 0)
-    position = model.axes.names.index(site.time.name)
-    by_step = jax.vmap(lambda step: model.axes.align(step, site, 0), out_axes=position)(value)
-    return jnp.squeeze(by_step, position + 1)
+    def _one_atom(self, joint: Joint, values: Values) -> dict[str, jax.Array]:
+        """One atom of every latent of an integral, the same for all states of discrete latents."""
+        atoms = {}
+        for name, zero in joint.zeros().items():
+            value = of_axis(self.model, name, values[model_name(name)])
+            if self.model.trace.sites[latent_of(name)].time is not None:
+                value = jnp.reshape(value, value.shape[:1] + (1,) * (zero.ndim - value.ndim) + value.shape[1:])
+            atoms[name] = jnp.broadcast_to(value, zero.shape)
+        return atoms
 
 
 def _table(factor: AlignedSite, arrays: Mapping[str, SiteArrays]) -> jax.Array:
@@ -145,70 +175,24 @@ def _table(factor: AlignedSite, arrays: Mapping[str, SiteArrays]) -> jax.Array:
     mask = factor.mask(arrays)
     if mask is None or factor.site.kind not in ("discrete", "integrated"):
         return log_prob_table(factor, arrays)
-    unmasked = {**arrays, factor.name: _without_mask(arrays[factor.name])}
+    unmasked = {**arrays, factor.name: dataclasses.replace(arrays[factor.name], mask=None)}
     table = log_prob_table(factor, unmasked, by_element=True)
     return jnp.sum(jnp.where(mask, table, 0), tuple(range(factor.axes.rank, table.ndim)))
 
 
-def _without_mask(arrays: SiteArrays) -> SiteArrays:
-    return dataclasses.replace(arrays, mask=None)
-
-
-def _counted(
-    model: Model, factor: AlignedSite, arrays: Mapping[str, SiteArrays], mark: jax.Array, table: jax.Array
-) -> jax.Array:
-    """The cells of a table at the states that latents have, times how often they count."""
+def _in_all_cells(model: Model, factor: AlignedSite, table: jax.Array) -> jax.Array:
     plates = model.axes.plates_of(factor.site, factor.site.batch_shape)
-    if factor.is_presence:
-        mark = mark * factor.presence(arrays)
-    if (scale := factor.scale(arrays)) is not None:
-        mark = mark * scale
-    full = [
-        model.axes.sizes[name] if name in plates or name in factor.all_latents else 1 for name in model.axes.names
-    ]
-    return weighted(*jnp.broadcast_arrays(mark, table, jnp.zeros(full))[:2])
+    kept = plates | factor.all_latents
+    full = [model.axes.sizes[name] if name in kept else 1 for name in model.axes.names]
+    return jnp.broadcast_to(table, jnp.broadcast_shapes(table.shape, tuple(full)))
 
 
-# ---------------------------------------------------------------------------------------------- continuous latents
+def _product(marks: Mapping[str, jax.Array], latents: Iterable[str]) -> Any:
+    product: Any = jnp.ones(())
+    for axis in latents:
+        product = product * marks.get(axis, 1.0)
+    return product
 
 
-def _by_group(
-    model: Model, integral: Integral, params: Params, data: Data, values: tuple[Values, Values], taken: jax.Array
-) -> dict[str, jax.Array]:
-    """By site, its share in the density of every group, each at one of two values."""
-    joint = Joint(model, integral, params, data)
-    constant = integral.way.constant_sites
-
-    def at(values: Values) -> dict[str, jax.Array]:
-        atoms = {}
-        for name, shape in joint.zeros().items():
-            value = _of_axis(model, name, values[model_name(name)])
-            atoms[name] = _spread(model, name, value, shape.shape)[None]
-        tables = _tables_at(joint, atoms)
-        return {name: joint.by_cell({name: table}) for name, table in tables.items() if name not in constant}
-
-    first, second = map(at, values)
-    return {name: jnp.where(taken, first[name], second[name]) for name in first}
-
-
-def _tables_at(joint: Joint, atoms: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    arrays = joint.model.evaluate(joint.params, joint.data, joint.wanted, atoms)
-    return {name: _table(joint.model.factors[name], arrays) for name in joint.integral.factors}
-
-
-def _spread(model: Model, name: str, value: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """A latent's value, the same for all states of the discrete latents that it is integrated for."""
-    timed = model.trace.sites[model_name(name)].time is not None and not name.partition("@")[2].isdigit()
-    if timed:
-        extra = len(shape) - value.ndim
-        value = jnp.reshape(value, (value.shape[0],) + (1,) * extra + value.shape[1:])
-    return jnp.broadcast_to(value, shape)
-
-
-def _counted_groups(
-    model: Model, integral: Integral, arrays: Mapping[str, SiteArrays], mark: jax.Array, cells: jax.Array
-) -> jax.Array:
-    own = model.factors[integral.latents[0]].scale(arrays)
-    if own is not None:
-        mark = mark * own
-    return weighted(*jnp.broadcast_arrays(mark, cells))
+def _weighted(cells: jax.Array, mark: jax.Array, scale: jax.Array | None) -> jax.Array:
+    return weighted(*jnp.broadcast_arrays(mark if scale is None else mark * scale, cells))
