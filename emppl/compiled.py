@@ -127,14 +127,17 @@ class Compiled:
         return free
 
     def check(self, data: Data) -> Check | None:
-        """The comparison with NumPyro's own density; None if it was made before, or would take too much memory."""
+        """The comparison with NumPyro's own density, of a random part of the rows if they are many; None after that."""
         if self._is_checked:
             return None
         self._is_checked = True
         if self.model.cost <= _MOST_CELLS_OF_A_CHECK:
             return Check(self.source, self.model, data)
         few = self.reducer.some_rows(data, _ROWS_OF_A_CHECK)
-        return None if isinstance(few, Refusal) else Check(few.source, few.program.model, few.data, is_part=True)
+        if isinstance(few, Refusal):
+            reason = f"it has {self.model.cost:,} table cells, and a part of its rows is no such model: {few.reason}"
+            return Check(self.source, self.model, data, why_not=reason)
+        return Check(few.source, few.program.model, few.data, is_part=True)
 
     def for_few(self, few: FewRows) -> Compiled:
         """The functions of the algorithm for few rows."""

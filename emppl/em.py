@@ -301,7 +301,9 @@ class EM:
             self._explain_impossible(whole, starts)
         result = result_of(whole, outcome)
         if check is not None and not outcome.interrupted:
-            check.finish(result.params, result.log_likelihood)
+            check.finish(whole.free(result.params), result.log_likelihood)
+            if check.why_not is not None:
+                result.notes.append(f"The fit was not compared with NumPyro's own density: {check.why_not}")
         return result
 
     def _by_blocks(

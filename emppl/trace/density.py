@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpyro
 from numpyro.infer.util import compute_log_probs
 
-from emppl.trace.distributions import as_numpyro_expects
 from emppl.trace.arguments import Skeleton, join_arguments
+from emppl.trace.distributions import as_numpyro_expects
 from emppl.types import Data, Params
 
 Values = Mapping[str, jax.Array]

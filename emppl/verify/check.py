@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -64,25 +64,25 @@ class Check:
         model: the model.
         data: arrays of the model's arguments.
         is_part: whether these are not all the data of the fit.
-
-    Attributes:
-        why_not: why the densities could not be compared; None if they could.
+        why_not: why the densities cannot be compared; None as long as they can. Also an attribute.
     """
 
-    def __init__(self, source: Source, model: Model, data: Data, is_part: bool = False):
+    def __init__(self, source: Source, model: Model, data: Data, is_part: bool = False, why_not: str | None = None):
         self._is_part = is_part
         self._source = source
         self._model = model
         self._data = list(data)
         self._keys = [jax.random.key(number) for number in range(_TIMES)]
-        self._at_prior_draws: Callable = jax.jit(self._compare_at_prior_draws, compiler_options=_cheap())
-        self._at_posterior_draws: Callable = jax.jit(self._compare_at_posterior_draws, compiler_options=_cheap())
+        self._at_prior_draws: Any = jax.jit(self._compare_at_prior_draws, compiler_options=_cheap())
+        self._at_posterior_draws = jax.jit(self._compare_at_posterior_draws, compiler_options=_cheap())
         self._start: dict[str, jax.Array] = {}
         self._first: concurrent.futures.Future | None = None
-        self.why_not: str | None = None
+        self.why_not = why_not
 
     def begin(self, params: Params) -> None:
         """Trace the comparison, and let another thread compile it and do it at these parameters."""
+        if self.why_not is not None:
+            return
         self._start = {name: jnp.asarray(params[name]) for name in self._model.free}
         try:
             # Tracing happens here, so that thread-local settings of JAX hold.
@@ -170,12 +170,13 @@ class Check:
         every = assignments(model, first, of_cells)
         own = CompleteData(model, params, data, {name: value[0] for name, value in every.items()}, second, taken)
         theirs = self._numpyro_log_probs(params, every, second, taken, data)
-        ours, sites = own.by_site(), {}
+        ours = own.by_site()
+        sites: dict[str, tuple[Any, Any, Any]] = {}
         for name in sorted({*ours, *theirs} - self._left_out):
-            mine, magnitude = ours.get(name, (0.0, 0.0))
-            parts = mine, theirs[name][0] if name in theirs else 0.0, magnitude
-            before = sites.get(self._whole(name), (0.0, 0.0, 0.0))
-            sites[self._whole(name)] = tuple(jnp.asarray(x + y, float) for x, y in zip(before, parts, strict=True))
+            mine, magnitude = ours.get(name, (jnp.zeros(()), jnp.zeros(())))
+            numpyro_sum = theirs[name][0] if name in theirs else jnp.zeros(())
+            before = sites.get(self._whole(name), (jnp.zeros(()),) * 3)
+            sites[self._whole(name)] = before[0] + mine, before[1] + numpyro_sum, before[2] + magnitude
         sums, plain = None, None
         if model.latents:
             likelihood = {*theirs} - self._left_out - set(model.trace.parameters)
