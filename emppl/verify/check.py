@@ -22,7 +22,7 @@ from emppl.names import model_name
 from emppl.reduce.reduction import Source
 from emppl.trace.density import Values, draw_latents, log_probs
 from emppl.types import Data, Params
-from emppl.verify.complete import CompleteData
+from emppl.verify.complete import PRIORS, CompleteData
 from emppl.verify.values import assignments, choose_groups, mixed
 
 _TIMES = 6
@@ -139,7 +139,8 @@ class Check:
                 return
             for name, (own, theirs, _) in compared.sites.items():
                 if not abs(own - theirs) <= compared.allowed:
-                    raise ModelError(_misread(f"at site {name!r}", own, theirs))
+                    where = "in the priors" if name == PRIORS else f"at site {name!r}"
+                    raise ModelError(_misread(where, own, theirs))
             if compared.sums is not None and not abs(compared.sums[0] - compared.sums[1]) <= compared.allowed:
                 raise ModelError(_misread("where it sums over the states of discrete latents", *compared.sums))
             for name, (own, theirs, _) in compared.integrals.items():
@@ -180,7 +181,7 @@ class Check:
         sums, plain = None, None
         if model.latents:
             likelihood = {*theirs} - self._left_out - set(model.trace.parameters)
-            joint = sum((theirs[name] for name in likelihood), jnp.zeros(()))
+            joint = sum((theirs[name] for name in sorted(likelihood)), jnp.zeros(()))
             marks = jax.vmap(own.marks)(every)
             sums = own.summed({axis: jnp.max(mark, 0) for axis, mark in marks.items()}), jax.nn.logsumexp(joint)
         if not model.integrals and not model.drawn:
@@ -206,7 +207,9 @@ class Check:
         return limits | set(model.fixed if model.use_prior else model.trace.parameters)
 
     def _whole(self, name: str) -> str:
-        """The site that a half of a partly observed site belongs to."""
+        """What a site is compared with: a half of a partly observed site with the other, a prior with all priors."""
+        if name in self._model.trace.parameters:
+            return PRIORS
         for site in self._model.trace.sites.values():
             if site.labels is not None and name in (site.labels, site.name):
                 return site.name.removesuffix("_unobserved")

@@ -23,7 +23,7 @@ from emppl.integrals.joint import Joint
 from emppl.integrals.way import integrate
 from emppl.model.integral import Integral
 from emppl.model.log_prob_table import log_prob_table
-from emppl.model.model import Model, prior_cells
+from emppl.model.model import Model
 from emppl.model.site import AlignedSite
 from emppl.names import latent_of, model_name
 from emppl.numerics.guarded import weighted
@@ -32,6 +32,9 @@ from emppl.trace import SiteArrays
 from emppl.trace.density import Values
 from emppl.types import Data, Params
 from emppl.verify.values import of_axis, on_axes
+
+PRIORS = "priors"
+"""In the place of a site's name: all priors of parameters together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +58,7 @@ class CompleteData:
     taken: Mapping[str, jax.Array]
 
     def by_site(self) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """By site of the model, the sum over its cells and the sum of absolute values, in nats."""
+        """By site, and for all priors together, the sum over its cells and that of absolute values, in nats."""
         model, marks = self.model, self.marks(self.first)
         found: dict[str, list[jax.Array]] = {}
         for name, table in self._tables.items():
@@ -70,9 +73,7 @@ class CompleteData:
             for name, cells in self._groups[integral.axis].items():
                 cells = _weighted(cells, _product(marks, integral.given), own)
                 found.setdefault(model_name(name), []).append(cells)
-        if model.use_prior:
-            sampled = [name for name in model.free if model.trace.sites[name].kind == "continuous"]
-            found |= {name: [prior_cells(self._arrays[name])] for name in sampled}
+        found[PRIORS] = [model.log_prior_from(self._arrays)]
         return {
             name: (sum(map(jnp.sum, parts), jnp.zeros(())), sum((jnp.sum(jnp.abs(p)) for p in parts), jnp.zeros(())))
             for name, parts in found.items()
@@ -87,6 +88,8 @@ class CompleteData:
             mark = marks[name]
             if model.factors[name].is_presence:  # steps that do not exist have no state
                 mark = jnp.where(model.factors[name].presence(self._arrays), mark, 1)
+            if (labels := model.trace.sites[name].labels) is not None:  # these say what the state is, where they are
+                mark = jnp.where(_known(model.factors[labels], self._arrays), 1, mark)
             probes[name] = jnp.where(mark > 0, 0.0, -jnp.inf)
         scales, present = all_scales(model, self._arrays), model.present(self._arrays)
         return probed_evidence(
@@ -178,6 +181,14 @@ def _table(factor: AlignedSite, arrays: Mapping[str, SiteArrays]) -> jax.Array:
     unmasked = {**arrays, factor.name: dataclasses.replace(arrays[factor.name], mask=None)}
     table = log_prob_table(factor, unmasked, by_element=True)
     return jnp.sum(jnp.where(mask, table, 0), tuple(range(factor.axes.rank, table.ndim)))
+
+
+def _known(factor: AlignedSite, arrays: Mapping[str, SiteArrays]) -> jax.Array:
+    """Where a label is known, with the common axes."""
+    align = functools.partial(factor.align, depends=frozenset(), trailing=0)
+    known = factor.over_time(arrays[factor.name], ("label_mask",), lambda step: align(jnp.asarray(step.label_mask)))
+    mask = factor.mask(arrays)
+    return known if mask is None else known & mask
 
 
 def _in_all_cells(model: Model, factor: AlignedSite, table: jax.Array) -> jax.Array:
