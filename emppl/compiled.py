@@ -32,7 +32,7 @@ from emppl.trace.arguments import split_arguments
 from emppl.types import Data, Params
 from emppl.uncertainty.identification import shift_effects
 from emppl.uncertainty.information import hessian_columns, score
-from emppl.verify.check import Check
+from emppl.verify.verification import Verification
 
 _MOST_CELLS_OF_SMALL_FITS = 4096
 """Table cells an iteration up to which a fit takes less time than compiling it well."""
@@ -126,18 +126,18 @@ class Compiled:
                 )
         return free
 
-    def check(self, data: Data) -> Check | None:
+    def verification(self, data: Data) -> Verification | None:
         """The comparison with NumPyro's own density, of a random part of the rows if they are many; None after that."""
         if self._is_checked:
             return None
         self._is_checked = True
         if self.model.cost <= _MOST_CELLS_OF_A_CHECK:
-            return Check(self.source, self.model, data)
+            return Verification(self.source, self.model, data)
         few = self.reducer.some_rows(data, _ROWS_OF_A_CHECK)
         if isinstance(few, Refusal):
             reason = f"it has {self.model.cost:,} table cells, and a part of its rows is no such model: {few.reason}"
-            return Check(self.source, self.model, data, why_not=reason)
-        return Check(few.source, few.program.model, few.data, is_part=True)
+            return Verification(self.source, self.model, data, why_not=reason)
+        return Verification(few.source, few.program.model, few.data, is_part=True)
 
     def for_few(self, few: FewRows) -> Compiled:
         """The functions of the algorithm for few rows."""

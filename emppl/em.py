@@ -276,9 +276,9 @@ class EM:
         inputs = fit.inputs()
         _say_float32()
         starts = self._starts(whole, rng_key, given)
-        check = whole.compiled.check(whole.data) if self.verify else None
-        if check is not None:
-            check.begin({name: value[0] for name, value in starts.items()})
+        verification = whole.compiled.verification(whole.data) if self.verify else None
+        if verification is not None:
+            verification.begin({name: value[0] for name, value in starts.items()})
         file = None if checkpoint is None else Checkpoint(checkpoint, self._identity(whole, rng_key, starts))
         progress = Progress(self.progress_bar, self.max_iterations)
         default = _TOLERANCE if simulator is None else simulation.TOLERANCE
@@ -286,8 +286,8 @@ class EM:
 
         def report(states: Any) -> None:
             progress(states)
-            if check is not None:
-                check.look()
+            if verification is not None:
+                verification.look()
 
         settings = loop.Settings(tolerance, self.max_iterations, report, file)
         if simulator is None:
@@ -300,10 +300,10 @@ class EM:
         if not is_possible and not outcome.interrupted and simulator is None:
             self._explain_impossible(whole, starts)
         result = result_of(whole, outcome)
-        if check is not None and not outcome.interrupted:
-            check.finish(whole.free(result.params), result.log_likelihood)
-            if check.why_not is not None:
-                result.notes.append(f"The fit was not compared with NumPyro's own density: {check.why_not}")
+        if verification is not None and not outcome.interrupted:
+            verification.finish(whole.free(result.params), result.log_likelihood)
+            if verification.why_not is not None:
+                result.notes.append(f"The fit was not compared with NumPyro's own density: {verification.why_not}")
         return result
 
     def _by_blocks(

@@ -11,8 +11,8 @@ from numpyro.distributions import constraints
 import emppl
 from emppl import compiled
 from emppl.model import log_prob_table
-from emppl.verify import check
-from emppl.verify.check import Check
+from emppl.verify import verification
+from emppl.verify.verification import Verification
 from tests.kit.fits import KEY, fit
 
 DATA = np.array([0.3, -1.2, 2.1, 1.9, -0.7])
@@ -118,7 +118,7 @@ def zeros(y):
 def test_a_model_that_is_read_rightly_is_compared_and_passes(model, data, latents, monkeypatch):
     checks = []
     monkeypatch.setattr(
-        compiled, "Check", lambda *args, **options: checks.append(Check(*args, **options)) or checks[-1]
+        compiled, "Verification", lambda *args, **options: checks.append(Verification(*args, **options)) or checks[-1]
     )
     result = fit(model, *data, latents=latents, max_iterations=5)
     assert np.isfinite(result.log_likelihood)
@@ -137,8 +137,8 @@ def test_a_misread_model_gives_no_result(monkeypatch):
 
 def test_only_the_first_fit_of_a_derivation_is_compared(monkeypatch):
     begun = []
-    begin = Check.begin
-    monkeypatch.setattr(Check, "begin", lambda self, params: begun.append(1) or begin(self, params))
+    begin = Verification.begin
+    monkeypatch.setattr(Verification, "begin", lambda self, params: begun.append(1) or begin(self, params))
     em = emppl.EM(mixture, max_iterations=2)
     for data in (DATA, DATA + 1, DATA[:4]):
         em.run(KEY, data)
@@ -149,7 +149,7 @@ def test_what_numpyro_cannot_run_is_not_compared_and_the_result_says_so(monkeypa
     def fails(*args):
         raise ValueError("no such thing")
 
-    monkeypatch.setattr(check, "draw_latents", fails)
+    monkeypatch.setattr(verification, "draw_latents", fails)
     notes = fit(mixture, DATA, max_iterations=3).notes
     assert notes == ["The fit was not compared with NumPyro's own density: ValueError: no such thing"]
 
@@ -158,7 +158,9 @@ def test_of_many_rows_a_random_part_is_compared(monkeypatch):
     monkeypatch.setattr(compiled, "_MOST_CELLS_OF_A_CHECK", 100)
     monkeypatch.setattr(compiled, "_ROWS_OF_A_CHECK", 20)
     parts = []
-    monkeypatch.setattr(compiled, "Check", lambda *args, **options: parts.append(args[2]) or Check(*args, **options))
+    monkeypatch.setattr(
+        compiled, "Verification", lambda *args, **options: parts.append(args[2]) or Verification(*args, **options)
+    )
     y = np.random.default_rng(0).normal(size=1500)
     fit(mixture, y, max_iterations=2)
     weights, rows = parts[0]
@@ -177,7 +179,7 @@ def test_many_cells_without_rows_of_their_own_are_not_compared(monkeypatch):
 
 
 def test_nothing_is_compared_after_an_interrupt(monkeypatch):
-    monkeypatch.setattr(Check, "look", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
-    monkeypatch.setattr(Check, "finish", lambda *args: pytest.fail("compared"))
+    monkeypatch.setattr(Verification, "look", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Verification, "finish", lambda *args: pytest.fail("compared"))
     y = np.random.default_rng(0).normal(size=100)
     assert fit(mixture, y, tolerance=0.0).stop_reason is emppl.StopReason.INTERRUPTED

@@ -56,7 +56,7 @@ class Compared(NamedTuple):
         return float(np.sqrt(jnp.finfo(jnp.result_type(float)).eps)) * (1 + magnitude)
 
 
-class Check:
+class Verification:
     """Compares a derived model with NumPyro's density.
 
     Args:
