@@ -32,7 +32,7 @@ from emppl.trace.arguments import split_arguments
 from emppl.types import Data, Params
 from emppl.uncertainty.identification import shift_effects
 from emppl.uncertainty.information import hessian_columns, score
-from emppl.verify.verification import Verification
+from emppl.verify.verification import Verification, verification_in_words
 
 _MOST_CELLS_OF_SMALL_FITS = 4096
 """Table cells an iteration up to which a fit takes less time than compiling it well."""
@@ -340,9 +340,15 @@ class Fit:
         """
         checks.check_report(self.program, jax.device_get(self.compiled.report(self.data)))
 
-    def plan(self) -> Plan:
-        """What is derived, with what a fit does with the rows of the data."""
-        return build_plan(self.program, self._reduction_in_words())
+    def plan(self, verify: bool = True) -> Plan:
+        """What is derived, with what a fit does with the rows of the data.
+
+        Args:
+            verify: whether the first fit is compared with NumPyro's own density.
+        """
+        is_part = self.model.cost > _MOST_CELLS_OF_A_CHECK
+        verification = verification_in_words(_ROWS_OF_A_CHECK if is_part else None) if verify else ""
+        return build_plan(self.program, self._reduction_in_words(), verification)
 
     def _reduction_in_words(self) -> str:
         few, steps = self.reduced(), self.compiled.reducer.steps

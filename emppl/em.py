@@ -152,7 +152,7 @@ class EM:
         Raises:
             ModelError: the model cannot be handled; the message says why and what to write.
         """
-        return self._fit(args, kwargs).plan()
+        return self._fit(args, kwargs).plan(self.verify)
 
     def e_step(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> estep.Posterior:
         """Posterior weights of all latents at given parameters.

@@ -23,7 +23,7 @@ from emppl.reduce.reduction import Source
 from emppl.trace.density import Values, draw_latents, log_probs
 from emppl.types import Data, Params
 from emppl.verify.complete import PRIORS, CompleteData
-from emppl.verify.values import assignments, choose_groups, mixed
+from emppl.verify.values import MOST_ASSIGNMENTS, assignments, choose_groups, mixed
 
 _TIMES = 6
 """How often the densities are compared at the same parameters: each time some faults may happen not to show."""
@@ -226,6 +226,19 @@ class Verification:
                 value = jnp.ravel(jnp.asarray(atoms))[value]
             values[name] = values[self._whole(name)] = jnp.reshape(value, shapes[name].shape)
         return values
+
+
+def verification_in_words(rows: int | None) -> str:
+    """What is done, and what it costs, for the plan.
+
+    Args:
+        rows: size of the random part of the rows that is compared; None for all data.
+    """
+    where = "all data" if rows is None else f"{rows:,} random rows"
+    return (
+        f"the first fit, at its start and its end, against NumPyro's own density of {where} at {_TIMES} values of all\n"
+        f"  latents: up to {2 * _TIMES * MOST_ASSIGNMENTS} evaluations, compiled beside the fit"
+    )
 
 
 def _cheap() -> dict[str, Any]:
