@@ -28,7 +28,7 @@ from emppl.program import Program
 from emppl.reduce.reduction import FewRows, Reducer, Source
 from emppl.reduce.rows import Compressed
 from emppl.trace import MissingCells
-from emppl.trace.arguments import split_arguments
+from emppl.trace.arguments import raised, split_arguments
 from emppl.types import Data, Params
 from emppl.uncertainty.identification import shift_effects
 from emppl.uncertainty.information import hessian_columns, score
@@ -348,7 +348,7 @@ def fit_of(model: Callable, options: Options, compress: bool, args: tuple, kwarg
     for number, leaf in enumerate(leaves):
         if leaf.size == 0:
             raise DataError(f"Array argument number {number + 1} of the model is empty (shape {leaf.shape}).")
-    data = [jnp.asarray(leaf) for leaf in leaves]
+    data = list(map(raised, leaves))
     has_missing = any(map(_has_nan, data))
     key = (skeleton, has_missing, tuple((leaf.shape, str(leaf.dtype)) for leaf in data), jnp.result_type(float))
     if key not in cache:

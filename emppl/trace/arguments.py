@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from emppl.errors import DataError
@@ -85,6 +86,19 @@ def with_array_in_front(skeleton: Skeleton) -> Skeleton:
     args, kwargs = jax.tree.unflatten(treedef, static)
     longer = jax.tree.structure(((_ARRAY, *args), kwargs), is_leaf=lambda node: node is None)
     return longer, (_ARRAY, *static), (_Array, *kinds)
+
+
+def raised(array: Any) -> jax.Array:
+    """An array in the session's precision, where its own is lower.
+
+    A density is computed in the precision of what goes into it: ``lgamma`` of counts kept as float32, or as any
+    integers below 64 bits, has seven digits.
+    """
+    dtype = jnp.result_type(array)
+    for kind, widest in ((jnp.floating, jnp.result_type(float)), (jnp.integer, jnp.result_type(int))):
+        if jnp.issubdtype(dtype, kind) and jnp.dtype(dtype).itemsize < jnp.dtype(widest).itemsize:
+            return jnp.asarray(array, widest)
+    return jnp.asarray(array)
 
 
 class _Array:
