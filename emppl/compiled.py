@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
@@ -17,13 +18,14 @@ from emppl.derivation.plan import Plan, build_plan
 from emppl.errors import DataError, ModelError, ParameterError, Refusal, unknown_name
 from emppl.estep.cell_weights import cell_weights
 from emppl.fit import checks, loop
+from emppl.fit.indices import check_indices, index_ranges
 from emppl.fit.loop import Inputs
 from emppl.fit.start import starting_values
 from emppl.integrals.settle import finer_model
 from emppl.model.model import Model
 from emppl.model.options import Options
 from emppl.montecarlo.simulator import Simulator
-from emppl.parameters.constraints import check
+from emppl.parameters.constraints import check, check_point
 from emppl.program import Program
 from emppl.reduce.reduction import FewRows, Reducer, Source
 from emppl.reduce.rows import Compressed
@@ -105,19 +107,6 @@ class Compiled:
 
         return checked
 
-    def parameters(self, params: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """The free parameters of a user's dictionary."""
-        missing = [name for name in self.model.free if name not in params]
-        if missing:
-            raise ParameterError(f"params lacks {missing}; the model needs {self.model.free}.")
-        free = {name: jnp.asarray(params[name], jnp.result_type(float)) for name in self.model.free}
-        for name, value in free.items():
-            if value.shape != self.model.trace.sites[name].shape:
-                raise ParameterError(
-                    f"params[{name!r}] has shape {value.shape}; the model needs {self.model.trace.sites[name].shape}."
-                )
-        return free
-
     def for_few(self, few: FewRows) -> Compiled:
         """The functions of the algorithm for few rows."""
         number = len(few.compressed.weights)
@@ -127,8 +116,11 @@ class Compiled:
 
     @functools.cached_property
     def report(self) -> Callable:
-        """What is wrong with the data."""
-        return jax.jit(functools.partial(checks.data_report, self.model))
+        """What is wrong with the data: with observed values, and the ranges of indices."""
+        return jax.jit(self._report)
+
+    def _report(self, data: Data) -> tuple[Any, Any]:
+        return checks.data_report(self.model, data), index_ranges(self.model, data)
 
     @functools.cached_property
     def q(self) -> Callable:
@@ -167,7 +159,7 @@ class Compiled:
         """Statistics of the data, and what is wrong with them."""
 
         def prepared_and_report(data: Data) -> tuple[Any, Any]:
-            return estep.prepare(self.model, self.program.fused, data), checks.data_report(self.model, data)
+            return estep.prepare(self.model, self.program.fused, data), self._report(data)
 
         return jax.jit(prepared_and_report, compiler_options=self._compiler_options)
 
@@ -308,16 +300,46 @@ class Fit:
             DataError: the data cannot be used.
         """
         prepared, report = self.compiled.prepared_and_report(self.data)
-        checks.check_report(self.program, jax.device_get(report))
+        self._check_report(report)
         return Inputs(self.data, prepared)
 
     def check(self) -> None:
-        """Refuse data that cannot be used.
+        """Refuse data that cannot be fitted.
 
         Raises:
             DataError: the data cannot be used.
         """
-        checks.check_report(self.program, jax.device_get(self.compiled.report(self.data)))
+        self._check_report(self.compiled.report(self.data))
+
+    def at(self, params: Mapping[str, Any]) -> tuple[dict[str, jax.Array], list[jax.Array]]:
+        """The free parameters of a user's dictionary, and the data, both checked where their values can be seen.
+
+        Raises:
+            ParameterError: a name, a shape or a value that cannot be used.
+            DataError: the data cannot be used.
+        """
+        self.check_data()
+        return check_point(params, self.model.trace.sites, self.model.free, self.model.fixed), self.data
+
+    def check_data(self) -> None:
+        """Refuse data under which no density is what it seems; under a transformation of JAX they cannot be seen.
+
+        Raises:
+            DataError: the data cannot be used.
+        """
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in self.data):
+            return
+        # Where the caller is traced, so is what he calls, unless it is said otherwise.
+        is_traced = isinstance(jnp.zeros(()), jax.core.Tracer)
+        with jax.ensure_compile_time_eval() if is_traced else contextlib.nullcontext():
+            self._check_report(self.compiled.report(self.data), fitted=False)
+
+    def _check_report(self, report: tuple[Any, Any], fitted: bool = True) -> None:
+        values, ranges = jax.device_get(report)
+        check_indices(self.model, self.data, ranges)
+        checks.check_values(self.model, values)
+        if fitted:
+            checks.check_fit(self.program, values)
 
     def plan(self) -> Plan:
         """What is derived, with what a fit does with the rows of the data."""
@@ -348,7 +370,9 @@ def fit_of(model: Callable, options: Options, compress: bool, args: tuple, kwarg
     for number, leaf in enumerate(leaves):
         if leaf.size == 0:
             raise DataError(f"Array argument number {number + 1} of the model is empty (shape {leaf.shape}).")
-    data = list(map(raised, leaves))
+    with jax.ensure_compile_time_eval():  # what is no tracer stays in sight, though the caller be traced
+        data = [leaf if isinstance(leaf, jax.core.Tracer) else raised(leaf) for leaf in leaves]
+    data = [raised(leaf) for leaf in data]
     has_missing = any(map(_has_nan, data))
     key = (skeleton, has_missing, tuple((leaf.shape, str(leaf.dtype)) for leaf in data), jnp.result_type(float))
     if key not in cache:

@@ -162,7 +162,7 @@ class EM:
             differentiated and vmapped.
         """
         fit = self._fit(args, kwargs)
-        return fit.compiled.e_step(fit.compiled.parameters(params), fit.data)
+        return fit.compiled.e_step(*fit.at(params))
 
     def q(self, params: Mapping[str, Any], posterior: estep.Posterior, *args: Any, **kwargs: Any) -> jax.Array:
         """Expected complete-data log-likelihood: ``sum(stop_gradient(weight) * log_prob(params))``.
@@ -177,7 +177,8 @@ class EM:
             A scalar (natural log, without priors).
         """
         fit = self._fit(args, kwargs)
-        return fit.compiled.q(fit.compiled.parameters(params), posterior, fit.data)
+        point, data = fit.at(params)
+        return fit.compiled.q(point, posterior, data)
 
     def m_step(
         self, params: Mapping[str, Any], posterior: estep.Posterior, *args: Any, **kwargs: Any
@@ -194,12 +195,13 @@ class EM:
             New constrained values of the free parameters; Q plus the log prior is no lower there.
         """
         fit = self._fit(args, kwargs)
-        return fit.compiled.m_step(fit.compiled.parameters(params), posterior, fit.data)
+        point, data = fit.at(params)
+        return fit.compiled.m_step(point, posterior, data)
 
     def log_likelihood(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> jax.Array:
         """Log-likelihood of the observed data, latents summed out (natural log, constants included, no prior)."""
         fit = self._fit(args, kwargs)
-        return fit.compiled.log_likelihood(fit.compiled.parameters(params), fit.data)
+        return fit.compiled.log_likelihood(*fit.at(params))
 
     def filter(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> estep.Filtered:
         """Filtered states and one-step-ahead predictions of the chains in a model with ``scan``.
@@ -216,12 +218,12 @@ class EM:
             ModelError: the model has no chain that can be filtered.
         """
         fit = self._fit(args, kwargs)
-        return fit.compiled.filtered(fit.compiled.parameters(params), fit.data)
+        return fit.compiled.filtered(*fit.at(params))
 
     def log_prior(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> jax.Array:
         """Log prior density of the estimated parameters, in constrained space; zero with ``prior=False``."""
         fit = self._fit(args, kwargs)
-        return fit.compiled.log_prior(fit.compiled.parameters(params), fit.data)
+        return fit.compiled.log_prior(*fit.at(params))
 
     def start(self, rng_key: jax.Array, *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
         """Starting values of one run, as :meth:`run` would choose them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
@@ -10,12 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from emppl.errors import ModelError
 from emppl.jaxpr.depends import Dependence
 from emppl.jaxpr.prune import path_names, prune
-from emppl.memo import once
+from emppl.memo import forget, once
 from emppl.names import latent_of
 from emppl.trace.arguments import Skeleton
 from emppl.trace.discover import Discovery, Placement, discover, initial_values, place_axes
@@ -176,6 +177,13 @@ class Evaluation:
             for position, value in zip(positions, function(*values), strict=True):
                 outputs[position] = jnp.asarray(value)
         return jax.tree.unflatten(self._treedef, outputs)
+
+    def rewritten(self, rewrite: Callable[[ClosedJaxpr], ClosedJaxpr]) -> Evaluation:
+        """The same by another computation with the same inputs and outputs."""
+        same = copy.copy(self)
+        same.jaxpr = rewrite(self.jaxpr)
+        forget(same)
+        return same
 
     @once
     def _restricted(self, wanted: frozenset[tuple[str, str]] | None) -> list[tuple[str | None, list[int], Callable]]:

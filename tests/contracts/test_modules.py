@@ -65,7 +65,6 @@ THROUGH = {
         estep/cell_weights model/axes trace/discover trace/evaluate trace/record
         trace/site_messages
     """,
-    "uncertainty/test_charts": "parameters/constraints",
 }
 
 
