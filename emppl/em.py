@@ -196,7 +196,9 @@ class EM:
         """
         fit = self._fit(args, kwargs)
         point, data = fit.at(params)
-        return fit.compiled.m_step(point, posterior, data)
+        moved = fit.compiled.m_step(point, posterior, data)
+        fit.settled()
+        return moved
 
     def log_likelihood(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> jax.Array:
         """Log-likelihood of the observed data, latents summed out (natural log, constants included, no prior)."""
@@ -229,6 +231,7 @@ class EM:
         """Starting values of one run, as :meth:`run` would choose them."""
         fit = self._fit(args, kwargs)
         stacked = fit.compiled.start(rng_key, fit.data, 1)
+        fit.settled()
         return {name: value[0] for name, value in stacked.items()}
 
     # --------------------------------------------------------------------------------------------- the fit
@@ -249,7 +252,7 @@ class EM:
             init_params: starting values by parameter for the first restart; the others are drawn.
             checkpoint: a file that holds the state of the fit after every block of iterations. The same call goes on
                 from there after the process was killed, and gives the same result as if it had not been. A file
-                of another fit is refused; globals that a function in ``m_step`` or ``optimizer`` reaches are not seen.
+                of another fit is refused.
             **kwargs: model keyword arguments.
 
         Returns:
@@ -287,7 +290,7 @@ class EM:
         is_possible = np.any(np.isfinite(outcome.states.gains.objective))
         if not is_possible and not outcome.interrupted and simulator is None:
             self._explain_impossible(whole, starts)
-        return result_of(whole, outcome)
+        return result_of(whole.settled(), outcome)
 
     def _by_blocks(
         self, fit: Fit, starts: dict[str, np.ndarray], inputs: loop.Inputs, settings: loop.Settings

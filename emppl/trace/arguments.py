@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl.errors import DataError
-from emppl.types import Data
 
-Skeleton: TypeAlias = tuple[jax.tree_util.PyTreeDef, tuple[Any, ...], tuple[type, ...]]
+Skeleton: TypeAlias = tuple[jax.tree_util.PyTreeDef, tuple[Any, ...], tuple[type | str, ...]]
 """A model's arguments without the contents of their arrays; hashable."""
 
 
@@ -52,8 +51,9 @@ def split_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[l
         else:
             _check_static(leaf)
             static.append(leaf)
-    # True == 1 == 1.0, but a model may tell them apart.
-    return data, (treedef, tuple(static), tuple(map(type, static)))
+    # True == 1 == 1.0 and 0.0 == -0.0, but a model may tell them apart.
+    kinds = (leaf.hex() if type(leaf) is float else type(leaf) for leaf in static)
+    return data, (treedef, tuple(static), tuple(kinds))
 
 
 def _check_static(leaf: Any) -> None:
@@ -73,7 +73,13 @@ def _check_static(leaf: Any) -> None:
         )
 
 
-def join_arguments(data: Data, skeleton: Skeleton) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def objects_among(skeleton: Skeleton) -> list[Any]:
+    """Static arguments that may hold, or read, what changes: functions and objects."""
+    plain = (bool, int, float, complex, str, bytes, type(None), _Array)
+    return [leaf for leaf in skeleton[1] if not isinstance(leaf, plain)]
+
+
+def join_arguments(data: Sequence[Any], skeleton: Skeleton) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Inverse of :func:`split_arguments`."""
     treedef, static, _ = skeleton
     remaining = iter(data)

@@ -15,7 +15,7 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from emppl.errors import ModelError
 from emppl.jaxpr.depends import Dependence
-from emppl.jaxpr.prune import path_names, prune
+from emppl.jaxpr.prune import path_names, prune, with_own_constants
 from emppl.memo import forget, once
 from emppl.names import latent_of
 from emppl.trace.arguments import Skeleton
@@ -110,7 +110,8 @@ class Evaluation:
         )
         arguments = (placement.parameters, atoms, jax.ShapeDtypeStruct((), jnp.result_type(float)), shapes)
         run = functools.partial(self._run, model, skeleton, discovery, placement)
-        self._traced, (arrays, self._conditions) = jax.make_jaxpr(run, return_shape=True)(*arguments)
+        traced, (arrays, self._conditions) = jax.make_jaxpr(run, return_shape=True)(*arguments)
+        self._traced = with_own_constants(traced)
         self._dependence = Dependence(self._traced, self.inputs)
         leaves, self._treedef = jax.tree_util.tree_flatten_with_path(arrays)
         self.paths = [path_names(path) for path, _ in leaves]

@@ -93,7 +93,7 @@ def static_site(name: str, frame: Frame, states: int, shape: tuple[int, ...] | N
     plates = tuple(sorted(plates_of(msg), key=lambda plate: plate.dim))
     value = msg["value"]
     if msg["type"] == "param":
-        constraint = msg["kwargs"].get("constraint", constraints.real)
+        constraint = _own(msg["kwargs"].get("constraint", constraints.real))
         return Site(name, "param", "param", plates, jnp.shape(value), jnp.result_type(value), constraint=constraint)
     undone: list[Any] | None = [] if msg.get("is_observed") else None
     base, reinterpreted, _ = unwrap(msg["fn"], undone)
@@ -114,11 +114,18 @@ def static_site(name: str, frame: Frame, states: int, shape: tuple[int, ...] | N
         event_shape=_event_shape(msg, kind, reinterpreted),
         batch_shape=_batch_shape(msg, base, kind),
         reinterpreted=reinterpreted,
-        constraint=msg["fn"].support if kind in ("continuous", "discrete") else None,
+        constraint=_own(msg["fn"].support) if kind in ("continuous", "discrete") else None,
         states=states if kind == "discrete" else 0,
         labels=f"{name.removesuffix('_unobserved')}_observed" if is_partly_observed else None,
         transforms=tuple(type(transform).__name__ for transform in undone or ()),
     )
+
+
+def _own(constraint: Any) -> Any:
+    """A constraint with copies of its bounds, if these are arrays that may be written into."""
+    if not any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(constraint)):
+        return constraint
+    return jax.tree.map(lambda leaf: np.array(leaf) if isinstance(leaf, np.ndarray) else leaf, constraint)
 
 
 def _event_shape(msg: Message, kind: str, reinterpreted: int) -> tuple[int, ...]:
