@@ -18,6 +18,7 @@ from emppl.checkpoint.reads import first_change, lasting, read_by
 from emppl.derivation.plan import Plan, build_plan
 from emppl.errors import DataError, ModelError, ParameterError, Refusal, unknown_name
 from emppl.estep.cell_weights import cell_weights
+from emppl.families import registered_families
 from emppl.fit import checks, loop
 from emppl.fit.indices import check_indices, index_ranges
 from emppl.fit.loop import Inputs
@@ -401,7 +402,7 @@ def fit_of(model: Callable, options: Options, compress: bool, args: tuple, kwarg
     leaves = [np.array(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
     with jax.ensure_compile_time_eval():  # what is no tracer stays in sight, though the caller be traced
         data = [leaf if isinstance(leaf, jax.core.Tracer) else raised(leaf) for leaf in leaves]
-    data = [raised(leaf) for leaf in data]
+    data = [raised(leaf) if isinstance(leaf, jax.core.Tracer) else leaf for leaf in data]
     has_missing = any(map(_has_nan, data))
     by_model, by_arguments = _read_by_model(model, options), _read_by_arguments(skeleton)
     if cache.reads != by_model:
@@ -427,10 +428,9 @@ def fit_of(model: Callable, options: Options, compress: bool, args: tuple, kwarg
 
 
 def _read_by_model(model: Callable, options: Options) -> dict[str, Any]:
-    """What the model and the user's other functions read beside their arguments."""
-    return read_by(
-        {"model": model, "m_step": options.m_step, "optimizer": options.optimizer, "latents": options.latents}
-    )
+    """What the model and the user's other functions read beside their arguments, and how many families there are."""
+    functions = {"m_step": options.m_step, "optimizer": options.optimizer, "latents": options.latents}
+    return read_by({"model": model, **functions}) | {"families": len(registered_families())}
 
 
 def _read_by_arguments(skeleton: Skeleton) -> dict[str, Any]:

@@ -42,7 +42,10 @@ class EM:
 
     Args:
         model: a NumPyro model; discrete unobserved sites are latents, ``numpyro.param`` and unplated
-            continuous sample sites are parameters.
+            continuous sample sites are parameters. Arrays among its arguments may change from call to call at no cost.
+            What it reads beside them (closures, globals, attributes) is compared at every call, and everything is
+            derived and compiled anew where it changed. Files, random states, names that are computed
+            (``getattr(settings, name)``), and what JAX itself has compiled or aliased are out of sight.
         estimate: names of sample sites to maximise over when their role is ambiguous.
         latents: ``{site: strategy}``. Discrete latents are summed over (``Enumerate()``); continuous ones are
             integrated by ``Gaussian()`` where that is exact, else by ``Quadrature(15)``, ``Laplace()``,

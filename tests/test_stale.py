@@ -19,6 +19,7 @@ from numpyro.distributions import constraints
 from scipy.stats import norm
 
 import emppl
+from emppl.families import registry
 from tests.kit.fits import KEY
 
 X = np.array([0.3, -1.1, 2.0, 0.7, -0.2, 3.1])
@@ -257,6 +258,38 @@ def test_another_model_or_option_is_another_derivation():
     em.log_likelihood(PARAMS, X)
     em.model = functools.partial(mixture, offset=0.5, width=1.0)
     assert float(em.log_likelihood(PARAMS, X)) == pytest.approx(right(offset=0.5), rel=1e-12)
+
+
+def test_a_family_that_is_registered_later():
+    class Spread(dist.Weibull):
+        arg_constraints = {"scale": constraints.positive}
+
+        def __init__(self, scale, *, validate_args=None):
+            super().__init__(scale * 2**0.5, 2.0, validate_args=validate_args)
+            self.scale = scale
+
+        def log_prob(self, x):
+            return jnp.log(x) - 2 * jnp.log(self.scale) - 0.5 * (x / self.scale) ** 2
+
+    def model(x):
+        scale = numpyro.param("scale", jnp.array([0.5, 2.0]), constraint=constraints.positive)
+        with numpyro.plate("rows", len(x)):
+            z = numpyro.sample("z", dist.Categorical(jnp.array([0.5, 0.5])))
+            numpyro.sample("x", Spread(scale[z]), obs=x)
+
+    em = emppl.EM(model)
+    assert "statistics x natural" not in str(em.plan(np.abs(X))).split("x  ")[-1]
+    emppl.register(
+        Spread,
+        check=False,
+        statistics=lambda value, fixed, reference: (value**2)[..., None],
+        natural=lambda a, reference: (-0.5 / a["scale"][..., None] ** 2, -2 * jnp.log(a["scale"])),
+        base_measure=lambda value, fixed: jnp.log(value),
+    )
+    try:
+        assert "statistics x natural" in str(em.plan(np.abs(X))).split("x  ")[-1]
+    finally:
+        del registry._REGISTRY[Spread]
 
 
 def posterior_of(mu, offset, x):

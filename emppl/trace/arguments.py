@@ -100,11 +100,12 @@ def raised(array: Any) -> jax.Array:
     A density is computed in the precision of what goes into it: ``lgamma`` of counts kept as float32, or as any
     integers below 64 bits, has seven digits.
     """
-    dtype = jnp.result_type(array)
-    for kind, widest in ((jnp.floating, jnp.result_type(float)), (jnp.integer, jnp.result_type(int))):
-        if jnp.issubdtype(dtype, kind) and jnp.dtype(dtype).itemsize < jnp.dtype(widest).itemsize:
-            return jnp.asarray(array, widest)
-    return jnp.asarray(array)
+    array = array if isinstance(array, jax.Array) else jnp.asarray(array)
+    if array.dtype.itemsize < 8:
+        for kind, widest in ((jnp.floating, jnp.result_type(float)), (jnp.integer, jnp.result_type(int))):
+            if jnp.issubdtype(array.dtype, kind) and array.dtype.itemsize < jnp.dtype(widest).itemsize:
+                return jnp.asarray(array, widest)
+    return array
 
 
 class _Array:
