@@ -181,6 +181,7 @@ class EM:
         """
         fit = self._fit(args, kwargs)
         point, data = fit.at(params)
+        estep.check_posterior(fit.model, posterior)
         return fit.compiled.q(point, posterior, data)
 
     def m_step(
@@ -199,6 +200,7 @@ class EM:
         """
         fit = self._fit(args, kwargs)
         point, data = fit.at(params)
+        estep.check_posterior(fit.model, posterior)
         moved = fit.compiled.m_step(point, posterior, data)
         fit.settled()
         return moved

@@ -1,5 +1,7 @@
 """Values of parameters that a user gives: names, shapes and constraints are checked wherever they can be seen."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,6 +96,17 @@ def test_what_is_traced_is_checked_as_far_as_it_can_be_seen():
     holed = np.where(X > 3, np.nan, X)
     with pytest.raises(emppl.DataError, match="NaN"):
         jax.jit(lambda mu: em.log_likelihood({**POINT, "mu": mu}, holed))(POINT["mu"])
+
+
+def test_the_posterior_of_other_data_is_refused():
+    em = emppl.EM(mixture)
+    for rows in (1, 3):
+        posterior = em.e_step(POINT, X[:rows])
+        for piece in (em.q, em.m_step):
+            with pytest.raises(emppl.ParameterError, match=rf"shape \(2, {rows}\) for site 'x'.*\(2, 6\).*other data"):
+                piece(POINT, posterior, X)
+    with pytest.raises(emppl.ParameterError, match="no weights of site 'x'"):
+        em.q(POINT, dataclasses.replace(em.e_step(POINT, X), weights={}), X)
 
 
 def test_a_likelihood_needs_neither_a_mode_nor_many_rows():
