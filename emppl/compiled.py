@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
@@ -13,22 +14,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl import estep, mstep
+from emppl.checkpoint.reads import first_change, lasting, read_by
 from emppl.derivation.plan import Plan, build_plan
 from emppl.errors import DataError, ModelError, ParameterError, Refusal, unknown_name
 from emppl.estep.cell_weights import cell_weights
+from emppl.families import registered_families
 from emppl.fit import checks, loop
+from emppl.fit.indices import check_indices, index_ranges
 from emppl.fit.loop import Inputs
 from emppl.fit.start import starting_values
 from emppl.integrals.settle import finer_model
 from emppl.model.model import Model
 from emppl.model.options import Options
 from emppl.montecarlo.simulator import Simulator
-from emppl.parameters.constraints import check
+from emppl.parameters.constraints import check, check_point
 from emppl.program import Program
 from emppl.reduce.reduction import FewRows, Reducer, Source
 from emppl.reduce.rows import Compressed
 from emppl.trace import MissingCells
-from emppl.trace.arguments import split_arguments
+from emppl.trace.arguments import Skeleton, join_arguments, objects_among, raised, split_arguments
 from emppl.types import Data, Params
 from emppl.uncertainty.identification import shift_effects
 from emppl.uncertainty.information import hessian_columns, score
@@ -113,19 +117,6 @@ class Compiled:
 
         return checked
 
-    def parameters(self, params: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """The free parameters of a user's dictionary."""
-        missing = [name for name in self.model.free if name not in params]
-        if missing:
-            raise ParameterError(f"params lacks {missing}; the model needs {self.model.free}.")
-        free = {name: jnp.asarray(params[name], jnp.result_type(float)) for name in self.model.free}
-        for name, value in free.items():
-            if value.shape != self.model.trace.sites[name].shape:
-                raise ParameterError(
-                    f"params[{name!r}] has shape {value.shape}; the model needs {self.model.trace.sites[name].shape}."
-                )
-        return free
-
     def verification(self, data: Data) -> Verification | None:
         """The comparison with NumPyro's own density, of a random part of the rows if they are many; None after that."""
         if self._is_checked:
@@ -148,8 +139,11 @@ class Compiled:
 
     @functools.cached_property
     def report(self) -> Callable:
-        """What is wrong with the data."""
-        return jax.jit(functools.partial(checks.data_report, self.model))
+        """What is wrong with the data: with observed values, and the ranges of indices."""
+        return jax.jit(self._report)
+
+    def _report(self, data: Data) -> tuple[Any, Any]:
+        return checks.data_report(self.model, data), index_ranges(self.model, data)
 
     @functools.cached_property
     def q(self) -> Callable:
@@ -188,7 +182,7 @@ class Compiled:
         """Statistics of the data, and what is wrong with them."""
 
         def prepared_and_report(data: Data) -> tuple[Any, Any]:
-            return estep.prepare(self.model, self.program.fused, data), checks.data_report(self.model, data)
+            return estep.prepare(self.model, self.program.fused, data), self._report(data)
 
         return jax.jit(prepared_and_report, compiler_options=self._compiler_options)
 
@@ -255,7 +249,15 @@ class Compiled:
 
 
 class Cache(dict):
-    """What was derived before. It is left behind when it is pickled, though what shared it goes on to do so."""
+    """What was derived before. It is left behind when it is pickled, though what shared it goes on to do so.
+
+    Attributes:
+        reads: what the model and the functions in the options read when these were derived.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: dict[str, Any] = {}
 
     def __reduce__(self) -> tuple:
         return Cache, ()
@@ -270,21 +272,30 @@ class Fit:
         cache: what was derived before, for fits of one ``EM``.
         resolved: by precision, the functions of the derived algorithm and the arrays of the model's arguments.
         compressed: how the data were made few rows of many; None if they are those that were given.
+        reads: what the model and the functions among options and arguments read beside their arguments.
     """
 
     recipe: tuple
     cache: Cache
     resolved: dict[Any, tuple[Compiled, list[jax.Array]]] = dataclasses.field(default_factory=dict)
     compressed: Compressed | None = None
+    reads: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __reduce__(self) -> tuple:
-        return Fit, (self.recipe, self.cache)
+        return Fit, (self.recipe, self.cache, {}, None, lasting(self.reads))
 
     @property
     def _now(self) -> tuple[Compiled, list[jax.Array]]:
         precision = jnp.result_type(float)
         if precision not in self.resolved:
             model, options, compress, args, kwargs = self.recipe
+            now = _read_by_model(model, options) | _read_by_arguments(split_arguments(args, kwargs)[1])
+            changed = first_change(self.reads, now)
+            if changed is not None:
+                raise ModelError(
+                    "In another precision or process than that of the fit, a result asks the model anew. The model of "
+                    f"this one has changed since: {changed}. Put back what was there, or fit again."
+                )
             self.resolved.update(fit_of(model, options, compress, args, kwargs, self.cache).resolved)
         return self.resolved[precision]
 
@@ -320,7 +331,13 @@ class Fit:
         if isinstance(few, Refusal):
             return few
         resolved = {jnp.result_type(float): (self.compiled.for_few(few), few.data)}
-        return Fit(self.recipe, self.cache, resolved, few.compressed)
+        return Fit(self.recipe, self.cache, resolved, few.compressed, self.reads)
+
+    def settled(self) -> Fit:
+        """The same after the user's functions ran: what these write themselves is no change that someone made."""
+        model, options, _, args, kwargs = self.recipe
+        self.cache.reads = _read_by_model(model, options)
+        return dataclasses.replace(self, reads=self.cache.reads | _read_by_arguments(split_arguments(args, kwargs)[1]))
 
     def inputs(self) -> Inputs:
         """The data and their statistics.
@@ -329,16 +346,48 @@ class Fit:
             DataError: the data cannot be used.
         """
         prepared, report = self.compiled.prepared_and_report(self.data)
-        checks.check_report(self.program, jax.device_get(report))
+        self._check_report(report)
         return Inputs(self.data, prepared)
 
     def check(self) -> None:
-        """Refuse data that cannot be used.
+        """Refuse data that cannot be fitted.
 
         Raises:
             DataError: the data cannot be used.
         """
-        checks.check_report(self.program, jax.device_get(self.compiled.report(self.data)))
+        self._check_report(self.compiled.report(self.data))
+
+    def at(self, params: Mapping[str, Any]) -> tuple[dict[str, jax.Array], list[jax.Array]]:
+        """The free parameters of a user's dictionary, and the data, both checked where their values can be seen.
+
+        Raises:
+            ParameterError: a name, a shape or a value that cannot be used.
+            DataError: the data cannot be used.
+        """
+        self.check_data()
+        return check_point(params, self.model.trace.sites, self.model.free, self.model.fixed), self.data
+
+    def check_data(self) -> None:
+        """Refuse data under which no density is what it seems; under a transformation of JAX they cannot be seen.
+
+        Raises:
+            DataError: the data cannot be used.
+        """
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in self.data):
+            return
+        # Where the caller is traced, so is what he calls, unless it is said otherwise.
+        is_traced = isinstance(jnp.zeros(()), jax.core.Tracer)
+        with jax.ensure_compile_time_eval() if is_traced else contextlib.nullcontext():
+            report = self.compiled.report(self.data)
+            if not any(isinstance(found, jax.core.Tracer) for found in jax.tree.leaves(report)):
+                self._check_report(report, fitted=False)
+
+    def _check_report(self, report: tuple[Any, Any], fitted: bool = True) -> None:
+        values, ranges = jax.device_get(report)
+        check_indices(self.model, self.data, ranges)
+        checks.check_values(self.model, values)
+        if fitted:
+            checks.check_fit(self.program, values)
 
     def plan(self, verify: bool = True) -> Plan:
         """What is derived, with what a fit does with the rows of the data.
@@ -369,23 +418,52 @@ def fit_of(model: Callable, options: Options, compress: bool, args: tuple, kwarg
         compress: whether fits may run on few weighted rows of data in place of many.
         args: positional model arguments.
         kwargs: keyword model arguments.
-        cache: what was derived before, by the shapes of the data and the static arguments; added to.
+        cache: what was derived before, by the shapes of the data and the static arguments; added to, and forgotten
+            where something changed that the model reads.
     """
     leaves, skeleton = split_arguments(args, kwargs)
     for number, leaf in enumerate(leaves):
         if leaf.size == 0:
             raise DataError(f"Array argument number {number + 1} of the model is empty (shape {leaf.shape}).")
-    data = [jnp.asarray(leaf) for leaf in leaves]
+    # The caller may write into arrays of NumPy, of which JAX does not always make copies.
+    leaves = [np.array(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
+    with jax.ensure_compile_time_eval():  # what is no tracer stays in sight, though the caller be traced
+        data = [leaf if isinstance(leaf, jax.core.Tracer) else raised(leaf) for leaf in leaves]
+    data = [raised(leaf) if isinstance(leaf, jax.core.Tracer) else leaf for leaf in data]
     has_missing = any(map(_has_nan, data))
-    key = (skeleton, has_missing, tuple((leaf.shape, str(leaf.dtype)) for leaf in data), jnp.result_type(float))
-    if key not in cache:
+    by_model, by_arguments = _read_by_model(model, options), _read_by_arguments(skeleton)
+    if cache.reads != by_model:
+        cache.clear()
+        cache.reads = by_model
+    precision = jnp.result_type(float)
+    shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in data)
+    key = (skeleton, has_missing, shapes, precision, compress)
+    if key not in cache or cache[key][1] != by_arguments:
         _check_updates(options)
         source = Source(MissingCells(model) if has_missing else model, skeleton, options, compress)
         compiled = Compiled(source, source.derive(data))
         _check_names(options, compiled.model)
-        cache[key] = compiled
-    precision = jnp.result_type(float)
-    return Fit((model, options, compress, args, kwargs), cache, {precision: (cache[key], data)})
+        # What functions write themselves while they are traced is no change that someone made.
+        cache.reads, by_arguments = _read_by_model(model, options), _read_by_arguments(skeleton)
+        cache[key] = compiled, by_arguments
+    widest = [
+        now if now.dtype.itemsize >= given.dtype.itemsize else given for given, now in zip(leaves, data, strict=True)
+    ]
+    own_args, own_kwargs = join_arguments(widest, skeleton)
+    recipe = (model, options, compress, own_args, own_kwargs)
+    return Fit(recipe, cache, {precision: (cache[key][0], data)}, None, cache.reads | by_arguments)
+
+
+def _read_by_model(model: Callable, options: Options) -> dict[str, Any]:
+    """What the model and the user's other functions read beside their arguments, and how many families there are."""
+    functions = {"m_step": options.m_step, "optimizer": options.optimizer, "latents": options.latents}
+    return read_by({"model": model, **functions}) | {"families": len(registered_families())}
+
+
+def _read_by_arguments(skeleton: Skeleton) -> dict[str, Any]:
+    """What functions and objects among the model's arguments read."""
+    objects = objects_among(skeleton)
+    return read_by({f"static argument {number}": value for number, value in enumerate(objects)})
 
 
 def _has_nan(leaf: jax.Array) -> bool:

@@ -42,7 +42,10 @@ class EM:
 
     Args:
         model: a NumPyro model; discrete unobserved sites are latents, ``numpyro.param`` and unplated
-            continuous sample sites are parameters.
+            continuous sample sites are parameters. Arrays among its arguments may change from call to call at no cost.
+            What it reads beside them (closures, globals, attributes) is compared at every call, and everything is
+            derived and compiled anew where it changed. Files, random states, names that are computed
+            (``getattr(settings, name)``), and what JAX itself has compiled or aliased are out of sight.
         estimate: names of sample sites to maximise over when their role is ambiguous.
         latents: ``{site: strategy}``. Discrete latents are summed over (``Enumerate()``); continuous ones are
             integrated by ``Gaussian()`` where that is exact, else by ``Quadrature(15)``, ``Laplace()``,
@@ -167,7 +170,7 @@ class EM:
             differentiated and vmapped.
         """
         fit = self._fit(args, kwargs)
-        return fit.compiled.e_step(fit.compiled.parameters(params), fit.data)
+        return fit.compiled.e_step(*fit.at(params))
 
     def q(self, params: Mapping[str, Any], posterior: estep.Posterior, *args: Any, **kwargs: Any) -> jax.Array:
         """Expected complete-data log-likelihood: ``sum(stop_gradient(weight) * log_prob(params))``.
@@ -182,7 +185,9 @@ class EM:
             A scalar (natural log, without priors).
         """
         fit = self._fit(args, kwargs)
-        return fit.compiled.q(fit.compiled.parameters(params), posterior, fit.data)
+        point, data = fit.at(params)
+        estep.check_posterior(fit.model, posterior)
+        return fit.compiled.q(point, posterior, data)
 
     def m_step(
         self, params: Mapping[str, Any], posterior: estep.Posterior, *args: Any, **kwargs: Any
@@ -199,12 +204,16 @@ class EM:
             New constrained values of the free parameters; Q plus the log prior is no lower there.
         """
         fit = self._fit(args, kwargs)
-        return fit.compiled.m_step(fit.compiled.parameters(params), posterior, fit.data)
+        point, data = fit.at(params)
+        estep.check_posterior(fit.model, posterior)
+        moved = fit.compiled.m_step(point, posterior, data)
+        fit.settled()
+        return moved
 
     def log_likelihood(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> jax.Array:
         """Log-likelihood of the observed data, latents summed out (natural log, constants included, no prior)."""
         fit = self._fit(args, kwargs)
-        return fit.compiled.log_likelihood(fit.compiled.parameters(params), fit.data)
+        return fit.compiled.log_likelihood(*fit.at(params))
 
     def filter(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> estep.Filtered:
         """Filtered states and one-step-ahead predictions of the chains in a model with ``scan``.
@@ -221,17 +230,18 @@ class EM:
             ModelError: the model has no chain that can be filtered.
         """
         fit = self._fit(args, kwargs)
-        return fit.compiled.filtered(fit.compiled.parameters(params), fit.data)
+        return fit.compiled.filtered(*fit.at(params))
 
     def log_prior(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> jax.Array:
         """Log prior density of the estimated parameters, in constrained space; zero with ``prior=False``."""
         fit = self._fit(args, kwargs)
-        return fit.compiled.log_prior(fit.compiled.parameters(params), fit.data)
+        return fit.compiled.log_prior(*fit.at(params))
 
     def start(self, rng_key: jax.Array, *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
         """Starting values of one run, as :meth:`run` would choose them."""
         fit = self._fit(args, kwargs)
         stacked = fit.compiled.start(rng_key, fit.data, 1)
+        fit.settled()
         return {name: value[0] for name, value in stacked.items()}
 
     # --------------------------------------------------------------------------------------------- the fit
@@ -252,7 +262,7 @@ class EM:
             init_params: starting values by parameter for the first restart; the others are drawn.
             checkpoint: a file that holds the state of the fit after every block of iterations. The same call goes on
                 from there after the process was killed, and gives the same result as if it had not been. A file
-                of another fit is refused; globals that a function in ``m_step`` or ``optimizer`` reaches are not seen.
+                of another fit is refused.
             **kwargs: model keyword arguments.
 
         Returns:
@@ -299,7 +309,7 @@ class EM:
         is_possible = np.any(np.isfinite(outcome.states.gains.objective))
         if not is_possible and not outcome.interrupted and simulator is None:
             self._explain_impossible(whole, starts)
-        result = result_of(whole, outcome)
+        result = result_of(whole.settled(), outcome)
         if verification is not None and not outcome.interrupted:
             verification.finish(whole.free(result.params), result.log_likelihood)
             if verification.why_not is not None:

@@ -26,3 +26,8 @@ def once(method: Method) -> Method:
         return answers[key]
 
     return answer  # type: ignore[return-value]
+
+
+def forget(copied: Any) -> None:
+    """Let a copy of an object, which is about to differ from it, compute its answers anew."""
+    copied.__dict__.pop("_answers", None)

@@ -2,7 +2,8 @@
 
 A model is the expressions that its outputs are: every operation is hashed with its parameters and the hashes of what
 goes into it. Names of variables and the order of equations play no role. A function of the user's, or an optimiser's,
-is its code with the numbers and functions that it closes over.
+is its code with what it reads beside its arguments (:mod:`emppl.checkpoint.reads`); lists, into which functions write,
+are left out.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import inspect
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +22,7 @@ import numpy as np
 from jax.extend.core import Literal
 
 from emppl.checkpoint.file import key_data
+from emppl.checkpoint.reads import read_by
 from emppl.jaxpr.walk import Computation
 from emppl.model.options import Options
 from emppl.parameters.constraints import constraint_name
@@ -47,7 +48,7 @@ def fit_identity(
         options: those that shape the derivation.
         more: other options, by name.
     """
-    functions = [(name, words(rule, closure_words)) for name, rule in sorted(options.m_step.items())]
+    functions = read_by({**dict(sorted(options.m_step.items())), "optimizer": options.optimizer}, lists=False)
     told = {
         **more,
         "estimate": options.estimate,
@@ -64,7 +65,7 @@ def fit_identity(
         "rng_key": hashed(_array(key_data(rng_key))),
         "the starting values (init_params)": hashed(*(p for n in sorted(start) for p in (n, _array(start[n])))),
         "what the functions in m_step= and optimizer= do": hashed(
-            words(functions, closure_words), words(options.optimizer, closure_words)
+            *(f"{path} {_code(part) if isinstance(part, types.CodeType) else part}" for path, part in functions.items())
         ),
         "the state of the optimisers": hashed(*_form(memory)),
         "the precision": str(jnp.result_type(float)),
@@ -163,43 +164,6 @@ def words(
     if callable(value) or hasattr(value, "eqns") or hasattr(value, "jaxpr") or hasattr(value, "__name__"):
         return function(value)
     return _without_addresses(repr(value))
-
-
-def closure_words(value: Any, seen: tuple[int, ...] = ()) -> str:
-    """A function in words: its code, its defaults, and what it closes over.
-
-    Lists are left out, since functions write into them.
-
-    Args:
-        value: the function, or an object that can be called.
-        seen: functions on the way to it, by address.
-    """
-    if id(value) in seen:
-        return "itself"
-    within = functools.partial(closure_words, seen=(*seen, id(value)))
-
-    def inside(part: Any) -> str:
-        return "list" if isinstance(part, list) else words(part, within)
-
-    if isinstance(value, functools.partial):
-        return f"partial {inside(value.func)} {inside(value.args)} {inside(value.keywords)}"
-    if isinstance(value, types.MethodType):
-        return f"method {inside(value.__func__)} {within(value.__self__)}"
-    value = inspect.unwrap(value) if hasattr(value, "__wrapped__") else value
-    if isinstance(value, types.FunctionType):
-        cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
-        parts = [inside(part) for part in (value.__defaults__, value.__kwdefaults__, *cells)]
-        return f"{_code(value.__code__)} {parts}"
-    if isinstance(getattr(value, "__dict__", None), dict):
-        return f"{type(value).__qualname__} { {name: inside(part) for name, part in sorted(vars(value).items())} }"
-    return str(getattr(value, "__name__", type(value).__name__))
-
-
-def _is_filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not cell
-    except ValueError:  # a variable that is not there yet
-        return False
 
 
 def _code(code: types.CodeType) -> str:

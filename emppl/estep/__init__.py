@@ -9,7 +9,7 @@ from emppl.estep.expectations import Expectations, Posterior
 from emppl.estep.filtering import Filtered, filtered
 from emppl.estep.fused import Chunking, FusedPlan, expectations, plan_fused, prepare
 from emppl.estep.memory import check_memory, largest_table
-from emppl.estep.plain import e_step, from_posterior, log_evidence, log_likelihood
+from emppl.estep.plain import check_posterior, e_step, from_posterior, log_evidence, log_likelihood
 from emppl.estep.posterior import decode, marginals, moments, sample
 from emppl.estep.q import QFunction, q
 from emppl.estep.simulated import simulated
@@ -24,6 +24,7 @@ __all__ = [
     "QFunction",
     "integrate_all",
     "check_memory",
+    "check_posterior",
     "decode",
     "e_step",
     "expectations",

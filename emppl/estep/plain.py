@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from emppl.elimination.reductions import PLAIN_SUM
 from emppl.elimination.run import log_normalizer
+from emppl.errors import ParameterError
 from emppl.estep.expectations import Expectations, Posterior
 from emppl.integrals.integrated import Integrated
 from emppl.integrals.way import atom_weights, integrate_all
@@ -115,6 +116,24 @@ def spread_over_atoms(
         weights |= atom_weights(model, integral, outcome, weights.pop(integral.axis), params, data)
         atoms |= outcome.atoms
     return weights, atoms
+
+
+def check_posterior(model: Model, posterior: Posterior) -> None:
+    """Refuse the posterior of other data, whose weights would be spread over these.
+
+    Raises:
+        ParameterError: a site without weights, or with weights of another shape than its table.
+    """
+    counted = [axis for axis, name in enumerate(model.axes.names) if name not in model.axes.of_atoms]
+    for name, table in model.table_shapes.items():
+        if name not in posterior.weights:
+            raise ParameterError(f"The posterior has no weights of site {name!r}. Take it from em.e_step(params, ...).")
+        shape = jnp.shape(posterior.weights[name])
+        if len(shape) != len(table.shape) or any(shape[axis] != table.shape[axis] for axis in counted):
+            raise ParameterError(
+                f"The posterior has weights of shape {shape} for site {name!r}, whose table has shape {table.shape}: "
+                "it is that of other data. Take it from em.e_step(params, ...) with the same arguments."
+            )
 
 
 def from_posterior(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,8 +64,11 @@ def _over_time(factor: AlignedSite, site_arrays: Any) -> dict[str, jax.Array]:
     """The report on a site inside a scan: over all its steps, the first bad cell of the first bad step."""
     if factor.site.time is None:
         return _value_report(factor, site_arrays)
-    report = factor.by_step(site_arrays, lambda step: _value_report(factor, step))
-    return {key: jnp.ravel(positions)[jnp.argmax(jnp.ravel(positions) >= 0)] for key, positions in report.items()}
+    report: dict[str, jax.Array] = {}
+    for key, positions in factor.by_step(site_arrays, lambda step: _value_report(factor, step)).items():
+        step = jnp.argmax(jnp.ravel(positions) >= 0)
+        report |= {key: jnp.ravel(positions)[step], f"{key} step": step}
+    return report
 
 
 def _value_report(factor: AlignedSite, site_arrays: Any) -> dict[str, jax.Array]:
@@ -113,16 +117,16 @@ _STEP_FAULTS = {
 }
 
 
-def check_report(program: Program, report: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise the first fault in a report of :func:`data_report`.
+def check_values(model: Model, report: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise the first fault of the data in a report of :func:`data_report`: under these no density is what it seems.
 
     Raises:
-        DataError: NaN or infinity, a value outside the support, more components than data.
+        DataError: NaN or infinity, masks that describe no chain.
     """
     for name, findings in report.items():
-        site = program.model.trace.sites[name]
+        site = model.trace.sites[name]
         if "finite" in findings and int(findings["finite"]) >= 0:
-            where = _where(program.model, name, int(findings["finite"]))
+            where = _where(model, name, findings, "finite")
             if site.transforms:
                 raise DataError(
                     f"Observed site {name!r} holds a value that {site.transforms[0]} cannot have made of "
@@ -136,17 +140,27 @@ def check_report(program: Program, report: Mapping[str, Mapping[str, Any]]) -> N
         for fault, words in _STEP_FAULTS.items():
             if bool(findings.get(fault, False)):
                 raise DataError(f"The mask of scanned latent {name!r} says which steps exist, but {words}.")
+
+
+def check_fit(program: Program, report: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise the first reason in a report of :func:`data_report` why the data cannot be fitted.
+
+    Raises:
+        DataError: a value outside the support (its density is zero), more components than data.
+        ModelError: a prior without a mode.
+    """
+    for name, findings in report.items():
+        kind = program.model.trace.sites[name].distribution
         if "support" in findings and int(findings["support"]) >= 0:
-            where = _where(program.model, name, int(findings["support"]))
+            where = _where(program.model, name, findings, "support")
             raise DataError(
-                f"Observed site {name!r} holds a value outside the support of {site.distribution} ({where}). "
+                f"Observed site {name!r} holds a value outside the support of {kind} ({where}). "
                 "Check the coding of the data (categories start at 0) or choose another distribution."
             )
         if "concentration" in findings and float(findings["concentration"]) < 1:
             raise ModelError(
-                f"The {site.distribution} prior of {name!r} has concentration below 1, where its density is unbounded, "
-                "so that there is no posterior mode to find. Use concentration 1 (flat) or more, or "
-                "EM(model, prior=False)."
+                f"The {kind} prior of {name!r} has concentration below 1, where its density is unbounded: it has no "
+                "posterior mode. Use concentration 1 (flat) or more, or EM(model, prior=False)."
             )
     for name, rule in program.rules.items():
         if not isinstance(rule, ClosedForm) or not _describes_data(program.model, rule):
@@ -168,18 +182,26 @@ def _describes_data(model: Model, rule: ClosedForm) -> bool:
     return any(model.factors[target.site].site.kind == "observed" for target in rule.targets)
 
 
-def _where(model: Model, name: str, flat: int) -> str:
-    site = model.trace.sites[name]
+def _where(model: Model, name: str, findings: Mapping[str, Any], fault: str) -> str:
+    """The place of the first bad cell, in words."""
+    site, flat = model.trace.sites[name], int(findings[fault])
     latent_free = [
         size
         for dim, size in zip(range(-len(site.batch_shape), 0), site.batch_shape, strict=True)
-        if dim not in model.trace.latent_dims.values()
+        if dim not in model.trace.latent_dims.values() and (site.time is None or dim != site.time.dim)
     ]
     shape = tuple(latent_free) + site.event_shape[: site.reinterpreted]
-    if shape and flat < int(np.prod(shape)):
+    step = ""
+    if site.time is not None:
+        first_steps = next((scan.order for scan in model.trace.scans if scan.time == site.time.name), 0)
+        step = f" of step {int(findings[f'{fault} step']) + first_steps}"
+        if math.prod(shape) == 1:
+            return f"first at{step.removeprefix(' of')}"
+    if shape and flat < math.prod(shape):
         index = np.unravel_index(flat, shape)
-        return f"first at index {tuple(int(i) for i in index)}" if len(index) > 1 else f"first at row {int(index[0])}"
-    return f"first at flat index {flat}"
+        at = f"index {tuple(int(i) for i in index)}" if len(index) > 1 else f"row {int(index[0])}"
+        return f"first at {at}{step}"
+    return f"first at flat index {flat}{step}"
 
 
 def row_tables(model: Model, params: Params, data: Data) -> dict[str, jax.Array]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal, Var
 
@@ -57,6 +58,24 @@ def with_conditions(closed: ClosedJaxpr, values: Mapping[Var, bool]) -> ClosedJa
         return closed
     equations = [equation.replace(invars=list(map(settled, equation.invars))) for equation in closed.jaxpr.eqns]
     return closed.replace(jaxpr=closed.jaxpr.replace(eqns=equations))
+
+
+def with_own_constants(closed: ClosedJaxpr) -> ClosedJaxpr:
+    """A computation whose constants are copies, nested computations included: arrays of NumPy may be written into."""
+
+    def own(value: Any) -> Any:
+        if isinstance(value, ClosedJaxpr):
+            return with_own_constants(value)
+        return tuple(map(own, value)) if type(value) is tuple else value
+
+    equations = []
+    for equation in closed.jaxpr.eqns:
+        params = {name: own(value) for name, value in equation.params.items()}
+        is_same = all(params[name] is value for name, value in equation.params.items() if type(value) is not tuple)
+        has_branches = any(isinstance(v, tuple) and any(isinstance(e, ClosedJaxpr) for e in v) for v in params.values())
+        equations.append(equation if is_same and not has_branches else equation.replace(params=params))
+    constants = [constant if isinstance(constant, jax.Array) else np.array(constant) for constant in closed.consts]
+    return closed.replace(jaxpr=closed.jaxpr.replace(eqns=equations), consts=constants)
 
 
 def path_names(path: Sequence[Any]) -> tuple[str, ...]:

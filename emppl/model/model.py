@@ -15,6 +15,7 @@ import numpy as np
 from emppl.elimination.order import EliminationPlan
 from emppl.elimination.reductions import BEST, Reduction, draws
 from emppl.jaxpr.depends import Dependence
+from emppl.jaxpr.picks import Picks
 from emppl.model.axes import Axes
 from emppl.model.integral import Integral
 from emppl.model.log_prob_table import log_prob_table
@@ -86,6 +87,13 @@ class Model:
         return {
             name: {argument: array.shape for argument, array in of_site.items()} for name, of_site in shapes.items()
         }
+
+    @functools.cached_property
+    def picks(self) -> Picks:
+        """Where the model picks entries of arrays by its data or by discrete latents."""
+        labels = self.trace.inputs
+        known = [label for label in labels if label[0] == "data" or label[1] in self.trace.atoms]
+        return Picks(self.trace.jaxpr, labels, frozenset(known))
 
     @functools.cached_property
     def parts(self) -> tuple[Part, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import biject_to, constraints
 
-from emppl.errors import ParameterError
-from emppl.trace import as_numpyro_expects
+from emppl.errors import ParameterError, unknown_name
+from emppl.trace import Site, as_numpyro_expects
 
 
 def innermost(constraint: Any) -> Any:
@@ -126,18 +127,85 @@ def check(name: str, value: Any, shape: tuple[int, ...], constraint: Any, origin
         ParameterError: wrong shape, not finite, or outside the constraint.
     """
     array = np.asarray(value, dtype=jnp.result_type(float))
-    if array.shape != tuple(shape):
-        raise ParameterError(f"{origin}[{name!r}] has shape {array.shape}; the model needs {tuple(shape)}.")
+    _check_shape(name, array.shape, shape, origin)
     if not np.all(np.isfinite(array)):
         raise ParameterError(f"{origin}[{name!r}] contains NaN or infinity: {array}.")
+    if not _is_inside(constraint, array):
+        raise _outside(name, array, constraint, origin)
+    return array
+
+
+def check_point(
+    params: Mapping[str, Any], sites: Mapping[str, Site], free: Sequence[str], fixed: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+    """Check values of all parameters that a user gave; under a transformation of JAX only what can be seen.
+
+    Values on the edge of a constraint, where estimates may end, are allowed.
+
+    Args:
+        params: what was given, by name.
+        sites: of the model.
+        free: the parameters that are estimated.
+        fixed: values of the others.
+
+    Returns:
+        The free parameters.
+
+    Raises:
+        ParameterError: a name that is missing or unknown, a wrong shape, or a value outside its constraint.
+    """
+    for name in params:
+        if name not in free and name not in fixed:
+            raise unknown_name("params", name, [*free, *fixed])
+    missing = [name for name in free if name not in params]
+    if missing:
+        raise ParameterError(f"params lacks {missing}; the model needs {list(free)}.")
+    for name, given in params.items():
+        site = sites[name]
+        if any(isinstance(entry, jax.core.Tracer) for entry in jax.tree.leaves(given)):
+            _check_shape(name, jnp.asarray(given).shape, site.shape, "params")
+            continue
+        array = np.asarray(given, dtype=jnp.result_type(float))
+        _check_shape(name, array.shape, site.shape, "params")
+        with jax.ensure_compile_time_eval():
+            if name in fixed and not np.allclose(array, np.asarray(fixed[name]), rtol=1e-6):
+                raise ParameterError(
+                    f"params[{name!r}] = {array}, but EM(fixed=...) holds it at {fixed[name]}. Leave it out, or change "
+                    "fixed."
+                )
+            if not np.all(np.isfinite(array)):
+                raise ParameterError(f"params[{name!r}] contains NaN or infinity: {array}.")
+            if not _is_inside(site.constraint, array) and not _is_on_edge(site.constraint, array):
+                raise _outside(name, array, site.constraint, "params")
+    return {name: jnp.asarray(params[name], jnp.result_type(float)) for name in free}
+
+
+def _check_shape(name: str, shape: tuple[int, ...], needed: tuple[int, ...], origin: str) -> None:
+    if tuple(shape) != tuple(needed):
+        raise ParameterError(f"{origin}[{name!r}] has shape {tuple(shape)}; the model needs {tuple(needed)}.")
+
+
+def _outside(name: str, array: np.ndarray, constraint: Any, origin: str) -> ParameterError:
+    return ParameterError(f"{origin}[{name!r}] = {array} is outside its constraint {constraint_name(constraint)!r}.")
+
+
+def _is_inside(constraint: Any, array: np.ndarray) -> bool:
+    """Whether a value lies inside; yes where NumPyro does not say."""
     try:
         with as_numpyro_expects():
-            inside = np.asarray(constraint(array))
+            return bool(np.all(np.asarray(constraint(array))))
     except NotImplementedError:
-        return array
-    if not np.all(inside):
-        raise ParameterError(f"{origin}[{name!r}] = {array} is outside its constraint {constraint_name(constraint)!r}.")
-    return array
+        return True
+
+
+def _is_on_edge(constraint: Any, array: np.ndarray) -> bool:
+    """Whether the nearest value inside, by way of the coordinates, is the same but for rounding."""
+    try:
+        value = jnp.asarray(array)
+        nearest = np.asarray(from_coordinates(constraint, to_coordinates(constraint, value)))
+    except NotImplementedError:
+        return False
+    return bool(np.allclose(nearest, array, rtol=1e-6, atol=1e-12))
 
 
 def free_dimensions(constraint: Any, shape: tuple[int, ...]) -> int:

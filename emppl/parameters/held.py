@@ -14,14 +14,17 @@ from emppl.parameters.constraints import bounds, constraint_name
 
 
 def split_fixed(fixed: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Parameters that are fixed as a whole, and those of which some entries are NaN, which leaves them free."""
+    """Parameters that are fixed as a whole, and those of which some entries are NaN, which leaves them free.
+
+    Both are copies: what the caller writes into his arrays later does not change them.
+    """
     whole, partly = {}, {}
     for name, value in fixed.items():
-        array = np.asarray(value, float)
+        array = np.array(value, float)
         if array.ndim and np.any(np.isnan(array)) and not np.all(np.isnan(array)):
             partly[name] = array
         else:
-            whole[name] = value
+            whole[name] = np.array(value) if isinstance(value, (np.ndarray, list)) else value
     return whole, partly
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from emppl.errors import DataError
-from emppl.types import Data
 
-Skeleton: TypeAlias = tuple[jax.tree_util.PyTreeDef, tuple[Any, ...], tuple[type, ...]]
+Skeleton: TypeAlias = tuple[jax.tree_util.PyTreeDef, tuple[Any, ...], tuple[type | str, ...]]
 """A model's arguments without the contents of their arrays; hashable."""
 
 
@@ -51,8 +51,9 @@ def split_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[l
         else:
             _check_static(leaf)
             static.append(leaf)
-    # True == 1 == 1.0, but a model may tell them apart.
-    return data, (treedef, tuple(static), tuple(map(type, static)))
+    # True == 1 == 1.0 and 0.0 == -0.0, but a model may tell them apart.
+    kinds = (leaf.hex() if type(leaf) is float else type(leaf) for leaf in static)
+    return data, (treedef, tuple(static), tuple(kinds))
 
 
 def _check_static(leaf: Any) -> None:
@@ -72,7 +73,13 @@ def _check_static(leaf: Any) -> None:
         )
 
 
-def join_arguments(data: Data, skeleton: Skeleton) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def objects_among(skeleton: Skeleton) -> list[Any]:
+    """Static arguments that may hold, or read, what changes: functions and objects."""
+    plain = (bool, int, float, complex, str, bytes, type(None), _Array)
+    return [leaf for leaf in skeleton[1] if not isinstance(leaf, plain)]
+
+
+def join_arguments(data: Sequence[Any], skeleton: Skeleton) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Inverse of :func:`split_arguments`."""
     treedef, static, _ = skeleton
     remaining = iter(data)
@@ -85,6 +92,20 @@ def with_array_in_front(skeleton: Skeleton) -> Skeleton:
     args, kwargs = jax.tree.unflatten(treedef, static)
     longer = jax.tree.structure(((_ARRAY, *args), kwargs), is_leaf=lambda node: node is None)
     return longer, (_ARRAY, *static), (_Array, *kinds)
+
+
+def raised(array: Any) -> jax.Array:
+    """An array in the session's precision, where its own is lower.
+
+    A density is computed in the precision of what goes into it: ``lgamma`` of counts kept as float32, or as any
+    integers below 64 bits, has seven digits.
+    """
+    array = array if isinstance(array, jax.Array) else jnp.asarray(array)
+    if array.dtype.itemsize < 8:
+        for kind, widest in ((jnp.floating, jnp.result_type(float)), (jnp.integer, jnp.result_type(int))):
+            if jnp.issubdtype(array.dtype, kind) and array.dtype.itemsize < jnp.dtype(widest).itemsize:
+                return jnp.asarray(array, widest)
+    return array
 
 
 class _Array:

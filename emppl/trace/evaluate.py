@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
@@ -10,12 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from emppl.errors import ModelError
 from emppl.jaxpr.depends import Dependence
-from emppl.jaxpr.prune import path_names, prune
-from emppl.memo import once
+from emppl.jaxpr.prune import path_names, prune, with_own_constants
+from emppl.memo import forget, once
 from emppl.names import latent_of
 from emppl.trace.arguments import Skeleton
 from emppl.trace.discover import Discovery, Placement, discover, initial_values, place_axes
@@ -109,7 +110,8 @@ class Evaluation:
         )
         arguments = (placement.parameters, atoms, jax.ShapeDtypeStruct((), jnp.result_type(float)), shapes)
         run = functools.partial(self._run, model, skeleton, discovery, placement)
-        self._traced, (arrays, self._conditions) = jax.make_jaxpr(run, return_shape=True)(*arguments)
+        traced, (arrays, self._conditions) = jax.make_jaxpr(run, return_shape=True)(*arguments)
+        self._traced = with_own_constants(traced)
         self._dependence = Dependence(self._traced, self.inputs)
         leaves, self._treedef = jax.tree_util.tree_flatten_with_path(arrays)
         self.paths = [path_names(path) for path, _ in leaves]
@@ -176,6 +178,13 @@ class Evaluation:
             for position, value in zip(positions, function(*values), strict=True):
                 outputs[position] = jnp.asarray(value)
         return jax.tree.unflatten(self._treedef, outputs)
+
+    def rewritten(self, rewrite: Callable[[ClosedJaxpr], ClosedJaxpr]) -> Evaluation:
+        """The same by another computation with the same inputs and outputs."""
+        same = copy.copy(self)
+        same.jaxpr = rewrite(self.jaxpr)
+        forget(same)
+        return same
 
     @once
     def _restricted(self, wanted: frozenset[tuple[str, str]] | None) -> list[tuple[str | None, list[int], Callable]]:

@@ -148,7 +148,7 @@ class Trace:
     inputs: tuple[tuple[str, str], ...]
     outputs: dict[tuple[str, ...], int]
     distributions: dict[str, type]
-    evaluate: Callable[..., dict[str, Any]]
+    evaluate: Any
     initial: Callable[[jax.Array, Data], dict[str, jax.Array]]
     scans: tuple[Scan, ...] = ()
     timed: Mapping[str, frozenset[tuple[str, ...]]] = dataclasses.field(default_factory=dict)
@@ -166,9 +166,13 @@ class Trace:
         return dataclasses.replace(
             self,
             sites=keep(self.sites),
-            evaluate=lambda params, *inputs: keep(self.evaluate({**params, **zeros}, *inputs)),
+            evaluate=Without(self.evaluate, zeros),
             initial=lambda *inputs: keep(self.initial(*inputs)),
         )
+
+    def rewritten(self, rewrite: Callable[[ClosedJaxpr], ClosedJaxpr]) -> Trace:
+        """The same model by another computation with the same inputs and outputs."""
+        return dataclasses.replace(self, jaxpr=rewrite(self.jaxpr), evaluate=self.evaluate.rewritten(rewrite))
 
     @property
     def parameters(self) -> list[str]:
@@ -179,6 +183,28 @@ class Trace:
     def parameter_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the parameters, for what is traced abstractly."""
         return {name: jax.ShapeDtypeStruct(self.sites[name].shape, self.sites[name].dtype) for name in self.parameters}
+
+
+@dataclasses.dataclass(frozen=True)
+class Without:
+    """The evaluation of a trace without some sites, on which nothing depends.
+
+    Attributes:
+        evaluate: the evaluation with them.
+        zeros: values for them.
+    """
+
+    evaluate: Any
+    zeros: Mapping[str, np.ndarray]
+
+    def __call__(self, params: Mapping[str, Any], *inputs: Any) -> dict[str, Any]:
+        """Arrays of the other sites."""
+        arrays = self.evaluate({**params, **self.zeros}, *inputs)
+        return {name: value for name, value in arrays.items() if name not in self.zeros}
+
+    def rewritten(self, rewrite: Callable[[ClosedJaxpr], ClosedJaxpr]) -> Without:
+        """The same by another computation."""
+        return Without(self.evaluate.rewritten(rewrite), self.zeros)
 
 
 @jax.tree_util.register_dataclass

@@ -12,6 +12,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.distribution import Unit
 
 from emppl.errors import DataError, ModelError
+from emppl.trace.arguments import raised
 from emppl.trace.distributions import (
     as_numpyro_expects,
     element_mask,
@@ -34,19 +35,22 @@ def site_arrays(name: str, frame: Frame) -> SiteArrays:
     mask = element_mask(masks)
     scale = msg.get("scale")
     if isinstance(base, Unit):
-        return SiteArrays(base, {"log_factor": jnp.asarray(base.log_factor)}, jnp.zeros(()), mask, None, scale)
-    value, log_measure = jnp.asarray(msg["value"]), None
+        return SiteArrays(base, {"log_factor": raised(base.log_factor)}, jnp.zeros(()), mask, None, scale)
+    value, log_measure = raised(msg["value"]), None
+    if value.dtype == bool:
+        value = jnp.asarray(value, jnp.result_type(int))
     if undone:
         if mask is not None:  # a masked cell may hold anything
             seen = jnp.reshape(mask, mask.shape + (1,) * len(base.event_shape))
             with as_numpyro_expects():
                 value = jnp.where(seen, value, fn.support.feasible_like(value))
         value, log_measure = undo(value, undone, len(base.event_shape))
-    weight = None if scale is None else jnp.asarray(scale)
+    weight = None if scale is None else raised(scale)
     numbers = (jax.Array, np.ndarray, np.generic, int, float)
     given = given_arguments(base).items()
-    arguments = {key: jnp.asarray(argument) for key, argument in given if isinstance(argument, numbers)}
-    return SiteArrays(with_arrays_as_leaves(base), arguments, value, mask, label_mask, weight, log_measure)
+    arguments = {key: raised(argument) for key, argument in given if isinstance(argument, numbers)}
+    distribution = jax.tree.map(raised, with_arrays_as_leaves(base))
+    return SiteArrays(distribution, arguments, value, mask, label_mask, weight, log_measure)
 
 
 def _label_mask(name: str, frame: Frame) -> int | None:
@@ -89,7 +93,7 @@ def static_site(name: str, frame: Frame, states: int, shape: tuple[int, ...] | N
     plates = tuple(sorted(plates_of(msg), key=lambda plate: plate.dim))
     value = msg["value"]
     if msg["type"] == "param":
-        constraint = msg["kwargs"].get("constraint", constraints.real)
+        constraint = _own(msg["kwargs"].get("constraint", constraints.real))
         return Site(name, "param", "param", plates, jnp.shape(value), jnp.result_type(value), constraint=constraint)
     undone: list[Any] | None = [] if msg.get("is_observed") else None
     base, reinterpreted, _ = unwrap(msg["fn"], undone)
@@ -110,11 +114,18 @@ def static_site(name: str, frame: Frame, states: int, shape: tuple[int, ...] | N
         event_shape=_event_shape(msg, kind, reinterpreted),
         batch_shape=_batch_shape(msg, base, kind),
         reinterpreted=reinterpreted,
-        constraint=msg["fn"].support if kind in ("continuous", "discrete") else None,
+        constraint=_own(msg["fn"].support) if kind in ("continuous", "discrete") else None,
         states=states if kind == "discrete" else 0,
         labels=f"{name.removesuffix('_unobserved')}_observed" if is_partly_observed else None,
         transforms=tuple(type(transform).__name__ for transform in undone or ()),
     )
+
+
+def _own(constraint: Any) -> Any:
+    """A constraint with copies of its bounds, if these are arrays that may be written into."""
+    if not any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(constraint)):
+        return constraint
+    return jax.tree.map(lambda leaf: np.array(leaf) if isinstance(leaf, np.ndarray) else leaf, constraint)
 
 
 def _event_shape(msg: Message, kind: str, reinterpreted: int) -> tuple[int, ...]:

@@ -62,10 +62,9 @@ THROUGH = {
     """,
     "test_errors": "fit/checks model/roles trace/handlers",
     "trace/test_semantics": """
-        estep/cell_weights model/axes trace/arguments trace/discover trace/evaluate trace/record
+        estep/cell_weights model/axes trace/discover trace/evaluate trace/record
         trace/site_messages
     """,
-    "uncertainty/test_charts": "parameters/constraints",
 }
 
 

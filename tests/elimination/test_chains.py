@@ -293,7 +293,9 @@ def test_steps_that_do_not_exist_must_be_at_the_end_and_without_data():
     truth = BruteForce(model, params, X, good, good)
     np.testing.assert_allclose(em.log_likelihood(params, X, good, good), truth.log_likelihood(), rtol=1e-12)
     gap = good.at[4].set(True)
-    assert np.isnan(em.log_likelihood(params, X, gap, gap))
+    assert np.isnan(jax.jit(em.log_likelihood)(params, X, gap, gap))
+    with pytest.raises(emppl.DataError, match="'z'.*exists again"):
+        em.log_likelihood(params, X, gap, gap)
     with pytest.raises(emppl.DataError, match="'z'.*exists again"):
         em.run(jax.random.key(0), X, gap, gap)
     with pytest.raises(emppl.DataError, match="'z'.*data"):
