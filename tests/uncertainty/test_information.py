@@ -201,6 +201,31 @@ def test_derivatives_of_two_chains_with_unreachable_states():
     check_derivatives(model, (y,), {"stay": np.array([0.6, 0.5]), "flip": np.array(0.3), "mu": MU[:3]}, log_likelihood)
 
 
+def logits_of_zeros(y, present):
+    stay = numpyro.param("stay", 0.7 * jnp.ones(K - 1), constraint=constraints.unit_interval)
+    mu = numpyro.param("mu", 1.5 * jnp.arange(K))
+    log_move = jnp.log(staircase(stay, jnp))
+
+    def body(carry, data):
+        z, t = carry
+        observed, there = data
+        with numpyro.plate("sequences", y.shape[1]), masked(mask=there):
+            z = numpyro.sample("z", dist.Categorical(logits=jnp.where(t == 0, jnp.log(jnp.eye(K)[0]), log_move[z])))
+            numpyro.sample("y", dist.Normal(mu[z], 0.5), obs=observed)
+        return (z, t + 1), None
+
+    scan(body, (jnp.zeros(y.shape[1], int), 0), (y, present))
+
+
+def test_the_logarithm_of_an_exact_zero_is_named():
+    """Its second derivatives are those of the model itself, 0 / 0: the fit stands, its errors are refused in words."""
+    result = fit(logits_of_zeros, Y, PRESENT, progress_bar=False)
+    assert result.converged
+    np.testing.assert_allclose(result.log_likelihood, fit(absorbing, Y, PRESENT, progress_bar=False).log_likelihood)
+    with pytest.raises(ValueError, match="logarithm of an exact zero"):
+        result.standard_errors()
+
+
 def test_standard_errors_of_a_left_right_chain():
     result = fit(absorbing, Y, PRESENT, progress_bar=False)
     assert result.converged
