@@ -194,7 +194,9 @@ def test_derivatives_of_two_chains_with_unreachable_states():
         joint = np.zeros((6, 6))
         for a in range(3):
             for c in range(3):
-                joint[2 * a : 2 * a + 2, 2 * c : 2 * c + 2] = staircase(v["stay"])[a, c] * (free if c == 1 else np.eye(2))
+                joint[2 * a : 2 * a + 2, 2 * c : 2 * c + 2] = staircase(v["stay"])[a, c] * (
+                    free if c == 1 else np.eye(2)
+                )
         loc = np.array([mu[a] + 0.7 * b for a in range(3) for b in range(2)])
         return forward(np.eye(6)[0], lambda t: joint, normal(y[:, None], loc))
 
