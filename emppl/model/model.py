@@ -90,7 +90,7 @@ class Model:
     @functools.cached_property
     def parts(self) -> tuple[Part, ...]:
         """Independent groups of factors, each with its order of elimination; at most one is by rows."""
-        return find_parts(self.trace, self.axes, self.factors, self.integrals, self.table_shapes)
+        return find_parts(self.trace, self.dependence, self.axes, self.factors, self.integrals, self.table_shapes)
 
     @property
     def free(self) -> list[str]:
