@@ -61,6 +61,7 @@ class Joint:
         sites = model.trace.sites
         self.constraints = {name: sites[latent_of(name)].constraint for name in model.trace.value_shapes}
         self.wanted = frozenset((name, field) for name in integral.factors for field in _FIELDS)
+        self.flat: dict[str, jax.Array] = {}
         # Here and not where they are used, which may be inside a loop.
         self.numbers: dict[str, jax.Array] = {}
         if integral.is_indexed:

@@ -1,8 +1,8 @@
-"""Masked latents. A cell that nothing else depends on is absent; otherwise its density is flat, and other sites give it.
+"""Masked latents: a cell that nothing else depends on is absent; any other has a flat density, and other sites give it.
 
-The latter is NumPyro's way to impute: ``sample("x", d.mask(False))``, whose density stands in a factor, or in an observed
-site that holds the latent in its value. Which cells other sites depend on follows from the data: at random parameters
-their log-probabilities change with the latent's states, or have a slope in it, exactly there.
+The latter is NumPyro's way to impute: ``sample("x", d.mask(False))``, whose density stands in a factor, or in an
+observed site that holds the latent in its value. Which cells other sites depend on follows from the data: at random
+parameters their log-probabilities change with the latent's states, or have a slope in it, exactly there.
 """
 
 from __future__ import annotations

@@ -111,7 +111,9 @@ def test_padding_is_absent():
 
     at, exists = {"mean": np.array([0.0, 1.0])}, np.array([True, True, False, True, False])
     value = emppl.EM(model).log_likelihood(at, Y, exists)
-    assert float(value) == pytest.approx(float(BruteForce(model, at, Y[exists], exists[exists]).log_likelihood()), 1e-12)
+    assert float(value) == pytest.approx(
+        float(BruteForce(model, at, Y[exists], exists[exists]).log_likelihood()), 1e-12
+    )
 
 
 # ------------------------------------------------------------------------------------------- continuous latents

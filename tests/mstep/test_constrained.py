@@ -64,7 +64,9 @@ def directions(angle, how, low, high):
 
 
 @pytest.mark.parametrize("how", ["param", "prior"])
-@pytest.mark.parametrize("low, high", [(0.0, 2 * np.pi), (0.5, 5.0), (3.0, 4.7), (4.2, 6.0), (-20.0, -12.9), (2.0, 4.2)])
+@pytest.mark.parametrize(
+    "low, high", [(0.0, 2 * np.pi), (0.5, 5.0), (3.0, 4.7), (4.2, 6.0), (-20.0, -12.9), (2.0, 4.2)]
+)
 def test_a_direction_in_an_interval_goes_round_the_circle(how, low, high):
     """The direction, a whole turn on, or the end that is nearest on the circle: the best of a fine grid."""
     angle = scipy.stats.vonmises.rvs(5, loc=4.6 - 2 * np.pi, size=20, random_state=1)
