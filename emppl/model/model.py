@@ -27,7 +27,7 @@ from emppl.names import latent_of, model_name
 from emppl.parameters.constraints import constrain, free_dimensions
 from emppl.parameters.held import pin
 from emppl.strategies import Enumerate, Hard, ObjectiveKind, StochasticEM, Strategy
-from emppl.trace import SiteArrays, Trace, as_numpyro_expects
+from emppl.trace import SiteArrays, Trace, as_numpyro_expects, log_density
 from emppl.types import Data, Params
 
 
@@ -313,7 +313,7 @@ class Model:
 def prior_cells(prior: SiteArrays) -> jax.Array:
     """Log density of one prior at the parameter's value, cell by cell."""
     with as_numpyro_expects():
-        log_prob = prior.distribution.log_prob(prior.value)
+        log_prob = log_density(prior.distribution, prior.value)
     if prior.mask is not None:
         log_prob, mask = with_equal_ranks(log_prob, prior.mask)
         log_prob = jnp.where(mask, log_prob, 0)
