@@ -24,6 +24,7 @@ from emppl.model.options import Options
 from emppl.model.roles import Role, assign_roles, without_missing_cells
 from emppl.model.scans import find_chains
 from emppl.model.site import AlignedSite, field_dependences
+from emppl.model.weights import check_weights
 from emppl.mstep import choose_rules
 from emppl.mstep.analysis import Analysis
 from emppl.mstep.linear_predictors import find_regressions
@@ -71,6 +72,7 @@ def derive(function: Callable, data: Sequence, skeleton: Any, options: Options) 
     check_components(model)
     check_simulated(model, options.latents)
     _check_fields(model)
+    check_weights(trace, dependence, axes, factors, model.integrals)
     rules = choose_rules(RuleContext(model, options, Analysis(model)))
     program = Program(dataclasses.replace(model, regressions=find_regressions(model, rules)), rules)
     check_memory(program.model, program.fused)

@@ -109,7 +109,8 @@ def initial_states(
     no = np.zeros(lanes, bool)
     beginning = Gains.beginning(lanes, dtype)
     centers = {
-        integral.axis: np.zeros((lanes, integral.groups, integral.dimensions), dtype) for integral in model.integrals
+        integral.axis: np.full((lanes, integral.groups, integral.dimensions), np.nan, dtype)
+        for integral in model.integrals
     }
     leaping = Leaping.beginning(params, lanes, dtype) if accelerate else None
     return LaneState(params, params, beginning, lowest, number, number, number - 1, zero, no, memory, centers, leaping)

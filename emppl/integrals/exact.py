@@ -22,6 +22,7 @@ class Exact(Way):
     """Sigma points of the normal conditional distribution, as many as there are dimensions, and one."""
 
     strategies = (Gaussian,)
+    looks_for_modes = False
 
     @classmethod
     def propose(cls, question: Question) -> Way | Refusal:

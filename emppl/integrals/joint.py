@@ -10,11 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from emppl.jaxpr.layout import group_numbers
 from emppl.jaxpr.numbering import number_cells
 from emppl.model.integral import Integral
 from emppl.model.log_prob_table import log_prob_table
+from emppl.model.masked import cells_with_slope, masked_cells, parameters_at_random, partly_used
 from emppl.model.model import Model
 from emppl.names import latent_of
 from emppl.numerics.guarded import safe_divide
@@ -59,12 +61,15 @@ class Joint:
         sites = model.trace.sites
         self.constraints = {name: sites[latent_of(name)].constraint for name in model.trace.value_shapes}
         self.wanted = frozenset((name, field) for name in integral.factors for field in _FIELDS)
+        self.flat: dict[str, jax.Array] = {}
         # Here and not where they are used, which may be inside a loop.
         self.numbers: dict[str, jax.Array] = {}
         if integral.is_indexed:
             layout = integral.layout
             numbers = {n: group_numbers(shape, layout.grouped.get(n)) for n, shape in layout.shapes.items()}
             self.numbers = number_cells(self.tables, numbers)
+
+        self.flat = self._flat_cells()
 
     def at(self, params: Params) -> Joint:
         """This joint density at other parameters."""
@@ -100,7 +105,25 @@ class Joint:
     def tables_at(self, atoms: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Tables at many atoms, as the model has them, without the Jacobian."""
         arrays = self.model.evaluate(self.params, self.data, self.wanted, atoms)
-        return {name: log_prob_table(self.model.factors[name], arrays) for name in self.integral.factors}
+        tables = {name: log_prob_table(self.model.factors[name], arrays) for name in self.integral.factors}
+        return tables | {name: jnp.where(cells, 0.0, tables[name]) for name, cells in self.flat.items()}
+
+    def _flat_cells(self) -> dict[str, jax.Array]:
+        """By latent that is masked, the masked cells that other sites depend on, whose density is flat."""
+        flat: dict[str, jax.Array] = {}
+        for latent in self.integral.latents if self.integral.layout.shapes else ():
+            sites = partly_used(self.model, latent, self.integral.factors)
+            if not sites or self.model.trace.sites[latent].is_scanned:
+                continue
+            joint = self.at(parameters_at_random(self.model))
+            joint.flat = {}
+            rng = np.random.default_rng(1)
+            anywhere = {name: jnp.asarray(rng.normal(size=zero.shape)) for name, zero in self.zeros().items()}
+            slope = jax.grad(lambda values: sum(jnp.sum(joint.tables(values)[name]) for name in sites))  # noqa: B023
+            used = cells_with_slope(self.model, latent, slope(anywhere)[latent])
+            arrays = self.model.evaluate(self.params, self.data, frozenset([(latent, "mask")]))
+            flat[latent] = used & masked_cells(self.model, latent, arrays)
+        return flat
 
     def by_cell(self, tables: Mapping[str, jax.Array], once: bool = False) -> jax.Array:
         """Their sum in every cell of the integral: linear in the tables.

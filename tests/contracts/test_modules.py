@@ -56,7 +56,7 @@ THROUGH = {
     "strategies/test_discrete": "model/compatible",
     "test_docs": "families/table",
     "test_em": """
-        compiled/bound compiled/functions derivation/derive derivation/plan fit/loop fit/outcome fit/start program
+        compiled/bound compiled/functions derivation/derive derivation/plan fit/loop fit/outcome program
         result/accuracy result/certificate result/compare result/ending result/fitted result/latents
         result/summary
     """,
