@@ -55,6 +55,7 @@ THROUGH = {
     "result/test_components": "jaxpr/axes jaxpr/depends memo",
     "strategies/test_discrete": "model/compatible",
     "test_docs": "families/table",
+    "trace/test_as_written": "model/states",
     "test_em": """
         compiled derivation/derive derivation/plan fit/loop fit/outcome fit/restarts fit/start program
         result/accuracy result/certificate result/compare result/ending result/fitted result/latents
