@@ -121,7 +121,7 @@ class Integral:
                     continue
                 groups = int(np.prod([axes.sizes[name] for name in cells if axes.sizes[name] > 1], dtype=int))
                 layout = Layout(shapes, grouped, groups if grouped else 0)
-                indexed = frozenset(name for name, table in tables_groups.items() if _is_picked(table))
+                indexed = frozenset(name for name, table in tables_groups.items() if is_picked(table))
                 outside = [latent for latent in self.given if not plate_axes(trace, axes, latent) <= set(chosen)]
                 if not outside and not (indexed and self.given):
                     return dataclasses.replace(self, cells=cells, layout=layout, indexed=indexed)
@@ -189,7 +189,7 @@ def numbering_axes(
     return tuple(rank + dim for dim in range(-rank, 0) if shape[rank + dim] > 1 and by_dim.get(dim) in cells)
 
 
-def _is_picked(table: Grouped | Meeting | None) -> bool:
+def is_picked(table: Grouped | Meeting | None) -> bool:
     """Whether data say on which group a cell of a table depends."""
     return isinstance(table, Grouped) and bool(np.any(table.numbers < SHARED))
 
@@ -204,7 +204,7 @@ def cell_groups(trace: Trace, axes: Axes, latent: str, numbers: np.ndarray) -> n
 
 def lies_in_order(table: Grouped | Meeting | None, groups: np.ndarray) -> bool:
     """Whether a cell of a table depends on the group of its own cell, on none, or on one that the data pick."""
-    if table is None or _is_picked(table):
+    if table is None or is_picked(table):
         return True
     if isinstance(table, Meeting):
         return False
