@@ -148,7 +148,7 @@ class Joint:
                 weight = self._relative_weight(arrays, name)
                 table = table * (jnp.sign(weight) if once else weight)
             plates = self.axes.plates_of(factor.site, factor.site.batch_shape)
-            if self.integral.is_indexed and self._is_numbered(name):
+            if name in self.integral.indexed:
                 table = self._by_index(name, table, plates)
             else:
                 for axis, axis_name in enumerate(self.axes.names):
@@ -257,13 +257,8 @@ class Joint:
         ratio = jnp.ones_like(own) if scale is None else scale
         return safe_divide(*jnp.broadcast_arrays(ratio, own, jnp.ones_like(own)))
 
-    def _is_numbered(self, name: str) -> bool:
-        factor = self.model.factors[name]
-        plates = self.axes.plates_of(factor.site, factor.site.batch_shape)
-        return not set(self.integral.cells) <= plates
-
     def _by_index(self, name: str, table: jax.Array, plates: frozenset[str]) -> jax.Array:
-        """Sum over the cells that an index sends to one group."""
+        """Sum over the cells that an index sends to one group; those that depend on none count with the first."""
         moved = jnp.moveaxis(table, self.atom_axis, -1)
         numbers = jnp.squeeze(self.numbers[name], self.atom_axis)
         full = jnp.broadcast_shapes(
@@ -272,6 +267,6 @@ class Joint:
             tuple(self.axes.sizes[n] if n in plates else 1 for n in self.axes.names if n != self.integral.axis),
         )
         flat = jnp.reshape(jnp.broadcast_to(moved, full + moved.shape[-1:]), (math.prod(full), -1))
-        where = jnp.reshape(jnp.broadcast_to(numbers, full), (-1,))
+        where = jnp.maximum(jnp.reshape(jnp.broadcast_to(numbers, full), (-1,)), 0)
         sums = jax.ops.segment_sum(flat, where, self.integral.groups)
         return self.atoms_to_cells(sums.T)
