@@ -14,11 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl import estep, mstep
-from emppl.checkpoint.reads import first_change, lasting, read_by
+from emppl.checkpoint.cache import Cache, Reads, read_by_arguments
 from emppl.derivation.plan import Plan, build_plan
 from emppl.errors import DataError, ModelError, ParameterError, Refusal, unknown_name
 from emppl.estep.cell_weights import cell_weights
-from emppl.families import registered_families
 from emppl.fit import checks, loop
 from emppl.fit.indices import check_indices, index_ranges
 from emppl.fit.loop import Inputs
@@ -32,7 +31,7 @@ from emppl.program import Program
 from emppl.reduce.reduction import FewRows, Reducer, Source
 from emppl.reduce.rows import Compressed
 from emppl.trace import MissingCells
-from emppl.trace.arguments import Skeleton, join_arguments, objects_among, raised, split_arguments
+from emppl.trace.arguments import join_arguments, raised, split_arguments
 from emppl.types import Data, Params
 from emppl.uncertainty.identification import shift_effects
 from emppl.uncertainty.information import hessian_columns, score
@@ -227,21 +226,6 @@ class Compiled:
         pool.shutdown(wait=False)
 
 
-class Cache(dict):
-    """What was derived before. It is left behind when it is pickled, though what shared it goes on to do so.
-
-    Attributes:
-        reads: what the model and the functions in the options read when these were derived.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.reads: dict[str, Any] = {}
-
-    def __reduce__(self) -> tuple:
-        return Cache, ()
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fit:
     """What a fit is made of: a compiled model, and the data.
@@ -256,25 +240,19 @@ class Fit:
 
     recipe: tuple
     cache: Cache
+    reads: Reads
     resolved: dict[Any, tuple[Compiled, list[jax.Array]]] = dataclasses.field(default_factory=dict)
     compressed: Compressed | None = None
-    reads: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __reduce__(self) -> tuple:
-        return Fit, (self.recipe, self.cache, {}, None, lasting(self.reads))
+        return Fit, (self.recipe, self.cache, self.reads)
 
     @property
     def _now(self) -> tuple[Compiled, list[jax.Array]]:
         precision = jnp.result_type(float)
         if precision not in self.resolved:
             model, options, compress, args, kwargs = self.recipe
-            now = _read_by_model(model, options) | _read_by_arguments(split_arguments(args, kwargs)[1])
-            changed = first_change(self.reads, now)
-            if changed is not None:
-                raise ModelError(
-                    "In another precision or process than that of the fit, a result asks the model anew. The model of "
-                    f"this one has changed since: {changed}. Put back what was there, or fit again."
-                )
+            self.reads.check(Reads.of(model, options, split_arguments(args, kwargs)[1]))
             self.resolved.update(fit_of(model, options, compress, args, kwargs, self.cache).resolved)
         return self.resolved[precision]
 
@@ -310,13 +288,13 @@ class Fit:
         if isinstance(few, Refusal):
             return few
         resolved = {jnp.result_type(float): (self.compiled.for_few(few), few.data)}
-        return Fit(self.recipe, self.cache, resolved, few.compressed, self.reads)
+        return Fit(self.recipe, self.cache, self.reads, resolved, few.compressed)
 
     def settled(self) -> Fit:
         """The same after the user's functions ran: what these write themselves is no change that someone made."""
         model, options, _, args, kwargs = self.recipe
-        self.cache.reads = _read_by_model(model, options)
-        return dataclasses.replace(self, reads=self.cache.reads | _read_by_arguments(split_arguments(args, kwargs)[1]))
+        self.cache.settle(model, options)
+        return dataclasses.replace(self, reads=Reads.of(model, options, split_arguments(args, kwargs)[1]))
 
     def inputs(self) -> Inputs:
         """The data and their statistics.
@@ -404,10 +382,8 @@ def fit_of(model: Callable, options: Options, compress: bool, args: tuple, kwarg
         data = [leaf if isinstance(leaf, jax.core.Tracer) else raised(leaf) for leaf in leaves]
     data = [raised(leaf) if isinstance(leaf, jax.core.Tracer) else leaf for leaf in data]
     has_missing = any(map(_has_nan, data))
-    by_model, by_arguments = _read_by_model(model, options), _read_by_arguments(skeleton)
-    if cache.reads != by_model:
-        cache.clear()
-        cache.reads = by_model
+    cache.forget_if_changed(model, options)
+    by_arguments = read_by_arguments(skeleton)
     precision = jnp.result_type(float)
     shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in data)
     key = (skeleton, has_missing, shapes, precision, compress)
@@ -416,27 +392,15 @@ def fit_of(model: Callable, options: Options, compress: bool, args: tuple, kwarg
         source = Source(MissingCells(model) if has_missing else model, skeleton, options, compress)
         compiled = Compiled(source, source.derive(data))
         _check_names(options, compiled.model)
-        # What functions write themselves while they are traced is no change that someone made.
-        cache.reads, by_arguments = _read_by_model(model, options), _read_by_arguments(skeleton)
+        cache.settle(model, options)
+        by_arguments = read_by_arguments(skeleton)
         cache[key] = compiled, by_arguments
     widest = [
         now if now.dtype.itemsize >= given.dtype.itemsize else given for given, now in zip(leaves, data, strict=True)
     ]
     own_args, own_kwargs = join_arguments(widest, skeleton)
     recipe = (model, options, compress, own_args, own_kwargs)
-    return Fit(recipe, cache, {precision: (cache[key][0], data)}, None, cache.reads | by_arguments)
-
-
-def _read_by_model(model: Callable, options: Options) -> dict[str, Any]:
-    """What the model and the user's other functions read beside their arguments, and how many families there are."""
-    functions = {"m_step": options.m_step, "optimizer": options.optimizer, "latents": options.latents}
-    return read_by({"model": model, **functions}) | {"families": len(registered_families())}
-
-
-def _read_by_arguments(skeleton: Skeleton) -> dict[str, Any]:
-    """What functions and objects among the model's arguments read."""
-    objects = objects_among(skeleton)
-    return read_by({f"static argument {number}": value for number, value in enumerate(objects)})
+    return Fit(recipe, cache, Reads(cache.reads | by_arguments), {precision: (cache[key][0], data)})
 
 
 def _has_nan(leaf: jax.Array) -> bool:
