@@ -35,9 +35,16 @@ from emppl.trace.arguments import join_arguments, raised, split_arguments
 from emppl.types import Data, Params
 from emppl.uncertainty.identification import shift_effects
 from emppl.uncertainty.information import hessian_columns, score
+from emppl.verify.verification import Verification, verification_in_words
 
 _MOST_CELLS_OF_SMALL_FITS = 4096
 """Table cells an iteration up to which a fit takes less time than compiling it well."""
+
+_MOST_CELLS_OF_A_CHECK = 2**22
+"""Table cells up to which all rows of data are compared with NumPyro's density."""
+
+_ROWS_OF_A_CHECK = 2**12
+"""Rows of the random part that is compared where there are more."""
 
 _CELLS_OF_DRAWS = 2**24
 """Cells of all tables of the draws that are made at once."""
@@ -72,6 +79,7 @@ class Compiled:
         self.shift_effects = jax.jit(functools.partial(shift_effects, self.model))
         self.cell_weights = jax.jit(functools.partial(cell_weights, self.model))
         self._blocks: dict[tuple[int, bool], Any] = {}
+        self._is_checked = False
         self._for_few: dict[int, Compiled] = {}
 
     @functools.cached_property
@@ -107,6 +115,19 @@ class Compiled:
             return compiled(*args)
 
         return checked
+
+    def verification(self, data: Data) -> Verification | None:
+        """The comparison with NumPyro's own density, of a random part of the rows if they are many; None after that."""
+        if self._is_checked:
+            return None
+        self._is_checked = True
+        if self.model.cost <= _MOST_CELLS_OF_A_CHECK:
+            return Verification(self.source, self.model, data)
+        few = self.reducer.some_rows(data, _ROWS_OF_A_CHECK)
+        if isinstance(few, Refusal):
+            reason = f"it has {self.model.cost:,} table cells, and a part of its rows is no such model: {few.reason}"
+            return Verification(self.source, self.model, data, why_not=reason)
+        return Verification(few.source, few.program.model, few.data, is_part=True)
 
     def for_few(self, few: FewRows) -> Compiled:
         """The functions of the algorithm for few rows."""
@@ -346,9 +367,15 @@ class Fit:
         if fitted:
             checks.check_fit(self.program, values)
 
-    def plan(self) -> Plan:
-        """What is derived, with what a fit does with the rows of the data."""
-        return build_plan(self.program, self._reduction_in_words())
+    def plan(self, verify: bool = True) -> Plan:
+        """What is derived, with what a fit does with the rows of the data.
+
+        Args:
+            verify: whether the first fit is compared with NumPyro's own density.
+        """
+        is_part = self.model.cost > _MOST_CELLS_OF_A_CHECK
+        verification = verification_in_words(_ROWS_OF_A_CHECK if is_part else None) if verify else ""
+        return build_plan(self.program, self._reduction_in_words(), verification)
 
     def _reduction_in_words(self) -> str:
         few, steps = self.reduced(), self.compiled.reducer.steps

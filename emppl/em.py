@@ -63,6 +63,9 @@ class EM:
         prior: False drops the priors of sampled parameters: maximum likelihood from a Bayesian model.
         accelerate: ``"squarem"`` extrapolates every third iteration, where plain EM is slow; a step that lowers the
             objective is taken back.
+        verify: compare the first fit for data of some shape with NumPyro's own density of the model, nothing summed or
+            integrated out, at random values of all latents. A model that emppl misreads is then a ``ModelError`` in
+            place of a wrong result. Compiled while the fit goes on; later fits are not compared again.
         compress: replace many rows of data by few weighted ones, where EM is the same on both: equal rows by one that
             counts several times, rows of normal latents and data by few with the same count, mean and covariance. The
             plan says so. Posteriors are always those of the real rows.
@@ -100,6 +103,7 @@ class EM:
         optimizer: Any = None,
         prior: bool = True,
         accelerate: str | None = None,
+        verify: bool = True,
         compress: bool = True,
         restarts: int = 1,
         max_iterations: int = 1000,
@@ -126,6 +130,7 @@ class EM:
             tuple(estimate or ()), dict(latents or {}), whole, dict(m_step or {}), optimizer, prior, partly
         )
         self.accelerate = accelerate
+        self.verify = verify
         self.compress = compress
         self.restarts = restarts
         self.max_iterations = max_iterations
@@ -151,7 +156,7 @@ class EM:
         Raises:
             ModelError: the model cannot be handled; the message says why and what to write.
         """
-        return self._fit(args, kwargs).plan()
+        return self._fit(args, kwargs).plan(self.verify)
 
     def e_step(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> estep.Posterior:
         """Posterior weights of all latents at given parameters.
@@ -282,11 +287,20 @@ class EM:
         inputs = fit.inputs()
         _say_float32()
         starts = self._starts(whole, rng_key, given)
+        verification = whole.compiled.verification(whole.data) if self.verify else None
+        if verification is not None:
+            verification.begin({name: value[0] for name, value in starts.items()})
         file = None if checkpoint is None else Checkpoint(checkpoint, self._identity(whole, rng_key, starts))
         progress = Progress(self.progress_bar, self.max_iterations)
         default = _TOLERANCE if simulator is None else simulation.TOLERANCE
         tolerance = default if self.tolerance is None else self.tolerance
-        settings = loop.Settings(tolerance, self.max_iterations, progress, file)
+
+        def report(states: Any) -> None:
+            progress(states)
+            if verification is not None:
+                verification.look()
+
+        settings = loop.Settings(tolerance, self.max_iterations, report, file)
         if simulator is None:
             outcome = self._by_blocks(fit, starts, inputs, settings)
         else:
@@ -296,7 +310,12 @@ class EM:
         is_possible = np.any(np.isfinite(outcome.states.gains.objective))
         if not is_possible and not outcome.interrupted and simulator is None:
             self._explain_impossible(whole, starts)
-        return result_of(whole.settled(), outcome)
+        result = result_of(whole.settled(), outcome)
+        if verification is not None and not outcome.interrupted:
+            verification.finish(whole.free(result.params), result.log_likelihood)
+            if verification.why_not is not None:
+                result.notes.append(f"The fit was not compared with NumPyro's own density: {verification.why_not}")
+        return result
 
     def _by_blocks(
         self, fit: Fit, starts: dict[str, np.ndarray], inputs: loop.Inputs, settings: loop.Settings

@@ -113,6 +113,7 @@ class Plan:
         chunks: ``(number of chunks, rows per chunk)``.
         dtype: floating-point type of the fit.
         compression: what a fit does with the rows of the data, in words; empty where the question does not arise.
+        verification: how the first fit is compared with NumPyro's own density, in words; empty if it is not.
     """
 
     objective: str
@@ -127,6 +128,7 @@ class Plan:
     chunks: tuple[int, int]
     dtype: str
     compression: str = ""
+    verification: str = ""
 
     def __str__(self) -> str:
         lines = [f"EM plan: {self.objective}, {self.dtype}", "", "Sites"]
@@ -155,17 +157,19 @@ class Plan:
             prior = f", prior {parameter.prior}" if parameter.prior else ""
             lines += _table([(parameter.name, str(parameter.shape), parameter.rule, parameter.update + prior)])
             lines += [f"      not {rule}: {reason}" for rule, reason in parameter.rejected]
+        lines += ["", "Check", f"  {self.verification}"] if self.verification else []
         return "\n".join(lines)
 
     __repr__ = __str__
 
 
-def build_plan(program: Program, compression: str = "") -> Plan:
+def build_plan(program: Program, compression: str = "", verification: str = "") -> Plan:
     """Describe a derived algorithm.
 
     Args:
         fused: static choices of the fused path.
         compression: what a fit does with the rows of the data, in words.
+        verification: how a fit is compared with NumPyro's own density, in words.
 
     Returns:
         The plan.
@@ -219,6 +223,7 @@ def build_plan(program: Program, compression: str = "") -> Plan:
         (fused.chunking.count, fused.chunking.size),
         str(dtype),
         compression,
+        verification,
     )
 
 

@@ -166,10 +166,8 @@ def _probe_gradient(
     arrays = model.evaluate(params, data)
     integrated = integrate_all(model, params, data)
     tables = model.tables(arrays, model.integrated) | {name: outcome.evidence for name, outcome in integrated.items()}
-    inside = {name: integral.axis for integral in model.integrals for name in integral.factors}
     scales = _counted(all_scales(model, arrays))
     present = model.present(arrays)
-    in_chains = {probe for part in model.parts for probe in part.probes}
     probes = {}
     for latent in model.latents:
         factor = model.factors[latent]
@@ -178,22 +176,39 @@ def _probe_gradient(
         shape = tuple(sizes[name] if name in kept else 1 for name in model.axes.names)
         probes[latent] = jnp.zeros(shape, jnp.result_type(float))
 
-    def evidence(probes: dict[str, jax.Array]) -> jax.Array:
-        raised = dict(tables)
-        for name, probe in probes.items():
-            if probe_name(name) in in_chains:  # apart from the transition, which need not vary over time
-                raised[probe_name(name)] = probe
-            else:
-                name = inside.get(name, name)
-                raised[name] = raised[name] + probe
-        total = jnp.zeros((), jnp.result_type(float))
-        for number, part in enumerate(model.parts):
-            of_part = {name: raised[name] for name in (*part.factors, *part.probes) if name in raised}
-            chosen = {axis: choose(number, place) for place, axis in enumerate(part.plan.reduced)}
-            total = total + log_normalizer(part.plan, of_part, scales, chosen, present)
-        return total
+    return jax.grad(lambda probes: probed_evidence(model, tables, probes, scales, present, choose))(probes)
 
-    return jax.grad(evidence)(probes)
+
+def probed_evidence(
+    model: Model,
+    tables: Tables,
+    probes: Tables,
+    scales: Mapping[str, jax.Array | None],
+    present: Tables,
+    choose: Callable[[int, int], Reduction],
+) -> jax.Array:
+    """Log normaliser of all parts, with one more table for every discrete latent.
+
+    Args:
+        tables: those of the sites and, by their axes, of the integrals.
+        probes: by discrete latent, a table over its states and plates.
+        choose: the reduction of one axis, from the numbers of its part and of the axis in its elimination.
+    """
+    inside = {name: integral.axis for integral in model.integrals for name in integral.factors}
+    in_chains = {probe for part in model.parts for probe in part.probes}
+    raised = dict(tables)
+    for name, probe in probes.items():
+        if probe_name(name) in in_chains:  # apart from the transition, which need not vary over time
+            raised[probe_name(name)] = probe
+        else:
+            name = inside.get(name, name)
+            raised[name] = raised[name] + probe
+    total = jnp.zeros((), jnp.result_type(float))
+    for number, part in enumerate(model.parts):
+        of_part = {name: raised[name] for name in (*part.factors, *part.probes) if name in raised}
+        chosen = {axis: choose(number, place) for place, axis in enumerate(part.plan.reduced)}
+        total = total + log_normalizer(part.plan, of_part, scales, chosen, present)
+    return total
 
 
 def _counted(scales: Mapping[str, jax.Array | None]) -> dict[str, jax.Array | None]:

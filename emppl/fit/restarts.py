@@ -10,11 +10,47 @@ from emppl.model.site import AlignedSite
 
 
 def best_restart(objective: np.ndarray, status: np.ndarray) -> int:
-    """Index of the best restart: sound endings first, then the highest objective."""
-    sound = (StopReason.CONVERGED, StopReason.MAX_ITERATIONS, StopReason.UNFINISHED, StopReason.INTERRUPTED)
-    rank = np.array([reason in sound for reason in status], float)
+    """Index of the best restart: the kind of ending first, then the highest objective.
+
+    A restart that was stopped while it climbed counts as much as one that converged: its end would be higher still.
+    One whose M-step failed counts less, because a density that loses its digits is what makes M-steps fail, and the
+    objective may be wrong there. What fell, collapsed or became infinite counts least.
+    """
     score = np.where(np.isfinite(objective), objective, -np.inf)
-    return int(np.lexsort((score, rank))[-1])
+    return int(np.lexsort((score, [_RANKS.get(reason, 0) for reason in status]))[-1])
+
+
+_RANKS = {
+    StopReason.CONVERGED: 2,
+    StopReason.MAX_ITERATIONS: 2,
+    StopReason.INTERRUPTED: 2,
+    StopReason.UNFINISHED: 1,
+}
+
+
+def left_out(objective: np.ndarray, status: np.ndarray, best: int) -> list[str]:
+    """A remark on restarts that ended higher than the one that is kept, and on what converged lower than it.
+
+    Args:
+        objective: of every restart, in nats.
+        status: the reason why each of them stopped.
+        best: the one that is kept.
+    """
+    above = np.where(np.isfinite(objective), objective - objective[best], -np.inf)
+    more, remarks = _same_optimum_within(objective[best]), []
+    higher = [f"number {i + 1} ({status[i].name}, {above[i]:.6g} nats higher)" for i in np.flatnonzero(above > more)]
+    if higher:
+        remarks.append(
+            f"Left out although higher: restart {', '.join(higher)}. Only restarts that climbed without failure count: "
+            "where an M-step fails, or the objective falls or is unbounded, its value cannot be trusted."
+        )
+    lower = (status == StopReason.CONVERGED) & (above < -more)
+    if status[best] is not StopReason.CONVERGED and np.any(lower):
+        remarks.append(
+            f"{np.sum(lower)} of {len(status)} restarts converged, at best {-np.max(above[lower]):.6g} nats lower than "
+            "the one that is kept, which did not."
+        )
+    return remarks
 
 
 def distinct_optima(objectives: np.ndarray, best: float) -> tuple[int, int]:
@@ -24,9 +60,13 @@ def distinct_optima(objectives: np.ndarray, best: float) -> tuple[int, int]:
     """
     if len(objectives) == 0:
         return 0, 0
-    tolerance = 1e-5 * (1 + abs(best) * 1e-2)
+    tolerance = _same_optimum_within(best)
     ordered = np.sort(objectives)
     return 1 + int(np.sum(np.diff(ordered) > tolerance)), int(np.sum(objectives >= best - tolerance))
+
+
+def _same_optimum_within(best: float) -> float:
+    return 1e-5 * (1 + abs(best) * 1e-2)
 
 
 def watched_sites(model: Model) -> list[tuple[str, AlignedSite]]:

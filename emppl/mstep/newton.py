@@ -38,6 +38,9 @@ _ENOUGH = 0.01
 _ARMIJO = 1e-4
 """Part of what the slope promises that a step has to gain."""
 
+_INCREDIBLE = 10.0
+"""Multiple of what the slope promises that no step gains: a concave function gains at most 1, a quadratic 3/2."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Newton(Rule):
@@ -104,7 +107,7 @@ class Newton(Rule):
             0.0 if from_sums else _ENOUGH,
             self.layout.pack({n: jnp.full(x.shape, is_log[n], x.dtype) for n, x in start.items()}),
         )
-        step.report(finished)
+        step.report(finished & jnp.isfinite(gain))
         after = from_block(model, end)
         return {name: jnp.where(jnp.isfinite(gain), after[name], value) for name, value in before.items()}
 
@@ -190,7 +193,10 @@ def climb(
 
         def is_too_far(step: tuple) -> jax.Array:
             scale, _, new_value, _ = step
-            return ~(new_value >= value + _ARMIJO * scale * promise - slack) & (scale > 0.5**_HALVINGS)
+            gain = new_value - value
+            # What gains far more than its slope promised, or infinitely much, is where a density lost its digits.
+            likely = (gain >= _ARMIJO * scale * promise - slack) & (gain <= _INCREDIBLE * scale * promise + rounding)
+            return ~(likely & jnp.isfinite(gain)) & (scale > 0.5**_HALVINGS)
 
         def halve(step: tuple) -> tuple:
             scale = step[0] / 2
@@ -199,7 +205,7 @@ def climb(
         # Whole steps are nearly always taken: their slope comes along with their value.
         whole = (jnp.ones((), point.dtype), point + move, *value_and_grad(point + move))
         scale, new, new_value, new_slope = jax.lax.while_loop(is_too_far, halve, whole)
-        risen = new_value >= value - slack
+        risen = (new_value >= value - slack) & jnp.isfinite(new_value)
         new, new_value, new_slope = jax.tree.map(
             lambda after, before: jnp.where(risen, after, before), (new, new_value, new_slope), (point, value, slope)
         )
@@ -247,6 +253,7 @@ def _back_from_the_edge(
         gains = edge & (slope_inside * first < 0)
         point = jnp.where(gains, jnp.sign(first) * _INSIDE, first)
         moved = (point, *value_and_grad(point))
-        return jax.tree.map(lambda new, old: jnp.where(moved[1] > value + rounding, new, old), moved, stay)
+        better = (moved[1] > value + rounding) & jnp.isfinite(moved[1])
+        return jax.tree.map(lambda new, old: jnp.where(better, new, old), moved, stay)
 
     return jax.lax.cond(jnp.any(edge), inside, lambda _: stay, None)

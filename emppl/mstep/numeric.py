@@ -124,7 +124,7 @@ def descend(
         promise = -sum(jax.tree.leaves(jax.tree.map(jnp.vdot, updates, slope)))
         point = optax.apply_updates(point, updates)
         new, slope = value_and_grad(point)
-        step, better = value - new, new < lowest
+        step, better = value - new, (new < lowest) & jnp.isfinite(new)
         best = jax.tree.map(lambda now, old: jnp.where(better, now, old), point, best)
         lowest = jnp.where(better, new, lowest)
         small = (step >= 0) & (step <= jnp.maximum(_ENOUGH * (first - lowest), rounding))

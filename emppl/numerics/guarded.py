@@ -15,12 +15,12 @@ import jax.numpy as jnp
 ArrayTuple: TypeAlias = tuple[jax.Array, ...]
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def logsumexp(table: jax.Array, axis: int) -> jax.Array:
     """Log of the sum of exponentials over one axis, which is kept with size one.
 
     ``log(sum(exp(table)))``, minus infinity where every entry is; its derivative (the posterior weight) is zero there
-    instead of NaN.
+    instead of NaN. The guard is part of the value, not a derivative rule of its own: JAX forgets such rules where it
+    differentiates a loop twice.
 
     Args:
         table: log-probabilities (natural log), any shape.
@@ -29,24 +29,11 @@ def logsumexp(table: jax.Array, axis: int) -> jax.Array:
     Returns:
         An array like ``table`` with size one along ``axis``.
     """
-    peak = _finite_peak(table, axis)
-    return peak + jnp.log(jnp.sum(jnp.exp(table - peak), axis, keepdims=True))
-
-
-@logsumexp.defjvp
-def _logsumexp_jvp(axis: int, primals: ArrayTuple, tangents: ArrayTuple) -> tuple[jax.Array, jax.Array]:
-    (table,), (tangent,) = primals, tangents
-    peak = _finite_peak(table, axis)
-    exponentials = jnp.exp(table - peak)
-    total = jnp.sum(exponentials, axis, keepdims=True)
-    weights = exponentials * (1 / jnp.where(total > 0, total, 1))
-    # The value comes from the guarded function again, so that second derivatives are guarded too.
-    return logsumexp(table, axis), jnp.sum(weights * tangent, axis, keepdims=True)
-
-
-def _finite_peak(table: jax.Array, axis: int) -> jax.Array:
-    peak = jax.lax.stop_gradient(jnp.max(table, axis, keepdims=True))
-    return jnp.where(jnp.isfinite(peak), peak, 0)
+    peak = jnp.max(jax.lax.stop_gradient(table), axis, keepdims=True)
+    peak = jnp.where(jnp.isfinite(peak), peak, 0)
+    total = jnp.sum(jnp.exp(table - peak), axis, keepdims=True)
+    impossible = total == 0
+    return jnp.where(impossible, -jnp.inf, peak + jnp.log(jnp.where(impossible, 1, total)))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

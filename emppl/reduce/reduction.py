@@ -103,6 +103,16 @@ class Reducer:
         derived = self._few[number]
         return derived if isinstance(derived, Refusal) else FewRows(*derived, short, compressed)
 
+    def some_rows(self, data: Sequence[jax.Array], number: int) -> FewRows | Refusal:
+        """The algorithm for a random part of the rows, each of which counts once."""
+        compression = find_compression(self._program.model)
+        if isinstance(compression, Refusal):
+            return compression
+        part = compression.some(data, number)
+        short = [jnp.asarray(array) for array in [part.weights, *part.arrays]]
+        derived = self._for_few(short, compression)
+        return derived if isinstance(derived, Refusal) else FewRows(*derived, short, part)
+
     def _for_few(self, short: Sequence[jax.Array], compression: Compression) -> tuple[Source, Program] | Refusal:
         """The algorithm for weights and so many rows, if the model is the same for them."""
         function, skeleton, model = self._source.function, self._source.skeleton, self._program.model

@@ -87,6 +87,12 @@ class Compression:
             rows[len(kept) : few] = pieces[:, begin:end].reshape((-1, *rows.shape[1:])).astype(rows.dtype)
         return dataclasses.replace(compressed, classes=len(large))
 
+    def some(self, data: Sequence, number: int) -> Compressed:
+        """A random part of the rows, each of which counts once."""
+        number = min(number, self.rows)
+        picked = np.sort(np.random.default_rng(0).choice(self.rows, number, replace=False))
+        return self._padded([np.asarray(leaf) for leaf in data], picked, np.ones(number), number, number)
+
     def _classes(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """First row of every class of equal rows, and every row's class."""
         _, first, number = np.unique(_hashed(keys), return_index=True, return_inverse=True)

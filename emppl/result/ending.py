@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from emppl.compiled import Fit
-from emppl.fit.loop import LaneState, Outcome
+from emppl.fit.loop import Outcome
 from emppl.fit.outcome import Ending, StopReason
-from emppl.fit.restarts import best_restart, collapsed_name
+from emppl.fit.restarts import best_restart, collapsed_name, left_out
 from emppl.model.model import Model
 from emppl.montecarlo.simulation import Simulation
 from emppl.program import Program
@@ -35,9 +35,11 @@ def result_of(fit: Fit, outcome: Outcome) -> EMResult:
         name: np.asarray(model.fixed[name], float) if name in model.fixed else estimated[name]
         for name in fit.program.rules
     }
-    ending = _ending(fit.program, params, status[best], states, best)
+    ending = _ending(fit.program, params, status[best], outcome, best)
     ending.notes.extend(_notes(model, outcome.accurate))
-    if simulation is not None:
+    if simulation is None:
+        ending.notes.extend(left_out(objective, status, best))
+    else:
         ending = _ending_by_draws(ending, simulation)
     if model.hard:
         ending = _ending_of_assignments(ending, fit.program, float(states.log_likelihood[best]))
@@ -75,11 +77,11 @@ def _history(outcome: Outcome, status: np.ndarray, objective: np.ndarray, best: 
     }
 
 
-def _ending(program: Program, params: Mapping, reason: StopReason, states: LaneState, best: int) -> Ending:
+def _ending(program: Program, params: Mapping, reason: StopReason, outcome: Outcome, best: int) -> Ending:
     """Why the best restart stopped, with the names of what went wrong."""
     model, message = program.model, reason.message
     if reason is StopReason.COLLAPSED:
-        message = f"{collapsed_name(model, int(states.collapsed_at[best]))} {message}"
+        message = f"{collapsed_name(model, int(outcome.states.collapsed_at[best]))} {message}"
     rough = [*model.rough, *(name for name in model.free if prior_has_corners(model, name))]
     corners = [name for name in dict.fromkeys(rough) if not program.rules[name].exact]
     if reason is StopReason.UNFINISHED and corners:
@@ -88,6 +90,16 @@ def _ending(program: Program, params: Mapping, reason: StopReason, states: LaneS
             f"jumps in {', '.join(corners)}, so that the gain that is left is not known. Start from other values and "
             f"compare, or choose a smooth density, such as SoftLaplace or StudentT. {without_corners(model)}"
         ).rstrip()
+    given = any(getattr(rule, "solver", None) is not None for rule in program.blocks)
+    if reason is StopReason.UNFINISHED and not corners and not given and outcome.simulation is None:
+        climbing = [name for name in model.free if not program.rules[name].exact]
+        message = (
+            f"The objective no longer rises although the slope of Q is not zero in {', '.join(climbing)}: this is no "
+            "maximum. Derivatives of the density are not finite there or lose their digits, as far out in the tail of "
+            "a truncated distribution, or where the model takes the logarithm of an exact zero. Start from other "
+            "values, bound the parameter (a constraint, or a prior with prior=True), or write the density so that it "
+            "stays accurate."
+        )
     symmetric = symmetric_latent(program, params)
     if symmetric is not None and reason is StopReason.CONVERGED:
         reason = StopReason.SYMMETRIC

@@ -275,7 +275,9 @@ def _inverse(information: np.ndarray, names: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"The observed information is not finite (in {', '.join(bad)}), so there are no standard errors. A "
             "parameter lies where the log-likelihood has no second derivative: give it a constraint that holds, or fix "
-            "it with EM(model, fixed={name: value})."
+            "it with EM(model, fixed={name: value}). Or the model takes the logarithm of an exact zero, as in "
+            "logits=jnp.log(p), whose derivatives are 0 / 0: write probs=p, or "
+            "jnp.where(p > 0, jnp.log(jnp.where(p > 0, p, 1)), -jnp.inf)."
         )
     values, vectors = np.linalg.eigh(scaled)
     if values[0] <= 1e-10 * max(values[-1], 1):

@@ -12,6 +12,8 @@ import scipy.stats
 from numpyro.distributions import constraints
 
 import emppl
+from emppl.jaxpr.layout import Layout
+from emppl.mstep.newton import climb
 from tests.kit.fits import KEY, fit, never_falls, rules
 
 
@@ -215,3 +217,41 @@ def test_a_prior_without_closed_form_takes_newton_steps_on_the_statistics(covari
 
     best = scipy.optimize.minimize(negative, np.array([-1.0, 1, 0, 0]), method="BFGS")
     assert result.log_posterior == pytest.approx(-best.fun, abs=1e-7)
+
+
+# --------------------------------------------------------------------- densities that lose their digits far out
+
+
+@pytest.mark.parametrize("far_out", [np.inf, 1e6, np.nan], ids=str)
+def test_no_step_goes_where_the_objective_cannot_be_true(far_out):
+    """The first Newton step, 130 long, lands where the objective is infinite, absurdly high or NaN."""
+    layout = Layout({"x": ()}, {}, 1)
+    objective = lambda block: jnp.where(block["x"] > 10, far_out, -jnp.sqrt(1 + (block["x"] - 1) ** 2))  # noqa: E731
+    end, _, finished = climb(objective, layout, {"x": jnp.asarray(-4.0)}, jnp.ones((1, 1)))
+    assert finished
+    np.testing.assert_allclose(end["x"], 1, atol=1e-3)
+
+
+def truncated(x, K):
+    weights = numpyro.param("weights", jnp.ones(K) / K, constraint=constraints.simplex)
+    mu = numpyro.param("mu", jnp.linspace(0.0, 10.0, K))
+    sd = numpyro.param("sd", jnp.ones(K), constraint=constraints.positive)
+    with numpyro.plate("data", len(x)):
+        z = numpyro.sample("z", dist.Categorical(weights))
+        numpyro.sample("x", dist.TruncatedNormal(mu[z], sd[z], low=0.0, high=10.0), obs=x)
+
+
+def test_a_block_that_stands_still_below_the_maximum_is_not_called_converged():
+    """Both components start far outside the interval, where NumPyro's density becomes infinite before them."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(-0.5, 2.0, 400), rng.normal(8.5, 1.5, 250)])
+    x = x[(x > 0) & (x < 10)]
+    start = {"weights": np.array([0.7, 0.3]), "mu": np.array([-14.91, -16.277]), "sd": np.array([17.632, 11.744])}
+    result = emppl.EM(truncated, progress_bar=False).run(KEY, x, K=2, init_params=start)
+    density = lambda mu, sd: scipy.stats.truncnorm.pdf(x, -mu / sd, (10 - mu) / sd, mu, sd)  # noqa: E731
+    attained = np.sum(np.log(0.6 * density(-0.5, 2.0) + 0.4 * density(8.5, 1.5)))
+    if result.converged:
+        assert result.log_likelihood > attained
+    else:
+        assert result.stop_reason is emppl.StopReason.UNFINISHED
+        assert "no maximum" in result.stop_message and "mu, sd" in result.stop_message

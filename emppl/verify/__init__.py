@@ -1,0 +1,1 @@
+"""The check of a derived algorithm against NumPyro's own density of the model."""

@@ -1,0 +1,263 @@
+"""The check of a fit: at random values of all latents, emppl's density must be NumPyro's.
+
+emppl's own likelihood cannot show that a model was misread: monotonicity, the score and the standard errors are all
+consistent with the wrong model. NumPyro's density of the model as it is written, with a value for every latent, can.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emppl.errors import EMError, ModelError
+from emppl.estep import log_likelihood, sample
+from emppl.model.model import Model
+from emppl.names import model_name
+from emppl.reduce.reduction import Source
+from emppl.trace.density import Values, draw_latents, log_probs
+from emppl.types import Data, Params
+from emppl.verify.complete import PRIORS, CompleteData
+from emppl.verify.values import MOST_ASSIGNMENTS, assignments, choose_groups, mixed
+
+_TIMES = 6
+"""How often the densities are compared at the same parameters: each time some faults may happen not to show."""
+
+
+class Compared(NamedTuple):
+    """The two sides at one value of all latents, in nats.
+
+    Attributes:
+        sites: by site, what emppl adds up, what NumPyro does, and the sum of absolute values.
+        sums: the same of a sum over the states of a few cells of discrete latents; None without any.
+        integrals: by exact integral, its evidence, and the ratio of the joint to the conditional density.
+        plain: the log-likelihood by the plain path; None where that takes integrals.
+    """
+
+    sites: Mapping[str, tuple[Any, Any, Any]]
+    sums: tuple[Any, Any] | None
+    integrals: Mapping[str, tuple[Any, Any, Any]]
+    plain: Any
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether the values have a probability."""
+        return all(np.isfinite(own) and not np.isnan(theirs) for own, theirs, _ in self.sites.values())
+
+    @property
+    def allowed(self) -> float:
+        """By how much two numbers may differ that are the same but for rounding."""
+        magnitude = sum(float(magnitude) for _, _, magnitude in [*self.sites.values(), *self.integrals.values()])
+        return float(np.sqrt(jnp.finfo(jnp.result_type(float)).eps)) * (1 + magnitude)
+
+
+class Verification:
+    """Compares a derived model with NumPyro's density.
+
+    Args:
+        source: what the model is derived from.
+        model: the model.
+        data: arrays of the model's arguments.
+        is_part: whether these are not all the data of the fit.
+        why_not: why the densities cannot be compared; None as long as they can. Also an attribute.
+    """
+
+    def __init__(self, source: Source, model: Model, data: Data, is_part: bool = False, why_not: str | None = None):
+        self._is_part = is_part
+        self._source = source
+        self._model = model
+        self._data = list(data)
+        self._keys = [jax.random.key(number) for number in range(_TIMES)]
+        self._at_prior_draws: Any = jax.jit(self._compare_at_prior_draws, compiler_options=_cheap())
+        self._at_posterior_draws = jax.jit(self._compare_at_posterior_draws, compiler_options=_cheap())
+        self._start: dict[str, jax.Array] = {}
+        self._first: concurrent.futures.Future | None = None
+        self.why_not = why_not
+
+    def begin(self, params: Params) -> None:
+        """Trace the comparison, and let another thread compile it and do it at these parameters."""
+        if self.why_not is not None:
+            return
+        self._start = {name: jnp.asarray(params[name]) for name in self._model.free}
+        try:
+            # Tracing happens here, so that thread-local settings of JAX hold.
+            lowered = self._at_prior_draws.lower(self._start, self._data, self._keys[0])
+        except EMError as error:
+            self.why_not = str(error)
+            return
+        except Exception as error:  # the model's own code, which need not run without enumeration
+            self.why_not = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            return
+
+        def compare() -> list[Compared]:
+            self._at_prior_draws = lowered.compile()
+            return [self._at_prior_draws(self._start, self._data, key) for key in self._keys]
+
+        pool = concurrent.futures.ThreadPoolExecutor(1)
+        self._first = pool.submit(compare)
+        pool.shutdown(wait=False)
+
+    def look(self) -> None:
+        """Judge the comparison that :meth:`begin` began, if it is done.
+
+        Raises:
+            ModelError: emppl misreads the model; names the site.
+        """
+        if self._first is not None and self._first.done():
+            first, self._first = self._first, None
+            self._judge(self._start, first.result())
+
+    def finish(self, params: Params, log_likelihood: float) -> None:
+        """Judge the comparison that was begun, and compare at these parameters.
+
+        Args:
+            params: estimates.
+            log_likelihood: of the fit at these.
+
+        Raises:
+            ModelError: emppl misreads the model, or its fast path comes to another log-likelihood than its plain path.
+        """
+        if self._first is not None:
+            concurrent.futures.wait([self._first])
+            self.look()
+        if self.why_not is None:
+            end = {name: jnp.asarray(params[name]) for name in self._model.free}
+            compared = [self._at_prior_draws(end, self._data, key) for key in self._keys]
+            self._judge(end, compared, None if self._is_part else log_likelihood)
+
+    def _judge(self, params: Params, every: list[Compared], fitted: float | None = None) -> None:
+        for key, compared in zip(self._keys, map(jax.device_get, every), strict=True):
+            if not compared.is_possible:
+                compared = jax.device_get(self._at_posterior_draws(params, self._data, key))
+            if not compared.is_possible:
+                self.why_not = "the values of the latents that were drawn for it have probability zero"
+                return
+            for name, (own, theirs, _) in compared.sites.items():
+                if not abs(own - theirs) <= compared.allowed:
+                    where = "in the priors" if name == PRIORS else f"at site {name!r}"
+                    raise ModelError(_misread(where, own, theirs))
+            if compared.sums is not None and not abs(compared.sums[0] - compared.sums[1]) <= compared.allowed:
+                raise ModelError(_misread("where it sums over the states of discrete latents", *compared.sums))
+            for name, (own, theirs, _) in compared.integrals.items():
+                if not abs(own - theirs) <= compared.allowed:
+                    raise ModelError(_two_paths(f"{name} is {own:.10g}", f"{theirs:.10g}", "from its densities"))
+            if compared.plain is not None and fitted is not None:
+                if np.isfinite(fitted) and not abs(fitted - compared.plain) <= compared.allowed:
+                    fast = f"the fit ended with a log-likelihood of {fitted:.10g}"
+                    raise ModelError(_two_paths(fast, f"{compared.plain:.10g}", "in the plain way"))
+
+    # ------------------------------------------------------------------------------------------- the two densities
+
+    def _compare_at_prior_draws(self, params: Params, data: Data, rng_key: jax.Array) -> Compared:
+        of_first, of_second, of_rest = jax.random.split(rng_key, 3)
+        draw = functools.partial(draw_latents, self._source.function, self._source.skeleton)
+        first, second = (draw(self._model.complete(params), data, key) for key in (of_first, of_second))
+        return self._compare(params, first, second, of_rest, data)
+
+    def _compare_at_posterior_draws(self, params: Params, data: Data, rng_key: jax.Array) -> Compared:
+        of_first, of_second, of_rest = jax.random.split(rng_key, 3)
+        first, second = (self._posterior_draw(params, data, key) for key in (of_first, of_second))
+        return self._compare(params, first, second, of_rest, data)
+
+    def _compare(self, params: Params, first: Values, second: Values, rng_key: jax.Array, data: Data) -> Compared:
+        model = self._model
+        of_groups, of_cells = jax.random.split(rng_key)
+        taken = choose_groups(model, of_groups)
+        every = assignments(model, first, of_cells)
+        own = CompleteData(model, params, data, {name: value[0] for name, value in every.items()}, second, taken)
+        theirs = self._numpyro_log_probs(params, every, second, taken, data)
+        ours = own.by_site()
+        sites: dict[str, tuple[Any, Any, Any]] = {}
+        for name in sorted({*ours, *theirs} - self._left_out):
+            mine, magnitude = ours.get(name, (jnp.zeros(()), jnp.zeros(())))
+            numpyro_sum = theirs[name][0] if name in theirs else jnp.zeros(())
+            before = sites.get(self._whole(name), (jnp.zeros(()),) * 3)
+            sites[self._whole(name)] = before[0] + mine, before[1] + numpyro_sum, before[2] + magnitude
+        sums, plain = None, None
+        if model.latents:
+            likelihood = {*theirs} - self._left_out - set(model.trace.parameters)
+            joint = sum((theirs[name] for name in sorted(likelihood)), jnp.zeros(()))
+            marks = jax.vmap(own.marks)(every)
+            sums = own.summed({axis: jnp.max(mark, 0) for axis, mark in marks.items()}), jax.nn.logsumexp(joint)
+        if not model.integrals and not model.drawn:
+            plain = log_likelihood(model, params, data)
+        return Compared(sites, sums, own.integrals(), plain)
+
+    def _numpyro_log_probs(
+        self, params: Params, every: Values, second: Values, taken: dict[str, jax.Array], data: Data
+    ) -> dict[str, jax.Array]:
+        """NumPyro's log density of every site, at every one of some values of the discrete latents."""
+        source, params = self._source, self._model.complete(params)
+
+        def at(values: Values) -> dict[str, jax.Array]:
+            return log_probs(source.function, source.skeleton, params, mixed(self._model, taken, values, second), data)
+
+        return jax.lax.map(at, every) if every else {name: value[None] for name, value in at({}).items()}
+
+    @property
+    def _left_out(self) -> set[str]:
+        """Sites of whose density emppl makes no use: hard limits of latents, and priors that it drops."""
+        model = self._model
+        limits = {model_name(name) for integral in model.integrals for name in integral.way.constant_sites}
+        return limits | set(model.fixed if model.use_prior else model.trace.parameters)
+
+    def _whole(self, name: str) -> str:
+        """What a site is compared with: a half of a partly observed site with the other, a prior with all priors."""
+        if name in self._model.trace.parameters:
+            return PRIORS
+        for site in self._model.trace.sites.values():
+            if site.labels is not None and name in (site.labels, site.name):
+                return site.name.removesuffix("_unobserved")
+        return name
+
+    def _posterior_draw(self, params: Params, data: Data, rng_key: jax.Array) -> Values:
+        """A draw of all latents from emppl's posterior, where those from the prior make the data impossible."""
+        model, source = self._model, self._source
+        draw = functools.partial(draw_latents, source.function, source.skeleton)
+        shapes = jax.eval_shape(draw, model.complete(params), data, rng_key)
+        values = {}
+        for name, value in sample(model, params, data, rng_key).items():
+            if (atoms := model.trace.atoms.get(name)) is not None:  # a position in the support
+                value = jnp.ravel(jnp.asarray(atoms))[value]
+            values[name] = values[self._whole(name)] = jnp.reshape(value, shapes[name].shape)
+        return values
+
+
+def verification_in_words(rows: int | None) -> str:
+    """What is done, and what it costs, for the plan.
+
+    Args:
+        rows: size of the random part of the rows that is compared; None for all data.
+    """
+    where = "all data" if rows is None else f"{rows:,} random rows"
+    return (
+        f"the first fit, at its start and its end, against NumPyro's own density of {where} at {_TIMES} values of all\n"
+        f"  latents: up to {2 * _TIMES * MOST_ASSIGNMENTS} evaluations, compiled beside the fit"
+    )
+
+
+def _cheap() -> dict[str, Any]:
+    """Options under which XLA compiles fast: what runs a few times takes less time than compiling it well."""
+    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+
+
+def _misread(where: str, own: Any, theirs: Any) -> str:
+    return (
+        f"emppl misreads the model {where}, and gives no result: at random values of the latents it adds up "
+        f"log-probabilities of {float(own):.10g} there, and NumPyro {float(theirs):.10g}. The fault is emppl's; please "
+        "report the model. Often another form of the same model is read rightly: data as arguments and not closed "
+        "over, latents used elementwise or as an index, every site in the plates of what it depends on. "
+        "EM(model, verify=False) leaves this check out."
+    )
+
+
+def _two_paths(fast: str, plain: str, how: str) -> str:
+    return (
+        f"emppl gives no result: {fast}, and computed {how} it is {plain} at the same parameters. The fault is "
+        "emppl's; please report the model. EM(model, verify=False) leaves this check out."
+    )
