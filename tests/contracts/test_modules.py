@@ -56,7 +56,7 @@ THROUGH = {
     "strategies/test_discrete": "model/compatible",
     "test_docs": "families/table",
     "test_em": """
-        compiled derivation/derive derivation/plan fit/loop fit/outcome fit/restarts fit/start program
+        compiled derivation/derive derivation/plan fit/loop fit/outcome fit/start program
         result/accuracy result/certificate result/compare result/ending result/fitted result/latents
         result/summary
     """,
