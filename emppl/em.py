@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl import estep
-from emppl.checkpoint.cache import Cache
 from emppl.checkpoint.file import Checkpoint
 from emppl.checkpoint.identity import fit_identity
-from emppl.compiled import Fit, fit_of
+from emppl.compiled import Cache, Fit, fit_of
 from emppl.derivation.plan import Plan
 from emppl.errors import DataError, ParameterError, check_number, check_whole, unknown_name
 from emppl.fit import checks, loop

@@ -24,6 +24,8 @@ from emppl.model.options import Options
 from emppl.model.roles import Role, assign_roles, without_missing_cells
 from emppl.model.scans import find_chains
 from emppl.model.site import AlignedSite, field_dependences
+from emppl.model.states import check_states
+from emppl.model.weights import check_weights
 from emppl.mstep import choose_rules
 from emppl.mstep.analysis import Analysis
 from emppl.mstep.linear_predictors import find_regressions
@@ -70,7 +72,9 @@ def derive(function: Callable, data: Sequence, skeleton: Any, options: Options) 
     model = settle_integrals(model, options.latents)
     check_components(model)
     check_simulated(model, options.latents)
+    check_states(model)
     _check_fields(model)
+    check_weights(trace, dependence, axes, factors, model.integrals)
     rules = choose_rules(RuleContext(model, options, Analysis(model)))
     program = Program(dataclasses.replace(model, regressions=find_regressions(model, rules)), rules)
     check_memory(program.model, program.fused)

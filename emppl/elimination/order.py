@@ -96,6 +96,7 @@ def plan_elimination(
     axes: tuple[str, ...],
     chains: tuple[Scan, ...] = (),
     presence: frozenset[str] = frozenset(),
+    before: Mapping[str, frozenset[str]] | None = None,
 ) -> EliminationPlan:
     """Choose the order of elimination.
 
@@ -110,6 +111,7 @@ def plan_elimination(
         axes: the common order of axes.
         chains: latents of scans.
         presence: scanned latents whose mask says which steps exist.
+        before: by latent, those in the same plates that must be summed out before it.
 
     Returns:
         The plan.
@@ -120,7 +122,7 @@ def plan_elimination(
     """
     for factor in factors:
         _check_plates(factor, latents)
-    order = _Order(latents, sizes, chains, presence)
+    order = _Order(latents, sizes, chains, presence, before or {})
     times = {chain.time for chain in chains}
     pending = list(factors)
     while pending:
@@ -153,6 +155,7 @@ class _Order:
     sizes: Mapping[str, int]
     chains: tuple[Scan, ...]
     presence: frozenset[str]
+    before: Mapping[str, frozenset[str]]
     steps: list[EliminationStep] = dataclasses.field(default_factory=list)
     waiting: list[_Waiting] = dataclasses.field(default_factory=list)
 
@@ -191,6 +194,7 @@ class _Order:
                 touched = _union(factor.latents for factor in group if name in factor.latents)
                 return math.prod(self.sizes[axis] for axis in touched)
 
+            free = {name for name in free if not self.before.get(name, frozenset()) & free}
             latent = min(free, key=lambda name: (table_size(name), name))
             touching = [factor for factor in group if latent in factor.latents]
             result = self._table(leaf, touching, latent, latent=latent)

@@ -19,6 +19,7 @@ from emppl.estep.plain import absent_cells, all_scales, spread_over_atoms, with_
 from emppl.integrals.integrated import Integrated
 from emppl.integrals.way import integrate_all, prepare_integrals
 from emppl.model.log_prob_table import log_prob_table
+from emppl.model.masked import states_of_flat_cells
 from emppl.model.model import Model, Part
 from emppl.model.natural import NaturalForm, Prepared, table_from_statistics
 from emppl.model.site import AlignedSite
@@ -240,7 +241,7 @@ def expectations(
             tables[name] = log_prob_table(factor, arrays)
     tables = with_evidence(tables, integrated)
     value = sum((prepared[name].base_measure for name in natural), model.fault(arrays))
-    value = value + absent_cells(model, arrays)
+    value = value + absent_cells(model, arrays) + states_of_flat_cells(model, data, model.hard)
     sums: dict[str, jax.Array] = {}
     weights: dict[str, jax.Array] = {}
     for number, part in enumerate(model.parts):

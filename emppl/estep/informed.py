@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from emppl.estep.simulated import simulated
+from emppl.integrals.centre import prior_centre
 from emppl.integrals.joint import Joint
 from emppl.integrals.modes import find_modes
 from emppl.model.model import Model
@@ -30,7 +31,7 @@ def informed_shares(model: Model, params: Params, data: Data) -> dict[str, jax.A
     informed = {}
     for integral in simulated(model):
         joint = Joint(model, integral, params, data)
-        mode = find_modes(joint, joint.pack(joint.zeros()))
+        mode = find_modes(joint, prior_centre(joint))
         whole = _diagonals(joint, mode, integral.factors)
         for latent in dict.fromkeys(map(model_name, integral.latents)):
             own = tuple(name for name in integral.latents if model_name(name) == latent)

@@ -18,6 +18,7 @@ from emppl.errors import ParameterError
 from emppl.estep.expectations import Expectations, Posterior
 from emppl.integrals.integrated import Integrated
 from emppl.integrals.way import atom_weights, integrate_all
+from emppl.model.masked import states_of_flat_cells
 from emppl.model.model import Model
 from emppl.model.natural import NaturalForm, Prepared
 from emppl.names import model_name
@@ -66,7 +67,7 @@ def log_likelihood(model: Model, params: Params, data: Data, key: jax.Array | No
     arrays = model.evaluate(params, data)
     tables = with_evidence(model.tables(arrays, model.integrated), integrate_all(model, params, data, key=key))
     value = log_evidence(model, tables, all_scales(model, arrays), model.present(arrays))
-    return value + model.fault(arrays)
+    return value + states_of_flat_cells(model, data) + model.fault(arrays)
 
 
 def all_scales(model: Model, arrays: Mapping[str, Any]) -> dict[str, jax.Array | None]:
@@ -91,7 +92,7 @@ def e_step(model: Model, params: Params, data: Data) -> Posterior:
     tables = with_evidence(model.tables(arrays, model.integrated), integrated)
     value, weights = jax.value_and_grad(evidence)(tables)
     weights, atoms = spread_over_atoms(model, integrated, weights, params, data)
-    value = value + absent_cells(model, arrays)
+    value = value + absent_cells(model, arrays) + states_of_flat_cells(model, data, model.hard)
     centers = {axis: outcome.mean for axis, outcome in integrated.items()}
     return Posterior(value + model.fault(arrays), weights, atoms, centers)
 

@@ -124,6 +124,15 @@ def _von_mises_on_direction(pooled: Quantities, prior: Any) -> Quantities:
     }
 
 
+def _within_arc(direction: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+    """The direction, whole turns away if need be, or the end of the interval that is nearest to it on the circle."""
+    turn = 2 * np.pi
+    start = jnp.where(jnp.isfinite(low), low, high - turn)
+    turned = jnp.where((low <= direction) & (direction <= high), direction, start + (direction - start) % turn)
+    nearest = jnp.where(jnp.cos(high - direction) > jnp.cos(low - direction), high, low)
+    return jnp.where(turned <= high, turned, nearest)
+
+
 DIRECTION = Update(
     "direction of the weighted resultant",
     0,
@@ -131,6 +140,7 @@ DIRECTION = Update(
     (_resultant,),
     _solve_direction,
     {dist.VonMises: _von_mises_on_direction},
+    within=_within_arc,
 )
 
 VON_MISES = add(

@@ -37,6 +37,7 @@ POISSON_RATE = Update(
     _solve_rate,
     {dist.Gamma: gamma_on_rate},
     degrees={"exposure": 1},
+    within=jnp.clip,
 )
 
 

@@ -43,8 +43,9 @@ PROBABILITY = Update(
     (moments_alone,),
     _solve_probability,
     {dist.Beta: _beta_on_probability},
+    within=jnp.clip,
 )
-LOG_ODDS = Update("log(successes / failures)", 0, ("real",), (moments_alone,), _solve_log_odds)
+LOG_ODDS = Update("log(successes / failures)", 0, ("real",), (moments_alone,), _solve_log_odds, within=jnp.clip)
 
 
 def _log_probabilities(arguments: Arrays) -> tuple[jax.Array, jax.Array]:

@@ -49,6 +49,9 @@ class Update:
         degrees: where the argument is ``s`` times the parameter, ``s`` data, every quantity is that of the argument
             times this power of ``s`` (a rate times an exposure: ``{"events": 0, "exposure": 1}``). None where the
             update does not scale so; what is not named has degree 0.
+        within: ``(solution, low, high) -> value``, for single numbers: the maximiser between two bounds, given the one
+            without them. ``jnp.clip`` where the expected log-likelihood rises up to the solution and falls after it;
+            None where that is not known, and Newton steps take over.
     """
 
     title: str
@@ -60,6 +63,7 @@ class Update:
     order: int = 0
     by_entry: bool = False
     degrees: Mapping[str, int] | None = None
+    within: Callable[[jax.Array, Any, Any], jax.Array] | None = None
 
 
 def _no_base_measure(value: jax.Array, fixed: Arrays) -> jax.Array:

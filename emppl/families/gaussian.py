@@ -82,6 +82,7 @@ LOCATION = Update(
     (_total, _weighted_residual),
     _solve_location,
     {dist.Normal: _normal_on_location},
+    within=jnp.clip,
 )
 
 
@@ -137,6 +138,7 @@ SCALE = Update(
     },
     order=1,
     degrees={"square": -2},
+    within=jnp.clip,
 )
 
 

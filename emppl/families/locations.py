@@ -53,6 +53,7 @@ _MEAN_DEVIATION = Update(
     {dist.InverseGamma: _inverse_gamma_on_scale},
     order=1,
     degrees={"deviation": -1},
+    within=jnp.clip,
 )
 
 

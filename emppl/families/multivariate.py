@@ -240,6 +240,7 @@ VARIANCES = Update(
     ratio("square", "count"),
     {dist.InverseGamma: _inverse_gamma_on_variance},
     order=1,
+    within=jnp.clip,
 )
 PRECISIONS = Update(
     "inverse mean squared residual on the diagonal",
@@ -249,6 +250,7 @@ PRECISIONS = Update(
     ratio("count", "square"),
     {dist.Gamma: _gamma_on_precision},
     order=1,
+    within=jnp.clip,
 )
 SCALES = dataclasses.replace(
     SCALE, title="root mean squared residual on the diagonal", contributions=(_squares,), degrees=None

@@ -45,6 +45,7 @@ EXPONENTIAL_RATE = Update(
     ratio("events", "exposure"),
     {dist.Gamma: gamma_on_rate},
     degrees={"exposure": 1},
+    within=jnp.clip,
 )
 
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emppl.fit.convergence import Gains, Judgement, needs_rise
+from emppl.fit.convergence import Gains, Judgement, needs_rise, rounding_of
 from emppl.model.model import Model
 from emppl.parameters.constraints import constrain, unconstrain
 from emppl.types import Params
@@ -86,7 +86,7 @@ def leap(
     """
     eps = jnp.finfo(objective.dtype).eps
     size = 1 + jnp.abs(objective)
-    noise = 256 * eps * size + eps * amplification
+    noise = rounding_of(objective, amplification) + gains.noise
     is_leap = leaping.phase == LEAP
     gain, slack = objective - gains.objective, jnp.zeros_like(objective)
     if needs_rise(model.objective_kind):

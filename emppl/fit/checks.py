@@ -56,7 +56,13 @@ def data_report(model: Model, data: Data) -> dict[str, dict[str, jax.Array]]:
 _UNBOUNDED_BELOW_ONE = {
     "Dirichlet": ("concentration",),
     "Beta": ("concentration0", "concentration1"),
+    "BetaProportion": ("concentration0", "concentration1"),
+    "Kumaraswamy": ("concentration0", "concentration1"),
     "Gamma": ("concentration",),
+    "Chi2": ("concentration",),
+    "Weibull": ("concentration",),
+    "LKJ": ("concentration",),
+    "LKJCholesky": ("concentration",),
 }
 
 

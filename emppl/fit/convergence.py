@@ -25,6 +25,7 @@ class Gains(NamedTuple):
         level: the objective when it last rose by more than rounding, in nats.
         idle: number of iterations since then.
         rise: by how much the M-step before raised Q plus the log prior, in nats; only where the test needs it.
+        noise: rounding error of the objective, in nats, as measured where it seemed to fall; zero before that.
     """
 
     objective: Any
@@ -36,6 +37,7 @@ class Gains(NamedTuple):
     level: Any
     idle: Any
     rise: Any
+    noise: Any
 
     @classmethod
     def beginning(cls, lanes: int, dtype: Any) -> Gains:
@@ -43,7 +45,7 @@ class Gains(NamedTuple):
         zero = np.zeros(lanes, dtype)
         no = np.zeros(lanes, bool)
         none, low, high = np.zeros(lanes, np.int32), zero - np.inf, zero + np.inf
-        return cls(low, high, zero, no, none, low, low, none, high)
+        return cls(low, high, zero, no, none, low, low, none, high, zero)
 
 
 class Judgement(NamedTuple):
@@ -90,10 +92,10 @@ def _exact(
         The judgement.
     """
     gain = objective - gains.objective
-    rounding = _rounding(objective, amplification)
+    rounding = rounding_of(objective, amplification) + gains.noise
     decreased = jnp.isfinite(objective) & (gain < -rounding)
     # Sums in another order jitter by more than single gains at the end: what counts is the rise of many together.
-    rose = objective > gains.level + _rounding(objective, 0.0)
+    rose = objective > gains.level + rounding_of(objective, 0.0) + gains.noise
     idle = jnp.where(rose, 0, gains.idle + 1).astype(gains.idle.dtype)
     converged, after = _settled(
         objective, gain, gains, iteration, tolerance, jnp.abs(gain), idle >= _MOST_IDLE_ITERATIONS
@@ -135,7 +137,8 @@ def _approximate(drift: float) -> Callable[..., Judgement]:
     ) -> Judgement:
         size, rise = 1 + jnp.abs(objective), gains.rise
         highest = jnp.maximum(gains.highest, jnp.where(jnp.isfinite(objective), objective, -jnp.inf))
-        lowered = (rise < -_rounding(objective, amplification)) | (highest - objective > drift * size)
+        rounding = rounding_of(objective, amplification) + gains.noise
+        lowered = (rise < -rounding) | (highest - objective > drift * size)
         decreased = jnp.isfinite(objective) & lowered
         converged, after = _settled(objective, rise, gains, iteration, tolerance, jnp.abs(rise))
         return Judgement(converged, decreased, after._replace(highest=highest))
@@ -143,7 +146,8 @@ def _approximate(drift: float) -> Callable[..., Judgement]:
     return test
 
 
-def _rounding(objective: jax.Array, amplification: jax.Array | float) -> jax.Array:
+def rounding_of(objective: jax.Array, amplification: jax.Array | float) -> jax.Array:
+    """Rounding error of an objective that can be told from its own size and that of matrix products, in nats."""
     eps = jnp.finfo(objective.dtype).eps
     return 256 * eps * (1 + jnp.abs(objective)) + eps * amplification
 

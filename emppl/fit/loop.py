@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from emppl import estep
 from emppl.checkpoint.file import Checkpoint, flattened, restored
 from emppl.fit.acceleration import Leaping, leap
 from emppl.fit.convergence import MOST_STALLS, Gains, convergence_test, needs_rise
+from emppl.fit.falls import without_rounded_falls
 from emppl.fit.outcome import StopReason
 from emppl.fit.restarts import watched_sites
 from emppl.model.model import Model
@@ -109,7 +111,8 @@ def initial_states(
     no = np.zeros(lanes, bool)
     beginning = Gains.beginning(lanes, dtype)
     centers = {
-        integral.axis: np.zeros((lanes, integral.groups, integral.dimensions), dtype) for integral in model.integrals
+        integral.axis: np.full((lanes, integral.groups, integral.dimensions), np.nan, dtype)
+        for integral in model.integrals
     }
     leaping = Leaping.beginning(params, lanes, dtype) if accelerate else None
     return LaneState(params, params, beginning, lowest, number, number, number - 1, zero, no, memory, centers, leaping)
@@ -350,7 +353,8 @@ def run_blocks(blocks: Callable[[bool], Callable], states: LaneState, inputs: In
             if too_much_rounding(after):
                 accurate = True
                 after = after._replace(rounding=np.zeros_like(after.rounding))
-            states = after
+            evaluate = functools.partial(_evaluate, blocks(accurate), inputs)
+            states = without_rounded_falls(after, evaluate)
             objectives.append(np.asarray(objective))
             log_likelihoods.append(np.asarray(log_likelihood))
             settings.report(states)
@@ -363,6 +367,12 @@ def run_blocks(blocks: Callable[[bool], Callable], states: LaneState, inputs: In
     except KeyboardInterrupt:
         interrupted = True
     return Outcome(jax.device_get(states), _history(objectives, log_likelihoods, states), interrupted, accurate)
+
+
+def _evaluate(block: Callable, inputs: Inputs, states: LaneState) -> np.ndarray:
+    """The objective of every restart at its parameters, NaN where it is not finite or a component has collapsed."""
+    _, objectives, _ = block(states, *inputs, *limits(0.0, np.iinfo(np.int32).max, 1))
+    return np.asarray(objectives[0])
 
 
 def _history(objectives: list[np.ndarray], log_likelihoods: list[np.ndarray], states: LaneState) -> History:

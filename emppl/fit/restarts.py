@@ -17,7 +17,8 @@ def best_restart(objective: np.ndarray, status: np.ndarray) -> int:
     objective may be wrong there. What fell, collapsed or became infinite counts least.
     """
     score = np.where(np.isfinite(objective), objective, -np.inf)
-    return int(np.lexsort((score, [_RANKS.get(reason, 0) for reason in status]))[-1])
+    rank = np.array([_RANKS.get(reason, 0) for reason in status])
+    return int(np.lexsort((score, rank))[-1])
 
 
 _RANKS = {

@@ -22,9 +22,9 @@ from emppl.model.site import AlignedSite
 from emppl.mstep import ClosedForm
 from emppl.mstep.closed_form import Target
 from emppl.mstep.rule import Rule
-from emppl.parameters.constraints import constrain, unconstrain
+from emppl.parameters.constraints import constrain, constraint_name, unconstrain
 from emppl.program import Program
-from emppl.trace import Site
+from emppl.trace import Site, as_numpyro_expects
 from emppl.types import Data, Params
 from emppl.uncertainty.charts import bounds
 
@@ -76,7 +76,16 @@ def _one_start(program: Program, rng_key: jax.Array, data: Data, is_first: jax.A
 
 
 def _inside(site: Site, seed: jax.Array, otherwise: jax.Array) -> jax.Array:
-    """A seed where it lies within the bounds of a site, else another value: seeds from data ignore bounds."""
+    """A seed where it lies within the constraint of a site, else another value: seeds from data ignore constraints."""
+    if "ordered" in constraint_name(site.constraint):
+        seed = jnp.sort(seed, -1)
+    try:
+        with as_numpyro_expects():
+            inside = jnp.asarray(site.constraint(seed))
+        inside = jnp.reshape(inside, inside.shape + (1,) * (seed.ndim - inside.ndim))
+        seed = jnp.where(inside, seed, otherwise)
+    except NotImplementedError:
+        pass
     low, high = bounds(site.constraint)
     above = True if low is None else seed > low
     below = True if high is None else seed < high

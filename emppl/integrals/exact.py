@@ -22,6 +22,7 @@ class Exact(Way):
     """Sigma points of the normal conditional distribution, as many as there are dimensions, and one."""
 
     strategies = (Gaussian,)
+    looks_for_modes = False
 
     @classmethod
     def propose(cls, question: Question) -> Way | Refusal:
@@ -38,7 +39,7 @@ class Exact(Way):
     def arranged(self, integral: Integral) -> Integral:
         """The total is enough where an index tells cells apart, and needs no sums by index."""
         if integral.is_indexed:
-            integral = dataclasses.replace(integral, cells=(), is_indexed=False)
+            integral = dataclasses.replace(integral, cells=(), indexed=frozenset())
         return super().arranged(integral)
 
     def integrate(self, joint: Joint, start: jax.Array) -> Integrated:

@@ -10,11 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from emppl.jaxpr.layout import group_numbers
 from emppl.jaxpr.numbering import number_cells
 from emppl.model.integral import Integral
 from emppl.model.log_prob_table import log_prob_table
+from emppl.model.masked import cells_with_slope, masked_cells, parameters_at_random, partly_used
 from emppl.model.model import Model
 from emppl.names import latent_of
 from emppl.numerics.guarded import safe_divide
@@ -59,12 +61,15 @@ class Joint:
         sites = model.trace.sites
         self.constraints = {name: sites[latent_of(name)].constraint for name in model.trace.value_shapes}
         self.wanted = frozenset((name, field) for name in integral.factors for field in _FIELDS)
+        self.flat: dict[str, jax.Array] = {}
         # Here and not where they are used, which may be inside a loop.
         self.numbers: dict[str, jax.Array] = {}
         if integral.is_indexed:
             layout = integral.layout
             numbers = {n: group_numbers(shape, layout.grouped.get(n)) for n, shape in layout.shapes.items()}
             self.numbers = number_cells(self.tables, numbers)
+
+        self.flat = self._flat_cells()
 
     def at(self, params: Params) -> Joint:
         """This joint density at other parameters."""
@@ -100,7 +105,25 @@ class Joint:
     def tables_at(self, atoms: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Tables at many atoms, as the model has them, without the Jacobian."""
         arrays = self.model.evaluate(self.params, self.data, self.wanted, atoms)
-        return {name: log_prob_table(self.model.factors[name], arrays) for name in self.integral.factors}
+        tables = {name: log_prob_table(self.model.factors[name], arrays) for name in self.integral.factors}
+        return tables | {name: jnp.where(cells, 0.0, tables[name]) for name, cells in self.flat.items()}
+
+    def _flat_cells(self) -> dict[str, jax.Array]:
+        """By latent that is masked, the masked cells that other sites depend on, whose density is flat."""
+        flat: dict[str, jax.Array] = {}
+        for latent in self.integral.latents if self.integral.layout.shapes else ():
+            sites = partly_used(self.model, latent, self.integral.factors)
+            if not sites or self.model.trace.sites[latent].is_scanned:
+                continue
+            joint = self.at(parameters_at_random(self.model))
+            joint.flat = {}
+            rng = np.random.default_rng(1)
+            anywhere = {name: jnp.asarray(rng.normal(size=zero.shape)) for name, zero in self.zeros().items()}
+            slope = jax.grad(lambda values: sum(jnp.sum(joint.tables(values)[name]) for name in sites))  # noqa: B023
+            used = cells_with_slope(self.model, latent, slope(anywhere)[latent])
+            arrays = self.model.evaluate(self.params, self.data, frozenset([(latent, "mask")]))
+            flat[latent] = used & masked_cells(self.model, latent, arrays)
+        return flat
 
     def by_cell(self, tables: Mapping[str, jax.Array], once: bool = False) -> jax.Array:
         """Their sum in every cell of the integral: linear in the tables.
@@ -125,7 +148,7 @@ class Joint:
                 weight = self._relative_weight(arrays, name)
                 table = table * (jnp.sign(weight) if once else weight)
             plates = self.axes.plates_of(factor.site, factor.site.batch_shape)
-            if self.integral.is_indexed and self._is_numbered(name):
+            if name in self.integral.indexed:
                 table = self._by_index(name, table, plates)
             else:
                 for axis, axis_name in enumerate(self.axes.names):
@@ -234,13 +257,8 @@ class Joint:
         ratio = jnp.ones_like(own) if scale is None else scale
         return safe_divide(*jnp.broadcast_arrays(ratio, own, jnp.ones_like(own)))
 
-    def _is_numbered(self, name: str) -> bool:
-        factor = self.model.factors[name]
-        plates = self.axes.plates_of(factor.site, factor.site.batch_shape)
-        return not set(self.integral.cells) <= plates
-
     def _by_index(self, name: str, table: jax.Array, plates: frozenset[str]) -> jax.Array:
-        """Sum over the cells that an index sends to one group."""
+        """Sum over the cells that an index sends to one group; those that depend on none count with the first."""
         moved = jnp.moveaxis(table, self.atom_axis, -1)
         numbers = jnp.squeeze(self.numbers[name], self.atom_axis)
         full = jnp.broadcast_shapes(
@@ -249,6 +267,6 @@ class Joint:
             tuple(self.axes.sizes[n] if n in plates else 1 for n in self.axes.names if n != self.integral.axis),
         )
         flat = jnp.reshape(jnp.broadcast_to(moved, full + moved.shape[-1:]), (math.prod(full), -1))
-        where = jnp.reshape(jnp.broadcast_to(numbers, full), (-1,))
+        where = jnp.maximum(jnp.reshape(jnp.broadcast_to(numbers, full), (-1,)), 0)
         sums = jax.ops.segment_sum(flat, where, self.integral.groups)
         return self.atoms_to_cells(sums.T)

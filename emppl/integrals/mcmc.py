@@ -36,6 +36,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from emppl.integrals.centre import starting_vectors
 from emppl.integrals.hamiltonian import Trajectories, trajectories
 from emppl.integrals.importance import placed, student_draws, student_log_density
 from emppl.integrals.joint import Joint
@@ -65,7 +66,7 @@ class Walkers:
 
     Attributes:
         position: unconstrained, ``(chains, groups, dimensions)``; NaN before the first draw.
-        mean: last conditional modes, ``(groups, dimensions)``.
+        mean: last conditional modes, ``(groups, dimensions)``; NaN before the first draw.
         root: roots of the precisions there, ``(groups, dimensions, dimensions)``.
         step: length of Hamiltonian steps, ``(groups,)``.
         divergences: how many trajectories lost the energy, of those that were counted.
@@ -90,7 +91,7 @@ def first_walkers(groups: int, dimensions: int, chains: int) -> Walkers:
     dtype = jnp.result_type(float)  # said aloud: a weak type would compile everything twice
     return Walkers(
         jnp.full((chains, groups, dimensions), jnp.nan, dtype),
-        jnp.zeros((groups, dimensions), dtype),
+        jnp.full((groups, dimensions), jnp.nan, dtype),
         jnp.zeros((groups, dimensions, dimensions), dtype),
         jnp.full(groups, 1.2 * dimensions**-0.25, dtype),
         jnp.zeros((), dtype),
@@ -109,7 +110,7 @@ def draw(joint: Joint, walkers: Walkers, key: jax.Array, number: int) -> tuple[j
     Returns:
         ``(draws, walkers)``: ``(chains, number, groups, dimensions)``, and where the chains are now.
     """
-    mean, root = approximation(joint, walkers.mean)
+    mean, root = approximation(joint, starting_vectors(joint, walkers.mean))
     return _move(joint, dataclasses.replace(walkers, mean=mean, root=root), key, number)
 
 

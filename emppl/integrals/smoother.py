@@ -31,6 +31,7 @@ class Smoother(Way):
     """Sigma points of the first steps and of every window, with the moments that the smoother finds."""
 
     strategies = (Gaussian,)
+    looks_for_modes = False
     is_by_step = True
 
     @classmethod

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,8 @@ class Truncated(Way):
     """
 
     limits: tuple[str, ...]
+
+    looks_for_modes: ClassVar[bool] = False
 
     @classmethod
     def propose(cls, question: Question) -> Way | Refusal:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from emppl.errors import Refusal
+from emppl.integrals.centre import starting_vectors
 from emppl.integrals.integrated import Integrated
 from emppl.integrals.joint import Joint
 from emppl.integrals.mcmc import draw_once
@@ -77,6 +78,9 @@ class Way(abc.ABC):
     is_by_step: ClassVar[bool] = False
     """Whether the steps of a chain are integrated one after the other."""
 
+    looks_for_modes: ClassVar[bool] = True
+    """Whether it matters where it begins; where a linear equation gives the mean, it does not."""
+
     @classmethod
     def propose(cls, question: Question) -> Way | Refusal:
         """The way for an integral, or the reason why it does not apply: the whole message if it was asked for."""
@@ -128,7 +132,7 @@ def integrate_all(
     """Every integral of the model, by axis.
 
     Args:
-        guesses: by integral, where to look for the modes first; default: zero.
+        guesses: by integral, where to look for the modes first, NaN for the centre of the prior, which is the default.
         key: random numbers of ways that draw; default: always the same.
         prepared: by integral, what :func:`prepare_integrals` found.
     """
@@ -143,7 +147,9 @@ def integrate_all(
 def integrate(joint: Joint, guess: jax.Array | None = None) -> Integrated:
     """One integral, by its way."""
     way: Way = joint.integral.way
-    return way.integrate(joint, joint.pack(joint.zeros()) if guess is None else guess)
+    if not way.looks_for_modes:
+        return way.integrate(joint, joint.pack(joint.zeros()))
+    return way.integrate(joint, starting_vectors(joint, guess))
 
 
 def prepare_integrals(model: Model, data: Data) -> dict[str, Any]:

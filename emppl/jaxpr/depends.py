@@ -5,13 +5,14 @@ All questions are structural: no arithmetic is done and no data are needed, so t
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
-from jax.extend.core import ClosedJaxpr, Var
+from jax.extend.core import ClosedJaxpr, Literal, Var
 
 from emppl.errors import Refusal
 from emppl.jaxpr.axes import AxisDomain, AxisPositions
-from emppl.jaxpr.equations import shape_of
+from emppl.jaxpr.equations import Equation, shape_of
 from emppl.jaxpr.selection import Entry, Selection, SelectionDomain
 from emppl.jaxpr.walk import Computation, Label, Labels, LabelSets, entry_of, interpret
 from emppl.memo import once
@@ -81,6 +82,27 @@ class Dependence:
         """
         found = entry_of(self._selections(parameter), self.computation.outputs[position])
         return Refusal("it does not depend on the parameter") if found is None else found
+
+    def is_same(self, position: int, other: int) -> bool:
+        """Whether two outputs are computed in the same way, so that they are equal whatever the inputs."""
+        outputs = self.computation.outputs
+        return self._expression(outputs[position]) == self._expression(outputs[other])
+
+    def _expression(self, atom: Any) -> Any:
+        """How a variable is computed, as nested tuples."""
+        if isinstance(atom, Literal):
+            return str(atom.val), str(atom.aval)
+        equation = self._makers.get(atom)
+        if equation is None:
+            return atom
+        params = id(equation) if "jaxpr" in equation.params else str(equation.params)
+        place = equation.results.index(atom)
+        return equation.name, params, place, tuple(map(self._expression, equation.operands))
+
+    @functools.cached_property
+    def _makers(self) -> dict[Any, Equation]:
+        """By variable, the operation that it is the result of."""
+        return {result: equation for equation in self.computation.equations for result in equation.results}
 
     def source(self, label: Label) -> Var:
         """The variable of an input."""

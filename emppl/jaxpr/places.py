@@ -162,6 +162,13 @@ def matrices(equation: Equation) -> AxisMap:
     return AxisMap((own,) * len(equation.operands), frozenset((rank - 2, rank - 1)))
 
 
+def stacked(equation: Equation) -> AxisMap:
+    """Linear algebra on every matrix of a stack; of several results, with other axes behind those of the stack."""
+    first = len(equation.shapes[0]) - (1 if equation.name == "tridiagonal_solve" else 2)
+    own = OperandAxes({axis: axis for axis in range(first)})
+    return AxisMap((own,) * len(equation.operands), frozenset(range(first, len(equation.shape))))
+
+
 def triangular_solve(equation: Equation) -> AxisMap:
     """One matrix, many right-hand sides, which do not meet."""
     rank = len(equation.shape)

@@ -122,6 +122,8 @@ UNKNOWN = Row(Kind.UNKNOWN, places.nowhere, jumps=True)
 
 _SMOOTH = Row(Kind.UNKNOWN, places.nowhere)
 
+_STACKED = Row(Kind.UNKNOWN, places.stacked)
+
 _TABLE: dict[str, Row] = {
     # Elementwise. Functions that are monotone on a part of the line only have no direction.
     "abs acos acosh asin atan2 atanh cos cosh imag nextafter real sin tan xor": _elementwise(),
@@ -202,7 +204,9 @@ _TABLE: dict[str, Row] = {
     "scatter-add scatter_add scatter-mul dynamic_update_slice": _mixes(places.written_over),
     # Nothing is known of these, except whether they make steps.
     "conv_general_dilated custom_linear_solve fft optimization_barrier reduce_window_sum tile": _SMOOTH,
-    "complex conj eigh householder_product lu qr svd tridiagonal_solve": _SMOOTH,
+    "complex conj": _SMOOTH,
+    # Nor of these, except that matrices in a stack are apart.
+    "eigh householder_product lu qr svd tridiagonal_solve": _STACKED,
     "bitcast_convert_type": Row(Kind.UNKNOWN, places.nowhere, jumps=True, has_slope=False),
 }
 

@@ -14,6 +14,7 @@ from jax.extend.core import Literal, Var
 
 from emppl.jaxpr.equations import Atom, Equation, Kind, shape_of
 from emppl.jaxpr.primitives import ROWS, UNKNOWN, call_row
+from emppl.memo import once
 
 T = TypeVar("T")
 Label: TypeAlias = tuple[str, str]
@@ -88,8 +89,14 @@ class Computation:
 
     def varying_axes(self, atom: Atom) -> frozenset[int]:
         """Axes along which an array may vary: not those along which it was broadcast, before other operations too."""
-        along = frozenset(axis for axis, size in enumerate(shape_of(atom)) if size > 1)
-        producer = self.producer(atom)
+        if isinstance(atom, Literal):
+            return frozenset(axis for axis, size in enumerate(shape_of(atom)) if size > 1)
+        return self._varying_axes(atom)
+
+    @once
+    def _varying_axes(self, variable: Var) -> frozenset[int]:
+        along = frozenset(axis for axis, size in enumerate(shape_of(variable)) if size > 1)
+        producer = self.producer(variable)
         if producer is None or (producer.row.kind is not Kind.ELEMENTWISE and producer.name != "broadcast_in_dim"):
             return along
         places = [

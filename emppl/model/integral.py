@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,7 +39,7 @@ class Integral:
         given: discrete latents; there is an integral for every state of these.
         cells: axes (plates, and latents of ``given``) over which integrals are apart.
         layout: how the entries of the latents fall into groups.
-        is_indexed: whether the cells of sites are told apart by an index among the data (``b[subject]``).
+        indexed: factors whose cells are told apart by an index among the data (``b[subject]``).
         way: how it is done, an :class:`emppl.integrals.way.Way`; None before that is settled.
     """
 
@@ -50,13 +49,18 @@ class Integral:
     given: tuple[str, ...]
     cells: tuple[str, ...] = ()
     layout: Layout = dataclasses.field(default_factory=lambda: Layout({}, {}, 0))
-    is_indexed: bool = False
+    indexed: frozenset[str] = frozenset()
     way: Any = None
 
     @property
     def strategy(self) -> Continuous:
         """The strategy by which it is done, the user's or the default."""
         return self.way.strategy
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether cells of any factor are told apart by an index among the data."""
+        return bool(self.indexed)
 
     @property
     def groups(self) -> int:
@@ -95,7 +99,7 @@ class Integral:
             *arguments: shapes of everything else.
 
         Returns:
-            The integral with ``cells``, ``layout`` and ``is_indexed``.
+            The integral with ``cells``, ``layout`` and ``indexed``.
 
         Raises:
             ModelError: discrete and continuous latents depend on each other across plates.
@@ -110,16 +114,17 @@ class Integral:
                 grouped = {name: numbering_axes(trace, axes, name, shapes[name], cells) for name in self.latents}
                 grouped = {name: places for name, places in grouped.items() if places}
                 numbers = {name: group_numbers(shapes[name], grouped.get(name)) for name in shapes}
-                tables_groups = separation.groups(numbers)
+                tables_groups = dict(zip(sorted(self.factors), separation.groups(numbers), strict=True))
                 # Latents of one single group may meet in any operation, and be read in any order.
-                if cells and not all(_lies_in_order(table, axes, cells) for table in tables_groups):
+                groups_of = cell_groups(trace, axes, self.latents[0], numbers[self.latents[0]])
+                if cells and not all(lies_in_order(table, groups_of) for table in tables_groups.values()):
                     continue
                 groups = int(np.prod([axes.sizes[name] for name in cells if axes.sizes[name] > 1], dtype=int))
                 layout = Layout(shapes, grouped, groups if grouped else 0)
-                is_indexed = any(isinstance(table, Grouped) and np.any(table.numbers < -1) for table in tables_groups)
+                indexed = frozenset(name for name, table in tables_groups.items() if is_picked(table))
                 outside = [latent for latent in self.given if not plate_axes(trace, axes, latent) <= set(chosen)]
-                if not outside and not (is_indexed and self.given):
-                    return dataclasses.replace(self, cells=cells, layout=layout, is_indexed=is_indexed)
+                if not outside and not (indexed and self.given):
+                    return dataclasses.replace(self, cells=cells, layout=layout, indexed=indexed)
         raise ModelError(_mixed(self))
 
 
@@ -184,20 +189,26 @@ def numbering_axes(
     return tuple(rank + dim for dim in range(-rank, 0) if shape[rank + dim] > 1 and by_dim.get(dim) in cells)
 
 
-def _lies_in_order(table: Grouped | Meeting | None, axes: Axes, cells: Sequence[str]) -> bool:
+def is_picked(table: Grouped | Meeting | None) -> bool:
+    """Whether data say on which group a cell of a table depends."""
+    return isinstance(table, Grouped) and bool(np.any(table.numbers < SHARED))
+
+
+def cell_groups(trace: Trace, axes: Axes, latent: str, numbers: np.ndarray) -> np.ndarray:
+    """The groups of the cells of a latent, with the common axes, from those of its entries."""
+    site = trace.sites[latent]
+    with jax.ensure_compile_time_eval():
+        entries = axes.align(jnp.asarray(numbers), site, len(site.event_shape))
+        return np.asarray(entries).reshape(*entries.shape[: axes.rank], -1)[..., 0]
+
+
+def lies_in_order(table: Grouped | Meeting | None, groups: np.ndarray) -> bool:
     """Whether a cell of a table depends on the group of its own cell, on none, or on one that the data pick."""
-    if table is None:
+    if table is None or is_picked(table):
         return True
     if isinstance(table, Meeting):
         return False
-    if np.any(table.numbers < SHARED):
-        return True
-    own = [axes.sizes[name] if name in cells else 1 for name in axes.names]
-    groups = np.arange(math.prod(own)).reshape(own)
-    rest = table.numbers.shape[len(own) :]
-    try:
-        groups = np.broadcast_to(groups.reshape(groups.shape + (1,) * len(rest)), table.numbers.shape)
-    except ValueError:
+    if groups.size > 1 and any(n == 1 < g for n, g in zip(table.numbers.shape, groups.shape, strict=True)):
         return bool(np.all(table.numbers == SHARED))  # constant along the groups
     return bool(np.all((table.numbers == SHARED) | (table.numbers == groups)))
 

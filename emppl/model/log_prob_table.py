@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from emppl.model.site import AlignedSite, with_equal_ranks
-from emppl.parameters.constraints import constraint_name
+from emppl.parameters.constraints import constraint_name, log_jacobian, unconstrain
 from emppl.trace import SiteArrays, Unseen, as_numpyro_expects, log_density
 
 
@@ -72,7 +72,9 @@ def _absent(aligned: AlignedSite, step: SiteArrays) -> jax.Array:
     if aligned.site.kind != "integrated" or aligned.site.distribution == Unseen.__name__:
         return jnp.zeros(())
     rank = len(step.distribution.event_shape)
-    standard = -(step.value**2) / 2 - math.log(2 * math.pi) / 2
+    constraint = aligned.site.constraint
+    free = unconstrain(constraint, step.value)
+    standard = -(free**2) / 2 - math.log(2 * math.pi) / 2 - log_jacobian(constraint, free)
     return jnp.sum(standard, tuple(range(step.value.ndim - rank, step.value.ndim)))
 
 

@@ -28,7 +28,7 @@ from emppl.names import latent_of, model_name
 from emppl.parameters.constraints import constrain, free_dimensions
 from emppl.parameters.held import pin
 from emppl.strategies import Enumerate, Hard, ObjectiveKind, StochasticEM, Strategy
-from emppl.trace import SiteArrays, Trace, as_numpyro_expects
+from emppl.trace import SiteArrays, Trace, as_numpyro_expects, log_density
 from emppl.types import Data, Params
 
 
@@ -98,7 +98,7 @@ class Model:
     @functools.cached_property
     def parts(self) -> tuple[Part, ...]:
         """Independent groups of factors, each with its order of elimination; at most one is by rows."""
-        return find_parts(self.trace, self.axes, self.factors, self.integrals, self.table_shapes)
+        return find_parts(self.trace, self.dependence, self.axes, self.factors, self.integrals, self.table_shapes)
 
     @property
     def free(self) -> list[str]:
@@ -321,7 +321,7 @@ class Model:
 def prior_cells(prior: SiteArrays) -> jax.Array:
     """Log density of one prior at the parameter's value, cell by cell."""
     with as_numpyro_expects():
-        log_prob = prior.distribution.log_prob(prior.value)
+        log_prob = log_density(prior.distribution, prior.value)
     if prior.mask is not None:
         log_prob, mask = with_equal_ranks(log_prob, prior.mask)
         log_prob = jnp.where(mask, log_prob, 0)

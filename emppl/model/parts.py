@@ -9,9 +9,11 @@ import jax
 
 from emppl.elimination.order import EliminationPlan, Factor, plan_elimination
 from emppl.elimination.run import probe_name
+from emppl.jaxpr.depends import Dependence
 from emppl.model.axes import Axes
 from emppl.model.integral import Integral
 from emppl.model.site import AlignedSite
+from emppl.model.weights import summed_before
 from emppl.names import latent_of
 from emppl.trace import Trace
 
@@ -39,6 +41,7 @@ class Part:
 
 def find_parts(
     trace: Trace,
+    dependence: Dependence,
     axes: Axes,
     factors: Mapping[str, AlignedSite],
     integrals: Sequence[Integral],
@@ -70,6 +73,7 @@ def find_parts(
         is_timed = time is not None and tables[name].shape[axes.names.index(time.name)] > 1
         plates = axes.plates_of(factor.site, factor.site.batch_shape)
         named[name] = Factor(name, factor.all_latents, plates, is_timed)
+    before = summed_before(trace, dependence, plates_of_latent)
     presence = frozenset(name for name, factor in factors.items() if factor.is_presence)
     inside = [f for f in named.values() if axes.rows in f.plates]
     outside = [f for f in named.values() if axes.rows not in f.plates]
@@ -80,7 +84,7 @@ def find_parts(
     return tuple(
         Part(
             tuple(f.name for f in group),
-            plan_elimination(group, plates_of_latent, axes.sizes, axes.names, trace.scans, presence),
+            plan_elimination(group, plates_of_latent, axes.sizes, axes.names, trace.scans, presence, before),
             by_rows,
         )
         for group, by_rows in groups

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from emppl.errors import ModelError
 from emppl.jaxpr.depends import Dependence
-from emppl.jaxpr.groups import Meeting
+from emppl.jaxpr.groups import SHARED
 from emppl.jaxpr.layout import Layout, group_numbers
 from emppl.jaxpr.separation import Separation
 from emppl.model.axes import Axes
-from emppl.model.integral import Integral, numbering_axes, plate_axes
+from emppl.model.integral import Integral, cell_groups, is_picked, lies_in_order, numbering_axes, plate_axes
 from emppl.model.site import field_dependences
 from emppl.model.state_space import StateSpace, TrajectoryLayout
-from emppl.names import first, lagged
+from emppl.names import first, lagged, latent_of
 from emppl.trace import Scan, Trace
 
 _MOST_TRAJECTORY_NUMBERS = 2048
@@ -64,10 +66,12 @@ class ChainIntegral(Integral):
         separation = Separation(tables, shapes, *arguments)
         for layout in (states.firsts, states.windows):
             numbers = {name: group_numbers(shape, layout.grouped.get(name)) for name, shape in shapes.items()}
-            if any(isinstance(table, Meeting) for table in separation.groups(numbers)):
+            groups = self._groups_of_cells(trace, axes, layout, numbers)
+            if any(is_picked(table) or not lies_in_order(table, groups) for table in separation.groups(numbers)):
                 raise ModelError(
                     f"The chains of the continuous latents {', '.join(map(repr, self.latents))} in different plate "
-                    "cells depend on each other. Make the state of a step one vector, in no plate."
+                    "cells depend on each other, or are read in another order than that of the cells. Make the state "
+                    "of a step one vector, in no plate."
                 )
         if outside:
             raise ModelError(
@@ -76,6 +80,20 @@ class ChainIntegral(Integral):
             )
         layout = TrajectoryLayout(shapes, states.firsts.grouped, states.firsts.groups, states)
         return dataclasses.replace(self, cells=cells, layout=layout)
+
+    def _groups_of_cells(
+        self, trace: Trace, axes: Axes, layout: Layout, numbers: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        """The groups of the cells of all steps, with the common axes."""
+        if not layout.groups:
+            return np.full((1,) * axes.rank, SHARED)
+        name = next(iter(layout.grouped))
+        if name in trace.sites and trace.sites[name].time is None:
+            return cell_groups(trace, axes, name, numbers[name])
+        within = cell_groups(trace, axes, latent_of(name), numbers[name][0])
+        steps = np.arange(self.scan.length) * (layout.groups // self.scan.length)
+        time = axes.names.index(self.scan.time)
+        return within + np.expand_dims(steps, [axis for axis in range(axes.rank) if axis != time])
 
     def _state_space(self, trace: Trace, axes: Axes, cells: Sequence[str]) -> StateSpace:
         """Layouts of the first steps, and of the windows, whose axis of time numbers groups beside the cells."""

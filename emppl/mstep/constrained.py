@@ -1,7 +1,8 @@
 """A closed form whose solution may lie outside the parameter's constraint: ordered means, a scale with a floor.
 
-Inside the constraint the closed form is the maximum. Beyond a bound on single numbers the maximum is the bound itself,
-because Q rises towards the closed form and falls after it. Where entries constrain each other, the fallback takes over.
+Inside the constraint the closed form is the maximum. Beyond a bound on single numbers the update itself says where it
+is (``Update.within``): the bound, where Q rises towards the closed form and falls after it. Where that is not known, or
+where entries constrain each other, the fallback takes over.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from emppl.jaxpr.maps import Interval
 from emppl.jaxpr.selection import Selection
 from emppl.model.model import Model
 from emppl.mstep.closed_form import ClosedForm
@@ -21,7 +21,7 @@ from emppl.mstep.maximisation import Maximisation
 from emppl.mstep.newton import Newton
 from emppl.mstep.numeric import Numeric
 from emppl.mstep.rule import Rule, RuleContext
-from emppl.parameters.constraints import bounds, constraint_name
+from emppl.parameters.constraints import constraint_name, limits, reachable
 from emppl.types import Params
 
 
@@ -31,12 +31,12 @@ class Constrained(Rule):
 
     Attributes:
         closed: the update without the constraint.
-        limits: the constraint, if it bounds every entry by itself.
+        is_bounded: whether the constraint bounds every entry by itself, and the update says where the maximum then is.
         fallback: what is done where the solution is outside.
     """
 
     closed: ClosedForm
-    limits: Interval | None
+    is_bounded: bool
     fallback: Rule
 
     kind: ClassVar[str] = "constrained"
@@ -54,25 +54,25 @@ class Constrained(Rule):
         if not isinstance(closed, ClosedForm) or closed.map:
             return None
         constraint = context.model.trace.sites[name].constraint
-        limits = bounds(constraint) if closed.closed.event_rank == 0 and closed.prior in (None, "flat") else None
+        is_known = closed.closed.within is not None and closed.closed.event_rank == 0
+        is_bounded = is_known and closed.prior in (None, "flat") and limits(constraint) is not None
         newton = Newton.propose(context, name)
         fallback: Rule = newton if isinstance(newton, Rule) else Numeric.propose(context, name)
-        otherwise = "the bound" if limits is not None else fallback.kind
+        otherwise = "the bound" if is_bounded else fallback.kind
         detail = f"{closed.detail} where its constraint {constraint_name(constraint)!r} allows it, or else {otherwise}"
-        return cls((name,), detail, closed, limits, fallback, prior=closed.prior)
+        return cls((name,), detail, closed, is_bounded, fallback, prior=closed.prior)
 
     def begin(self, model: Model, params: Params) -> Any:
         """What the fallback remembers."""
-        return None if self.limits is not None else self.fallback.begin(model, params)
+        return None if self.is_bounded else self.fallback.begin(model, params)
 
     def update(self, step: Maximisation) -> dict[str, jax.Array]:
         """The closed form, moved to the bound or replaced by the fallback where it is outside."""
         ((name, value),) = self.closed.update(step).items()
         constraint = step.model.trace.sites[name].constraint
-        if self.limits is not None:
-            low, high = (jnp.asarray(end, value.dtype) for end in self.limits)
-            # A bound may itself be excluded: stop one step short of it.
-            return {name: jnp.clip(value, jnp.nextafter(low, high), jnp.nextafter(high, low))}
+        if self.is_bounded:
+            assert self.closed.closed.within is not None
+            return {name: self.closed.closed.within(value, *reachable(constraint, value))}
         inside = jnp.all(constraint(value)) & jnp.all(jnp.isfinite(value))
         before = step.unfinished
         otherwise = self.fallback.update(step)[name]

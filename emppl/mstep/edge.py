@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from emppl.errors import Refusal
+from emppl.model.model import Model
 from emppl.model.site import AlignedSite
 from emppl.mstep.entries import FLAT, entries_of, prior_of
 from emppl.mstep.maximisation import Maximisation
 from emppl.mstep.median import why_not_a_data_value
+from emppl.mstep.numeric import Numeric
 from emppl.mstep.rule import Rule, RuleContext
+from emppl.parameters.constraints import limits, reachable
+from emppl.types import Params
 
 
 @dataclasses.dataclass(frozen=True)
 class Edge(Rule):
-    """The last data value inside the support.
+    """The last data value inside the support; where the parameter may not come so near, its own bound.
 
     Attributes:
         targets: sites and arguments that the parameter bounds.
         side: 1 for upper bounds, -1 for lower ones.
+        fallback: what is done where the parameter's entries constrain each other and exclude the data values; None
+            where its constraint bounds every entry by itself.
     """
 
     targets: tuple[tuple[str, str], ...]
     side: int
+    fallback: Numeric | None = None
 
     kind: ClassVar[str] = "edge of the support"
     exact: ClassVar[bool] = True
@@ -49,7 +56,13 @@ class Edge(Rule):
             return Refusal(reason)
         targets = tuple((factor.name, field) for factor, field, _ in entries)
         detail = f"the {'largest' if side == 1 else 'smallest'} data value with weight"
-        return cls((name,), detail, targets, side, prior=prior and "flat")
+        is_bounded = limits(context.model.trace.sites[name].constraint) is not None
+        fallback = None if is_bounded else Numeric.propose(context, name)
+        return cls((name,), detail, targets, side, fallback, prior=prior and "flat")
+
+    def begin(self, model: Model, params: Params) -> Any:
+        """What the fallback remembers."""
+        return None if self.fallback is None else self.fallback.begin(model, params)
 
     def update(self, step: Maximisation) -> dict[str, jax.Array]:
         """The extreme of all values with weight, over the cells that share an entry."""
@@ -82,5 +95,14 @@ class Edge(Rule):
         # A bound may itself be excluded from the support: stop one step outside of the value.
         value = self.side * jnp.nextafter(furthest, jnp.inf)
         value = jnp.reshape(value, before.shape)
-        usable = jnp.isfinite(value) & step.model.trace.sites[name].constraint(value)
-        return {name: jnp.where(usable, value, before)}
+        constraint = step.model.trace.sites[name].constraint
+        if self.fallback is None:
+            bounded = jnp.clip(value, *reachable(constraint, value))
+            # Beyond the bound on the far side, as without weight, every value is as good as any other.
+            usable = jnp.isfinite(value) & (self.side * bounded >= self.side * value)
+            return {name: jnp.where(usable, bounded, before)}
+        value = jnp.where(jnp.isfinite(value), value, before)
+        inside, unfinished = jnp.all(constraint(value)), step.unfinished
+        otherwise = self.fallback.update(step)[name]
+        step.unfinished = jnp.where(inside, unfinished, step.unfinished)
+        return {name: jnp.where(inside, value, otherwise)}

@@ -25,6 +25,7 @@ from emppl.mstep.entries import at_an_edge, entries_of, has_corners
 from emppl.mstep.maximisation import Maximisation
 from emppl.mstep.quadratic import ScaledEigen, describe, free_entries, scaled_eigen
 from emppl.mstep.rule import Rule, RuleContext
+from emppl.numerics.rounding import MOST_NOISE, measured
 from emppl.parameters.constraints import bounds, is_relative
 
 _MOST_ENTRIES = 200
@@ -224,7 +225,18 @@ def climb(
 
     start_inside = _back_from_the_edge(value_and_grad, first, first_value, first_slope, free * relative, rounding)
     begin = (*start_inside, 0, jnp.asarray(False), jnp.asarray(False))
-    end, value, _, _, finished, _ = jax.lax.while_loop(keep_going, advance, begin)
+    end, value, slope, _, finished, _ = jax.lax.while_loop(keep_going, advance, begin)
+
+    def look_again(_: tuple) -> tuple:
+        # No step gains anything where rounding is larger than what is left.
+        curvature = curvature_at(end, slope)
+        promise = jnp.sum(curvature.direction(slope) * slope)
+        noise = measured(lambda point: objective(layout.unpack(point)), end)
+        known = jnp.all(jnp.isfinite(curvature.eigen.values)) & ~curvature.climbs_where_flat(slope, value)
+        return jnp.asarray(False), known & (promise / 2 <= noise) & (noise <= MOST_NOISE)
+
+    # A loop of at most one turn: under vmap, a conditional would always look.
+    _, finished = jax.lax.while_loop(lambda state: state[0], look_again, (~finished, finished))
     return layout.unpack(end), value - first_value, finished
 
 

@@ -44,18 +44,33 @@ def _equals(bound: Any, number: float) -> bool:
 
 def bounds(constraint: Any) -> tuple[float, float] | None:
     """The interval in which every entry of a parameter may lie by itself, or None if entries constrain each other."""
-    name = constraint_name(constraint)
-    if name in ("real", "real_vector", "real_matrix"):
-        return -math.inf, math.inf
-    if name in ("positive", "nonnegative", "softplus_positive"):
-        return 0.0, math.inf
-    inner = innermost(constraint)
+    ends = limits(constraint)
+    if ends is None or any(end.size != 1 for end in ends):
+        return None
+    low, high = (float(np.ravel(end)[0]) for end in ends)
+    return low, high
+
+
+def limits(constraint: Any) -> tuple[np.ndarray, np.ndarray] | None:
+    """As :func:`bounds`, also where every entry has bounds of its own."""
+    name, inner = constraint_name(constraint), innermost(constraint)
     low, high = getattr(inner, "lower_bound", None), getattr(inner, "upper_bound", None)
-    if not isinstance(low, (int, float, type(None))) or not isinstance(high, (int, float, type(None))):
+    if name in ("real", "real_vector", "real_matrix"):
+        low, high = -math.inf, math.inf
+    elif name in ("positive", "nonnegative", "softplus_positive"):
+        low, high = 0.0, math.inf
+    if (low is None and high is None) or isinstance(low, jax.core.Tracer) or isinstance(high, jax.core.Tracer):
         return None
-    if low is None and high is None:
-        return None
-    return (-math.inf if low is None else float(low)), (math.inf if high is None else float(high))
+    return np.asarray(-math.inf if low is None else low), np.asarray(math.inf if high is None else high)
+
+
+def reachable(constraint: Any, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Bounds that every entry of a value may reach: one step inside of its limits, which may themselves be excluded."""
+    low, high = (jnp.asarray(end, value.dtype) for end in limits(constraint) or (-jnp.inf, jnp.inf))
+    if low.ndim:
+        low, high = (jnp.broadcast_to(end, value.shape) for end in jnp.broadcast_arrays(low, high))
+    inside = jnp.nextafter(low, high), jnp.nextafter(high, low)
+    return jnp.where(jnp.isfinite(low), inside[0], low), jnp.where(jnp.isfinite(high), inside[1], high)
 
 
 def unconstrain(constraint: Any, value: jax.Array) -> jax.Array:

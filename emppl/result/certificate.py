@@ -77,7 +77,7 @@ def build_certificate(result: Fitted) -> Certificate:
     return Certificate(
         objective=objective_in_words(result.fit.model),
         converged=result.converged,
-        monotone=fall <= 1e-9 * (1 + abs(result.log_posterior)),
+        monotone=fall <= max(1e-9 * (1 + abs(result.log_posterior)), float(result.history.get("noise", 0))),
         largest_decrease=fall,
         score_norm=score_norm,
         restarts=len(result.history["final_objectives"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,6 +13,7 @@ from emppl.fit.outcome import Ending, StopReason
 from emppl.fit.restarts import best_restart, collapsed_name, left_out
 from emppl.model.model import Model
 from emppl.montecarlo.simulation import Simulation
+from emppl.numerics.rounding import MOST_NOISE
 from emppl.program import Program
 from emppl.result.components import symmetric_latent
 from emppl.result.result import EMResult
@@ -52,17 +54,31 @@ def result_of(fit: Fit, outcome: Outcome) -> EMResult:
         log_likelihood = float(fit.compiled.summed_log_likelihood(free, fit.data))
         log_posterior += log_likelihood - classification
         history["classification"] = history.pop("log_likelihood")
-    return EMResult(
-        params,
-        log_likelihood,
-        log_posterior,
-        ending,
-        int(states.iteration[best]),
-        history,
-        fit,
-        simulation,
-        classification,
-    )
+    number = int(states.iteration[best])
+    result = EMResult(params, log_likelihood, log_posterior, ending, number, history, fit, simulation, classification)
+    noise = float(states.gains.noise[best])
+    return result if noise == 0 else dataclasses.replace(result, ending=_ending_in_noise(result, noise))
+
+
+def _ending_in_noise(result: EMResult, noise: float) -> Ending:
+    """The ending where rounding hides small gains: that the objective stands still is an end if the slope is zero."""
+    ending, known = result.ending, f"The objective is known to {noise:.2g} nats only, because terms that are far larger"
+    advice = "Centre and rescale the data: subtract a typical value, and use units in which the numbers are near one."
+    notes = [*ending.notes, f"{known} than their sum cancel. {advice}"]
+    if ending.reason is not StopReason.CONVERGED or not result.accuracy.is_cheap:
+        return Ending(ending.reason, ending.message, notes)
+    left = result.accuracy.score_norm() ** 2 / 2
+    if left <= max(noise, MOST_NOISE):
+        return Ending(ending.reason, ending.message, notes)
+    unproved = f"the slope, over the curvature, promises {left:.2g} nats more: this is no maximum"
+    if not left < _MOST_CREDIBLE:
+        unproved = "its second derivatives have lost their digits as well: that this is a maximum cannot be shown"
+    message = f"{known} than their sum cancel. It no longer rises by more than that, but {unproved}. {advice}"
+    return Ending(StopReason.UNFINISHED, message, ending.notes)
+
+
+_MOST_CREDIBLE = 1e6
+"""Nats that a Newton step may promise; more comes from a curvature that is nothing but rounding."""
 
 
 def _history(outcome: Outcome, status: np.ndarray, objective: np.ndarray, best: int) -> dict[str, np.ndarray]:
@@ -74,6 +90,7 @@ def _history(outcome: Outcome, status: np.ndarray, objective: np.ndarray, best: 
         "final_objectives": objective,
         "final_status": np.array([reason.name for reason in status]),
         **({} if outcome.simulation is None else outcome.simulation.history),
+        **({"noise": noise} if (noise := np.asarray(outcome.states.gains.noise[best])) > 0 else {}),
     }
 
 

@@ -29,7 +29,8 @@ class EMResult(Fitted):
         num_iterations: M-steps of the best restart.
         history: arrays by name: ``"objective"`` and ``"log_likelihood"`` after every E-step of the best restart
             (entry 0 is the start), and for all restarts ``"final_objectives"`` and ``"final_status"``. Of fits by draws
-            also ``"decision"``, ``"draws"``, ``"gain"`` and ``"gain_error"``.
+            also ``"decision"``, ``"draws"``, ``"gain"`` and ``"gain_error"``. ``"noise"`` is the rounding error of the
+            objective, in nats, where it had to be measured because the objective seemed to fall.
         notes: remarks about the fit, such as a switch to the plain path.
         classification: under ``Hard()``, the log-likelihood of the data and the best assignment together, which (plus
             the log prior) is the objective; else None. ``history`` has it as ``"classification"`` in place of

@@ -16,10 +16,11 @@ from numpyro.distributions.distribution import Unit
 from emppl.errors import ModelError
 from emppl.names import first, lagged, latent_of
 from emppl.trace.arguments import Skeleton
+from emppl.trace.as_written import Written, read_cells, site_values
 from emppl.trace.distributions import is_discrete, support_values, unwrap
-from emppl.trace.handlers import Message, Recorder, run_model
+from emppl.trace.handlers import Frame, Message, Recorder, run_model
 from emppl.trace.record import AtomAxis, Plate
-from emppl.trace.scan import ScanCarry, discover_scan
+from emppl.trace.scan import ScanCarry, discover_scan, steps_one_by_one
 from emppl.trace.site_messages import plates_of
 
 
@@ -33,6 +34,7 @@ class Discovery:
         plates: every plate by name.
         scans: in the order of the model.
         values: shape of the value of every param and unobserved site.
+        written: arrays of sites that depend on discrete latents, as the model is written.
     """
 
     messages: dict[str, Message]
@@ -40,21 +42,31 @@ class Discovery:
     plates: dict[str, Plate]
     scans: list[ScanCarry]
     values: dict[str, jax.ShapeDtypeStruct]
+    written: Written
 
 
 def discover(model: Callable, shapes: Sequence[jax.ShapeDtypeStruct], skeleton: Skeleton) -> Discovery:
-    """Run a model for data of given shapes, without computing anything."""
-    facts: dict[str, Any] = {}
+    """Run a model for data of given shapes, without computing anything.
 
-    def run(data: list[jax.Array]) -> dict[str, jax.Array]:
-        recorder, facts["scans"] = _run(model, data, skeleton, jax.random.key(0))
+    Raises:
+        ModelError: a model that cannot be run, or that reads a discrete latent across the cells of its plate.
+    """
+    facts: dict[str, Any] = {}
+    runs: list[tuple[Frame, dict[str, str]]] = []
+
+    def run(data: list[jax.Array], zero: jax.Array) -> tuple[dict[str, jax.Array], list[Any]]:
+        recorder, facts["scans"] = _run(model, data, skeleton, jax.random.key(0), zero, runs)
         facts["messages"] = messages = recorder.frame.messages
         facts["supports"] = {name: support_values(name, messages[name]["fn"]) for name in recorder.frame.latents}
         facts["plates"] = _plates(recorder)
-        return {name: jnp.asarray(msg["value"]) for name, msg in messages.items() if not msg.get("is_observed")}
+        values = {name: jnp.asarray(msg["value"]) for name, msg in messages.items() if not msg.get("is_observed")}
+        scanned = {name for _, names in runs for name in names.values()}
+        runs.append((recorder.frame, {name: name for name in recorder.frame.samples if name not in scanned}))
+        several = {name for name, support in facts["supports"].items() if len(support) > 1}
+        return values, [site_values(frame, names, several) for frame, names in runs] if several else []
 
-    values = jax.eval_shape(run, shapes)
-    return Discovery(values=values, **facts)
+    closed, (values, arrays) = jax.make_jaxpr(run, return_shape=True)(shapes, jnp.zeros((), jnp.result_type(int)))
+    return Discovery(values=values, written=read_cells(closed, (values, arrays), runs), **facts)
 
 
 def initial_values(
@@ -65,17 +77,37 @@ def initial_values(
     return {name: jnp.asarray(messages[name]["value"], dtype=shape.dtype) for name, shape in shapes.items()}
 
 
-def _run(model: Callable, data: Sequence, skeleton: Skeleton, rng_key: jax.Array) -> tuple[Recorder, list[ScanCarry]]:
+def _run(
+    model: Callable,
+    data: Sequence,
+    skeleton: Skeleton,
+    rng_key: jax.Array,
+    zero: jax.Array | int = 0,
+    runs: list[tuple[Frame, dict[str, str]]] | None = None,
+) -> tuple[Recorder, list[ScanCarry]]:
+    """Run a model with one value of every unobserved site.
+
+    Args:
+        zero: value of discrete latents.
+        runs: gets the first steps of scans, up to one that stands for all later ones, and what their sites are called.
+    """
     scans: list[ScanCarry] = []
+
+    def answer(msg: Message) -> jax.Array:
+        return _start_value(msg, zero)
 
     def answer_scan(recorder: Recorder, msg: Message) -> None:
         scans.append(discover_scan(recorder, msg))
+        order = scans[-1].scan.order
+        if runs is not None and recorder.frame.latents:
+            for step, frame in enumerate(steps_one_by_one(recorder, msg, order)):
+                runs.append((frame, {name: first(name, step) if step < order else name for name in frame.samples}))
 
-    return run_model(model, _start_value, answer_scan, data, skeleton, rng_key), scans
+    return run_model(model, answer, answer_scan, data, skeleton, rng_key), scans
 
 
-def _start_value(msg: Message) -> jax.Array:
-    """Declared value of a param, one prior draw of a sample site."""
+def _start_value(msg: Message, zero: jax.Array | int) -> jax.Array:
+    """Declared value of a param, zeros of a discrete site, one prior draw of any other."""
     if msg["type"] == "param":
         value = msg["fn"](*msg["args"], **{k: v for k, v in msg["kwargs"].items() if k == "rng_key"})
         return jnp.asarray(value, dtype=jnp.result_type(float))
@@ -83,7 +115,7 @@ def _start_value(msg: Message) -> jax.Array:
     if key is None:
         key = numpyro.prng_key()
     if is_discrete(fn):
-        return jnp.zeros(fn.shape(), jnp.result_type(int))
+        return jnp.zeros(fn.shape(), jnp.result_type(int)) + zero
     if isinstance(unwrap(fn)[0], dist.ImproperUniform):
         return fn.support.feasible_like(jnp.zeros(fn.shape()))
     return fn.sample(key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -172,6 +172,9 @@ _REWRITTEN = (
     dist.GeometricProbs,
     dist.Poisson,
     dist.MultinomialProbs,
+    dist.Beta,
+    dist.Dirichlet,
+    dist.Gamma,
 )
 
 
@@ -181,12 +184,15 @@ def log_density(distribution: Any, value: jax.Array) -> jax.Array:
     NumPyro's Bernoulli and Binomial clip their logits at zero, so that exactly there, where every logistic regression
     starts, the automatic gradient is wrong (1 instead of 1/2). Where a state makes an outcome impossible, as in
     ``Binomial(n, present * p)`` and ``Poisson(alive * rate)``, derivatives of its log-probability are 0 / 0, which
-    would turn every other derivative into NaN. Otherwise values and derivatives are NumPyro's; each derivative takes
-    one pass over the cells. A subclass with a ``log_prob`` of its own keeps it.
+    would turn every other derivative into NaN. At the edge of a Dirichlet, Beta or Gamma with concentration 1 NumPyro
+    computes 0 log 0, or drops the slope. Otherwise values and derivatives are NumPyro's; each derivative takes one pass
+    over the cells. A subclass with a ``log_prob`` of its own keeps it.
     """
     rewritten = next((kind for kind in _REWRITTEN if isinstance(distribution, kind)), None)
     if rewritten is None or type(distribution).log_prob is not rewritten.log_prob:
         return distribution.log_prob(value)
+    if isinstance(distribution, (dist.Beta, dist.Dirichlet, dist.Gamma)):
+        return _of_powers(distribution, value)
     trials, ways = 1, jnp.zeros(())
     if isinstance(distribution, (dist.BinomialProbs, dist.BinomialLogits)):
         trials = distribution.total_count
@@ -210,15 +216,31 @@ def log_density(distribution: Any, value: jax.Array) -> jax.Array:
     return ways + jnp.sum(_times_log(value, _as_float(distribution.probs)), -1)
 
 
+def _of_powers(distribution: Any, value: jax.Array) -> jax.Array:
+    """Log density of a distribution that is a product of powers, right where a factor is zero or ``0 ** 0``."""
+    if isinstance(distribution, dist.Gamma):
+        shape, rate = _as_float(distribution.concentration), _as_float(distribution.rate)
+        return shape * jnp.log(rate) - gammaln(shape) + _times_log(shape - 1, value) - rate * value
+    if isinstance(distribution, dist.Beta):
+        a, b = _as_float(distribution.concentration1), _as_float(distribution.concentration0)
+        powers = _times_log(a - 1, value) + _times_log(b - 1, -value, jnp.log1p, value == 1)
+        return powers + gammaln(a + b) - gammaln(a) - gammaln(b)
+    shape = _as_float(distribution.concentration)
+    powers = jnp.sum(_times_log(shape - 1, value), -1)
+    return powers + gammaln(jnp.sum(shape, -1)) - jnp.sum(gammaln(shape), -1)
+
+
 def _as_float(argument: Any) -> jax.Array:
     return jnp.asarray(argument, jnp.result_type(float))
 
 
-def _times_log(count: jax.Array, quantity: jax.Array) -> jax.Array:
-    """``count * log(quantity)``, with ``0 * log 0 = 0``, and no derivative at zero."""
-    zero = quantity == 0
-    log = jnp.log(jnp.where(zero, 1, quantity))
-    return jnp.where(zero, jnp.where(count > 0, -jnp.inf, 0.0), count * log)
+def _times_log(
+    count: jax.Array, quantity: jax.Array, log: Callable = jnp.log, is_zero: jax.Array | None = None
+) -> jax.Array:
+    """``count * log(quantity)``, with ``0 * log 0 = 0``, and no derivative where the logarithm is that of zero."""
+    is_zero = quantity == 0 if is_zero is None else is_zero
+    one = jnp.where(is_zero, 1 if log is jnp.log else 0, quantity)
+    return jnp.where(is_zero, jnp.where(count == 0, 0.0, -jnp.inf * jnp.sign(count)), count * log(one))
 
 
 @jax.custom_jvp

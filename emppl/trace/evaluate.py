@@ -19,6 +19,7 @@ from emppl.jaxpr.prune import path_names, prune, with_own_constants
 from emppl.memo import forget, once
 from emppl.names import latent_of
 from emppl.trace.arguments import Skeleton
+from emppl.trace.as_written import check_layout
 from emppl.trace.discover import Discovery, Placement, discover, initial_values, place_axes
 from emppl.trace.distributions import kind_of
 from emppl.trace.handlers import Message, Recorder, run_model
@@ -57,6 +58,7 @@ def trace_model(
         ]
         evaluation = Evaluation(model, shapes, skeleton, dataclasses.replace(discovery, scans=scans), placement)
     evaluation.check_scans()
+    check_layout(discovery.written, evaluation.shapes())
     return Trace(
         sites=evaluation.sites,
         atoms=placement.atoms,
@@ -203,6 +205,11 @@ class Evaluation:
                 axis, paths = fields.get(site, (axis, frozenset()))
                 fields[site] = axis, paths | {tuple(path)}
         return fields
+
+    def shapes(self) -> dict[tuple[str, ...], tuple[int, ...]]:
+        """By path, the shape of every array, without an axis of time."""
+        shapes = zip(self.paths, (aval.shape for aval in self.jaxpr.out_avals), strict=True)
+        return {path: s[1:] if path[1:] in self.timed.get(path[0], ()) else s for path, s in shapes}
 
     def settled(self) -> list[dict[int, bool]]:
         """For every scan, the conditions that no input of the model touches and that all later steps share."""

@@ -125,6 +125,16 @@ def discover_scan(recorder: Recorder, msg: Message) -> ScanCarry:
     return ScanCarry(Scan(time, call.length - order, order, discrete, continuous), free, parents)
 
 
+def steps_one_by_one(recorder: Recorder, msg: Message, order: int) -> list[Frame]:
+    """What the first steps of a scan record, up to one whose carry holds latents of all earlier steps it reaches."""
+    call, frames = ScanCall(recorder, msg), []
+    leaves = call.init
+    for step in range(order + 1):
+        leaves, _, frame = call.run(leaves, call.data_at(step), recorder.frame.answer)
+        frames.append(frame)
+    return frames
+
+
 def _step_dependence(call: ScanCall, frame: Frame, latents: list[str]) -> tuple[list[frozenset[Any]], set[int]]:
     """What every leaf of the carry depends on, and which leaves the sites of a step depend on."""
     values = {name: jnp.asarray(frame.messages[name]["value"]) for name in latents}

@@ -7,9 +7,10 @@ for every family that has a row there.
 import jax
 import jax.numpy as jnp
 import pytest
+from numpyro.distributions import constraints
 
 from emppl.families import registered_families
-from emppl.families.check import check_family
+from emppl.families.check import _examples, check_family
 from tests.families import test_families
 from tests.mstep import test_closed_form
 
@@ -43,3 +44,35 @@ def test_every_family_has_a_case():
     } - {k.__name__ for k in seen}
     # Laplace and Uniform have tests of their own there. SoftLaplace would test nothing that Gumbel and Logistic do not.
     assert missing == {"Uniform", "Laplace", "SoftLaplace"}
+
+
+def bounded_updates():
+    """Every update that says where the maximum between two bounds is: ``(distribution, its arguments, which, update)``."""
+    for family in registered_families():
+        for distribution in filter(_is_numpyros, family.distributions):
+            for arguments in _examples(family, distribution):
+                for name, update in family.updates.items():
+                    if update.within is not None and name in arguments:
+                        one = {n: value[0] for n, value in arguments.items()}
+                        yield pytest.param(distribution, one, name, update, id=f"{distribution.__name__}.{name}")
+
+
+@pytest.mark.parametrize("distribution, arguments, name, update", list(bounded_updates()))
+def test_the_maximum_between_two_bounds(distribution, arguments, name, update):
+    """Against the best of a grid, by NumPyro's log_prob, for intervals on either side of the maximum and around it."""
+    value = distribution(**arguments).sample(jax.random.key(0), (50,))
+    support = distribution.arg_constraints[name]
+    lowest, highest = (-3.0, 3.0) if support is constraints.real else (0.01, 6.0)
+    highest = 0.99 if support is constraints.unit_interval else highest
+
+    def log_likelihood(grid):
+        return distribution(**{**arguments, name: grid[:, None]}).log_prob(value[None, :]).sum(-1)
+
+    everywhere = jnp.linspace(lowest, highest, 40_001)
+    best = everywhere[jnp.argmax(log_likelihood(everywhere))]
+    assert lowest < best < highest
+    for low, high in ((lowest, (lowest + best) / 2), ((lowest + best) / 2, highest), ((best + highest) / 2, highest)):
+        grid = jnp.linspace(low, high, 1001)
+        found = update.within(best, jnp.asarray(low), jnp.asarray(high))
+        assert low <= found <= high
+        assert log_likelihood(found[None])[0] >= log_likelihood(grid).max() - 1e-6

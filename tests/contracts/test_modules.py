@@ -29,7 +29,7 @@ THROUGH = {
     "elimination/test_run": "elimination/order elimination/reductions estep/memory estep/posterior model/parts",
     "estep/test_fused": "estep/expectations estep/plain estep/q model/natural model/site model/log_prob_table",
     "integrals/test_exact": """
-        integrals/joint integrals/integrated model/integral numerics/small_matrices
+        integrals/joint integrals/integrated numerics/small_matrices
         strategies/exact
     """,
     "integrals/test_mcmc": "integrals/hamiltonian estep/simulated montecarlo/simulator strategies/sampling",
@@ -55,8 +55,9 @@ THROUGH = {
     "result/test_components": "jaxpr/axes jaxpr/depends memo",
     "strategies/test_discrete": "model/compatible",
     "test_docs": "families/table",
+    "trace/test_as_written": "model/states",
     "test_em": """
-        compiled derivation/derive derivation/plan fit/loop fit/outcome fit/start program
+        compiled/bound compiled/functions derivation/derive derivation/plan fit/loop fit/outcome program
         result/accuracy result/certificate result/compare result/ending result/fitted result/latents
         result/summary
     """,

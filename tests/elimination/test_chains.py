@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from numpyro.contrib.control_flow import scan
 
 import emppl
-from emppl import compiled, estep
+from emppl import estep
+from emppl.compiled import functions
 from tests.kit.brute_force import BruteForce
 from tests.kit.fits import compiled_of
 
@@ -326,7 +327,7 @@ def test_draws_follow_the_posterior_of_whole_paths(name):
 def test_draws_are_made_in_groups_where_memory_is_short(monkeypatch):
     draws = []
     for cells in (2**24, 40):
-        monkeypatch.setattr(compiled, "_CELLS_OF_DRAWS", cells)
+        monkeypatch.setattr(functions, "_CELLS_OF_DRAWS", cells)
         em = emppl.EM(basic)
         derived, leaves = compiled_of(em, X)
         params = em.start(jax.random.key(0), X)
@@ -489,7 +490,7 @@ def test_an_option_that_the_compiler_no_longer_has_is_left_out(monkeypatch):
     has_option = jax.__version_info__ < (0, 12)  # where it has been looked for; later compilers have it no more
     expected = {"xla_cpu_use_fusion_emitters": False} if has_option else None
     assert compiled_of(em, X)[0]._compiler_options == expected
-    monkeypatch.setattr(compiled, "_WITHOUT_EMITTERS", {"xla_no_such_option": False})
+    monkeypatch.setattr(functions, "_WITHOUT_EMITTERS", {"xla_no_such_option": False})
     em = emppl.EM(basic, max_iterations=1)
     assert compiled_of(em, X)[0]._compiler_options is None
     assert em.run(jax.random.key(0), X).num_iterations == 1

@@ -31,4 +31,3 @@ def test_what_failed_does_not_beat_what_converged(objective, status, best, said)
     assert best_restart(objective, status) == best
     remarks = left_out(objective, status, best)
     assert (remarks == []) if said is None else (said in remarks[0])
-

@@ -206,7 +206,7 @@ def test_sums_over_a_latent_are_refused():
             z = numpyro.sample("z", dist.Bernoulli(0.5))
             numpyro.sample("x", dist.Normal(mu[0] * z.sum(), 1.0), obs=x)
 
-    refused(model, X, match="through a sum, mean or similar")
+    refused(model, X, match="across the cells of plate 'data'")
 
 
 def test_weights_that_are_parameters_are_refused():

@@ -9,6 +9,7 @@ import pytest
 import scipy.optimize
 import scipy.special
 import scipy.stats
+from numpyro.distributions import constraints
 
 import emppl
 from tests.families.test_families import FIRST, POSITIVE, ROWS, WEIGHTS, stats
@@ -62,3 +63,86 @@ def test_both_arguments_of_a_pareto():
     best = scipy.optimize.minimize(loss, np.log([1.0, 3.0]), method="BFGS", options={"gtol": 1e-8})
     assert result.log_likelihood == pytest.approx(-best.fun, abs=1e-7)
     np.testing.assert_allclose(result.params["alpha"], np.exp(best.x), rtol=1e-3)
+
+
+def uniform_to(how, low=3.0, high=10.0):
+    """Uniform data whose upper end is bounded by itself: a constraint, or the support of a prior."""
+
+    def model(x):
+        hi = numpyro.param("hi", 4.5, constraint=constraints.interval(low, high)) if how == "interval" else None
+        hi = numpyro.param("hi", 4.5, constraint=constraints.greater_than(low)) if how == "greater_than" else hi
+        hi = numpyro.sample("hi", dist.Uniform(low, high)) if how == "prior" else hi
+        with numpyro.plate("rows", len(x)):
+            numpyro.sample("x", dist.Uniform(0.0, hi), obs=x)
+
+    return model
+
+
+@pytest.mark.parametrize("how", ["interval", "greater_than", "prior"])
+@pytest.mark.parametrize("scale", [2.0, 3.7])
+def test_the_bound_of_an_edge_itself_holds(how, scale):
+    """Data that end before the parameter may: its own bound is best; data that end after it: the last of them."""
+    x = np.array([0.1, 0.25, 0.5, 0.75, 1.0]) * scale
+    em = emppl.EM(uniform_to(how))
+    result = em.run(jax.random.key(0), x, init_params={"hi": 4.5})
+    best = max(3.0, x.max())
+    assert result.converged
+    assert float(result.params["hi"]) == pytest.approx(best, rel=1e-14)
+    assert result.log_likelihood == pytest.approx(stats.uniform.logpdf(x, 0, best).sum(), abs=1e-9)
+    assert result.boundary == (["hi"] if best == 3.0 else [])
+
+
+def test_a_lower_edge_and_the_scale_of_a_pareto_stop_at_their_bounds():
+    """The other side: the end of the interval below the data."""
+    x = np.array([0.2, 0.5, 1.0, 1.5, 2.0])
+
+    def lower(x):
+        low = numpyro.param("low", -2.0, constraint=constraints.less_than(-1.0))
+        with numpyro.plate("rows", len(x)):
+            numpyro.sample("x", dist.Uniform(low, 5.0), obs=x)
+
+    def pareto(x):
+        scale = numpyro.param("scale", 0.1, constraint=constraints.interval(0.01, 0.15))
+        alpha = numpyro.param("alpha", 1.0, constraint=constraints.positive)
+        with numpyro.plate("rows", len(x)):
+            numpyro.sample("x", dist.Pareto(scale, alpha), obs=x)
+
+    result = emppl.EM(lower).run(jax.random.key(0), x)
+    assert result.converged and float(result.params["low"]) == pytest.approx(-1, rel=1e-14)
+    result = emppl.EM(pareto).run(jax.random.key(0), x)
+    alpha = len(x) / np.log(x / 0.15).sum()
+    assert result.converged and float(result.params["scale"]) == pytest.approx(0.15, rel=1e-14)
+    assert float(result.params["alpha"]) == pytest.approx(alpha, rel=1e-9)
+    assert result.log_likelihood == pytest.approx(stats.pareto.logpdf(x, alpha, scale=0.15).sum(), abs=1e-9)
+
+
+def test_every_entry_has_a_bound_of_its_own():
+    """An array of bounds: one of them holds."""
+
+    def model(x):
+        hi = numpyro.sample("hi", dist.Uniform(np.array([3.0, 0.1]), 10.0).to_event(1))
+        with numpyro.plate("rows", len(x)):
+            numpyro.sample("x", dist.Uniform(0.0, hi).to_event(1), obs=x)
+
+    x = np.array([[0.3, 0.2], [0.9, 0.4]])
+    result = emppl.EM(model).run(jax.random.key(0), x, init_params={"hi": np.array([4.5, 4.5])})
+    assert result.converged
+    np.testing.assert_allclose(result.params["hi"], [3.0, 0.4], rtol=1e-14)
+
+
+def ordered_ends(x):
+    hi = numpyro.param("hi", jnp.array([1.0, 3.0]), constraint=constraints.ordered_vector)
+    with numpyro.plate("rows", len(x)):
+        numpyro.sample("x", dist.Uniform(0.0, hi).to_event(1), obs=x)
+
+
+def test_ordered_edges_are_the_data_values_where_these_are_ordered():
+    """Where they are not, steps lower no Q, come nearer to the supremum (0.9, 0.9), and nothing is called converged."""
+    x = np.array([[0.3, 0.2], [0.9, 1.4]])
+    result = emppl.EM(ordered_ends).run(jax.random.key(0), x)
+    assert result.converged
+    np.testing.assert_allclose(result.params["hi"], [0.9, 1.4], rtol=1e-14)
+    x = np.array([[0.3, 0.2], [0.9, 0.4]])
+    result = emppl.EM(ordered_ends).run(jax.random.key(0), x)
+    start, best = -2 * np.log(3.0), -4 * np.log(0.9)
+    assert not result.converged and start < result.log_likelihood < best

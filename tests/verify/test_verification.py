@@ -9,7 +9,7 @@ from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 
 import emppl
-from emppl import compiled
+from emppl.compiled import functions
 from emppl.model import log_prob_table
 from emppl.verify import verification
 from emppl.verify.verification import Verification
@@ -118,7 +118,7 @@ def zeros(y):
 def test_a_model_that_is_read_rightly_is_compared_and_passes(model, data, latents, monkeypatch):
     checks = []
     monkeypatch.setattr(
-        compiled, "Verification", lambda *args, **options: checks.append(Verification(*args, **options)) or checks[-1]
+        functions, "Verification", lambda *args, **options: checks.append(Verification(*args, **options)) or checks[-1]
     )
     result = fit(model, *data, latents=latents, max_iterations=5)
     assert np.isfinite(result.log_likelihood)
@@ -155,11 +155,11 @@ def test_what_numpyro_cannot_run_is_not_compared_and_the_result_says_so(monkeypa
 
 
 def test_of_many_rows_a_random_part_is_compared(monkeypatch):
-    monkeypatch.setattr(compiled, "_MOST_CELLS_OF_A_CHECK", 100)
-    monkeypatch.setattr(compiled, "_ROWS_OF_A_CHECK", 20)
+    monkeypatch.setattr(functions, "MOST_CELLS_OF_A_CHECK", 100)
+    monkeypatch.setattr(functions, "ROWS_OF_A_CHECK", 20)
     parts = []
     monkeypatch.setattr(
-        compiled, "Verification", lambda *args, **options: parts.append(args[2]) or Verification(*args, **options)
+        functions, "Verification", lambda *args, **options: parts.append(args[2]) or Verification(*args, **options)
     )
     y = np.random.default_rng(0).normal(size=1500)
     fit(mixture, y, max_iterations=2)
@@ -173,7 +173,7 @@ def test_of_many_rows_a_random_part_is_compared(monkeypatch):
 
 
 def test_many_cells_without_rows_of_their_own_are_not_compared(monkeypatch):
-    monkeypatch.setattr(compiled, "_MOST_CELLS_OF_A_CHECK", 3)
+    monkeypatch.setattr(functions, "MOST_CELLS_OF_A_CHECK", 3)
     (note,) = fit(level, DATA, max_iterations=2).notes
     assert "not compared with NumPyro's own density" in note and "table cells" in note
 
