@@ -205,13 +205,14 @@ class _Walk:
             yield from self._attributes(value)
         elif _package(module) in sys.stdlib_module_names and kind is not types.SimpleNamespace:
             self.parts[path] = (*self.parts[path], _in_words(value))
-        elif hasattr(kind, "__array__") and self._is_library(module):  # frames of data
-            yield "entries", np.asarray(value)
-            yield "columns", list(getattr(value, "columns", ()))
         else:
-            yield from self._attributes(value)
+            if hasattr(kind, "__array__"):  # frames of data
+                yield "entries", _as_array(value)
+                yield "columns", list(getattr(value, "columns", ()))
             if not self._is_library(module):
                 yield "class", kind
+            if not (self._is_library(module) and hasattr(kind, "__array__")):
+                yield from self._attributes(value)
 
     def _attributes(self, value: Any) -> Iterator[tuple[str, Any]]:
         yield from getattr(value, "__dict__", {}).items()
@@ -301,6 +302,13 @@ class _Itself:
 
     def __repr__(self) -> str:
         return "a value of JAX"
+
+
+def _as_array(value: Any) -> np.ndarray | None:
+    try:
+        return np.asarray(value)
+    except Exception:  # a tensor that is differentiated, or lies elsewhere
+        return None
 
 
 def _is_filled(cell: Any) -> bool:

@@ -320,6 +320,9 @@ def test_objects_that_do_not_let_themselves_be_looked_at():
     assert before == read_by({"model": model})
     put(ME, "SCALE", 2.0)()
     assert first_change(before, read_by({"model": model})) == "model > SCALE"
+    before = read_by({"model": model})
+    unreadable.scale = 2.0
+    assert first_change(before, read_by({"model": model})) == "model > unreadable > scale"
 
 
 def test_circles_end():
