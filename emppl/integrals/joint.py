@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emppl.jaxpr.layout import group_numbers
 from emppl.jaxpr.numbering import number_cells
 from emppl.model.integral import Integral
 from emppl.model.log_prob_table import log_prob_table
@@ -21,6 +20,7 @@ from emppl.model.model import Model
 from emppl.names import latent_of
 from emppl.numerics.guarded import safe_divide
 from emppl.parameters.constraints import constrain, log_jacobian
+from emppl.parameters.layout import group_numbers
 from emppl.trace import SiteArrays
 from emppl.types import Data, Params
 

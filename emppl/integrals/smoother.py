@@ -17,13 +17,13 @@ from emppl.errors import Refusal
 from emppl.integrals.integrated import Integrated
 from emppl.integrals.joint import Joint
 from emppl.integrals.way import Question, Way
-from emppl.jaxpr.layout import Block, Layout
 from emppl.model.integral import Integral
 from emppl.model.scans import ChainIntegral
 from emppl.model.state_space import StateSpace
 from emppl.numerics.block_tridiagonal import Smoothed, smooth
 from emppl.numerics.guarded import impossible_to_infinite
 from emppl.numerics.small_matrices import lower_root
+from emppl.parameters.layout import Block, Layout
 from emppl.strategies import Gaussian
 
 

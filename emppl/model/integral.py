@@ -19,11 +19,11 @@ import numpy as np
 from emppl.errors import ModelError
 from emppl.jaxpr.depends import Dependence
 from emppl.jaxpr.groups import SHARED, Grouped, Meeting
-from emppl.jaxpr.layout import Layout, group_numbers
 from emppl.jaxpr.separation import Separation
 from emppl.model.axes import Axes
 from emppl.model.site import field_dependences
 from emppl.parameters.constraints import bounds, constraint_name
+from emppl.parameters.layout import Layout, group_numbers
 from emppl.strategies import Continuous
 from emppl.trace import AtomAxis, Trace
 

@@ -64,22 +64,27 @@ def states_of_flat_cells(model: Model, data: Data, without: Iterable[str] = ()) 
         plates = model.axes.plates_of(factor.site, factor.site.batch_shape)
         used = jnp.zeros((1,) * model.axes.rank, bool)
         for name in below:
-            used = used | _varies(model, log_prob_table(model.factors[name], arrays), latent, plates)
+            table = log_prob_table(model.factors[name], arrays)
+            used = used | _varies(model, table, latent, plates | factor.latents.get("mask", frozenset()))
         mask, scale = factor.mask(arrays), factor.scale(arrays)
         assert mask is not None
         shape = [model.axes.sizes[n] if n in plates else 1 for n in model.axes.names]
         present = jnp.any(mask, tuple(range(model.axes.rank, mask.ndim)))
-        lacking = jnp.broadcast_to(jnp.where(used & ~present, math.log(factor.site.states), 0.0), shape)
+        lacking = jnp.where(used & ~present, math.log(factor.site.states), 0.0)
+        if factor.latents.get("mask"):  # a term in the sum over other latents: no number can make up for it
+            total = total + jnp.where(jnp.any(lacking > 0), jnp.nan, 0.0)
+            continue
+        lacking = jnp.broadcast_to(lacking, shape)
         total = total + jnp.sum(lacking if scale is None else lacking * scale)
     return total
 
 
-def _varies(model: Model, table: jax.Array, latent: str, plates: frozenset[str]) -> jax.Array:
-    """In which cells of a latent a table changes with its states."""
+def _varies(model: Model, table: jax.Array, latent: str, kept: frozenset[str]) -> jax.Array:
+    """In which cells, over some axes, a table changes with the states of a latent."""
     axis = model.axes.names.index(latent)
     first = jax.lax.slice_in_dim(table, 0, 1, axis=axis)
     changes = (table != first) & ~(jnp.isnan(table) & jnp.isnan(first))
-    over = tuple(place for place, name in enumerate(model.axes.names) if name not in plates)
+    over = tuple(place for place, name in enumerate(model.axes.names) if name not in kept)
     return jnp.any(changes, over, keepdims=True)
 
 

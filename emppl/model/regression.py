@@ -25,10 +25,10 @@ import numpyro.distributions as dist
 from jax.scipy.linalg import solve_triangular
 
 from emppl.families import Family
-from emppl.jaxpr.layout import Layout
 from emppl.model.natural import NaturalForm, Prepared
 from emppl.model.site import AlignedSite
 from emppl.numerics.guarded import matrix_transpose
+from emppl.parameters.layout import Layout
 from emppl.trace import SiteArrays
 from emppl.types import Data
 

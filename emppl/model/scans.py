@@ -16,13 +16,13 @@ import numpy as np
 from emppl.errors import ModelError
 from emppl.jaxpr.depends import Dependence
 from emppl.jaxpr.groups import SHARED
-from emppl.jaxpr.layout import Layout, group_numbers
 from emppl.jaxpr.separation import Separation
 from emppl.model.axes import Axes
 from emppl.model.integral import Integral, cell_groups, is_picked, lies_in_order, numbering_axes, plate_axes
 from emppl.model.site import field_dependences
 from emppl.model.state_space import StateSpace, TrajectoryLayout
 from emppl.names import first, lagged, latent_of
+from emppl.parameters.layout import Layout, group_numbers
 from emppl.trace import Scan, Trace
 
 _MOST_TRAJECTORY_NUMBERS = 2048

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emppl.jaxpr.layout import Block, Layout
+from emppl.parameters.layout import Block, Layout
 from emppl.trace import Scan
 
 

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 
 from emppl.estep.q import touched
 from emppl.jaxpr.jumps import only_jumps, why_not_quadratic
-from emppl.jaxpr.layout import Block, Layout, find_layout
 from emppl.memo import once
 from emppl.model.log_prob_table import log_prob_table
 from emppl.model.model import Model, prior_cells
 from emppl.numerics.guarded import weighted
 from emppl.parameters.constraints import from_coordinates, to_coordinates
+from emppl.parameters.layout import Block, Layout, find_layout
 from emppl.types import Data, Params
 
 Cells: TypeAlias = Callable[[Block, Params, Data], tuple[dict[str, jax.Array], list[jax.Array]]]

@@ -8,12 +8,12 @@ import jax
 import numpyro.distributions as dist
 
 from emppl.jaxpr.groups import Grouped
-from emppl.jaxpr.layout import Block, find_layout, group_numbers
 from emppl.jaxpr.separation import Separation
 from emppl.model.model import Model
 from emppl.model.regression import LinearPredictor, RegressionForm
 from emppl.mstep.quadratic import Quadratic
 from emppl.mstep.rule import Rule
+from emppl.parameters.layout import Block, find_layout, group_numbers
 from emppl.types import Data
 
 _MOST_COLUMNS = 30

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 
 from emppl.errors import Refusal
 from emppl.estep.q import touched
-from emppl.jaxpr.layout import Block, Layout
 from emppl.mstep.analysis import coordinates, from_block
 from emppl.mstep.entries import at_an_edge, entries_of, has_corners
 from emppl.mstep.maximisation import Maximisation
@@ -27,6 +26,7 @@ from emppl.mstep.quadratic import ScaledEigen, describe, free_entries, scaled_ei
 from emppl.mstep.rule import Rule, RuleContext
 from emppl.numerics.rounding import MOST_NOISE, measured
 from emppl.parameters.constraints import bounds, is_relative
+from emppl.parameters.layout import Block, Layout
 
 _MOST_ENTRIES = 200
 _MOST_PROBES = 400

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl.errors import Refusal
-from emppl.jaxpr.layout import Block, Layout
 from emppl.model.model import Model
 from emppl.mstep.maximisation import Maximisation
 from emppl.mstep.rule import Rule, RuleContext
 from emppl.numerics.guarded import matrix_transpose, symmetrize
 from emppl.parameters.constraints import constraint_name
+from emppl.parameters.layout import Block, Layout
 
 MOST_ENTRIES = 500
 """Order of the largest matrix that is factorised."""

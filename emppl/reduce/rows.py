@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl.errors import Refusal
-from emppl.jaxpr.layout import group_numbers
 from emppl.model.model import Model
+from emppl.parameters.layout import group_numbers
 from emppl.reduce.moments import block_of, equivalent_pieces, other_reader, why_not_quadratic, why_not_separate
 from emppl.strategies import Gaussian, Simulated, TruncatedGaussian
 

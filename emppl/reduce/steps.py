@@ -22,11 +22,11 @@ from emppl.estep import Expectations, Posterior
 from emppl.integrals.joint import Joint
 from emppl.integrals.smoother import sigma_points, smooth_states, state_precisions, states_of
 from emppl.jaxpr.groups import SHARED
-from emppl.jaxpr.layout import group_numbers
 from emppl.model.model import Model
 from emppl.model.natural import Prepared
 from emppl.model.scans import ChainIntegral
 from emppl.model.state_space import StateSpace
+from emppl.parameters.layout import group_numbers
 from emppl.reduce.moments import block_of, equivalent_pieces, other_reader, why_not_quadratic, why_not_separate
 from emppl.strategies import Gaussian
 from emppl.types import Data, Params

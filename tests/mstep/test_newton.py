@@ -12,8 +12,8 @@ import scipy.stats
 from numpyro.distributions import constraints
 
 import emppl
-from emppl.jaxpr.layout import Layout
 from emppl.mstep.newton import climb
+from emppl.parameters.layout import Layout
 from tests.kit.fits import KEY, fit, never_falls, rules
 
 

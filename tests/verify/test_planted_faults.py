@@ -11,6 +11,7 @@ from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 
 import emppl
+from emppl.derivation import derive
 from emppl.elimination import chains, reductions, run
 from emppl.elimination.chain import twin
 from emppl.integrals import exact, integrated, joint
@@ -18,7 +19,7 @@ from emppl.jaxpr import separation
 from emppl.jaxpr.groups import Meeting
 from emppl.model import integral, log_prob_table, model, natural, site
 from emppl.reduce import rows
-from emppl.trace import site_messages
+from emppl.trace import as_written, evaluate, site_messages
 from tests.kit.fits import fit
 
 RNG = np.random.default_rng(0)
@@ -50,6 +51,32 @@ def nested(y):
         z = numpyro.sample("z", dist.Categorical(weights))
         with numpyro.plate("inner", y.shape[0], dim=-2):
             numpyro.sample("y", dist.Normal(means(z), 1.0), obs=y)
+
+
+def mu_of(change):
+    """A mixture whose means are a function of the latent as an array."""
+
+    def model(y):
+        weights = numpyro.param("weights", jnp.array([0.4, 0.6]), constraint=constraints.simplex)
+        a, b = numpyro.param("a", -1.0), numpyro.param("b", 2.5)
+        with numpyro.plate("data", len(y)):
+            z = numpyro.sample("z", dist.Categorical(weights))
+            numpyro.sample("y", dist.Normal(a + b * change(z), 1.0), obs=y)
+
+    return model
+
+
+def stacked(y):
+    """Two chains whose transition is stacked from a number that depends on the state before."""
+    p = numpyro.param("p", jnp.array([0.2, 0.7]), constraint=constraints.unit_interval)
+
+    def step(before, this):
+        leave = p[before]
+        z = numpyro.sample("z", dist.Categorical(jnp.stack([1 - leave, leave])))
+        numpyro.sample("y", dist.Normal(means(z), 1.0), obs=this)
+        return z, None
+
+    scan(step, 0, y)
 
 
 def unplated(y):
@@ -161,6 +188,16 @@ def replaced(owner, name, change):
     return plant
 
 
+def unread(monkeypatch):
+    """Whether latents are used cell by cell is not looked at."""
+    for owner, name in ((derive, "check_states"), (as_written, "_check_site"), (evaluate, "check_layout")):
+        monkeypatch.setattr(owner, name, lambda *args: None)
+
+
+def both(*plants):
+    return lambda monkeypatch: [plant(monkeypatch) for plant in plants]
+
+
 def reversed_states(right, self, array, depends, trailing):
     aligned = right(self, array, depends, trailing)
     return aligned[::-1] if self.name == "y" and "z" in depends and trailing == 0 else aligned
@@ -175,17 +212,21 @@ def never_meets(right, self, numbers):
 INDEXED = {"b": emppl.Gaussian()}
 NODES = {"b": emppl.Quadrature(9)}
 FAULTS = {
+    "states: rows of a latent in another order": (mu_of(lambda z: z[::-1]), (Y,), {}, unread),
+    "states: a latent beside the mean over its rows": (mu_of(lambda z: z - z.mean()), (Y,), {}, unread),
+    "states: the first row of a latent in all rows": (mu_of(lambda z: z + z[0]), (Y,), {}, unread),
+    "states: probabilities stacked in front": (stacked, (Y[:2],), {}, unread),
     "groups: another plate of the same length": (
-        other_plate, (Y,), INDEXED, replaced(integral, "_lies_in_order", lambda right, *args: True)
+        other_plate, (Y,), INDEXED, replaced(integral, "lies_in_order", lambda right, *args: True)
     ),
     "groups: backwards in the own plate": (
-        backwards, (REPEATED[:100:10],), NODES, replaced(integral, "_lies_in_order", lambda right, *args: True)
+        backwards, (REPEATED[:100:10],), NODES, replaced(integral, "lies_in_order", lambda right, *args: True)
     ),
     "groups: rows that meet are said not to": (
         pairs, (Y, GROUP), NODES, replaced(separation.Separation, "groups", never_meets)
     ),
     "groups: a constant index is taken for the order of the rows": (
-        constant_index, (Y,), NODES, replaced(integral, "_lies_in_order", lambda right, *args: True)
+        constant_index, (Y,), NODES, replaced(integral, "lies_in_order", lambda right, *args: True)
     ),
     "table: a mask is ignored": (
         mixture, (Y, Y > 0), {}, replaced(log_prob_table, "with_equal_ranks", lambda right, *a: (*right(*a)[:1], jnp.ones((), bool), *right(*a)[2:]))
@@ -200,7 +241,7 @@ FAULTS = {
     "table: the rows are shifted by one": (
         mixture, (Y,), {}, replaced(site.AlignedSite, "align", lambda right, self, *args: jnp.roll(right(self, *args), 1, -1))
     ),
-    "table: states are numbered backwards": (mixture, (Y,), {}, replaced(site.AlignedSite, "align", reversed_states)),
+    "table: states are numbered backwards": (mixture, (Y,), {}, both(unread, replaced(site.AlignedSite, "align", reversed_states))),
     "table: the measure of a transformed value is left out": (
         lognormal, (np.exp(Y),), {}, replaced(site_messages, "undo", lambda right, *args: (right(*args)[0], jnp.zeros(())))
     ),

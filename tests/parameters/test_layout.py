@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emppl.jaxpr.layout import find_layout
+from emppl.parameters.layout import find_layout
 
 BETA, ALPHA, SLOPE = ("beta", (2, 3)), ("alpha", (2,)), ("slope", (3,))
 # A location by state and row: ``z`` is (2, 1) as enumeration lays it out, ``X`` is (1, rows, 3). Then the groups and probes.
