@@ -312,6 +312,7 @@ class EM:
         result = result_of(whole.settled(), outcome)
         if verification is not None and not outcome.interrupted:
             verification.finish(whole.free(result.params), result.log_likelihood)
+            whole.settled()  # the comparison runs the model too
             if verification.why_not is not None:
                 result.notes.append(f"The fit was not compared with NumPyro's own density: {verification.why_not}")
         return result

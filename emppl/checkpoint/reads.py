@@ -101,8 +101,11 @@ class _Walk:
         elif len(self._paths) < _MOST_OBJECTS:
             self._paths[id(value)] = path
             self._alive.append(value)
-            for name, part in self._inside(path, value):
-                self._ahead.append((f"{path} > {name}", part))
+            try:
+                inside = list(self._inside(path, value))
+            except Exception:  # an object that does not let itself be looked at
+                inside, self.parts[path] = [], (_name(value), "out of sight")
+            self._ahead.extend((f"{path} > {name}", part) for name, part in inside)
 
     def _inside(self, path: str, value: Any) -> Iterator[tuple[str, Any]]:
         """Note what an object is, and find what it holds."""
@@ -120,7 +123,7 @@ class _Walk:
             yield from (("function", value.func), ("arguments", value.args), ("keywords", value.keywords))
         elif type(value) is list and not self._lists:
             self.parts[path] = ("list",)
-        elif isinstance(value, (Mapping, tuple, list, set, frozenset, collections.deque)):
+        elif isinstance(value, (dict, types.MappingProxyType, tuple, list, set, frozenset, collections.deque)):
             yield from self._of_container(path, value)
         elif isinstance(value, type):
             yield from self._of_class(path, value)
@@ -130,7 +133,7 @@ class _Walk:
             yield from self._of_object(path, value)
 
     def _of_container(self, path: str, value: Any) -> Iterator[tuple[str, Any]]:
-        if isinstance(value, Mapping):
+        if isinstance(value, (dict, types.MappingProxyType)):
             self.parts[path] = (_name(value), tuple(_without_addresses(repr(key)) for key in value))
             yield from ((f"[{_without_addresses(repr(key))}]", entry) for key, entry in value.items())
         else:
@@ -202,13 +205,14 @@ class _Walk:
             yield from self._attributes(value)
         elif _package(module) in sys.stdlib_module_names and kind is not types.SimpleNamespace:
             self.parts[path] = (*self.parts[path], _in_words(value))
-        elif hasattr(kind, "__array__"):  # frames of data
-            yield "entries", np.asarray(value)
-            yield "columns", list(getattr(value, "columns", ()))
         else:
-            yield from self._attributes(value)
+            if hasattr(kind, "__array__"):  # frames of data
+                yield "entries", _as_array(value)
+                yield "columns", list(getattr(value, "columns", ()))
             if not self._is_library(module):
                 yield "class", kind
+            if not (self._is_library(module) and hasattr(kind, "__array__")):
+                yield from self._attributes(value)
 
     def _attributes(self, value: Any) -> Iterator[tuple[str, Any]]:
         yield from getattr(value, "__dict__", {}).items()
@@ -298,6 +302,13 @@ class _Itself:
 
     def __repr__(self) -> str:
         return "a value of JAX"
+
+
+def _as_array(value: Any) -> np.ndarray | None:
+    try:
+        return np.asarray(value)
+    except Exception:  # a tensor that is differentiated, or lies elsewhere
+        return None
 
 
 def _is_filled(cell: Any) -> bool:

@@ -208,6 +208,7 @@ def fit_of(model: Callable, options: Options, compress: bool, args: tuple, kwarg
     for number, leaf in enumerate(leaves):
         if leaf.size == 0:
             raise DataError(f"Array argument number {number + 1} of the model is empty (shape {leaf.shape}).")
+        _check_range(number, leaf)
     # The caller may write into arrays of NumPy, of which JAX does not always make copies.
     leaves = [np.array(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
     with jax.ensure_compile_time_eval():  # what is no tracer stays in sight, though the caller be traced
@@ -247,6 +248,20 @@ def _read_by_arguments(skeleton: Skeleton) -> dict[str, Any]:
     """What functions and objects among the model's arguments read."""
     objects = objects_among(skeleton)
     return read_by({f"static argument {number}": value for number, value in enumerate(objects)})
+
+
+def _check_range(number: int, leaf: Any) -> None:
+    """Refuse whole numbers that JAX would wrap round, because its own have fewer bits in a session of float32."""
+    if not isinstance(leaf, np.ndarray) or leaf.dtype.kind not in "iu":
+        return
+    kind = jax.dtypes.canonicalize_dtype(leaf.dtype)
+    bounds = np.iinfo(kind)
+    if kind != leaf.dtype and (leaf.min() < bounds.min or leaf.max() > bounds.max):
+        raise DataError(
+            f"Array argument number {number + 1} of the model runs from {leaf.min()} to {leaf.max()}, which are no "
+            f"numbers of {kind}. Call jax.config.update('jax_enable_x64', True) before anything else, or pass "
+            "array.astype(float)."
+        )
 
 
 def _has_nan(leaf: jax.Array) -> bool:

@@ -293,6 +293,38 @@ def test_a_frame_of_data():
         assert first_change(before, read_by({"model": frame})) is not None
 
 
+class Nasty:
+    def __getattr__(self, name):
+        raise RuntimeError("leave me alone")
+
+    def __repr__(self):
+        raise RuntimeError("leave me alone")
+
+
+class Unreadable:
+    def __init__(self):
+        self.scale = 1.0
+
+    def __array__(self, dtype=None, copy=None):
+        raise RuntimeError("not an array")
+
+
+def test_objects_that_do_not_let_themselves_be_looked_at():
+    nasty, unreadable = Nasty(), Unreadable()
+    keyed = {Nasty(): 1, "count": 2}
+
+    def model(x):
+        return nasty, unreadable, keyed, SCALE
+
+    before = read_by({"model": model})
+    assert before == read_by({"model": model})
+    put(ME, "SCALE", 2.0)()
+    assert first_change(before, read_by({"model": model})) == "model > SCALE"
+    before = read_by({"model": model})
+    unreadable.scale = 2.0
+    assert first_change(before, read_by({"model": model})) == "model > unreadable > scale"
+
+
 def test_circles_end():
     circle = {"self": None}
     circle["self"] = circle

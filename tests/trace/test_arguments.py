@@ -1,5 +1,6 @@
 """Arguments of a model: data in a low precision, or in an unusual type, count as the numbers that they are."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -98,3 +99,14 @@ def test_raised_keeps_what_is_wide_enough_and_truth_values():
     assert raised(np.zeros(2, bool)).dtype == bool
     assert raised(np.array([200], np.uint8)) == 200
     assert raised(np.zeros(2, np.complex64)).dtype == np.complex64
+
+
+def test_whole_numbers_that_would_wrap_round_are_refused():
+    """JAX makes -1294967296 of three milliards in a session of float32."""
+    big, params = np.array([3_000_000_000, 1, 2, 0]), {"rate": np.array([1.0, 1e9])}
+    right = two([0.4, 0.6], stats.poisson(1.0).pmf(big[1:]), stats.poisson(1e9).pmf(big[1:]))
+    with jax.enable_x64(False):
+        with pytest.raises(emppl.DataError, match="number 1 of the model runs from 0 to 3000000000.*int32"):
+            emppl.EM(counts).log_likelihood(params, big)
+        assert float(emppl.EM(counts).log_likelihood(params, big[1:])) == pytest.approx(right, rel=1e-5)
+    assert np.isfinite(emppl.EM(counts).log_likelihood({"rate": np.array([1.0, 3e9])}, big))
