@@ -59,7 +59,18 @@ class CompleteData:
 
     def by_site(self) -> dict[str, tuple[jax.Array, jax.Array]]:
         """By site, and for all priors together, the sum over its cells and that of absolute values, in nats."""
-        model, marks = self.model, self.marks(self.first)
+        found = {**self._cells(self.marks(self.first)), PRIORS: [self.model.log_prior_from(self._arrays)]}
+        return {
+            name: (sum(map(jnp.sum, parts), jnp.zeros(())), sum((jnp.sum(jnp.abs(p)) for p in parts), jnp.zeros(())))
+            for name, parts in found.items()
+        }
+
+    def likelihood(self, marks: Mapping[str, jax.Array]) -> jax.Array:
+        """The sum over all cells of all sites, without priors, where discrete latents have the marked states."""
+        return sum((jnp.sum(cells) for parts in self._cells(marks).values() for cells in parts), jnp.zeros(()))
+
+    def _cells(self, marks: Mapping[str, jax.Array]) -> dict[str, list[jax.Array]]:
+        model = self.model
         found: dict[str, list[jax.Array]] = {}
         for name, table in self._tables.items():
             factor = model.factors[name]
@@ -73,14 +84,10 @@ class CompleteData:
             for name, cells in self._groups[integral.axis].items():
                 cells = _weighted(cells, _product(marks, integral.given), own)
                 found.setdefault(model_name(name), []).append(cells)
-        found[PRIORS] = [model.log_prior_from(self._arrays)]
-        return {
-            name: (sum(map(jnp.sum, parts), jnp.zeros(())), sum((jnp.sum(jnp.abs(p)) for p in parts), jnp.zeros(())))
-            for name, parts in found.items()
-        }
+        return found
 
     def summed(self, marks: Mapping[str, jax.Array]) -> jax.Array:
-        """The log of its sum over the states of discrete latents that are marked, by emppl's elimination."""
+        """The log of the sum of its exponential over all states that are marked, by emppl's elimination."""
         model = self.model
         tables = {axis: sum(of_site.values(), jnp.zeros(())) for axis, of_site in self._groups.items()}
         probes = {}

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from emppl.model.model import Model
 from emppl.trace.density import Values
 
-MOST_ASSIGNMENTS = 8
-"""Joint states of a few cells of discrete latents at which NumPyro's density is added up."""
+_MOST_ASSIGNMENTS = 8
+"""Joint states of a few cells of discrete latents that are added up one by one."""
 
 
 def choose_groups(model: Model, rng_key: jax.Array) -> dict[str, jax.Array]:
@@ -54,7 +54,7 @@ def assignments(model: Model, values: Values, rng_key: jax.Array) -> dict[str, j
     for name in model.model_latents:
         site = model.trace.sites[name]
         is_counted_once = model.factors[name].latents.get("cell_weight") is None
-        if site.labels is None and is_counted_once and number * site.states <= MOST_ASSIGNMENTS:
+        if site.labels is None and is_counted_once and number * site.states <= _MOST_ASSIGNMENTS:
             free[name], number = jnp.ravel(jnp.asarray(model.trace.atoms[name])), number * site.states
     every = {name: jnp.broadcast_to(value, (number, *value.shape)) for name, value in values.items()}
     before = 1

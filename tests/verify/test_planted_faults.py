@@ -215,7 +215,7 @@ FAULTS = {
     "states: rows of a latent in another order": (mu_of(lambda z: z[::-1]), (Y,), {}, unread),
     "states: a latent beside the mean over its rows": (mu_of(lambda z: z - z.mean()), (Y,), {}, unread),
     "states: the first row of a latent in all rows": (mu_of(lambda z: z + z[0]), (Y,), {}, unread),
-    "states: probabilities stacked in front": (stacked, (Y[:2],), {}, unread),
+    "states: probabilities stacked in front": (stacked, (Y,), {}, unread),
     "groups: another plate of the same length": (
         other_plate, (Y,), INDEXED, replaced(integral, "lies_in_order", lambda right, *args: True)
     ),
