@@ -13,8 +13,8 @@ import pytest
 from numpyro.distributions import constraints
 
 import emppl
-from emppl.mstep import Rule
 from emppl.derivation.certify import checks, faults
+from emppl.mstep import Rule
 from tests.contracts.test_rules import EXAMPLES
 from tests.contracts.test_rules import Y as ROWS
 from tests.kit.fits import compiled_of
