@@ -184,7 +184,7 @@ def climb(
         return (number < _STEPS) & ~finished & ~stuck
 
     def advance(carry: tuple) -> tuple:
-        point, value, slope, number, _, _ = carry
+        point, value, slope, _, number, _, _ = carry
         curvature = curvature_at(point, slope)
         move = curvature.direction(slope)
         promise = jnp.sum(move * slope)
@@ -220,20 +220,19 @@ def climb(
         # that is no end.
         known = jnp.isfinite(promise) & jnp.all(jnp.isfinite(curvature.eigen.values))
         finished = known & ((promise / 2 <= rounding) | (is_enough & (scale == 1) & (enough > 0)))
-        finished &= ~curvature.climbs_where_flat(slope, value)
-        return new, new_value, new_slope, number + 1, finished, ~risen | ~known
+        is_flat = curvature.climbs_where_flat(slope, value)
+        finished &= ~is_flat
+        at_most = jnp.where(known & ~is_flat, promise / 2, jnp.inf)
+        return new, new_value, new_slope, at_most, number + 1, finished, ~risen | ~known
 
     start_inside = _back_from_the_edge(value_and_grad, first, first_value, first_slope, free * relative, rounding)
-    begin = (*start_inside, 0, jnp.asarray(False), jnp.asarray(False))
-    end, value, slope, _, finished, _ = jax.lax.while_loop(keep_going, advance, begin)
+    begin = (*start_inside, jnp.full_like(first_value, jnp.inf), 0, jnp.asarray(False), jnp.asarray(False))
+    end, value, _, at_most, _, finished, _ = jax.lax.while_loop(keep_going, advance, begin)
 
     def look_again(_: tuple) -> tuple:
         # No step gains anything where rounding is larger than what is left.
-        curvature = curvature_at(end, slope)
-        promise = jnp.sum(curvature.direction(slope) * slope)
         noise = measured(lambda point: objective(layout.unpack(point)), end)
-        known = jnp.all(jnp.isfinite(curvature.eigen.values)) & ~curvature.climbs_where_flat(slope, value)
-        return jnp.asarray(False), known & (promise / 2 <= noise) & (noise <= MOST_NOISE)
+        return jnp.asarray(False), (at_most <= noise) & (noise <= MOST_NOISE)
 
     # A loop of at most one turn: under vmap, a conditional would always look.
     _, finished = jax.lax.while_loop(lambda state: state[0], look_again, (~finished, finished))
