@@ -167,15 +167,16 @@ def test_a_factor_of_several_cells():
     refused(model, Y, match="Site 'all alike' reads latent 'z' across the cells of plate 'rows'")
 
 
-def test_a_latent_that_no_plate_repeats_may_be_used_in_any_way():
+def test_a_latent_that_no_plate_repeats_keeps_its_axis_of_states():
+    """An accumulation without an axis runs over the states too."""
+
     def model(y):
         weights, mu = parameters()
         z = numpyro.sample("z", dist.Categorical(weights))
         with numpyro.plate("rows", len(y)):
             numpyro.sample("y", dist.Normal(jnp.cumsum(mu[z] * jnp.ones(len(y))) * (1 + z.sum()), 1.0), obs=y)
 
-    with pytest.raises(emppl.EMError):
-        log_likelihood(model, Y)  # not yet: it would be counted over the states
+    refused(model, Y, match="count axes from the last one")
 
 
 def test_a_continuous_latent_stands_between_a_state_and_the_data():
@@ -192,6 +193,19 @@ def test_a_continuous_latent_stands_between_a_state_and_the_data():
     each = [PARAMS["w"] @ stats.nbinom.pmf(n, shapes, 0.5) for n in y]
     em = emppl.EM(model, latents={"b": emppl.Quadrature(41)})
     assert float(em.log_likelihood(PARAMS, y)) == pytest.approx(np.log(each).sum(), abs=1e-5)
+
+
+def test_a_long_computation_from_data_alone():
+    def model(y):
+        weights, mu = parameters()
+        x = y
+        for _ in range(1500):
+            x = 0.9 * x
+        with numpyro.plate("rows", len(y)):
+            z = numpyro.sample("z", dist.Categorical(weights))
+            numpyro.sample("y", dist.Normal(mu[z] + x, 1.0), obs=y)
+
+    assert "z" in str(emppl.EM(model).plan(Y))
 
 
 def test_data_of_another_shape_are_named():
