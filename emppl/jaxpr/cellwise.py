@@ -110,11 +110,6 @@ class Cellwise(Domain[Entry]):
             varies |= {places[axis] for axis in operand.varies if axis in places}
         return Apart(together, frozenset(varies))
 
-    def untouched(self, equation: Equation) -> None:
-        """Answer in the order of the computation, however long it is, what would be asked later all at once."""
-        for result in equation.results:
-            self.computation.varying_axes(result)
-
 
 def lanes(closed: Any, entries: Sequence[Entry | None]) -> list[Entry | None]:
     """The axes that the outputs of a computation have from its inputs.
