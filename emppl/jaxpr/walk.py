@@ -6,6 +6,7 @@ directions, jumps and group numbers are domains.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -14,7 +15,6 @@ from jax.extend.core import Literal, Var
 
 from emppl.jaxpr.equations import Atom, Equation, Kind, shape_of
 from emppl.jaxpr.primitives import ROWS, UNKNOWN, call_row
-from emppl.memo import once
 
 T = TypeVar("T")
 Label: TypeAlias = tuple[str, str]
@@ -89,22 +89,34 @@ class Computation:
 
     def varying_axes(self, atom: Atom) -> frozenset[int]:
         """Axes along which an array may vary: not those along which it was broadcast, before other operations too."""
-        if isinstance(atom, Literal):
-            return frozenset(axis for axis, size in enumerate(shape_of(atom)) if size > 1)
-        return self._varying_axes(atom)
+        return _known_axes(self._varying, atom)
 
-    @once
-    def _varying_axes(self, variable: Var) -> frozenset[int]:
-        along = frozenset(axis for axis, size in enumerate(shape_of(variable)) if size > 1)
-        producer = self.producer(variable)
-        if producer is None or (producer.row.kind is not Kind.ELEMENTWISE and producer.name != "broadcast_in_dim"):
-            return along
-        places = [
-            # An operand that is searched has axes without a place: every entry of the result sees all of it.
-            {own.whole[axis] for axis in self.varying_axes(operand) if axis in own.whole}
-            for operand, own in zip(producer.operands, producer.axes.operands, strict=True)
-        ]
-        return along.intersection(frozenset().union(*places))
+    @functools.cached_property
+    def _varying(self) -> dict[Var, frozenset[int]]:
+        """The same of everything that is computed."""
+        varying: dict[Var, frozenset[int]] = {}
+        for equation in self.equations:
+            along = list(map(_long_axes, equation.results))
+            if equation.row.kind is Kind.ELEMENTWISE or equation.name == "broadcast_in_dim":
+                # An operand that is searched has axes without a place: every entry of the result sees all of it.
+                places = {
+                    own.whole[axis]
+                    for operand, own in zip(equation.operands, equation.axes.operands, strict=True)
+                    for axis in _known_axes(varying, operand)
+                    if axis in own.whole
+                }
+                along = [axes & places for axes in along]
+            varying.update(zip(equation.results, along, strict=True))
+        return varying
+
+
+def _long_axes(atom: Atom) -> frozenset[int]:
+    return frozenset(axis for axis, size in enumerate(shape_of(atom)) if size > 1)
+
+
+def _known_axes(varying: Mapping[Var, frozenset[int]], atom: Atom) -> frozenset[int]:
+    known = entry_of(varying, atom)
+    return _long_axes(atom) if known is None else known
 
 
 def _called(equation: Any) -> Any:

@@ -20,7 +20,7 @@ from emppl.jaxpr.prune import path_names
 from emppl.jaxpr.walk import Computation, entry_of, interpret
 from emppl.trace.distributions import as_numpyro_expects
 from emppl.trace.handlers import Frame, Message
-from emppl.trace.site_messages import plates_of, site_arrays
+from emppl.trace.site_messages import plates_of, site_arrays, static_site
 
 Written: TypeAlias = dict[tuple[str, ...], tuple[tuple[int, ...], frozenset[int]]]
 """By site and field: the shape of an array that depends on latents, and axes along which it varies beside that."""
@@ -37,10 +37,19 @@ def site_values(frame: Frame, names: Mapping[str, str], latents: Collection[str]
     tables, arrays = {}, {}
     for name, public in names.items():
         arrays[public] = site_arrays(name, frame)
-        with as_numpyro_expects():
-            tables[name] = jnp.asarray(frame.messages[name]["fn"].log_prob(frame.messages[name]["value"]))
+        tables[name] = _log_prob(name, frame)
     values = {name: frame.messages[name]["value"] for name, public in names.items() if public in latents}
     return values, tables, arrays
+
+
+def _log_prob(name: str, frame: Frame) -> jax.Array:
+    msg = frame.messages[name]
+    try:
+        with as_numpyro_expects():
+            return jnp.asarray(msg["fn"].log_prob(msg["value"]))
+    except (TypeError, ValueError) as error:
+        static_site(name, frame, 1, None)  # says what is wrong with the shape of the data, if that is it
+        raise ModelError(f"Site {name!r}: its log-probability cannot be computed: {error}") from error
 
 
 def read_cells(closed: ClosedJaxpr, shapes: Any, runs: Sequence[tuple[Frame, Any]]) -> Written:

@@ -107,7 +107,7 @@ def _run(
 
 
 def _start_value(msg: Message, zero: jax.Array | int) -> jax.Array:
-    """Declared value of a param, zeros of a discrete site, one prior draw of any other."""
+    """Declared value of a param, zeros of a discrete site, one prior draw of any other (zeros in an abstract run)."""
     if msg["type"] == "param":
         value = msg["fn"](*msg["args"], **{k: v for k, v in msg["kwargs"].items() if k == "rng_key"})
         return jnp.asarray(value, dtype=jnp.result_type(float))
@@ -118,6 +118,9 @@ def _start_value(msg: Message, zero: jax.Array | int) -> jax.Array:
         return jnp.zeros(fn.shape(), jnp.result_type(int)) + zero
     if isinstance(unwrap(fn)[0], dist.ImproperUniform):
         return fn.support.feasible_like(jnp.zeros(fn.shape()))
+    if isinstance(zero, jax.core.Tracer):  # a draw would depend on the latents that its distribution depends on
+        drawn = jax.eval_shape(fn.sample, key)
+        return jnp.zeros(drawn.shape, drawn.dtype) + zero.astype(drawn.dtype)
     return fn.sample(key)
 
 

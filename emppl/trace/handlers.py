@@ -173,7 +173,7 @@ def _failure(frame: Frame, data: Data, error: Exception) -> str:
     reached = f"after site {list(frame.messages)[-1]!r}" if frame.messages else "before its first site"
     latents = "".join(
         f"\nLatent {name!r} was enumerated with shape {jnp.shape(frame.messages[name]['value'])} "
-        "(its states, then plates)."
+        "(its states, then plates): count axes from the last one, axis=-1 and x[..., None]."
         for name in frame.latents
     )
     return (

@@ -12,6 +12,7 @@ import pytest
 from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 from numpyro.ops.indexing import Vindex
+from scipy import stats
 
 import emppl
 from tests.kit.brute_force import BruteForce
@@ -166,15 +167,56 @@ def test_a_factor_of_several_cells():
     refused(model, Y, match="Site 'all alike' reads latent 'z' across the cells of plate 'rows'")
 
 
-def test_a_latent_that_no_plate_repeats_may_be_used_in_any_way():
+def test_a_latent_that_no_plate_repeats_keeps_its_axis_of_states():
+    """An accumulation without an axis runs over the states too."""
+
     def model(y):
         weights, mu = parameters()
         z = numpyro.sample("z", dist.Categorical(weights))
         with numpyro.plate("rows", len(y)):
             numpyro.sample("y", dist.Normal(jnp.cumsum(mu[z] * jnp.ones(len(y))) * (1 + z.sum()), 1.0), obs=y)
 
-    with pytest.raises(emppl.EMError):
-        log_likelihood(model, Y)  # not yet: it would be counted over the states
+    refused(model, Y, match="count axes from the last one")
+
+
+def test_a_continuous_latent_stands_between_a_state_and_the_data():
+    """Its draws would come from a loop of JAX's, of which nothing is known."""
+
+    def model(y):
+        weights, mu = parameters()
+        with numpyro.plate("rows", len(y)):
+            z = numpyro.sample("z", dist.Categorical(weights))
+            b = numpyro.sample("b", dist.Gamma(jnp.exp(mu)[z], 1.0))
+            numpyro.sample("y", dist.Poisson(b), obs=y)
+
+    y, shapes = np.array([0, 3, 1]), np.exp(PARAMS["mu"])
+    each = [PARAMS["w"] @ stats.nbinom.pmf(n, shapes, 0.5) for n in y]
+    em = emppl.EM(model, latents={"b": emppl.Quadrature(41)})
+    assert float(em.log_likelihood(PARAMS, y)) == pytest.approx(np.log(each).sum(), abs=1e-5)
+
+
+def test_a_long_computation_from_data_alone():
+    def model(y):
+        weights, mu = parameters()
+        x = y
+        for _ in range(1500):
+            x = 0.9 * x
+        with numpyro.plate("rows", len(y)):
+            z = numpyro.sample("z", dist.Categorical(weights))
+            numpyro.sample("y", dist.Normal(mu[z] + x, 1.0), obs=y)
+
+    assert "z" in str(emppl.EM(model).plan(Y))
+
+
+def test_data_of_another_shape_are_named():
+    def model(y):
+        weights, mu = parameters()
+        with numpyro.plate("rows", len(y)):
+            z = numpyro.sample("z", dist.Categorical(weights))
+            numpyro.sample("y", dist.MultivariateNormal(jnp.zeros(2) + z[..., None], jnp.eye(2)), obs=y)
+
+    with pytest.raises(emppl.DataError, match="Site 'y': the value has event shape"):
+        log_likelihood(model, np.zeros((3, 3)))
 
 
 # ------------------------------------------------------------------------------------- where the axis of states lies
