@@ -6,12 +6,12 @@ import functools
 
 import numpy as np
 
-from tests.generator import discrete
+from tests.generator import chains, discrete
 from tests.generator.brute import Brute, TooMany, brute
 from tests.generator.plain import Plain
 from tests.generator.writer import Program, Unfit, Writer
 
-KINDS = {"discrete": discrete.write}
+KINDS = {"discrete": discrete.write, "chain": chains.write}
 
 
 @functools.lru_cache(1)

@@ -107,6 +107,7 @@ class Writer:
         self.strategies: dict[str, str] = {}
         self.features: set[str] = set()
         self.rows: dict[str, int] = {}
+        self.steps = 0  # of the scan whose step is being written
         self.rowwise = False  # every row by itself, because rows are weighted
         self.latents: dict[str, int] = {}  # by name of the variable, how many values it has
         self.priors = self.chance(0.2, "priors")
@@ -194,6 +195,11 @@ class Writer:
     def argument(self, value, rows: int | None = -1, prefix: str = "x") -> str:
         """A new argument of the model."""
         name = f"{prefix}{len(self.data)}"
+        if self.steps:  # inside a scan: one for every step, of which the step sees its own
+            value = np.asarray(value)
+            self.data[name] = self.rng.choice(value.ravel(), (self.steps, *value.shape))
+            self.scope[f"{name}_t"] = value
+            return f"{name}_t"
         self.data[name] = self.scope[name] = np.asarray(value)
         if self.rowwise and rows is not None and np.ndim(value) >= -rows:
             self.rows[name] = rows
@@ -240,7 +246,7 @@ class Writer:
     def program(self, features=()) -> Program:
         """What was written."""
         body = "\n".join(self.lines)
-        used = {name for name in (*self.params, *self.data) if re.search(rf"\b{name}\b", body)}
+        used = {name for name in (*self.params, *self.data) if re.search(rf"\b{name}(_t)?\b", body)}
         self.params, self.kinds, self.data, self.rows = (
             {n: v for n, v in table.items() if n in used} for table in (self.params, self.kinds, self.data, self.rows)
         )
