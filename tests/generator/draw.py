@@ -6,12 +6,12 @@ import functools
 
 import numpy as np
 
-from tests.generator import chains, discrete
+from tests.generator import chains, discrete, gaussian
 from tests.generator.brute import Brute, TooMany, brute
 from tests.generator.plain import Plain
 from tests.generator.writer import Program, Unfit, Writer
 
-KINDS = {"discrete": discrete.write, "chain": chains.write}
+KINDS = {"discrete": discrete.write, "chain": chains.write, "gaussian": gaussian.write}
 
 
 @functools.lru_cache(1)
@@ -31,6 +31,9 @@ def draw(seed: int, kind: str | None = None, off: frozenset[str] = frozenset()) 
             right = brute(Plain(program.text), program)
         except (Unfit, TooMany):
             continue
-        if np.isfinite(right.log_likelihood):
-            return program, right
+        if not np.isfinite(right.log_likelihood):
+            continue
+        if isinstance(right, Brute) and right.continuous and not right.is_quadratic():
+            continue
+        return program, right
     raise RuntimeError(f"no model of kind {kind!r} for seed {seed}")

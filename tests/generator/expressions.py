@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from tests.generator.writer import Unfit, Writer, literal
@@ -102,6 +104,11 @@ def indexed(w: Writer, kind: str, shape, event=(), only_latent=False) -> str:
 
     def in_turn():
         (s, k), (r, j) = selector(w, ()), selector(w, shape)
+        feature = "index of an unplated latent first"
+        if any(re.search(rf"\b{z}\b", s) for z in w.latents):
+            if feature in w.off:
+                raise Unfit
+            w.features.add(feature)
         return f"{w.param(kind, (k, j, *event))}[{s}][{r}]"
 
     def taken():
@@ -125,7 +132,7 @@ def indexed(w: Writer, kind: str, shape, event=(), only_latent=False) -> str:
         return f"{w.param(kind, (k, j))}.T[{r}, {s}]"
 
     options = [(7, None, one), (2, "several indices", several), (0.6, "take", taken), (0.5, "reversed parameter", turned)]
-    options += [(0.5, "reshape", flat), (0.5, "transpose", transposed), (0.5, "index of an unplated latent first", in_turn)]
+    options += [(0.5, "reshape", flat), (0.5, "transpose", transposed), (0.5, "indices in turn", in_turn)]
     return w.fitting(w.choose(*options), shape, len(event))
 
 
