@@ -22,13 +22,17 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=1, help="0: E-step and Q; 1: M-step too; 2: fits too")
     parser.add_argument("--off", default="", help="features to leave out, separated by commas")
     parser.add_argument("--density", action="store_true", help="compare the stand-in for NumPyro with NumPyro too")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no model after so long")
     parser.add_argument("--show", action="store_true", help="print every model before it is run")
     given = parser.parse_args()
     first, last = map(int, given.seeds.split(":"))
     off = frozenset(filter(None, given.off.split(",")))
-    counts, reasons, notes, seconds = collections.Counter(), collections.Counter(), collections.Counter(), 0.0
+    counts, reasons, notes, examples = collections.Counter(), collections.Counter(), collections.Counter(), {}
     begin = time.time()
     for seed in range(first, last):
+        if time.time() - begin > given.seconds:
+            last = seed
+            break
         if (seed - first) % 50 == 49:
             jax.clear_caches()
         program, right = draw(seed, given.kind, off)
@@ -40,23 +44,20 @@ def main() -> None:
         outcome = compare(program, right, given.depth, np.random.default_rng(seed))
         counts[outcome.status] += 1
         notes.update(outcome.notes)
-        seconds += outcome.seconds
         if outcome.status == "refused":
             reasons[outcome.what] += 1
-            reasons_example.setdefault(outcome.what, seed)
+            examples.setdefault(outcome.what, seed)
         elif outcome.status != "right":
-            print(f"=== seed {seed}: {outcome.status}: {outcome.what}\n{', '.join(sorted(program.features))}")
+            print(f"=== {given.kind or list(KINDS)[seed % len(KINDS)]} seed {seed}: {outcome.status}: {outcome.what}\n{', '.join(sorted(program.features))}")
             print(f"{program.script}  # right: {right.log_likelihood}\n", flush=True)
-    print(f"\nseeds {first}:{last}, {(time.time() - begin) / max(last - first, 1):.2f} s a model")
+    print(f"\nseeds {first}:{last}, {(time.time() - begin) / max(last - first, 1):.2f} s a model, of which {time.process_time() / max(last - first, 1):.2f} s of this core")
     for name, count in counts.most_common():
         print(f"{count:6d} {name}")
     for name, count in reasons.most_common():
-        print(f"  {count:6d} refused, e.g. seed {reasons_example[name]}: {name}")
+        print(f"  {count:6d} refused, e.g. seed {examples[name]}: {name}")
     for name, count in notes.most_common():
         print(f"  {count:6d} fits: {name}")
 
-
-reasons_example: dict[str, int] = {}
 
 if __name__ == "__main__":
     main()

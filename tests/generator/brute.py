@@ -17,7 +17,7 @@ from scipy.special import logsumexp
 from tests.generator.plain import Plain
 from tests.generator.writer import Program
 
-MOST_ASSIGNMENTS = 4000
+MOST_ASSIGNMENTS = 1000
 
 
 class TooMany(Exception):

@@ -11,7 +11,7 @@ from tests.generator import sites
 from tests.generator.discrete import shape_of
 from tests.generator.writer import Program, Unfit, Writer
 
-_MOST = np.log(280)
+_MOST = np.log(70)
 
 
 def write(w: Writer) -> Program:
@@ -32,7 +32,7 @@ def write(w: Writer) -> Program:
     if longest < 1:
         raise Unfit
     least = 1 if w.chance(0.3) else min(longest - 1, 4)
-    steps = w.pick(range(max(1, least), min(longest, 6) + 1))
+    steps = w.pick(range(1 if w.chance(0.05) else max(order + 1, least), max(min(longest, 6), order + 1) + 1))
     for name, size, dim in plates:
         w.line(f'{name} = numpyro.plate("{name}", {size}, dim={dim})')
     outside = {}

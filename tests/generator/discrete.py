@@ -59,7 +59,7 @@ def write(w: Writer) -> Program:
         shape = shape_of(own)
         text, k, support = sites.latent_family(w, shape, bool(w.latents) and w.chance(0.6))
         cells += np.prod(shape) * np.log(len(support))
-        if cells > np.log(150):
+        if cells > np.log(82):
             break
         z = f"z{number}"
         opening = [*outer, *(name for name, _, _ in own)]

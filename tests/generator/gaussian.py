@@ -214,7 +214,7 @@ def _chain(w: Writer) -> Program:
     plates = w.choose((3, None, lambda: []), (1.5, "normal chains in a plate", lambda: [("n", size, -1)]))
     shape, names = shape_of(plates), ", ".join(name for name, _, _ in plates)
     two = w.chance(0.2, "two normal states") if not plates else False
-    steps = w.pick(range(1, 4 if plates or two else 6))
+    steps = w.pick([1, 2, 3, 3] if plates or two else [2, 3, 4, 5, 6])
     for name, count, dim in plates:
         w.line(f'{name} = numpyro.plate("{name}", {count}, dim={dim})')
     if w.chance(0.15, "discrete beside a normal chain"):
@@ -222,13 +222,14 @@ def _chain(w: Writer) -> Program:
     states = ["l", "t"] if two else ["l"]
     starts = []
     for state in states:
-        if w.chance(0.6, "first normal state before the scan"):
+        if w.chance(0.1, "first normal state before the scan"):
             with w.block(f"with {names}:" if names else None):
                 w.line(f'{state}0 = numpyro.sample("{state}0", dist.Normal({e.real(w, shape, 2)}, {e.positive(w, shape)}))')
             w.strategies[f"{state}0"] = "Gaussian()"
             starts.append(f"{state}0")
         else:
-            starts.append(f"jnp.full({shape}, {w.pick([0.0, 0.5])})" if shape else w.pick(["0.0", "0.5"]))
+            value = w.pick(["0.0", "0.5", w.param("real", ()), e.real(w, shape, 2)])
+            starts.append(f"jnp.full({shape}, {value})" if w.shape(value) != shape else value)
         w.scope[f"{state}_1"] = np.zeros(shape)
     w.line("def step(carry, xs):")
     w.steps, outer_lines, w.lines = steps, w.lines, []

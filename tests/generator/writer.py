@@ -197,13 +197,22 @@ class Writer:
         name = f"{prefix}{len(self.data)}"
         if self.steps:  # inside a scan: one for every step, of which the step sees its own
             value = np.asarray(value)
-            self.data[name] = self.rng.choice(value.ravel(), (self.steps, *value.shape))
+            self.data[name] = self._like(value)
             self.scope[f"{name}_t"] = value
             return f"{name}_t"
         self.data[name] = self.scope[name] = np.asarray(value)
         if self.rowwise and rows is not None and np.ndim(value) >= -rows:
             self.rows[name] = rows
         return name
+
+    def _like(self, value: np.ndarray) -> np.ndarray:
+        """As many values of the same kind as the scan has steps."""
+        shape = (self.steps, *value.shape)
+        if value.dtype == bool:
+            return self.rng.random(shape) < 0.7
+        if value.dtype.kind == "i":
+            return self.rng.integers(0, max(int(np.max(value)), 1) + 1, shape)
+        return np.round(value * np.exp(0.7 * self.rng.normal(size=shape)) * (1 if np.all(value > 0) else self.rng.choice([-1, 1], shape)), 2)
 
     # ----------------------------------------------------------------------------------- lines and shapes
 
