@@ -1,4 +1,4 @@
-"""Many random models: ``python -m tests.generator --seeds 0:1000 --depth 2``."""
+"""Many random models: ``python -m tests.generator --seeds 0:1000 --depth 3``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.generator", description=main.__doc__)
     parser.add_argument("--seeds", default="0:100", help="first and last, such as 0:5000")
     parser.add_argument("--kind", choices=list(KINDS), help="one kind of model only")
-    parser.add_argument("--depth", type=int, default=1, help="0: E-step and Q; 1: M-step too; 2: fits too")
+    parser.add_argument(
+        "--depth", type=int, default=2, help="0: evidence and Q; 1: posteriors too; 2: M-step too; 3: fits too"
+    )
     parser.add_argument("--off", default="", help="features to leave out, separated by commas")
     parser.add_argument("--density", action="store_true", help="compare the stand-in for NumPyro with NumPyro too")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no model after so long")
@@ -35,7 +37,7 @@ def main() -> None:
             break
         if (seed - first) % 50 == 49:
             jax.clear_caches()
-        program, right = draw(seed, given.kind, off)
+        program, right = draw(seed, given.kind, off, given.depth > 2)
         if given.show:
             print(f"--- seed {seed}\n{program.script}", flush=True)
         if given.density and program.weights is None:
@@ -48,9 +50,13 @@ def main() -> None:
             reasons[outcome.what] += 1
             examples.setdefault(outcome.what, seed)
         elif outcome.status != "right":
-            print(f"=== {given.kind or list(KINDS)[seed % len(KINDS)]} seed {seed}: {outcome.status}: {outcome.what}\n{', '.join(sorted(program.features))}")
+            print(
+                f"=== {given.kind or list(KINDS)[seed % len(KINDS)]} seed {seed}: {outcome.status}: {outcome.what}\n{', '.join(sorted(program.features))}"
+            )
             print(f"{program.script}  # right: {right.log_likelihood}\n", flush=True)
-    print(f"\nseeds {first}:{last}, {(time.time() - begin) / max(last - first, 1):.2f} s a model, of which {time.process_time() / max(last - first, 1):.2f} s of this core")
+    print(
+        f"\nseeds {first}:{last}, {(time.time() - begin) / max(last - first, 1):.2f} s a model, of which {time.process_time() / max(last - first, 1):.2f} s of this core"
+    )
     for name, count in counts.most_common():
         print(f"{count:6d} {name}")
     for name, count in reasons.most_common():

@@ -69,7 +69,9 @@ def write(w: Writer) -> Program:
             w.line(f'numpyro.sample("r", dist.Normal({mean}, {e.positive(w, shape)}), obs={y})')
     for number in range(int(w.rng.integers(0 if remembers else 1, 3))):
         sites.observe(w, f"y{number}", shape, opening, number == 0 or w.chance(0.7))
-    following = [*(f"{'ab'[c]}_{lag - 1}" if lag > 1 else "ab"[c] for c in range(chains) for lag in range(order, 0, -1))]
+    following = [
+        *(f"{'ab'[c]}_{lag - 1}" if lag > 1 else "ab"[c] for c in range(chains) for lag in range(order, 0, -1))
+    ]
     if remembers:
         carried, following, starts = [*carried, "before"], [*following, y], [*starts, "0.0"]
     w.line(f"return {_tuple(following)}, None")
@@ -81,7 +83,9 @@ def write(w: Writer) -> Program:
         w.line(f"    {_tuple([f'{name}_t' for name in inputs])} = xs")
     w.lines += body
     ending = not live and w.chance(0.1, "data after a scan")
-    w.line(f"{'end, _ = ' if ending else ''}scan(step, {_tuple(starts)}, {_tuple(inputs) if inputs else 'None'}, length={steps})")
+    w.line(
+        f"{'end, _ = ' if ending else ''}scan(step, {_tuple(starts)}, {_tuple(inputs) if inputs else 'None'}, length={steps})"
+    )
     w.latents = dict(outside)
     if ending:
         w.line(f"{_tuple(carried)} = end")

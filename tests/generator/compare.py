@@ -60,7 +60,7 @@ def compare(program: Program, right: Brute | Rows, depth: int = 1, rng: np.rando
     """Compare what emppl says about a model with what is right.
 
     Args:
-        depth: 0 for the E-step and Q, 1 for the M-step too, 2 for a fit.
+        depth: 0 for the evidence and Q, 1 for the posterior of the latents too, 2 for the M-step too, 3 for a fit too.
     """
     rng = np.random.default_rng(0) if rng is None else rng
     begin, notes = time.time(), []
@@ -68,7 +68,7 @@ def compare(program: Program, right: Brute | Rows, depth: int = 1, rng: np.rando
         with jax.numpy_rank_promotion("allow"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _pieces(program, right, depth, rng, notes)
-            if depth > 1:
+            if depth > 2:
                 notes.append(_fit(program, rng))
         outcome = Outcome("right")
     except Wrong as error:
@@ -100,26 +100,41 @@ def _pieces(program: Program, right: Brute | Rows, depth: int, rng, notes: list)
     chart = Chart(program.kinds, params)
     posterior = em.e_step(params, **data)
     _close("log-likelihood", posterior.log_likelihood, right.log_likelihood)
-    compiled, leaves = (fit := em._fit((), data)).compiled, fit.data
-    free = compiled.parameters(params)
-    expected = right.marginals()
-    if expected:
-        said = compiled.marginals(free, leaves)
-        for name, table in expected.items():
-            _same_posterior(f"posterior of {name}", said[name], table)
-    if isinstance(right, Brute) and right.continuous:
-        moments = compiled.moments(free, leaves)
-        for name, (mean, variance) in right.moments().items():
-            _same_posterior(f"mean of {name}", moments[name][0], mean)
-            _same_posterior(f"variance of {name}", _diagonal(moments[name][1], mean), variance)
     other = chart.params(chart.vector(params) + 0.3 * rng.normal(size=chart.dimension))
     # A masked latent is uniform to emppl and absent here: a constant, so differences are compared.
     risen = em.q(other, posterior, **data) - em.q(params, posterior, **data)
     _close("difference of Q", risen, right.q(other) - right.q(params))
-    if depth < 1:
-        return
+    if depth > 0:
+        _posterior(em, program, right)
+    if depth > 1:
+        _m_step(em, program, right, posterior, rng, notes)
+
+
+def _posterior(em: emppl.EM, program: Program, right: Brute | Rows) -> None:
+    """Marginals of discrete latents, moments of continuous ones; the evidence as fits compute it."""
+    fit = em._fit((), program.data)
+    compiled, free = fit.compiled, fit.compiled.parameters(program.params)
+    in_fits = compiled.summed_log_likelihood(free, fit.data)
+    _close("log-likelihood in a fit", in_fits, right.log_likelihood)
+    if expected := right.marginals():
+        said = compiled.marginals(free, fit.data)
+        for name, table in expected.items():
+            _same_posterior(f"posterior of {name}", said[name], table)
+    if isinstance(right, Brute) and right.continuous:
+        moments = compiled.moments(free, fit.data)
+        for name, (mean, variance) in right.moments().items():
+            _same_posterior(f"mean of {name}", moments[name][0], mean)
+            _same_posterior(f"variance of {name}", _diagonal(moments[name][1], mean), variance)
+
+
+def _m_step(em: emppl.EM, program: Program, right: Brute | Rows, posterior, rng, notes: list) -> None:
+    """One M-step does not lower Q, and many on the same posterior end at its maximum."""
+    data, params, chart = program.data, program.params, Chart(program.kinds, program.params)
     new = {name: np.asarray(value) for name, value in em.m_step(params, posterior, **data).items()}
-    objective = lambda values: right.q(values) + right.log_prior(values)
+
+    def objective(values):
+        return right.q(values) + right.log_prior(values)
+
     if _at_boundary(chart, new):
         notes.append("M-step to a boundary")
         return
@@ -177,7 +192,10 @@ def _standard_errors(result, objective, chart: Chart, params: dict) -> str:
     center, h = chart.vector(params), 2e-3
     n = chart.dimension
     steps = h * np.eye(n)
-    at = lambda u: objective(chart.params(u))
+
+    def at(vector):
+        return objective(chart.params(vector))
+
     hessian = np.zeros((n, n))
     for i in range(n):
         for j in range(i + 1):
@@ -242,7 +260,10 @@ def _is_highest(what: str, objective, chart: Chart, params: dict, rng: np.random
 def _unbounded(objective, chart: Chart, params: dict) -> bool:
     """Whether the objective rises all the way to an end of a range, as where few data leave no variance."""
     center, h = chart.vector(params), 1e-4
-    at = lambda u: objective(chart.params(u))
+
+    def at(vector):
+        return objective(chart.params(vector))
+
     slope = np.array([(at(center + h * unit) - at(center - h * unit)) / (2 * h) for unit in np.eye(len(center))])
     if np.linalg.norm(slope) < 1e-3:
         return False

@@ -11,9 +11,8 @@ from tests.generator.writer import Program, Unfit, Writer, literal
 
 def layout(w: Writer) -> list[tuple[str, int, int]]:
     """Plates: name, size, dim."""
-    size = lambda: int(w.rng.integers(2, 4))
-    a = size()
-    b = a if w.chance(0.5) else size()
+    a, b = w.pick([2, 3]), w.pick([2, 3])
+    b = a if w.chance(0.5) else b
     return w.choose(
         (5, None, lambda: [("n", a + w.chance(0.3), -1)]),
         (3, "two plates", lambda: [("g", a, -2), ("n", b, -1)]),

@@ -15,17 +15,20 @@ KINDS = {"discrete": discrete.write, "chain": chains.write, "gaussian": gaussian
 
 
 @functools.lru_cache(1)
-def draw(seed: int, kind: str | None = None, off: frozenset[str] = frozenset()) -> tuple[Program, Brute]:
+def draw(
+    seed: int, kind: str | None = None, off: frozenset[str] = frozenset(), interior: bool = False
+) -> tuple[Program, Brute]:
     """The model of a seed, and what is right about it.
 
     Args:
         seed: any whole number.
         kind: of :data:`KINDS`; by default they take turns.
         off: features that are left out.
+        interior: with a prior on every parameter, so that fits end inside.
     """
     kind = list(KINDS)[seed % len(KINDS)] if kind is None else kind
     for attempt in range(1000):
-        writer = Writer(np.random.default_rng([seed, attempt]), off)
+        writer = Writer(np.random.default_rng([seed, attempt]), off, interior)
         try:
             program = KINDS[kind](writer)
             right = brute(Plain(program.text), program)

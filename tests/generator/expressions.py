@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
-
 from tests.generator.writer import Unfit, Writer, literal
 
 
@@ -131,7 +129,12 @@ def indexed(w: Writer, kind: str, shape, event=(), only_latent=False) -> str:
             raise Unfit
         return f"{w.param(kind, (k, j))}.T[{r}, {s}]"
 
-    options = [(7, None, one), (2, "several indices", several), (0.6, "take", taken), (0.5, "reversed parameter", turned)]
+    options = [
+        (7, None, one),
+        (2, "several indices", several),
+        (0.6, "take", taken),
+        (0.5, "reversed parameter", turned),
+    ]
     options += [(0.5, "reshape", flat), (0.5, "transpose", transposed), (0.5, "indices in turn", in_turn)]
     return w.fitting(w.choose(*options), shape, len(event))
 
@@ -175,7 +178,9 @@ def real(w: Writer, shape, depth: int = 0, only_latent: bool = False) -> str:
 
     def condition():
         z = latent(w, shape)
-        return f"jnp.where({z} == {int(w.rng.integers(w.latents[z]))}, {real(w, shape, depth + 1)}, {w.param('real', ())})"
+        return (
+            f"jnp.where({z} == {int(w.rng.integers(w.latents[z]))}, {real(w, shape, depth + 1)}, {w.param('real', ())})"
+        )
 
     def hot():
         z = latent(w, shape)
@@ -223,7 +228,12 @@ def real(w: Writer, shape, depth: int = 0, only_latent: bool = False) -> str:
         if not own or max(own) < 2 or w.rowwise:
             raise Unfit
         axis = w.pick([a for a in range(-len(own), 0) if own[a] > 1])
-        options = [f"{m} - ({m}).mean()", f"jnp.cumsum({m}, {axis})", f"jnp.roll({m}, 1, {axis})", f"jnp.flip({m}, {axis})"]
+        options = [
+            f"{m} - ({m}).mean()",
+            f"jnp.cumsum({m}, {axis})",
+            f"jnp.roll({m}, 1, {axis})",
+            f"jnp.flip({m}, {axis})",
+        ]
         options += [f"{m} - ({m}).max()", f"({m}).sum({axis}, keepdims=True)"]
         if axis == -1 and own[-1] > 1:
             options.append(f"({m}) @ jnp.array({literal(w.values('real', (own[-1], own[-1])))})")
@@ -233,7 +243,11 @@ def real(w: Writer, shape, depth: int = 0, only_latent: bool = False) -> str:
     options += [(1, "value of a latent", value), (0.8, "latent times covariate", value_and_covariate)]
     options += [(1, "where", condition), (0.7, "one-hot product", hot), (0.5, "one-hot sum", hot_sum)]
     options += [(0.7, "stack", stacked), (0.6, "cumsum of a parameter", summed), (0.6, "matrix product", product)]
-    options += [(0.8, "across cells after an index", across), (1, "covariate", covariate), (1, "regression", regression)]
+    options += [
+        (0.8, "across cells after an index", across),
+        (1, "covariate", covariate),
+        (1, "regression", regression),
+    ]
     if not only_latent:
         options += [(0.7, None, whole), (0.5, "pairs", pairs), (0.5, "index of an index", reordered)]
         options += [(0.3, "parameter per cell", per_cell)]
@@ -293,7 +307,10 @@ def simplex(w: Writer, k: int, shape, only_latent=False) -> str:
     def softened():
         return f"jax.nn.softmax({indexed(w, 'real', shape, (k,), only_latent)})"
 
-    options = [(7, None, lambda: indexed(w, "simplex", shape, (k,), only_latent)), (1, "stack of probabilities", stacked)]
+    options = [
+        (7, None, lambda: indexed(w, "simplex", shape, (k,), only_latent)),
+        (1, "stack of probabilities", stacked),
+    ]
     options += [(0.7, "mixed with a constant", mixed), (1, "softmax", softened)]
     if not only_latent:
         options += [(3, None, lambda: w.param("simplex", (k,)))]
@@ -306,7 +323,11 @@ def vector(w: Writer, d: int, shape, only_latent=False) -> str:
         w.choose(
             (5, None, lambda: indexed(w, "real", shape, (d,), only_latent)),
             (1, "stack of numbers", lambda: f"jnp.stack([{', '.join(_full(w, shape) for _ in range(d))}], -1)"),
-            (1, "matrix times a vector", lambda: f"{indexed(w, 'real', shape, (d,), True)} @ {w.param('real', (d, d))}"),
+            (
+                1,
+                "matrix times a vector",
+                lambda: f"{indexed(w, 'real', shape, (d,), True)} @ {w.param('real', (d, d))}",
+            ),
         ),
         shape,
         1,
@@ -322,8 +343,8 @@ def matrix(w: Writer, d: int, shape) -> str:
     """A covariance matrix in every cell."""
     return w.fitting(
         w.choose(
-            (2, None, lambda: w.param("matrix", (d, d))),
-            (2, None, lambda: indexed(w, "matrix", shape, (d, d))),
+            *([] if w.interior else [(2, None, lambda: w.param("matrix", (d, d)))]),
+            *([] if w.interior else [(2, None, lambda: indexed(w, "matrix", shape, (d, d)))]),
             (1, "multiple of a matrix", lambda: f"{w.param('positive', ())} * jnp.eye({d})"),
             (1, "diagonal matrix", lambda: f"jnp.diag({w.param('positive', (d,))})"),
         ),

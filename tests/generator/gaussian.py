@@ -54,14 +54,14 @@ def _effects(w: Writer) -> Program:
         if vectors and w.fits(f"{vectors[0]}_cells", shape) and w.chance(0.6):
             b = vectors[0]
             loc = f"{b} @ {w.param('real', (2, 2))} + {e.vector(w, 2, shape)}"
-            text, rank = f"dist.MultivariateNormal({loc}, covariance_matrix={e.matrix(w, 2, shape)})", 1
+            text = f"dist.MultivariateNormal({loc}, covariance_matrix={e.matrix(w, 2, shape)})"
             if w.chance(0.5):
                 text = f"dist.Normal({loc}, {w.param('positive', (2,))}).to_event(1)"
             y = w.argument(w.values("real", (*shape, 2)), prefix="y")
         else:
             parts = [_linear(w, b, shape) for b in (effects if number == 0 or w.chance(0.5) else [w.pick(effects)])]
             loc = " + ".join([*parts, *([e.real(w, shape, 1)] if w.chance(0.7) else [])])
-            text, rank = f"dist.Normal({w.fitting(loc, shape)}, {e.positive(w, shape)})", 0
+            text = f"dist.Normal({w.fitting(loc, shape)}, {e.positive(w, shape)})"
             y = w.argument(w.values("real", shape) * 1.5, prefix="y")
         opening = names
         if w.chance(0.12, "mask"):
@@ -98,7 +98,11 @@ def _effect(w: Writer, name: str, plates, before: list[str]) -> str:
         loc = w.choose(
             (2, None, lambda: "0.0"),
             (2, "effects with a mean", lambda: e.real(w, shape, 1)),
-            (1.5 if before else 0.0001, "an effect of an effect", lambda: w.fitting(_linear(w, w.pick(before or ["?"]), shape), shape)),
+            (
+                1.5 if before else 0.0001,
+                "an effect of an effect",
+                lambda: w.fitting(_linear(w, w.pick(before or ["?"]), shape), shape),
+            ),
         )
         text = f"dist.Normal({loc}, {e.positive(w, shape)})"
     with w.block(f"with {', '.join(plate for plate, _, _ in plates)}:" if plates else None):
@@ -118,7 +122,13 @@ def _linear(w: Writer, b: str, shape) -> str:
         w.scope["one"] = np.zeros(own)
         x = w.argument(w.values("real", shape))
         if w.fits("one", shape):
-            return w.pick([f"{b}[..., 0] + {b}[..., 1] * {x}", f"{b} @ {w.param('real', (2,))}", f"({b} * {w.param('real', (2,))}).sum(-1)"])
+            return w.pick(
+                [
+                    f"{b}[..., 0] + {b}[..., 1] * {x}",
+                    f"{b} @ {w.param('real', (2,))}",
+                    f"({b} * {w.param('real', (2,))}).sum(-1)",
+                ]
+            )
         if len(own) != 1:
             raise Unfit
         i = w.argument(w.rng.integers(0, own[0], shape), prefix="g")
@@ -132,7 +142,12 @@ def _linear(w: Writer, b: str, shape) -> str:
         if not own or max(own) < 2:
             raise Unfit
         axis = w.pick([a for a in range(-len(own), 0) if own[a] > 1])
-        options = [f"jnp.flip({b}, {axis})", f"jnp.cumsum({b}, {axis})", f"jnp.roll({b}, 1, {axis})", f"{b} - {b}.mean({axis}, keepdims=True)"]
+        options = [
+            f"jnp.flip({b}, {axis})",
+            f"jnp.cumsum({b}, {axis})",
+            f"jnp.roll({b}, 1, {axis})",
+            f"{b} - {b}.mean({axis}, keepdims=True)",
+        ]
         if axis == -1:
             options += [f"{b} @ jnp.array({literal(w.values('real', (own[-1], own[-1])))})"]
         return w.pick(options)
@@ -169,7 +184,15 @@ def _linear(w: Writer, b: str, shape) -> str:
             raise Unfit
         o = w.argument(w.rng.permutation(shape[0]), prefix="g")
         i = index()
-        return w.pick([f"{b}[{i}][{o}]", f"{b}[{i}] + {b}[{i}][{o}]", f"{b}[{i}][::-1]", f"jnp.cumsum({b}[{i}])", f"{b}[{i}] - {b}[{i}].mean()"])
+        return w.pick(
+            [
+                f"{b}[{i}][{o}]",
+                f"{b}[{i}] + {b}[{i}][{o}]",
+                f"{b}[{i}][::-1]",
+                f"jnp.cumsum({b}[{i}])",
+                f"{b}[{i}] - {b}[{i}].mean()",
+            ]
+        )
 
     def matrix():
         if len(shape) != 1 or len(w.shape(b)) != 1:
@@ -224,7 +247,9 @@ def _chain(w: Writer) -> Program:
     for state in states:
         if w.chance(0.1, "first normal state before the scan"):
             with w.block(f"with {names}:" if names else None):
-                w.line(f'{state}0 = numpyro.sample("{state}0", dist.Normal({e.real(w, shape, 2)}, {e.positive(w, shape)}))')
+                w.line(
+                    f'{state}0 = numpyro.sample("{state}0", dist.Normal({e.real(w, shape, 2)}, {e.positive(w, shape)}))'
+                )
             w.strategies[f"{state}0"] = "Gaussian()"
             starts.append(f"{state}0")
         else:
@@ -259,7 +284,14 @@ def _chain(w: Writer) -> Program:
     carried, following = [f"{state}_1" for state in states], list(states)
     for number in range(w.pick([1, 1, 2])):
         y = w.argument(w.values("real", shape), prefix="y")
-        loc = w.pick(["l", f"{w.param('real', ())} * l", f"l + {e.real(w, shape, 1)}", f"{w.argument(w.values('real', shape))} * l"])
+        loc = w.pick(
+            [
+                "l",
+                f"{w.param('real', ())} * l",
+                f"l + {e.real(w, shape, 1)}",
+                f"{w.argument(w.values('real', shape))} * l",
+            ]
+        )
         if number == 0 and w.chance(0.2, "previous observation"):
             loc += f" + {w.param('real', ())} * before"
             carried.append("before")
@@ -267,7 +299,9 @@ def _chain(w: Writer) -> Program:
             starts.append(f"jnp.zeros({shape})" if shape else "0.0")
             w.scope["before"] = np.zeros(shape)
         with w.block(f"with {seen}:" if seen else None):
-            w.line(f'numpyro.sample("y{number}", dist.Normal({w.fitting(loc, shape)}, {e.positive(w, shape)}), obs={y})')
+            w.line(
+                f'numpyro.sample("y{number}", dist.Normal({w.fitting(loc, shape)}, {e.positive(w, shape)}), obs={y})'
+            )
     w.line(f"return {_tuple(following)}, None")
     body, w.lines, w.indent, w.steps = w.lines, outer_lines, w.indent - 1, 0
     inside = "\n".join(body)

@@ -239,7 +239,9 @@ class Binomial(_Successes):
         value = np.asarray(value)
         success, failure = self.logs()
         with np.errstate(invalid="ignore"):
-            ways = special.gammaln(self.total + 1) - special.gammaln(value + 1) - special.gammaln(self.total - value + 1)
+            ways = (
+                special.gammaln(self.total + 1) - special.gammaln(value + 1) - special.gammaln(self.total - value + 1)
+            )
         return ways + _times(value, success) + _times(self.total - value, failure)
 
 

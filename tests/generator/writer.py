@@ -12,10 +12,15 @@ import numpy as np
 from tests.generator import plain
 
 _PRIORS = {
-    "real": "dist.Normal(0.3, 2.0)",
-    "positive": "dist.Gamma(2.0, 1.5)",
-    "unit": "dist.Beta(2.0, 3.0)",
-    "simplex": "dist.Dirichlet(jnp.array({concentration}))",
+    "real": ["dist.Normal(0.3, 2.0)", "dist.Normal(0.0, 1.0)", "dist.Laplace(0.1, 1.5)"],
+    "positive": [
+        "dist.InverseGamma(3.0, 2.0)",
+        "dist.Gamma(2.0, 1.5)",
+        "dist.Exponential(0.7)",
+        "dist.HalfNormal(1.5)",
+    ],
+    "unit": ["dist.Beta(2.0, 3.0)", "dist.Beta(1.0, 1.0)"],
+    "simplex": ["dist.Dirichlet(jnp.array({concentration}))"],
 }
 _CONSTRAINTS = {
     "real": "real",
@@ -49,7 +54,6 @@ class Program:
     weights: str | None
     rows: dict
     features: frozenset
-
 
     @property
     def script(self) -> str:
@@ -94,10 +98,11 @@ class Writer:
     Args:
         rng: random numbers; all choices come from it.
         off: features that are left out.
+        interior: give every parameter a prior that keeps it from the ends of its range, however few the data are.
     """
 
-    def __init__(self, rng: np.random.Generator, off: frozenset[str] = frozenset()):
-        self.rng, self.off = rng, off
+    def __init__(self, rng: np.random.Generator, off: frozenset[str] = frozenset(), interior: bool = False):
+        self.rng, self.off, self.interior = rng, off, interior
         self.head: list[str] = []
         self.lines: list[str] = []
         self.indent = 1
@@ -110,9 +115,9 @@ class Writer:
         self.steps = 0  # of the scan whose step is being written
         self.rowwise = False  # every row by itself, because rows are weighted
         self.latents: dict[str, int] = {}  # by name of the variable, how many values it has
-        self.priors = self.chance(0.2, "priors")
+        self.priors = self.chance(1.0 if interior else 0.2, "priors")
         nn = types.SimpleNamespace(one_hot=lambda z, k: np.eye(k)[z], softmax=plain._softmax)
-        nn.sigmoid, nn.softplus = plain.special.expit, np.log1p
+        nn.sigmoid, nn.softplus = plain.special.expit, lambda x: np.logaddexp(x, 0.0)
         self.scope: dict = {"np": np, "jnp": np, "jax": types.SimpleNamespace(nn=nn)}
 
     # -------------------------------------------------------------------------------------------- choices
@@ -180,9 +185,11 @@ class Writer:
         """A new parameter."""
         name = f"{ {'real': 'a', 'positive': 's', 'unit': 'p', 'simplex': 'w', 'matrix': 'c'}[kind] }{len(self.params)}"
         value = self.values(kind, shape)
-        if self.priors and kind in _PRIORS and self.chance(0.6):
+        if self.priors and kind in _PRIORS and self.chance(1.0 if self.interior else 0.6):
             event = {"simplex": 1}.get(kind, 0)
-            prior = _PRIORS[kind].format(concentration=[1.5] * (shape[-1] if shape else 1))
+            prior = self.pick(_PRIORS[kind][:1] if self.interior else _PRIORS[kind]).format(
+                concentration=[1.5] * (shape[-1] if shape else 1)
+            )
             if len(shape) > event:
                 prior += f".expand({list(shape[: len(shape) - event])}).to_event({len(shape) - event})"
             self.head.append(f'{name} = numpyro.sample("{name}", {prior})')
@@ -212,7 +219,12 @@ class Writer:
             return self.rng.random(shape) < 0.7
         if value.dtype.kind == "i":
             return self.rng.integers(0, max(int(np.max(value)), 1) + 1, shape)
-        return np.round(value * np.exp(0.7 * self.rng.normal(size=shape)) * (1 if np.all(value > 0) else self.rng.choice([-1, 1], shape)), 2)
+        return np.round(
+            value
+            * np.exp(0.7 * self.rng.normal(size=shape))
+            * (1 if np.all(value > 0) else self.rng.choice([-1, 1], shape)),
+            2,
+        )
 
     # ----------------------------------------------------------------------------------- lines and shapes
 
