@@ -74,21 +74,21 @@ def write(w: Writer) -> Program:
     ]
     if remembers:
         carried, following, starts = [*carried, "before"], [*following, y], [*starts, "0.0"]
-    w.line(f"return {_tuple(following)}, None")
+    w.line(f"return {tuple_of(following)}, None")
     body, w.lines, w.indent, w.steps = w.lines, outer_lines, w.indent - 1, 0
-    w.line(f"    {_tuple(carried)} = carry")
+    w.line(f"    {tuple_of(carried)} = carry")
     inside = "\n".join(body)
     inputs = [name for name in w.data if re.search(rf"\b{name}_t\b", inside)]
     if inputs:
-        w.line(f"    {_tuple([f'{name}_t' for name in inputs])} = xs")
+        w.line(f"    {tuple_of([f'{name}_t' for name in inputs])} = xs")
     w.lines += body
     ending = not live and w.chance(0.1, "data after a scan")
     w.line(
-        f"{'end, _ = ' if ending else ''}scan(step, {_tuple(starts)}, {_tuple(inputs) if inputs else 'None'}, length={steps})"
+        f"{'end, _ = ' if ending else ''}scan(step, {tuple_of(starts)}, {tuple_of(inputs) if inputs else 'None'}, length={steps})"
     )
     w.latents = dict(outside)
     if ending:
-        w.line(f"{_tuple(carried)} = end")
+        w.line(f"{tuple_of(carried)} = end")
         w.latents = {carried[-1 - remembers]: k}
         sites.observe(w, "e", shape, names, True)
     elif outside and w.chance(0.4):
@@ -96,7 +96,8 @@ def write(w: Writer) -> Program:
     return w.program()
 
 
-def _tuple(names: list[str]) -> str:
+def tuple_of(names: list[str]) -> str:
+    """One name, or a tuple of several."""
     return names[0] if len(names) == 1 else f"({', '.join(names)})"
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from tests.generator import expressions as e
 from tests.generator import sites
+from tests.generator.chains import tuple_of
 from tests.generator.discrete import shape_of
 from tests.generator.writer import Program, Unfit, Writer, literal
 
@@ -261,9 +262,7 @@ def _chain(w: Writer) -> Program:
     w.indent += 1
     opening = names
     if w.chance(0.2, "mask of data in a normal chain"):
-        w.scope["live"] = np.ones(shape, bool)
         m = w.argument(w.rng.random(shape) < 0.7, prefix="m")
-        w.data[m.removesuffix("_t")] = w.rng.random((steps, *shape)) < 0.7
         seen = ", ".join([f"numpyro.handlers.mask(mask={m})", *([names] if names else [])])
     else:
         seen = opening
@@ -302,16 +301,12 @@ def _chain(w: Writer) -> Program:
             w.line(
                 f'numpyro.sample("y{number}", dist.Normal({w.fitting(loc, shape)}, {e.positive(w, shape)}), obs={y})'
             )
-    w.line(f"return {_tuple(following)}, None")
+    w.line(f"return {tuple_of(following)}, None")
     body, w.lines, w.indent, w.steps = w.lines, outer_lines, w.indent - 1, 0
     inside = "\n".join(body)
     inputs = [name for name in w.data if re.search(rf"\b{name}_t\b", inside)]
-    w.line(f"    {_tuple(carried)} = carry")
-    w.line(f"    {_tuple([f'{name}_t' for name in inputs])} = xs")
+    w.line(f"    {tuple_of(carried)} = carry")
+    w.line(f"    {tuple_of([f'{name}_t' for name in inputs])} = xs")
     w.lines += body
-    w.line(f"scan(step, {_tuple(starts)}, {_tuple(inputs)}, length={steps})")
+    w.line(f"scan(step, {tuple_of(starts)}, {tuple_of(inputs)}, length={steps})")
     return w.program()
-
-
-def _tuple(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"({', '.join(names)})"

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-import types
 
 import numpy as np
 
-from tests.generator import plain
+from tests.generator.plain import JAX
 
 _PRIORS = {
     "real": ["dist.Normal(0.3, 2.0)", "dist.Normal(0.0, 1.0)", "dist.Laplace(0.1, 1.5)"],
@@ -116,9 +115,7 @@ class Writer:
         self.rowwise = False  # every row by itself, because rows are weighted
         self.latents: dict[str, int] = {}  # by name of the variable, how many values it has
         self.priors = self.chance(1.0 if interior else 0.2, "priors")
-        nn = types.SimpleNamespace(one_hot=lambda z, k: np.eye(k)[z], softmax=plain._softmax)
-        nn.sigmoid, nn.softplus = plain.special.expit, lambda x: np.logaddexp(x, 0.0)
-        self.scope: dict = {"np": np, "jnp": np, "jax": types.SimpleNamespace(nn=nn)}
+        self.scope: dict = {"np": np, "jnp": np, "jax": JAX}
 
     # -------------------------------------------------------------------------------------------- choices
 
