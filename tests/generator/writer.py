@@ -184,9 +184,11 @@ class Writer:
         value = self.values(kind, shape)
         if self.priors and kind in _PRIORS and self.chance(1.0 if self.interior else 0.6):
             event = {"simplex": 1}.get(kind, 0)
-            prior = self.pick(_PRIORS[kind][:1] if self.interior else _PRIORS[kind]).format(
-                concentration=[1.5] * (shape[-1] if shape else 1)
-            )
+            known = [prior for prior in _PRIORS[kind] if "Laplace" not in prior or "Laplace prior" not in self.off]
+            prior = self.pick(known[:1] if self.interior else known)
+            if "Laplace" in prior:
+                self.features.add("Laplace prior")
+            prior = prior.format(concentration=[1.5] * (shape[-1] if shape else 1))
             if len(shape) > event:
                 prior += f".expand({list(shape[: len(shape) - event])}).to_event({len(shape) - event})"
             self.head.append(f'{name} = numpyro.sample("{name}", {prior})')
