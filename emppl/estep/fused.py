@@ -111,8 +111,11 @@ def _varies_by_step(model: Model, name: str) -> bool:
 
 def _has_small_arguments(model: Model, factor: AlignedSite) -> bool:
     """Whether a site has a natural form whose parameters are the same in all rows."""
-    is_unmasked_latent = factor.site.kind == "discrete" and "mask" not in factor.latents
-    if factor.family is None or not factor.has_statistics or not (is_unmasked_latent or factor.has_natural_form):
+    if factor.family is None or not factor.has_statistics:
+        return False
+    # A base measure is added up outside the sum over states, so that it must not differ between them.
+    is_plain_latent = factor.site.kind == "discrete" and not factor.family.has_base_measure
+    if not (is_plain_latent and "mask" not in factor.latents) and not factor.has_natural_form:
         return False
     shapes, rows = model.argument_shapes[factor.name], model.axes.rank - 1
     return all(shape[rows] == 1 for name, shape in shapes.items() if name not in factor.family.fixed)

@@ -139,3 +139,8 @@ class Family:
     def is_exponential(self) -> bool:
         """Whether sums of statistics are all that an M-step needs."""
         return self.statistics is not None and self.natural is not None
+
+    @property
+    def has_base_measure(self) -> bool:
+        """Whether the log-probability may have a term in the value alone."""
+        return self.base_measure is not _no_base_measure

@@ -4,12 +4,15 @@ A structure is compiled once and then tried on several data sets, masks, weights
 running, is what costs time.
 """
 
+import contextlib
 import functools
 
 import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
@@ -206,3 +209,29 @@ def fixed_point_is_stationary(spec):
 
     gradient = jax.jit(lambda values: unconstrained_gradient(objective, values, oracle.constraints))
     no_gradient(gradient(interior), 1e-6)
+
+
+@pytest.mark.parametrize("plated", [True, False])
+def test_states_that_differ_in_their_base_measure(plated):
+    """``log C(2, z)`` belongs inside the sum over ``z``: a Binomial latent's own term is no constant."""
+
+    def counted(y):
+        share = numpyro.param("share", 0.3, constraint=dist.constraints.unit_interval)
+        mu = numpyro.param("mu", jnp.array([-0.5, 0.4, 2.0]))
+        data = numpyro.plate("data", len(y))
+        with data if plated else contextlib.nullcontext():
+            z = numpyro.sample("z", dist.Binomial(2, share))
+        with data:
+            numpyro.sample("y", dist.Normal(mu[z], 0.8), obs=y)
+
+    y, params = np.array([0.3, 1.9, -0.7]), {"share": 0.35, "mu": np.array([-0.4, 0.5, 1.7])}
+    oracle = BruteForce(counted, params, y)
+    program, leaves = program_of(counted, y)
+    prepared = estep.prepare(program.model, program.fused, leaves)
+    free = {name: jnp.asarray(value) for name, value in params.items()}
+    new, _, log_likelihood = em_step(program, program.fused, free, leaves, prepared)
+    np.testing.assert_allclose(log_likelihood, oracle.log_likelihood(), rtol=1e-12)
+    states = oracle.marginals()["z"].reshape(-1, 3)
+    np.testing.assert_allclose(new["share"], np.mean(states @ np.arange(3)) / 2, rtol=1e-10)
+    each = np.broadcast_to(states, (3, 3))
+    np.testing.assert_allclose(new["mu"], y @ each / each.sum(0), rtol=1e-10)
