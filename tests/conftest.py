@@ -36,12 +36,22 @@ pytest.register_assert_rewrite("tests.kit")
 # models/ and benchmarks/ are not in the wheel; tests import them from the repository.
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
+import emppl  # noqa: E402 (after the settings)
+
 try:
     import matplotlib
 except ImportError:
     pass
 else:
     matplotlib.use("Agg")
+
+
+def pytest_configure(config):
+    """Comparing a first fit with NumPyro's density takes about as long as compiling it: slow tests do it for every fit.
+
+    The others do where that is what they test.
+    """
+    emppl.EM.__init__.__kwdefaults__["verify"] = config.option.markexpr == "slow"
 
 
 @pytest.fixture(scope="module", autouse=True)

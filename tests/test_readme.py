@@ -19,6 +19,7 @@ def commands():
 
 def test_the_example_prints_what_the_readme_shows(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(emppl.EM.__init__.__kwdefaults__, "verify", True)
     (example,) = blocks("python")
     (shown,) = blocks("text")
     exec(compile(example, "README.md", "exec"), {"__name__": "__main__"})

@@ -47,9 +47,9 @@ class Compared(NamedTuple):
     @property
     def is_possible(self) -> bool:
         """Whether the values have a probability."""
-        if self.sums is not None and not np.isfinite(self.sums[0]):
+        if self.sums is not None and np.isneginf(self.sums[0]):
             return False
-        return all(np.isfinite(own) and not np.isnan(theirs) for own, theirs, _ in self.sites.values())
+        return not any(np.isneginf(own) or np.isnan(theirs) for own, theirs, _ in self.sites.values())
 
     @property
     def allowed(self) -> float:

@@ -20,7 +20,7 @@ from emppl.jaxpr.groups import Meeting
 from emppl.model import integral, log_prob_table, model, natural, site
 from emppl.reduce import rows
 from emppl.trace import as_written, evaluate, site_messages
-from tests.kit.fits import fit
+from tests.kit import fits
 
 RNG = np.random.default_rng(0)
 Y = RNG.normal(size=12) * 2
@@ -293,4 +293,4 @@ def test_a_planted_fault_is_found(fault, monkeypatch):
     with monkeypatch.context() as planted:
         plant(planted)
         with pytest.raises(emppl.ModelError, match=r"emppl misreads|emppl gives no result"):
-            fit(function, *data, latents=latents, max_iterations=3)
+            fits.fit(function, *data, latents=latents, max_iterations=3, verify=True)

@@ -13,7 +13,14 @@ from emppl.compiled import functions
 from emppl.model import log_prob_table
 from emppl.verify import verification
 from emppl.verify.verification import Verification
-from tests.kit.fits import KEY, fit
+from tests.kit import fits
+from tests.kit.fits import KEY
+
+
+def fit(model, *data, verify=True, **options):
+    """A fit that is compared."""
+    return fits.fit(model, *data, verify=verify, **options)
+
 
 DATA = np.array([0.3, -1.2, 2.1, 1.9, -0.7])
 
@@ -139,7 +146,7 @@ def test_only_the_first_fit_of_a_derivation_is_compared(monkeypatch):
     begun = []
     begin = Verification.begin
     monkeypatch.setattr(Verification, "begin", lambda self, params: begun.append(1) or begin(self, params))
-    em = emppl.EM(mixture, max_iterations=2)
+    em = emppl.EM(mixture, max_iterations=2, verify=True)
     for data in (DATA, DATA + 1, DATA[:4]):
         em.run(KEY, data)
     assert len(begun) == 2
