@@ -4,6 +4,8 @@ import pathlib
 import re
 import tomllib
 
+import emppl
+
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
