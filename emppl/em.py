@@ -17,9 +17,11 @@ from emppl import estep
 from emppl.checkpoint.file import Checkpoint
 from emppl.checkpoint.identity import fit_identity
 from emppl.compiled import Cache, Fit, fit_of
+from emppl.derivation.certify import faults
 from emppl.derivation.plan import Plan
 from emppl.errors import DataError, ParameterError, check_number, check_whole, unknown_name
 from emppl.fit import checks, loop
+from emppl.fit.outcome import StopReason
 from emppl.fit.progress import Progress
 from emppl.model.model import Model
 from emppl.model.options import Options
@@ -315,6 +317,8 @@ class EM:
             whole.settled()  # the comparison runs the model too
             if verification.why_not is not None:
                 result.notes.append(f"The fit was not compared with NumPyro's own density: {verification.why_not}")
+        if self.verify and result.stop_reason is StopReason.DECREASED:
+            result.notes.extend(_faults_of_m_step(whole, result.params))
         return result
 
     def _by_blocks(
@@ -390,6 +394,18 @@ class EM:
 
     def _fit(self, args: tuple, kwargs: dict) -> Fit:
         return fit_of(self.model, self.options, self.compress, args, kwargs, self._compiled)
+
+
+def _faults_of_m_step(fit: Fit, params: Mapping[str, Any]) -> list[str]:
+    """Which updates lower Q where the objective fell, or claim a maximum that is none."""
+    found = faults(jax.device_get(fit.compiled.m_step_checks(fit.free(params), fit.data)))
+    rules = {rule.name: rule for rule in fit.program.blocks}
+    return [
+        f"The M-step of {', '.join(rules[name].parameters)} ({rules[name].kind}) changes Q plus the log prior by "
+        f"{float(check.gain):.3g} nats"
+        + (f" and leaves {float(check.left):.3g} to gain." if check.left > check.noise else ".")
+        for name, check in found.items()
+    ]
 
 
 def _version() -> str:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl import estep
+from emppl.derivation import certify
 from emppl.errors import ModelError, Refusal
 from emppl.estep.cell_weights import cell_weights
 from emppl.fit import checks, loop
@@ -148,6 +149,15 @@ class Compiled:
             return self.program.m_step(params, expectations, data, prepared)
 
         return jax.jit(m_step)
+
+    @functools.cached_property
+    def m_step_checks(self) -> Callable:
+        """What the update of every block does to Q."""
+
+        def m_step_checks(params: Params, data: Data) -> dict[str, Any]:
+            return certify.checks(self.model, self.program.blocks, params, estep.e_step(self.model, params, data), data)
+
+        return jax.jit(m_step_checks)
 
     @functools.cached_property
     def finer(self) -> Model | None:

@@ -1,5 +1,7 @@
 """Falls of the objective: those that are rounding, and those of a wrong M-step."""
 
+import re
+
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -102,5 +104,7 @@ def test_a_wrong_m_step_still_falls(drift):
     """Rates that grow at every iteration, beside terms as large: from their best values on, the objective falls."""
     start = {"weights": np.array([0.495, 0.495, 0.01]), "rate": np.array([2.1, 21.0, 2e6])}
     wrong = {"rate": lambda params, posterior: params["rate"] * drift}
-    result = fit(poisson, COUNTS, init_params=start, m_step=wrong, progress_bar=False)
+    result = fit(poisson, COUNTS, init_params=start, m_step=wrong, progress_bar=False, verify=True)
     assert result.stop_reason is StopReason.DECREASED
+    (note,) = [note for note in result.notes if "M-step" in note]
+    assert re.match(r"The M-step of rate \(.*\) changes Q plus the log prior by -", note)
