@@ -19,7 +19,7 @@ from emppl.checkpoint.identity import fit_identity
 from emppl.compiled import Cache, Fit, fit_of
 from emppl.derivation.certify import faults
 from emppl.derivation.plan import Plan
-from emppl.errors import DataError, ParameterError, check_number, check_whole, unknown_name
+from emppl.errors import DataError, ModelError, ParameterError, check_number, check_whole, unknown_name
 from emppl.fit import checks, loop
 from emppl.fit.outcome import StopReason
 from emppl.fit.progress import Progress
@@ -30,6 +30,7 @@ from emppl.parameters.constraints import check
 from emppl.parameters.held import split_fixed
 from emppl.result.ending import result_of
 from emppl.result.result import EMResult
+from emppl.verify.verification import Verification
 
 _TOLERANCE = 1e-9
 
@@ -302,24 +303,37 @@ class EM:
                 verification.look()
 
         settings = loop.Settings(tolerance, self.max_iterations, report, file)
-        if simulator is None:
-            outcome = self._by_blocks(fit, starts, inputs, settings)
-        else:
-            key, evidence = jax.random.fold_in(rng_key, 1), fit.compiled.random_log_likelihood
-            outcome = simulation.simulate(simulator, evidence, key, starts, inputs, settings)
-        progress.close()
+        try:
+            if simulator is None:
+                outcome = self._by_blocks(fit, starts, inputs, settings)
+            else:
+                key, evidence = jax.random.fold_in(rng_key, 1), fit.compiled.random_log_likelihood
+                outcome = simulation.simulate(simulator, evidence, key, starts, inputs, settings)
+        finally:
+            progress.close()
         is_possible = np.any(np.isfinite(outcome.states.gains.objective))
         if not is_possible and not outcome.interrupted and simulator is None:
             self._explain_impossible(whole, starts)
         result = result_of(whole.settled(), outcome)
-        if verification is not None and not outcome.interrupted:
-            verification.finish(whole.free(result.params), result.log_likelihood)
-            whole.settled()  # the comparison runs the model too
-            if verification.why_not is not None:
-                result.notes.append(f"The fit was not compared with NumPyro's own density: {verification.why_not}")
+        if verification is not None:
+            self._verify(verification, whole, result)
         if self.verify and result.stop_reason is StopReason.DECREASED:
             result.notes.extend(_faults_of_m_step(whole, result.params))
         return result
+
+    def _verify(self, verification: Verification, fit: Fit, result: EMResult) -> None:
+        """Finish the comparison of a fit with NumPyro's own density, unless the user has no time for it."""
+        try:
+            if result.stop_reason is StopReason.INTERRUPTED:
+                raise KeyboardInterrupt
+            verification.finish(fit.free(result.params), result.log_likelihood)
+            fit.compiled.is_verified = True
+            fit.settled()  # the comparison runs the model too
+            why_not = verification.why_not
+        except KeyboardInterrupt:
+            why_not = "it was interrupted."
+        if why_not is not None:
+            result.notes.append(f"The fit was not compared with NumPyro's own density: {why_not}")
 
     def _by_blocks(
         self, fit: Fit, starts: dict[str, np.ndarray], inputs: loop.Inputs, settings: loop.Settings
@@ -398,7 +412,10 @@ class EM:
 
 def _faults_of_m_step(fit: Fit, params: Mapping[str, Any]) -> list[str]:
     """Which updates lower Q where the objective fell, or claim a maximum that is none."""
-    found = faults(jax.device_get(fit.compiled.m_step_checks(fit.free(params), fit.data)))
+    try:
+        found = faults(jax.device_get(fit.compiled.m_step_checks(fit.free(params), fit.data)))
+    except ModelError:  # more rows than the plain path has memory for
+        return []
     rules = {rule.name: rule for rule in fit.program.blocks}
     return [
         f"The M-step of {', '.join(rules[name].parameters)} ({rules[name].kind}) changes Q plus the log prior by "

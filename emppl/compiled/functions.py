@@ -65,12 +65,13 @@ class Compiled:
         self.filtered = self._plain(estep.filtered)
         self.decode = self._plain(estep.decode)
         self.sample = self._plain(_draws)
+        self.m_step_checks = self._plain(functools.partial(_m_step_checks, program))
         # Estimates are arguments of these, so that no result compiles them anew.
         self.hessian_columns = jax.jit(functools.partial(hessian_columns, self.model))
         self.shift_effects = jax.jit(functools.partial(shift_effects, self.model))
         self.cell_weights = jax.jit(functools.partial(cell_weights, self.model))
         self._blocks: dict[tuple[int, bool], Any] = {}
-        self._is_checked = False
+        self.is_verified = False
         self._for_few: dict[int, Compiled] = {}
 
     @functools.cached_property
@@ -109,9 +110,8 @@ class Compiled:
 
     def verification(self, data: Data) -> Verification | None:
         """The comparison with NumPyro's own density, of a random part of the rows if they are many; None after that."""
-        if self._is_checked:
+        if self.is_verified:
             return None
-        self._is_checked = True
         if self.model.cost <= MOST_CELLS_OF_A_CHECK:
             return Verification(self.source, self.model, data)
         few = self.reducer.some_rows(data, ROWS_OF_A_CHECK)
@@ -149,15 +149,6 @@ class Compiled:
             return self.program.m_step(params, expectations, data, prepared)
 
         return jax.jit(m_step)
-
-    @functools.cached_property
-    def m_step_checks(self) -> Callable:
-        """What the update of every block does to Q."""
-
-        def m_step_checks(params: Params, data: Data) -> dict[str, Any]:
-            return certify.checks(self.model, self.program.blocks, params, estep.e_step(self.model, params, data), data)
-
-        return jax.jit(m_step_checks)
 
     @functools.cached_property
     def finer(self) -> Model | None:
@@ -252,6 +243,11 @@ def _draws(model: Model, params: Params, data: Data, keys: jax.Array) -> dict[st
     sample = functools.partial(estep.sample, model, params, data)
     at_once = max(_CELLS_OF_DRAWS // estep.largest_table(model, None)[0], 1)
     return jax.vmap(sample)(keys) if len(keys) <= at_once else jax.lax.map(sample, keys, batch_size=at_once)
+
+
+def _m_step_checks(program: Program, model: Model, params: Params, data: Data) -> dict[str, Any]:
+    """What the update of every block does to Q."""
+    return certify.checks(model, program.blocks, params, estep.e_step(model, params, data), data)
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -49,13 +49,34 @@ class Compared(NamedTuple):
         """Whether the values have a probability."""
         if self.sums is not None and np.isneginf(self.sums[0]):
             return False
-        return not any(np.isneginf(own) or np.isnan(theirs) for own, theirs, _ in self.sites.values())
+        return not any(np.isneginf(own) or np.isnan(numpyro) for own, numpyro, _ in self.sites.values())
 
-    @property
-    def allowed(self) -> float:
-        """By how much two numbers may differ that are the same but for rounding."""
-        magnitude = sum(float(magnitude) for _, _, magnitude in [*self.sites.values(), *self.integrals.values()])
-        return float(np.sqrt(jnp.finfo(jnp.result_type(float)).eps)) * (1 + magnitude)
+    def faults(self, fitted: float | None) -> Iterator[str]:
+        """What is not the same, in words.
+
+        Args:
+            fitted: the log-likelihood of the fit at these parameters, if it is exact and of the same data.
+        """
+        for name, (own, numpyro, magnitude) in self.sites.items():
+            if not abs(own - numpyro) <= _allowed(magnitude):
+                yield _misread("in the priors" if name == PRIORS else f"at site {name!r}", own, numpyro)
+        every = _allowed(sum(float(sizes) for *_, sizes in [*self.sites.values(), *self.integrals.values()]))
+        if self.sums is not None and not abs(self.sums[0] - self.sums[1]) <= every:
+            fast, plain = self.sums
+            yield _two_paths(f"the sum over some states of its latents is {fast:.10g}", plain, "state by state")
+        for name, (fast, plain, _) in self.integrals.items():
+            if not abs(fast - plain) <= every:
+                yield _two_paths(f"{name} is {fast:.10g}", plain, "from its densities")
+        if self.plain is not None and fitted is not None and np.isfinite(fitted):
+            if not abs(fitted - self.plain) <= every:
+                yield _two_paths(
+                    f"the fit ended with a log-likelihood of {fitted:.10g}", self.plain, "in the plain way"
+                )
+
+
+def _allowed(magnitude: Any) -> float:
+    """By how much two sums may differ that are the same but for rounding."""
+    return float(np.sqrt(jnp.finfo(jnp.result_type(float)).eps)) * (1 + float(magnitude))
 
 
 class Verification:
@@ -86,14 +107,9 @@ class Verification:
         if self.why_not is not None:
             return
         self._start = {name: jnp.asarray(params[name]) for name in self._model.free}
-        try:
-            # Tracing happens here, so that thread-local settings of JAX hold.
-            lowered = self._at_prior_draws.lower(self._start, self._data, self._keys[0])
-        except EMError as error:
-            self.why_not = str(error)
-            return
-        except Exception as error:  # the model's own code, which need not run without enumeration
-            self.why_not = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        # Tracing happens here, so that thread-local settings of JAX hold.
+        lowered = self._tried(lambda: self._at_prior_draws.lower(self._start, self._data, self._keys[0]))
+        if lowered is None:
             return
 
         def compare() -> list[Compared]:
@@ -112,7 +128,7 @@ class Verification:
         """
         if self._first is not None and self._first.done():
             first, self._first = self._first, None
-            self._judge(self._start, first.result())
+            self._judge(self._start, self._tried(first.result))
 
     def finish(self, params: Params, log_likelihood: float) -> None:
         """Judge the comparison that was begun, and compare at these parameters.
@@ -129,31 +145,32 @@ class Verification:
             self.look()
         if self.why_not is None:
             end = {name: jnp.asarray(params[name]) for name in self._model.free}
-            compared = [self._at_prior_draws(end, self._data, key) for key in self._keys]
-            self._judge(end, compared, None if self._is_part else log_likelihood)
+            every = self._tried(lambda: [self._at_prior_draws(end, self._data, key) for key in self._keys])
+            self._judge(end, every, None if self._is_part else log_likelihood)
 
-    def _judge(self, params: Params, every: list[Compared], fitted: float | None = None) -> None:
-        for key, compared in zip(self._keys, map(jax.device_get, every), strict=True):
+    def _judge(self, params: Params, every: list[Compared] | None, fitted: float | None = None) -> None:
+        for key, compared in zip(self._keys, every or [], strict=False):
+            compared = jax.device_get(compared)
             if not compared.is_possible:
-                compared = jax.device_get(self._at_posterior_draws(params, self._data, key))
+                again = self._tried(functools.partial(self._at_posterior_draws, params, self._data, key))
+                if again is None:
+                    return
+                compared = jax.device_get(again)
             if not compared.is_possible:
                 self.why_not = "the values of the latents that were drawn for it have probability zero"
                 return
-            for name, (own, theirs, _) in compared.sites.items():
-                if not abs(own - theirs) <= compared.allowed:
-                    where = "in the priors" if name == PRIORS else f"at site {name!r}"
-                    raise ModelError(_misread(where, own, theirs))
-            if compared.sums is not None and not abs(compared.sums[0] - compared.sums[1]) <= compared.allowed:
-                own, one_by_one = compared.sums
-                fast = f"the sum over some states of its latents is {own:.10g}"
-                raise ModelError(_two_paths(fast, f"{one_by_one:.10g}", "state by state"))
-            for name, (own, theirs, _) in compared.integrals.items():
-                if not abs(own - theirs) <= compared.allowed:
-                    raise ModelError(_two_paths(f"{name} is {own:.10g}", f"{theirs:.10g}", "from its densities"))
-            if compared.plain is not None and fitted is not None:
-                if np.isfinite(fitted) and not abs(fitted - compared.plain) <= compared.allowed:
-                    fast = f"the fit ended with a log-likelihood of {fitted:.10g}"
-                    raise ModelError(_two_paths(fast, f"{compared.plain:.10g}", "in the plain way"))
+            for fault in compared.faults(fitted):
+                raise ModelError(fault)
+
+    def _tried(self, compute: Callable[[], Any]) -> Any:
+        """An outcome, or None with the reason: a comparison that cannot be made is no reason to lose the fit."""
+        try:
+            return compute()
+        except EMError as error:
+            self.why_not = str(error)
+        except Exception as error:  # the model's own code, or no memory
+            self.why_not = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return None
 
     # ------------------------------------------------------------------------------------------- the two densities
 
@@ -175,14 +192,14 @@ class Verification:
         every = assignments(model, first, of_cells)
         first = {name: value[0] for name, value in every.items()}
         own = CompleteData(model, params, data, first, second, taken)
-        values, whole = mixed(model, taken, first, second), model.complete(params)
-        theirs = log_probs(self._source.function, self._source.skeleton, whole, values, data)
-        ours = own.by_site()
+        numpyro = self._numpyro_log_probs(params, mixed(model, taken, first, second), data)
+        by_site = own.by_site()
         sites: dict[str, tuple[Any, Any, Any]] = {}
-        for name in sorted({*ours, *theirs} - self._left_out):
-            mine, magnitude = ours.get(name, (jnp.zeros(()), jnp.zeros(())))
+        for name in sorted({*by_site, *numpyro} - self._left_out):
+            total, magnitude = by_site.get(name, (jnp.zeros(()), jnp.zeros(())))
             before = sites.get(self._whole(name), (jnp.zeros(()),) * 3)
-            sites[self._whole(name)] = before[0] + mine, before[1] + theirs.get(name, 0.0), before[2] + magnitude
+            sizes = before[2] + magnitude + _cancelled(params, data)
+            sites[self._whole(name)] = before[0] + total, before[1] + numpyro.get(name, 0.0), sizes
         sums, plain = None, None
         if model.latents:
             marks = jax.vmap(own.marks)(every)
@@ -192,12 +209,21 @@ class Verification:
             plain = log_likelihood(model, params, data)
         return Compared(sites, sums, own.integrals(), plain)
 
+    def _numpyro_log_probs(self, params: Params, values: Values, data: Data) -> dict[str, jax.Array]:
+        """NumPyro's log density of every site, at values of the latents; what is computed from these is no value."""
+        sites = set(map(model_name, self._model.trace.sites))
+        latents = {name: value for name, value in values.items() if name in sites}
+        return log_probs(self._source.function, self._source.skeleton, self._model.complete(params), latents, data)
+
     @property
     def _left_out(self) -> set[str]:
-        """Sites of whose density emppl makes no use: hard limits of latents, and priors that it drops."""
+        """Sites of whose density emppl makes no use: hard limits of latents, priors that it drops, missing data."""
         model = self._model
         limits = {model_name(name) for integral in model.integrals for name in integral.way.constant_sites}
-        return limits | set(model.fixed if model.use_prior else model.trace.parameters)
+        missing = {f"{name.removesuffix('_observed')}_unobserved" for name in model.trace.sites} - set(
+            model.trace.sites
+        )
+        return limits | missing | set(model.fixed if model.use_prior else model.trace.parameters)
 
     def _whole(self, name: str) -> str:
         """What a site is compared with: a half of a partly observed site with the other, a prior with all priors."""
@@ -221,6 +247,16 @@ class Verification:
         return values
 
 
+def _cancelled(params: Params, data: Data) -> jax.Array:
+    """What large terms that cancel in a density add to its rounding error, in float32 above all.
+
+    ``y log(rate) - rate - lgamma(y + 1)`` is a few nats where its terms are as large as the count.
+    """
+    largest = jnp.max(jnp.stack([jnp.zeros(()), *(jnp.max(jnp.abs(value), initial=0.0) for value in params.values())]))
+    sizes = [jnp.sum(jnp.nan_to_num(jnp.abs(leaf.astype(float)))) + leaf.size * largest for leaf in data]
+    return 64 * float(jnp.finfo(jnp.result_type(float)).eps) ** 0.5 * sum(sizes, jnp.zeros(()))
+
+
 def verification_in_words(rows: int | None) -> str:
     """What is done, and what it costs, for the plan.
 
@@ -239,18 +275,18 @@ def _cheap() -> dict[str, Any]:
     return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
 
 
-def _misread(where: str, own: Any, theirs: Any) -> str:
+def _misread(where: str, own: Any, numpyro: Any) -> str:
     return (
         f"emppl misreads the model {where}, and gives no result: at random values of the latents it adds up "
-        f"log-probabilities of {float(own):.10g} there, and NumPyro {float(theirs):.10g}. The fault is emppl's; please "
-        "report the model. Often another form of the same model is read rightly: data as arguments and not closed "
-        "over, latents used elementwise or as an index, every site in the plates of what it depends on. "
+        f"log-probabilities of {float(own):.10g} there, and NumPyro {float(numpyro):.10g}. The fault is emppl's; "
+        "please report the model. Often another form of the same model is read rightly: data as arguments and not "
+        "closed over, latents used elementwise or as an index, every site in the plates of what it depends on. "
         "EM(model, verify=False) leaves this check out."
     )
 
 
-def _two_paths(fast: str, plain: str, how: str) -> str:
+def _two_paths(fast: str, plain: Any, how: str) -> str:
     return (
-        f"emppl gives no result: {fast}, and computed {how} it is {plain} at the same parameters. The fault is "
-        "emppl's; please report the model. EM(model, verify=False) leaves this check out."
+        f"emppl gives no result: {fast}, and computed {how} it is {float(plain):.10g} at the same parameters. The "
+        "fault is emppl's; please report the model. EM(model, verify=False) leaves this check out."
     )

@@ -1,5 +1,6 @@
 """Every first fit is compared with NumPyro's own density of the model; what is misread gives no result."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -107,6 +108,29 @@ def zeros(y):
         numpyro.sample("y", dist.Poisson(jnp.where(none == 1, 0.0, rate)), obs=y)
 
 
+def scaled_effects(y, group):
+    """What is computed from a latent is no latent."""
+    tau = numpyro.param("tau", 1.0, constraint=constraints.positive)
+    with numpyro.plate("groups", 3):
+        e = numpyro.deterministic("e", tau * numpyro.sample("b", dist.Normal(0.0, 1.0)))
+    with numpyro.plate("data", len(y)):
+        numpyro.sample("y", dist.Normal(e[group], 1.0), obs=y)
+
+
+def missing_outcomes(y, seen):
+    mu = numpyro.param("mu", jnp.array([-1.0, 1.5]))
+    with numpyro.plate("data", len(y)):
+        z = numpyro.sample("z", dist.Bernoulli(0.4))
+        numpyro.sample("y", dist.Normal(mu[z], 1.0), obs=y, obs_mask=seen)
+
+
+def large_counts(y):
+    rate = numpyro.param("rate", jnp.array([9000.0, 11000.0]), constraint=constraints.positive)
+    with numpyro.plate("data", len(y)):
+        z = numpyro.sample("z", dist.Bernoulli(0.4))
+        numpyro.sample("y", dist.Poisson(rate[z]), obs=y)
+
+
 @pytest.mark.parametrize(
     "model, data, latents",
     [
@@ -115,6 +139,8 @@ def zeros(y):
         (weighted, (DATA, np.array([1.0, 2.0, 0.5, 1.0, 3.0])), {}),
         (ragged, (np.arange(12.0).reshape(4, 3) / 4 - 1, np.array([4, 2, 3])), {}),
         (effects, (DATA, np.array([0, 1, 2, 0, 1])), {"b": emppl.Gaussian()}),
+        (scaled_effects, (DATA, np.array([0, 1, 2, 0, 1])), {"b": emppl.Gaussian()}),
+        (missing_outcomes, (DATA, np.array([1, 0, 1, 1, 0], bool)), {}),
         (level, (DATA,), {}),
         (counts, (np.array([0, 3, 1, 2]),), {"b": emppl.Quadrature(9)}),
         (tobit, (np.maximum(DATA, 0),), {}),
@@ -140,6 +166,35 @@ def test_a_misread_model_gives_no_result(monkeypatch):
     with pytest.raises(emppl.ModelError, match=r"misreads the model at site '.'.*NumPyro.*verify=False"):
         fit(mixture, DATA, max_iterations=2)
     fit(mixture, DATA, max_iterations=2, verify=False)
+
+
+def test_a_misread_model_stays_refused(monkeypatch):
+    monkeypatch.setattr(
+        log_prob_table, "log_density", lambda *args, right=log_prob_table.log_density: 0.9 * right(*args)
+    )
+    em = emppl.EM(mixture, max_iterations=2, verify=True)
+    for _ in range(2):
+        with pytest.raises(emppl.ModelError, match="misreads"):
+            em.run(KEY, DATA)
+
+
+def test_no_alarm_for_float32_with_large_counts():
+    with jax.enable_x64(False):
+        y = np.random.default_rng(0).poisson(10000, 200).astype(np.float32)
+        assert np.isfinite(fit(large_counts, y, max_iterations=3).log_likelihood)
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("no memory"), KeyboardInterrupt()])
+def test_a_comparison_that_fails_does_not_cost_the_fit(failure, monkeypatch):
+    def fails(*args):
+        raise failure
+
+    if isinstance(failure, KeyboardInterrupt):
+        monkeypatch.setattr(Verification, "finish", fails)
+    else:
+        monkeypatch.setattr(Verification, "_compare_at_prior_draws", fails)
+    result = fit(mixture, DATA, max_iterations=3)
+    assert np.isfinite(result.log_likelihood) and "not compared" in result.notes[-1]
 
 
 def test_only_the_first_fit_of_a_derivation_is_compared(monkeypatch):
