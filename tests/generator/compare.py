@@ -113,7 +113,7 @@ def _pieces(program: Program, right: Brute | Rows, depth: int, rng, notes: list)
 def _posterior(em: emppl.EM, program: Program, right: Brute | Rows) -> None:
     """Marginals of discrete latents, moments of continuous ones; the evidence as fits compute it."""
     fit = em._fit((), program.data)
-    compiled, free = fit.compiled, fit.compiled.parameters(program.params)
+    compiled, free = fit.compiled, fit.at(program.params)[0]
     in_fits = compiled.summed_log_likelihood(free, fit.data)
     _close("log-likelihood in a fit", in_fits, right.log_likelihood)
     if expected := right.marginals():
