@@ -121,7 +121,10 @@ def check_layout(written: Written, shapes: Mapping[tuple[str, ...], tuple[int, .
     Raises:
         ModelError: the first such array.
     """
-    for path, (shape, varies) in sorted(written.items()):  # arguments before the distribution that is made of them
+    with_arguments = {path[0] for path in written if path[1] == "arguments"}
+    for path, (shape, varies) in sorted(written.items()):
+        if path[1] == "distribution" and path[0] in with_arguments:  # NumPyro makes it of these, batch axes in front
+            continue
         other = (1,) * (len(shape) - len(shapes[path])) + shapes[path]
         evaluated = other[len(other) - len(shape) :]
         for axis, (before, after) in enumerate(zip(shape, evaluated, strict=True)):
