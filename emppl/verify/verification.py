@@ -193,12 +193,12 @@ class Verification:
         first = {name: value[0] for name, value in every.items()}
         own = CompleteData(model, params, data, first, second, taken)
         numpyro = self._numpyro_log_probs(params, mixed(model, taken, first, second), data)
-        by_site = own.by_site()
+        by_site, cancelled = own.by_site(), _cancelled(params, data)
         sites: dict[str, tuple[Any, Any, Any]] = {}
         for name in sorted({*by_site, *numpyro} - self._left_out):
             total, magnitude = by_site.get(name, (jnp.zeros(()), jnp.zeros(())))
             before = sites.get(self._whole(name), (jnp.zeros(()),) * 3)
-            sizes = before[2] + magnitude + _cancelled(params, data)
+            sizes = before[2] + magnitude + cancelled
             sites[self._whole(name)] = before[0] + total, before[1] + numpyro.get(name, 0.0), sizes
         sums, plain = None, None
         if model.latents:
