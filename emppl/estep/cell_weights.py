@@ -37,7 +37,7 @@ def counted_without_states(model: Model) -> list[str]:
 def _weight(model: Model, name: str, arrays: dict[str, Any]) -> jax.Array:
     factor = model.factors[name]
     plates = model.axes.plates_of(factor.site, factor.site.batch_shape)
-    weight = jnp.ones([model.axes.sizes[n] if n in plates else 1 for n in model.axes.names])
+    weight = jnp.ones(model.axes.shape(plates))
     scale = factor.scale(arrays)
     mask = factor.presence(arrays) if factor.is_presence else factor.mask(arrays)
     if scale is not None:

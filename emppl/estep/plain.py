@@ -51,7 +51,7 @@ def absent_cells(model: Model, arrays: Mapping[str, Any]) -> jax.Array:
             continue
         scale, states = factor.scale(arrays), factor.site.states
         plates = model.axes.plates_of(factor.site, factor.site.batch_shape)
-        shape = [model.axes.sizes[n] if n in plates else 1 for n in model.axes.names]
+        shape = model.axes.shape(plates)
         inside = jnp.any(mask, tuple(range(model.axes.rank, mask.ndim)))
         gone = jnp.broadcast_to(jnp.where(inside, 0.0, math.log(states)), shape)
         total = total + jnp.sum(gone if scale is None else gone * scale)

@@ -172,9 +172,7 @@ def _probe_gradient(
     for latent in model.latents:
         factor = model.factors[latent]
         plates = model.axes.plates_of(factor.site, factor.site.batch_shape)
-        sizes, kept = model.axes.sizes, plates | {latent}
-        shape = tuple(sizes[name] if name in kept else 1 for name in model.axes.names)
-        probes[latent] = jnp.zeros(shape, jnp.result_type(float))
+        probes[latent] = jnp.zeros(model.axes.shape(plates | {latent}), jnp.result_type(float))
 
     return jax.grad(lambda probes: probed_evidence(model, tables, probes, scales, present, choose))(probes)
 

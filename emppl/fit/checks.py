@@ -38,7 +38,7 @@ def data_report(model: Model, data: Data) -> dict[str, dict[str, jax.Array]]:
         if factor.site.kind == "discrete":
             scale = factor.scale(arrays)
             plates = model.axes.plates_of(factor.site, factor.site.batch_shape)
-            shape = tuple(model.axes.sizes[n] if n in plates else 1 for n in model.axes.names)
+            shape = model.axes.shape(plates)
             ones = jnp.ones(shape)
             weight = ones if scale is None else jnp.broadcast_to(scale, jnp.broadcast_shapes(shape, scale.shape))
             # Weights may count equal rows, or be shares that add up to one.

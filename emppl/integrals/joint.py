@@ -208,7 +208,7 @@ class Joint:
         names = self._group_axes()
         by_name = jnp.reshape(numbers, tuple(self.axes.sizes[name] for name in names))
         order = sorted(range(len(names)), key=lambda n: self.axes.names.index(names[n]))
-        shape = tuple(self.axes.sizes[name] if name in names else 1 for name in self.axes.names)
+        shape = self.axes.shape(names)
         table = jnp.reshape(jnp.transpose(by_name, order), shape)
         apart = set(self.integral.cells)
         summed = tuple(a for a, name in enumerate(self.axes.names) if name in names and name not in apart)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,10 @@ class Axes:
     def rank(self) -> int:
         """Number of axes."""
         return len(self.names)
+
+    def shape(self, kept: Collection[str]) -> tuple[int, ...]:
+        """Shape of a table that has all cells along some axes, and one along the others."""
+        return tuple(self.sizes[name] if name in kept else 1 for name in self.names)
 
     def of_site(self, site: Site) -> dict[int, str]:
         """Axis name by batch dimension, for one site."""

@@ -68,7 +68,7 @@ def states_of_flat_cells(model: Model, data: Data, without: Iterable[str] = ()) 
             used = used | _varies(model, table, latent, plates | factor.latents.get("mask", frozenset()))
         mask, scale = factor.mask(arrays), factor.scale(arrays)
         assert mask is not None
-        shape = [model.axes.sizes[n] if n in plates else 1 for n in model.axes.names]
+        shape = model.axes.shape(plates)
         present = jnp.any(mask, tuple(range(model.axes.rank, mask.ndim)))
         lacking = jnp.where(used & ~present, math.log(factor.site.states), 0.0)
         if factor.latents.get("mask"):  # a term in the sum over other latents: no number can make up for it

@@ -200,9 +200,8 @@ def _known(factor: AlignedSite, arrays: Mapping[str, SiteArrays]) -> jax.Array:
 
 def _in_all_cells(model: Model, factor: AlignedSite, table: jax.Array) -> jax.Array:
     plates = model.axes.plates_of(factor.site, factor.site.batch_shape)
-    kept = plates | factor.all_latents
-    full = [model.axes.sizes[name] if name in kept else 1 for name in model.axes.names]
-    return jnp.broadcast_to(table, jnp.broadcast_shapes(table.shape, tuple(full)))
+    full = model.axes.shape(plates | factor.all_latents)
+    return jnp.broadcast_to(table, jnp.broadcast_shapes(table.shape, full))
 
 
 def _product(marks: Mapping[str, jax.Array], latents: Iterable[str]) -> Any:

@@ -19,7 +19,7 @@ def choose_groups(model: Model, rng_key: jax.Array) -> dict[str, jax.Array]:
     taken = {}
     for number, integral in enumerate(model.integrals):
         plates = set(integral.cells) - model.axes.latents
-        shape = tuple(model.axes.sizes[name] if name in plates else 1 for name in model.axes.names)
+        shape = model.axes.shape(plates)
         taken[integral.axis] = jax.random.bernoulli(jax.random.fold_in(rng_key, number), shape=shape)
     return taken
 
