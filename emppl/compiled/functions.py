@@ -26,7 +26,7 @@ from emppl.program import Program
 from emppl.reduce.reduction import FewRows, Reducer, Source
 from emppl.types import Data, Params
 from emppl.uncertainty.identification import shift_effects
-from emppl.uncertainty.information import hessian_columns, score
+from emppl.uncertainty.information import hessian_columns, score, scores
 from emppl.verify.verification import Verification
 
 _MOST_CELLS_OF_SMALL_FITS = 2**13
@@ -68,6 +68,7 @@ class Compiled:
         self.m_step_checks = self._plain(functools.partial(_m_step_checks, program))
         # Estimates are arguments of these, so that no result compiles them anew.
         self.hessian_columns = self._jit(functools.partial(hessian_columns, self.model))
+        self.scores = self._jit(functools.partial(scores, self.model))
         self.shift_effects = self._jit(functools.partial(shift_effects, self.model))
         self.cell_weights = self._jit(functools.partial(cell_weights, self.model))
         self._blocks: dict[tuple[int, bool], Any] = {}
@@ -99,12 +100,13 @@ class Compiled:
         return self._jit(value)
 
     @property
-    def _is_small(self) -> bool:
+    def is_small(self) -> bool:
+        """Whether a pass over the data takes less time than compiling well."""
         return self.model.cost <= _MOST_CELLS_OF_FEW_RUNS
 
     def _jit(self, function: Callable, **options: Any) -> Callable:
         """Compile what runs a few times."""
-        return jit_for_few_runs(function, self._is_small, **options)
+        return jit_for_few_runs(function, self.is_small, **options)
 
     def _plain(self, function: Callable) -> Callable:
         """Compile a function of the plain path, which holds tables of all rows: refused where they would not fit."""
@@ -183,7 +185,7 @@ class Compiled:
             return estep.prepare(self.model, self.program.fused, data), self._report(data)
 
         return jax.jit(
-            prepared_and_report, compiler_options=fast_options() if self._is_small else self._compiler_options
+            prepared_and_report, compiler_options=fast_options() if self.is_small else self._compiler_options
         )
 
     @functools.cached_property

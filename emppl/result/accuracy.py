@@ -13,6 +13,7 @@ from emppl.result.criteria import Criteria
 from emppl.uncertainty.boundary import remarks, scales
 from emppl.uncertainty.charts import Chart, Information
 from emppl.uncertainty.corners import hold_corners, no_standard_errors
+from emppl.uncertainty.differences import information_by_differences
 from emppl.uncertainty.information import (
     Covariance,
     boundary_labels,
@@ -26,6 +27,9 @@ from emppl.uncertainty.information import (
 
 MOST_DIMENSIONS = 500
 """Most free dimensions for which a summary computes standard errors unasked: a second derivative for each of them."""
+
+_MOST_CELLS_OF_SCORES = 2**19
+"""Cells times dimensions up to which second derivatives are differences of the score."""
 
 
 class Accuracy:
@@ -62,9 +66,18 @@ class Accuracy:
         """Local coordinates in which nothing presses against a bound, and the observed information in them."""
         if self._closing is not None:
             return hold_pressed(self._fit.program, dict(self._closing.charts), self._closing.information)
-        local = self.charts_by_position
-        information = observed_information(local, self._fit.compiled.hessian_columns, self._fit.data)
-        return hold_pressed(self._fit.program, local, information)
+        return hold_pressed(self._fit.program, self.charts_by_position, self._information())
+
+    def _information(self) -> Information:
+        model, local, compiled = self._fit.model, self.charts_by_position, self._fit.compiled
+        # Compiling second derivatives takes longer than many scores of few cells, and second derivatives of a chain
+        # take longer than any number of scores.
+        has_chain = any(step.chain is not None for part in model.parts for step in part.plan.steps)
+        effort = model.cost * sum(int(chart.active.sum()) for chart in local.values())
+        if model.rough or (effort > _MOST_CELLS_OF_SCORES and not has_chain):
+            return observed_information(local, compiled.hessian_columns, self._fit.data)
+        constraints = {name: model.trace.sites[name].constraint for name in local}
+        return information_by_differences(constraints, local, compiled.scores, self._fit.data)
 
     @property
     def is_measured(self) -> bool:

@@ -66,10 +66,12 @@ class Information(NamedTuple):
     Attributes:
         matrix: minus the Hessian of the objective, ``(active coordinates, active coordinates)``.
         score: its gradient, ``(active coordinates,)``.
+        noise: how far the matrix was from symmetric before it was made so, in units of its diagonal.
     """
 
     matrix: np.ndarray
     score: np.ndarray
+    noise: float = 0.0
 
 
 def value_at(constraint: Any, frame: Moves, step: jax.Array) -> jax.Array:

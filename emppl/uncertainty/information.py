@@ -22,6 +22,7 @@ import numpy as np
 from emppl import estep
 from emppl.model.model import Model
 from emppl.program import Program
+from emppl.strategies.base import ObjectiveKind
 from emppl.types import Data
 from emppl.uncertainty.boundary import newton_step, scales, vanishing
 from emppl.uncertainty.charts import Chart, Information, Moves, chart_around, has_bounds, jacobian, pressed, value_at
@@ -29,6 +30,9 @@ from emppl.uncertainty.corners import no_standard_errors
 
 EDGE = 1e-5
 """How close to its bound a probability counts as being on it."""
+
+_MOST_GAIN = 0.1
+"""Gain, in nats, that a Newton step from a maximum may promise: an estimate within half of a standard error."""
 
 _MOST_COLUMNS = 32
 """Columns of the Hessian in one call of a compiled function."""
@@ -114,17 +118,56 @@ def score(
     return value, gradient
 
 
+def scores(model: Model, frames: Mapping[str, Moves], data: Data, steps: jax.Array) -> jax.Array:
+    """Gradients of log-likelihood plus log prior after some steps in local coordinates: pure, to be jitted.
+
+    Where all integrals are exact, the gradient is that of Q at its own parameters, so that nothing is differentiated
+    through an E-step.
+
+    Args:
+        frames: the estimate.
+        steps: ``(steps, coordinates)``.
+
+    Returns:
+        ``(steps, coordinates)``.
+
+    Reference:
+        Fisher (1925); Dempster, Laird and Rubin (1977), Maximum likelihood from incomplete data via the EM algorithm.
+    """
+
+    def directly(step: jax.Array) -> jax.Array:
+        return jax.grad(lambda at: _objective(model, frames, data, at)[0])(step)
+
+    def by_q(step: jax.Array) -> jax.Array:
+        posterior = jax.lax.stop_gradient(estep.e_step(model, _params_after(model, frames, step), data))
+        q = estep.QFunction(model, estep.Expectations.of(posterior), data)
+
+        def expected(at: jax.Array) -> jax.Array:
+            params = _params_after(model, frames, at)
+            return q.value(params) + model.log_prior(params, data)
+
+        return jax.grad(expected)(step)
+
+    exact = [integral.strategy.objective_kind is ObjectiveKind.EXACT for integral in model.integrals]
+    # One step at a time: memory stays that of one gradient.
+    return jax.lax.map(by_q if exact and all(exact) else directly, steps)
+
+
 def _objective(
     model: Model, frames: Mapping[str, Moves], data: Data, step: jax.Array, key: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Log-likelihood plus log prior after a step, and the log-likelihood alone."""
+    params = _params_after(model, frames, step)
+    value = estep.log_likelihood(model, params, data, key)
+    return value + model.log_prior(params, data), value
+
+
+def _params_after(model: Model, frames: Mapping[str, Moves], step: jax.Array) -> dict[str, jax.Array]:
     parts = jnp.split(step, np.cumsum([frames[name].size for name in model.free])[:-1])
-    params = {
+    return {
         name: value_at(model.trace.sites[name].constraint, frames[name], part)
         for name, part in zip(model.free, parts, strict=True)
     }
-    value = estep.log_likelihood(model, params, data, key)
-    return value + model.log_prior(params, data), value
 
 
 def observed_information(local: Mapping[str, Chart], columns: Callable, data: Data) -> Information:
@@ -183,7 +226,7 @@ def hold_pressed(
         held[name] = dataclasses.replace(chart, active=active)
         position += count
     keep = np.concatenate(kept)
-    return held, Information(information.matrix[np.ix_(keep, keep)], information.score[keep])
+    return held, Information(information.matrix[np.ix_(keep, keep)], information.score[keep], information.noise)
 
 
 def optimised_within_bounds(program: Program) -> list[str]:
@@ -211,6 +254,12 @@ def covariance(
         raise ValueError(corners)
     names = np.array([name for name, chart in local.items() for _ in range(int(chart.active.sum()))], dtype=object)
     inverse = _inverse(information.matrix, names)
+    promised = float(information.score @ inverse @ information.score) / 2
+    if not promised <= _MOST_GAIN:
+        raise ValueError(
+            f"The estimate is no maximum, so it has no standard errors: the slope, over the curvature, promises "
+            f"{promised:.2g} nats more. result.stop_message says why the fit stopped there, and what to do."
+        )
     labels, missing, entries, coordinates, values = [], [], [], [], []
     rows = columns = 0
     for name, chart in local.items():
