@@ -15,7 +15,7 @@ from emppl import mstep
 from emppl.checkpoint.reads import first_change, lasting, read_by
 from emppl.compiled.functions import MOST_CELLS_OF_A_CHECK, ROWS_OF_A_CHECK, Compiled
 from emppl.derivation.plan import Plan, build_plan
-from emppl.errors import DataError, ModelError, ParameterError, Refusal, unknown_name
+from emppl.errors import DataError, ModelError, NeedsValues, ParameterError, Refusal, unknown_name
 from emppl.families import registered_families
 from emppl.fit import checks
 from emppl.fit.indices import check_indices
@@ -27,7 +27,18 @@ from emppl.program import Program
 from emppl.reduce.reduction import Source
 from emppl.reduce.rows import Compressed
 from emppl.trace import MissingCells
-from emppl.trace.arguments import Skeleton, join_arguments, objects_among, raised, split_arguments
+from emppl.trace.arguments import (
+    Skeleton,
+    join_arguments,
+    known_among,
+    objects_among,
+    own_forms,
+    raised,
+    readable,
+    split_arguments,
+    with_known,
+)
+from emppl.trace.known import known_in_words, with_values_read
 from emppl.verify.verification import verification_in_words
 
 
@@ -36,11 +47,13 @@ class Cache(dict):
 
     Attributes:
         reads: what the model and the functions in the options read when these were derived.
+        reasons: where the model reads arguments in Python, by call and position among the data.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.reads: dict[str, Any] = {}
+        self.reasons: dict[Any, dict[int, str]] = {}
 
     def __reduce__(self) -> tuple:
         return Cache, ()
@@ -180,7 +193,8 @@ class Fit:
         """
         is_part = self.model.cost > MOST_CELLS_OF_A_CHECK
         verification = verification_in_words(ROWS_OF_A_CHECK if is_part else None) if verify else ""
-        return build_plan(self.program, self._reduction_in_words(), verification)
+        known = known_in_words(self.compiled.source.function, self.compiled.source.skeleton)
+        return build_plan(self.program, self._reduction_in_words(), verification, known)
 
     def _reduction_in_words(self) -> str:
         few, steps = self.reduced(), self.compiled.reducer.steps
@@ -221,19 +235,39 @@ def fit_of(model: Callable, options: Options, compress: bool, args: tuple, kwarg
         cache.reads = by_model
     precision = jnp.result_type(float)
     shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in data)
-    key = (skeleton, has_missing, shapes, precision, compress)
+    given = own_forms(args, kwargs)
+    call = (skeleton, has_missing, shapes, precision, compress)
+    known = {}
+    for number, reason in cache.reasons.get(call, {}).items():
+        if isinstance(data[number], jax.core.Tracer):
+            raise ModelError(
+                f"The model reads array argument number {number + 1} in Python ({reason}), but here it is traced (in "
+                "jax.jit, jax.vmap or jax.grad) and has no values. Close over it: jax.jit(lambda params: "
+                "em.log_likelihood(params, x)); or pass what is read as a Python number in an argument of its own."
+            )
+        known[number] = readable(given[number], data[number], reason)
+    key = (with_known(skeleton, known), *call[1:])
     if key not in cache or cache[key][1] != by_arguments:
         _check_updates(options)
-        source = Source(MissingCells(model) if has_missing else model, skeleton, options, compress)
-        compiled = Compiled(source, source.derive(data))
+        source = Source(MissingCells(model) if has_missing else model, key[0], options, compress)
+        try:
+            program = source.derive(data)
+        except NeedsValues as error:
+            source = dataclasses.replace(source, skeleton=with_values_read(source.function, data, given, key[0], error))
+            program = source.derive(data)
+            cache.reasons[call] = {number: leaf.reason for number, leaf in known_among(source.skeleton).items()}
+            key = (source.skeleton, *call[1:])
+        compiled = Compiled(source, program)
         _check_names(options, compiled.model)
         # What functions write themselves while they are traced is no change that someone made.
         cache.reads, by_arguments = _read_by_model(model, options), _read_by_arguments(skeleton)
         cache[key] = compiled, by_arguments
     widest = [
-        now if now.dtype.itemsize >= given.dtype.itemsize else given for given, now in zip(leaves, data, strict=True)
+        now if now.dtype.itemsize >= leaf.dtype.itemsize else leaf for leaf, now in zip(leaves, data, strict=True)
     ]
-    own_args, own_kwargs = join_arguments(widest, skeleton)
+    arrays = (np.ndarray, jax.Array)
+    own = [leaf if isinstance(form, arrays) else form for leaf, form in zip(widest, given, strict=True)]
+    own_args, own_kwargs = join_arguments(own, skeleton)
     recipe = (model, options, compress, own_args, own_kwargs)
     return Fit(recipe, cache, {precision: (cache[key][0], data)}, None, cache.reads | by_arguments)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from emppl.errors import ModelError, unknown_name
+from emppl.errors import ModelError, NeedsValues, unknown_name
 from emppl.estep import check_memory
 from emppl.families import family_of
 from emppl.integrals.settle import settle_integrals
@@ -91,10 +91,11 @@ def _check_bounds(trace: Trace, roles: Mapping[str, Any]) -> None:
         site = trace.sites[name]
         inside = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(site.constraint))
         if inside and (name not in roles or roles[name].role != "latent"):
-            raise ModelError(
+            raise NeedsValues(
                 f"Parameter {name!r}: the bounds of its {'constraint' if site.kind == 'param' else 'prior'} must be "
                 "known before the model runs, but JAX computes them inside it. Write numpy.array in place of jnp.array "
-                "for bounds; if they depend on data, pass them as static arguments (Python numbers)."
+                "for bounds, and numpy.max(x) in place of jnp.max(x), where they depend on data.",
+                name,
             )
 
 

@@ -6,7 +6,6 @@ site's distribution arguments, value, mask and scale. Discrete latents are enume
 its own, left of the plates, holding its *atoms*.
 """
 
-from emppl.trace.arguments import with_array_in_front
 from emppl.trace.distributions import as_numpyro_expects, log_density
 from emppl.trace.evaluate import trace_model
 from emppl.trace.missing import MissingCells, Unseen
@@ -24,5 +23,4 @@ __all__ = [
     "as_numpyro_expects",
     "log_density",
     "trace_model",
-    "with_array_in_front",
 ]

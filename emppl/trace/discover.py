@@ -13,7 +13,7 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions.distribution import Unit
 
-from emppl.errors import ModelError
+from emppl.errors import ModelError, NeedsValues
 from emppl.names import first, lagged, latent_of
 from emppl.trace.arguments import Skeleton
 from emppl.trace.as_written import Written, read_cells, site_values
@@ -67,6 +67,31 @@ def discover(model: Callable, shapes: Sequence[jax.ShapeDtypeStruct], skeleton: 
 
     closed, (values, arrays) = jax.make_jaxpr(run, return_shape=True)(shapes, jnp.zeros((), jnp.result_type(int)))
     return Discovery(values=values, written=read_cells(closed, (values, arrays), runs), **facts)
+
+
+def try_run(model: Callable, shapes: Sequence[Any], skeleton: Skeleton, bounded: str | None = None) -> None:
+    """Run a model for data of given shapes, for its failures alone.
+
+    Args:
+        bounded: a site whose bounds have to be known.
+
+    Raises:
+        ModelError: a model that cannot be run.
+        NeedsValues: bounds, or numbers of states, that are computed inside the model.
+    """
+
+    def run(data: list[jax.Array]) -> None:
+        frame = _run(model, data, skeleton, jax.random.key(0))[0].frame
+        for name in frame.latents:
+            support_values(name, frame.messages[name]["fn"])
+        msg = frame.messages.get(bounded or "")
+        bounds = (
+            None if msg is None else msg["kwargs"].get("constraint") if msg["type"] == "param" else msg["fn"].support
+        )
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(bounds)):
+            raise NeedsValues(f"bounds of {bounded!r}")
+
+    jax.eval_shape(run, shapes)
 
 
 def initial_values(

@@ -17,7 +17,7 @@ from jax.scipy.special import gammaln
 from numpyro.distributions import transforms
 from numpyro.distributions.distribution import validation_enabled
 
-from emppl.errors import ModelError
+from emppl.errors import ModelError, NeedsValues
 from emppl.numerics.guarded import finite_log, finite_log_complement, impossible_to_infinite
 
 
@@ -289,7 +289,7 @@ def support_values(name: str, fn: dist.Distribution) -> np.ndarray:
         with jax.ensure_compile_time_eval():
             return np.asarray(base.enumerate_support(expand=False)).reshape(-1)
     except jax.errors.JAXTypeError:
-        raise ModelError(
+        raise NeedsValues(
             f"The number of states of latent site {name!r} ({kind}) depends on data. "
             "Pass the bound as a Python integer (a static argument) instead."
         ) from None

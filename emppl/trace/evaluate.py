@@ -15,10 +15,10 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from emppl.errors import ModelError
 from emppl.jaxpr.depends import Dependence
-from emppl.jaxpr.prune import path_names, prune, with_own_constants
+from emppl.jaxpr.prune import path_names, prune, with_inputs_for_constants, with_own_constants
 from emppl.memo import forget, once
 from emppl.names import latent_of
-from emppl.trace.arguments import Skeleton
+from emppl.trace.arguments import Skeleton, known_among
 from emppl.trace.as_written import check_layout
 from emppl.trace.discover import Discovery, Placement, discover, initial_values, place_axes
 from emppl.trace.distributions import kind_of
@@ -113,7 +113,9 @@ class Evaluation:
         arguments = (placement.parameters, atoms, jax.ShapeDtypeStruct((), jnp.result_type(float)), shapes)
         run = functools.partial(self._run, model, skeleton, discovery, placement)
         traced, (arrays, self._conditions) = jax.make_jaxpr(run, return_shape=True)(*arguments)
-        self._traced = with_own_constants(traced)
+        first = len(self.inputs) - len(shapes)
+        known = {first + n: leaf.array for n, leaf in known_among(skeleton).items() if leaf.array is not None}
+        self._traced = with_inputs_for_constants(with_own_constants(traced), known)
         self._dependence = Dependence(self._traced, self.inputs)
         leaves, self._treedef = jax.tree_util.tree_flatten_with_path(arrays)
         self.paths = [path_names(path) for path, _ in leaves]

@@ -13,7 +13,7 @@ import numpyro
 from numpyro.distributions.distribution import Unit
 from numpyro.primitives import Messenger
 
-from emppl.errors import EMError, ModelError
+from emppl.errors import EMError, ModelError, NeedsValues
 from emppl.trace.arguments import Skeleton, join_arguments
 from emppl.trace.distributions import as_numpyro_expects, is_discrete
 from emppl.types import Data
@@ -156,14 +156,15 @@ def run_model(
             model(*args, **kwargs)
     except EMError:
         raise
-    except jax.errors.ConcretizationTypeError as error:
-        raise ModelError(
-            "The model reads the value of an array in Python (an `if`, `int(...)` or a shape taken from data). "
-            "Pass that quantity as a Python number in an argument of its own, e.g. model(x, K=int(x.max()) + 1).\n"
-            + str(error).split("\n")[0]
+    except jax.errors.JAXTypeError as error:
+        raise NeedsValues(
+            "The model reads the value of an array in Python (an `if`, `int(...)`, `numpy.unique(...)`, or a shape "
+            "taken from it), which works for arguments whose values are at hand. This one is a latent, a parameter, or "
+            "an argument that is traced itself (in jax.jit or jax.vmap): choose with jnp.where, and pass a size as a "
+            "Python number in an argument of its own, e.g. model(x, K=int(x.max()) + 1).\n" + str(error).split("\n")[0]
         ) from error
     except Exception as error:
-        raise ModelError(_failure(frame, data, error)) from error
+        raise NeedsValues(_failure(frame, data, error)) from error
     return recorder
 
 
