@@ -92,7 +92,8 @@ class Record:
 
     def closed(self) -> Any:
         """The object again."""
-        again = object.__new__(self.kind)
+        kind: Any = self.kind
+        again = kind.__new__(kind)
         for name, value in zip(self.names, self.values, strict=True):
             object.__setattr__(again, name, closed(value))
         return again
@@ -208,7 +209,7 @@ def _digest(value: Any) -> str:
     columns = [(str(name), value[name]) for name in value.columns] if is_frame(value) else [("", value)]
     for name, column in [*index, *columns]:
         array = np.asarray(column if isinstance(column, np.ndarray) else column.to_numpy())
-        categories = getattr(column.dtype, "categories", None)
+        categories: Any = getattr(column.dtype, "categories", None)
         codes = list(categories) if hasattr(categories, "__iter__") else categories
         total.update(f"{name} {column.dtype} {codes} {array.shape}".encode())
         total.update(repr(array.tolist()).encode() if array.dtype.hasobject else np.ascontiguousarray(array).tobytes())

@@ -14,7 +14,8 @@ from numpyro.distributions.distribution import Unit
 from numpyro.primitives import Messenger
 
 from emppl.errors import EMError, ModelError, NeedsValues
-from emppl.trace.arguments import Skeleton, join_arguments
+from emppl.trace.arguments import WITHOUT_NUMBERS, Skeleton, join_arguments
+from emppl.trace.containers import Known
 from emppl.trace.distributions import as_numpyro_expects, is_discrete
 from emppl.types import Data
 
@@ -159,16 +160,17 @@ def run_model(
     except jax.errors.JAXTypeError as error:
         raise NeedsValues(
             "The model reads the value of an array in Python (an `if`, `int(...)`, `numpy.unique(...)`, or a shape "
-            "taken from it), which works for arguments whose values are at hand. This one is a latent, a parameter, or "
-            "an argument that is traced itself (in jax.jit or jax.vmap): choose with jnp.where, and pass a size as a "
-            "Python number in an argument of its own, e.g. model(x, K=int(x.max()) + 1).\n" + str(error).split("\n")[0]
+            "taken from it), which works for arguments whose values are at hand. This one is a latent, a parameter, "
+            "an outcome of jax.numpy (write numpy.max(x) in place of jnp.max(x)), or an argument that is traced itself "
+            "(in jax.jit or jax.vmap): choose with jnp.where, and pass a size as a Python number in an argument of its "
+            "own, e.g. model(x, K=int(x.max()) + 1).\n" + str(error).split("\n")[0]
         ) from error
     except Exception as error:
-        raise NeedsValues(_failure(frame, data, error)) from error
+        raise NeedsValues(_failure(frame, data, skeleton, error)) from error
     return recorder
 
 
-def _failure(frame: Frame, data: Data, error: Exception) -> str:
+def _failure(frame: Frame, data: Data, skeleton: Skeleton, error: Exception) -> str:
     """What the model was doing when its own code failed."""
     shapes = ", ".join(str(tuple(array.shape)) for array in data) or "none"
     reached = f"after site {list(frame.messages)[-1]!r}" if frame.messages else "before its first site"
@@ -179,5 +181,15 @@ def _failure(frame: Frame, data: Data, error: Exception) -> str:
     )
     return (
         f"The model failed {reached}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}\n"
-        f"Shapes of its array arguments: {shapes}.{latents}"
+        f"Shapes of its array arguments: {shapes}.{latents}{_labels(skeleton)}"
+    )
+
+
+def _labels(skeleton: Skeleton) -> str:
+    """What to do with arguments that hold no numbers, if there are any."""
+    if not any(isinstance(leaf, Known) and leaf.reason == WITHOUT_NUMBERS for leaf in skeleton[1]):
+        return ""
+    return (
+        "\nA model argument holds no numbers, and JAX cannot use it. Code it first, for example "
+        "codes = numpy.unique(labels, return_inverse=True)[1]."
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from emppl.errors import EMError, NeedsValues
+from emppl.errors import EMError, ModelError, NeedsValues
 from emppl.trace.arguments import Skeleton, known_among, readable, with_known
 from emppl.trace.containers import Known, Table
 from emppl.trace.discover import try_run
@@ -36,7 +36,7 @@ def with_values_read(
         error: how it fails.
 
     Raises:
-        NeedsValues: the error, if values of the arguments do not help.
+        ModelError: the same error, if values of the arguments do not help.
     """
     shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in data]
     attempt = functools.partial(_attempt, model, shapes, error.site)
@@ -44,7 +44,7 @@ def with_values_read(
     unknown = [number for number in range(len(data)) if number not in before and _has_values(data[number])]
     known = {number: readable(given[number], data[number], "") for number in unknown}
     if not known or attempt(with_known(skeleton, known)) is not None:
-        raise error from error.__cause__
+        raise ModelError(str(error)) from error.__cause__
     for number in unknown:
         failure = attempt(with_known(skeleton, {n: leaf for n, leaf in known.items() if n != number}))
         if failure is None:
