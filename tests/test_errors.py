@@ -27,11 +27,13 @@ def mixture(x, K=2):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_not_finite_data_names_site_and_row(bad):
-    """NaN or infinity in data is refused with the site and the row."""
+    """Infinity in data, or NaN that the model itself makes, is refused with the site and the row."""
     x = X.copy()
-    x[3] = bad
-    with pytest.raises(emppl.DataError, match=r"'x' holds NaN or infinity \(first at row 3\)"):
-        fit(mixture, x)
+    x[3] = 0.0 if np.isnan(bad) else bad
+    made = (lambda x: mixture(jnp.where(x == 0, jnp.nan, x))) if np.isnan(bad) else mixture
+    words = r"'x' holds NaN or infinity \(first at row 3\).*Normal\(...\).mask\(jnp.isfinite\(x\)\), obs=x\)"
+    with pytest.raises(emppl.DataError, match=words):
+        fit(made, x)
 
 
 def test_empty_data():

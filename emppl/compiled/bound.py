@@ -26,7 +26,7 @@ from emppl.parameters.constraints import check, check_point
 from emppl.program import Program
 from emppl.reduce.reduction import Source
 from emppl.reduce.rows import Compressed
-from emppl.trace import MissingCells
+from emppl.trace import MissingCells, cells_left_out
 from emppl.trace.arguments import (
     Skeleton,
     join_arguments,
@@ -193,8 +193,10 @@ class Fit:
         """
         is_part = self.model.cost > MOST_CELLS_OF_A_CHECK
         verification = verification_in_words(ROWS_OF_A_CHECK if is_part else None) if verify else ""
-        known = known_in_words(self.compiled.source.function, self.compiled.source.skeleton)
-        return build_plan(self.program, self._reduction_in_words(), verification, known)
+        words = known_in_words(self.compiled.source.function, self.compiled.source.skeleton)
+        missing = getattr(self.compiled.source.function, "left_out", ())
+        words += tuple(f"site {name}: its missing cells (NaN) are left out" for name in sorted(missing))
+        return build_plan(self.program, self._reduction_in_words(), verification, words)
 
     def _reduction_in_words(self) -> str:
         few, steps = self.reduced(), self.compiled.reducer.steps
@@ -228,7 +230,7 @@ def fit_of(model: Callable, options: Options, compress: bool, args: tuple, kwarg
     with jax.ensure_compile_time_eval():  # what is no tracer stays in sight, though the caller be traced
         data = [leaf if isinstance(leaf, jax.core.Tracer) else raised(leaf) for leaf in leaves]
     data = [raised(leaf) if isinstance(leaf, jax.core.Tracer) else leaf for leaf in data]
-    has_missing = any(map(_has_nan, data))
+    holders = tuple(position for position, leaf in enumerate(data) if _has_nan(leaf))
     by_model, by_arguments = _read_by_model(model, options), _read_by_arguments(skeleton)
     if cache.reads != by_model:
         cache.clear()
@@ -236,7 +238,7 @@ def fit_of(model: Callable, options: Options, compress: bool, args: tuple, kwarg
     precision = jnp.result_type(float)
     shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in data)
     given = own_forms(args, kwargs)
-    call = (skeleton, has_missing, shapes, precision, compress)
+    call = (skeleton, holders, shapes, precision, compress)
     known = {}
     for number, reason in cache.reasons.get(call, {}).items():
         if isinstance(data[number], jax.core.Tracer):
@@ -249,11 +251,13 @@ def fit_of(model: Callable, options: Options, compress: bool, args: tuple, kwarg
     key = (with_known(skeleton, known), *call[1:])
     if key not in cache or cache[key][1] != by_arguments:
         _check_updates(options)
-        source = Source(MissingCells(model) if has_missing else model, key[0], options, compress)
         try:
+            source = _source(model, data, key[0], holders, options, compress)
             program = source.derive(data)
         except NeedsValues as error:
-            source = dataclasses.replace(source, skeleton=with_values_read(source.function, data, given, key[0], error))
+            function = MissingCells(model) if holders else model
+            read = with_values_read(function, data, given, key[0], error)
+            source = _source(model, data, read, holders, options, compress)
             program = source.derive(data)
             cache.reasons[call] = {number: leaf.reason for number, leaf in known_among(source.skeleton).items()}
             key = (source.skeleton, *call[1:])
@@ -270,6 +274,25 @@ def fit_of(model: Callable, options: Options, compress: bool, args: tuple, kwarg
     own_args, own_kwargs = join_arguments(own, skeleton)
     recipe = (model, options, compress, own_args, own_kwargs)
     return Fit(recipe, cache, {precision: (cache[key][0], data)}, None, cache.reads | by_arguments)
+
+
+def _source(
+    model: Callable,
+    data: list[jax.Array],
+    skeleton: Skeleton,
+    holders: tuple[int, ...],
+    options: Options,
+    compress: bool,
+) -> Source:
+    """What an algorithm is derived from; where data hold NaN, the model with missing cells integrated out.
+
+    Args:
+        holders: positions of the arrays that hold NaN.
+    """
+    if holders:
+        shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in data]
+        model = MissingCells(model, cells_left_out(model, shapes, skeleton, holders))
+    return Source(model, skeleton, options, compress)
 
 
 def _read_by_model(model: Callable, options: Options) -> dict[str, Any]:

@@ -8,7 +8,7 @@ its own, left of the plates, holding its *atoms*.
 
 from emppl.trace.distributions import as_numpyro_expects, log_density
 from emppl.trace.evaluate import trace_model
-from emppl.trace.missing import MissingCells, Unseen
+from emppl.trace.missing import MissingCells, Unseen, cells_left_out
 from emppl.trace.record import AtomAxis, Plate, Scan, Site, SiteArrays, Trace
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Trace",
     "Unseen",
     "as_numpyro_expects",
+    "cells_left_out",
     "log_density",
     "trace_model",
 ]

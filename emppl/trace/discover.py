@@ -55,7 +55,7 @@ def discover(model: Callable, shapes: Sequence[jax.ShapeDtypeStruct], skeleton: 
     runs: list[tuple[Frame, dict[str, str]]] = []
 
     def run(data: list[jax.Array], zero: jax.Array) -> tuple[dict[str, jax.Array], list[Any]]:
-        recorder, facts["scans"] = _run(model, data, skeleton, jax.random.key(0), zero, runs)
+        recorder, facts["scans"] = run_once(model, data, skeleton, jax.random.key(0), zero, runs)
         facts["messages"] = messages = recorder.frame.messages
         facts["supports"] = {name: support_values(name, messages[name]["fn"]) for name in recorder.frame.latents}
         facts["plates"] = _plates(recorder)
@@ -81,7 +81,7 @@ def try_run(model: Callable, shapes: Sequence[Any], skeleton: Skeleton, bounded:
     """
 
     def run(data: list[jax.Array]) -> None:
-        frame = _run(model, data, skeleton, jax.random.key(0))[0].frame
+        frame = run_once(model, data, skeleton, jax.random.key(0))[0].frame
         for name in frame.latents:
             support_values(name, frame.messages[name]["fn"])
         msg = frame.messages.get(bounded or "")
@@ -98,11 +98,11 @@ def initial_values(
     model: Callable, skeleton: Skeleton, shapes: Mapping[str, jax.ShapeDtypeStruct], rng_key: jax.Array, data: Sequence
 ) -> dict[str, jax.Array]:
     """Declared values of params, prior draws of sampled parameters."""
-    messages = _run(model, data, skeleton, rng_key)[0].frame.messages
+    messages = run_once(model, data, skeleton, rng_key)[0].frame.messages
     return {name: jnp.asarray(messages[name]["value"], dtype=shape.dtype) for name, shape in shapes.items()}
 
 
-def _run(
+def run_once(
     model: Callable,
     data: Sequence,
     skeleton: Skeleton,

@@ -91,7 +91,7 @@ def known_in_words(model: Callable, skeleton: Skeleton) -> tuple[str, ...]:
     for path, leaf in leaves:
         known = leaf.frame if isinstance(leaf, Table) else leaf
         if isinstance(known, Known):
-            words.append(f"{_name(model, path)}: {known.reason}")
+            words.append(f"{_name(model, path)} is known by its values, others derive anew: {known.reason}")
     return tuple(words)
 
 

@@ -70,7 +70,7 @@ def test_arrays_of_records_are_data(record):
 
     em = emppl.EM(model)
     assert float(em.log_likelihood(PARAMS, record)) == pytest.approx(RIGHT, rel=1e-13)
-    assert em.plan(record).known == ()
+    assert em.plan(record).data == ()
 
 
 def test_records_within_records():
@@ -93,7 +93,7 @@ def test_data_frames(how):
     first = compiled_of(em, table)[0]
     table.loc[0, "y"] += 1.0
     assert compiled_of(em, table)[0] is not first and compiled_of(em, frame())[0] is first
-    assert em.plan(table).known[0] == "table: a data frame"
+    assert em.plan(table).data[0].startswith("table is known by its values")
 
 
 COLUMNS = {
@@ -115,8 +115,8 @@ def test_columns_of_data_frames(how):
 
 def test_columns_are_data_unless_the_model_asks_more_of_them():
     table = frame()
-    assert emppl.EM(means).plan(table.kind, table.y, 3).known == ()
-    assert len(emppl.EM(COLUMNS["values"][0]).plan(table.group, table.y, 3).known) == 2
+    assert emppl.EM(means).plan(table.kind, table.y, 3).data == ()
+    assert len(emppl.EM(COLUMNS["values"][0]).plan(table.group, table.y, 3).data) == 2
 
 
 def test_a_result_keeps_the_columns_that_it_was_given():

@@ -52,9 +52,9 @@ def test_values_read_in_python(how, kind):
 
 def test_as_few_arguments_as_possible_are_known_and_the_plan_says_which():
     plan = emppl.EM(READERS["unique"]).plan(GROUP, y=Y)
-    assert len(plan.known) == 1 and plan.known[0].startswith("group: line ")
-    assert "len(np.unique(group))" in plan.known[0] and plan.known[0] in str(plan)
-    assert emppl.EM(lambda group, y: means(group, y, 3)).plan(GROUP, Y).known == ()
+    assert len(plan.data) == 1 and plan.data[0].startswith("group is known by its values")
+    assert "len(np.unique(group))" in plan.data[0] and plan.data[0] in str(plan)
+    assert emppl.EM(lambda group, y: means(group, y, 3)).plan(GROUP, Y).data == ()
 
 
 def test_other_values_derive_anew_and_the_same_do_not():
