@@ -87,29 +87,22 @@ class Recorder(Messenger):
         elif kind == "plate":
             self.plate_sizes[msg["name"]] = msg["args"][0]
         elif kind == "sample":
-            if isinstance(msg["fn"], Unit):
+            if isinstance(msg["fn"], Unit) or msg["value"] is not None:
+                # What a handler gives a value (substitute, replay) has its density counted, as under condition.
                 msg["is_observed"] = True
             if not msg.get("is_observed"):
                 if shape := msg["kwargs"].get("sample_shape"):
                     # An array of independent draws is the expanded distribution; its axes get implicit plates.
                     msg["fn"] = msg["fn"].expand(tuple(shape) + tuple(msg["fn"].batch_shape))
                     msg["kwargs"] = {**msg["kwargs"], "sample_shape": ()}
-                self._answer_site(msg)
+                msg["value"] = frame.answer(msg)
                 if is_discrete(msg["fn"]):
                     frame.latents.append(msg["name"])
             frame.add(msg["name"], msg)
-        elif kind == "param":
-            self._answer_site(msg)
+        elif kind == "param" and msg["value"] is None:  # with a value from a handler it is a number like any other
+            msg["value"] = frame.answer(msg)
             # A subsampled plate cuts the value of a param later, in place; what is estimated is the whole of it.
             frame.add(msg["name"], dict(msg))
-
-    def _answer_site(self, msg: Message) -> None:
-        if msg["value"] is not None:
-            raise ModelError(
-                f"Site {msg['name']!r} is given a value by a handler (substitute or condition). Fix a parameter with "
-                f"EM(model, fixed={{{msg['name']!r}: value}}), and observe data with obs=."
-            )
-        msg["value"] = self.frame.answer(msg)
 
     def _answer_control_flow(self, msg: Message) -> None:
         if "history" not in msg["kwargs"]:
