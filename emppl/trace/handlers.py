@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpyro
 from numpyro.distributions.distribution import Unit
-from numpyro.primitives import Messenger
+from numpyro.primitives import _PYRO_STACK, Messenger
 
 from emppl.errors import EMError, ModelError, NeedsValues
 from emppl.trace.arguments import WITHOUT_NUMBERS, Skeleton, join_arguments
@@ -35,12 +35,14 @@ class Frame:
         answer_scan: gives a ``scan`` its value; None inside the step of one.
         messages: by site, in the order of the model.
         latents: the discrete ones among the unobserved sites.
+        reparametrised: by site that ``handlers.reparam`` puts in the place of another one, that one's name and value.
     """
 
     answer: Answer
     answer_scan: Callable[[Recorder, Message], Any] | None
     messages: dict[str, Message] = dataclasses.field(default_factory=dict)
     latents: list[str] = dataclasses.field(default_factory=list)
+    reparametrised: dict[str, tuple[str, Any]] = dataclasses.field(default_factory=dict)
 
     def add(self, name: str, msg: Message) -> None:
         """Keep one message under a name."""
@@ -84,6 +86,10 @@ class Recorder(Messenger):
             self._answer_control_flow(msg)
         elif kind == "deterministic" and f"{msg['name']}_unobserved" in frame.latents:
             msg["value"] = frame.messages[f"{msg['name']}_unobserved"]["value"]
+        elif kind == "deterministic" and _is_reparametrised(msg["name"]):
+            auxiliary = next(reversed(frame.messages), "")
+            if auxiliary.startswith(f"{msg['name']}_"):
+                frame.reparametrised[auxiliary] = msg["name"], msg["value"]
         elif kind == "plate":
             self.plate_sizes[msg["name"]] = msg["args"][0]
         elif kind == "sample":
@@ -116,6 +122,12 @@ class Recorder(Messenger):
                 "a plate inside the step."
             )
         self.frame.answer_scan(self, msg)
+
+
+def _is_reparametrised(name: str) -> bool:
+    """Whether a ``reparam`` handler is at work on a site."""
+    handlers = [handler for handler in _PYRO_STACK if isinstance(handler, numpyro.handlers.reparam)]
+    return any(callable(handler.config) or name in (handler.config or ()) for handler in handlers)
 
 
 def run_model(

@@ -1,5 +1,7 @@
 """NumPyro's handlers around a model, or around a part of it: the likelihood is that of the model they make."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,8 +99,9 @@ def test_discrete_latents_under_handlers():
     at = {"m": np.array([0.0, 1.0])}
     right = np.log(0.3 * stats.norm.pdf(Y, 0, 1) + 0.7 * stats.norm.pdf(Y, 1, 1)).sum()
     for how in ("parallel", "sequential"):
-        enumerated = handlers.infer_config(mixture, lambda site: {"enumerate": how})  # what config_enumerate does
-        for model in (enumerated, lambda y: mixture(y, {"enumerate": how})):  # noqa: B023
+        infer = {"enumerate": how}
+        enumerated = handlers.infer_config(mixture, lambda site, infer=infer: infer)  # what config_enumerate does
+        for model in (enumerated, functools.partial(mixture, infer=infer)):
             assert float(emppl.EM(model).log_likelihood(at, Y)) == pytest.approx(right)
     z = RNG.integers(0, 2, N)
     right = normal(Y, z, 1).sum() + np.log(np.array([0.3, 0.7])[z]).sum()
@@ -238,3 +241,28 @@ def test_a_latent_goes_by_the_name_that_the_model_gives_it(how):
     em = emppl.EM(REPARAMETRISED[how], latents={"a": emppl.Gaussian()})
     assert float(em.log_likelihood({"mean": 0.5, "spread": 0.8}, Y)) == pytest.approx(GROUPED)
     assert jax.tree.structure(em.start(KEY, Y)) == jax.tree.structure({"mean": 0, "spread": 0})
+
+
+def role_of_the_effect(model):
+    """The role of ``a`` under its present name, or what is asked about it."""
+    try:
+        roles = {site.name: site.role for site in emppl.EM(model).plan(Y).sites}
+    except emppl.ModelError as error:
+        return str(error).split("Say which")[0].split(":")[-1]
+    return next(role for name, role in roles.items() if name[:2] in ("a", "a_"))
+
+
+@pytest.mark.parametrize("how", REPARAMETRISED)
+def test_the_role_follows_the_model_as_it_is_written(how):
+    """What is true of a centred effect, or asked about it, is so of one that is not centred."""
+    assert role_of_the_effect(REPARAMETRISED[how]) == role_of_the_effect(effects)
+
+
+def test_a_reparametrised_parameter_is_a_parameter():
+    def model(y):
+        with handlers.reparam(config={"mu": LocScaleReparam(0)}):
+            mu = numpyro.sample("mu", dist.Normal(3, 10))
+        with numpyro.plate("rows", N):
+            numpyro.sample("y", dist.Normal(mu, 1.2), obs=y)
+
+    assert float(emppl.EM(model).log_likelihood({"mu_decentered": -0.25}, Y)) == pytest.approx(RIGHT)
