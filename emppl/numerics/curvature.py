@@ -10,6 +10,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 Point = TypeVar("Point")
 
+_SHARE_OF_WAY = 1e-3
+"""Step of a difference of second derivatives: right to 1e-6, and so is it if these are right to 1e-9 themselves."""
+
 
 def hessian_product(gradient: Callable[[Point], Point], at: Point) -> Callable[[Point], Point]:
     """The product of the Hessian with a vector, as a function of the vector.
@@ -26,6 +29,23 @@ def hessian_product(gradient: Callable[[Point], Point], at: Point) -> Callable[[
         return product
     _, pull_back = jax.vjp(gradient, at)
     return lambda vector: pull_back(vector)[0]
+
+
+def third_derivative(gradient: Callable[[jax.Array], jax.Array], at: jax.Array, along: jax.Array) -> jax.Array:
+    """The third derivative of a function, twice along a direction.
+
+    Where it can be differentiated backwards alone, by a difference of second derivatives: solvers of differential
+    equations do not go backwards three times.
+
+    Args:
+        gradient: of the function.
+        at: where.
+        along: the direction, as long as the function changes its curvature over.
+    """
+    if not _only_backwards(jax.make_jaxpr(jax.linearize(gradient, at)[1])(at).jaxpr):
+        return jax.jvp(lambda point: jax.jvp(gradient, (point,), (along,))[1], (at,), (along,))[1]
+    before, after = (hessian_product(gradient, at + sign * _SHARE_OF_WAY * along)(along) for sign in (-1, 1))
+    return (after - before) / (2 * _SHARE_OF_WAY)
 
 
 def _only_backwards(jaxpr: Jaxpr) -> bool:

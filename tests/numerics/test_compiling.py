@@ -23,6 +23,9 @@ def test_it_is_the_function_by_itself_and_under_every_transformation():
     np.testing.assert_allclose(jax.jit(lambda: fast(X))(), spread(X))
     np.testing.assert_allclose(jax.grad(fast)(X), jax.grad(spread)(X))
     np.testing.assert_allclose(jax.vmap(fast)(jnp.stack([X, 2 * X])), [spread(X), spread(2 * X)])
+    np.testing.assert_allclose(
+        jax.grad(lambda x: jit_for_few_runs(lambda power: spread(x, power))(2.0))(X), jax.grad(spread)(X)
+    )
     np.testing.assert_allclose(jit_for_few_runs(spread, static_argnums=1)(X, 4), spread(X, 4))
 
 
