@@ -16,6 +16,19 @@ class ModelError(EMError, ValueError):
     """The model cannot be turned into an EM algorithm as it stands."""
 
 
+class NeedsValues(ModelError):
+    """The model fails on arguments of which only the shape is known; their values may help.
+
+    Args:
+        message: what is wrong, if they do not.
+        site: whose bounds depend on them, if that is it.
+    """
+
+    def __init__(self, message: str, site: str | None = None):
+        super().__init__(message)
+        self.site = site
+
+
 class DataError(EMError, ValueError):
     """The data given to the model cannot be used."""
 

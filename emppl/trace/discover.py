@@ -13,7 +13,7 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions.distribution import Unit
 
-from emppl.errors import ModelError
+from emppl.errors import ModelError, NeedsValues
 from emppl.names import first, lagged, latent_of
 from emppl.trace.arguments import Skeleton
 from emppl.trace.as_written import Written, read_cells, site_values
@@ -55,7 +55,7 @@ def discover(model: Callable, shapes: Sequence[jax.ShapeDtypeStruct], skeleton: 
     runs: list[tuple[Frame, dict[str, str]]] = []
 
     def run(data: list[jax.Array], zero: jax.Array) -> tuple[dict[str, jax.Array], list[Any]]:
-        recorder, facts["scans"] = _run(model, data, skeleton, jax.random.key(0), zero, runs)
+        recorder, facts["scans"] = run_once(model, data, skeleton, jax.random.key(0), zero, runs)
         facts["messages"] = messages = recorder.frame.messages
         facts["supports"] = {name: support_values(name, messages[name]["fn"]) for name in recorder.frame.latents}
         facts["plates"] = _plates(recorder)
@@ -69,15 +69,40 @@ def discover(model: Callable, shapes: Sequence[jax.ShapeDtypeStruct], skeleton: 
     return Discovery(values=values, written=read_cells(closed, (values, arrays), runs), **facts)
 
 
+def try_run(model: Callable, shapes: Sequence[Any], skeleton: Skeleton, bounded: str | None = None) -> None:
+    """Run a model for data of given shapes, for its failures alone.
+
+    Args:
+        bounded: a site whose bounds have to be known.
+
+    Raises:
+        ModelError: a model that cannot be run.
+        NeedsValues: bounds, or numbers of states, that are computed inside the model.
+    """
+
+    def run(data: list[jax.Array]) -> None:
+        frame = run_once(model, data, skeleton, jax.random.key(0))[0].frame
+        for name in frame.latents:
+            support_values(name, frame.messages[name]["fn"])
+        msg = frame.messages.get(bounded or "")
+        bounds = (
+            None if msg is None else msg["kwargs"].get("constraint") if msg["type"] == "param" else msg["fn"].support
+        )
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(bounds)):
+            raise NeedsValues(f"bounds of {bounded!r}")
+
+    jax.eval_shape(run, shapes)
+
+
 def initial_values(
     model: Callable, skeleton: Skeleton, shapes: Mapping[str, jax.ShapeDtypeStruct], rng_key: jax.Array, data: Sequence
 ) -> dict[str, jax.Array]:
     """Declared values of params, prior draws of sampled parameters."""
-    messages = _run(model, data, skeleton, rng_key)[0].frame.messages
+    messages = run_once(model, data, skeleton, rng_key)[0].frame.messages
     return {name: jnp.asarray(messages[name]["value"], dtype=shape.dtype) for name, shape in shapes.items()}
 
 
-def _run(
+def run_once(
     model: Callable,
     data: Sequence,
     skeleton: Skeleton,

@@ -137,6 +137,8 @@ class Trace:
         atom_axes: latents that are integrated out.
         over_atoms: for sites that depend on one, the axis of its atoms and the paths of the fields that vary along it;
             these have it as their leading axis, before time.
+        reparametrised: by site that ``handlers.reparam`` puts in the place of another one, the name of that one and the
+            parameters that its prior depends on.
         value_shapes: shape of one atom of every integrated latent: states of discrete latents, plates, event.
     """
 
@@ -155,6 +157,7 @@ class Trace:
     atom_axes: Mapping[str, AtomAxis] = dataclasses.field(default_factory=dict)
     over_atoms: Mapping[str, tuple[str, frozenset[tuple[str, ...]]]] = dataclasses.field(default_factory=dict)
     value_shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    reparametrised: Mapping[str, tuple[str, frozenset[str]]] = dataclasses.field(default_factory=dict)
 
     def without(self, names: Sequence[str]) -> Trace:
         """The same model when some continuous sites, on which nothing depends, are left out."""
