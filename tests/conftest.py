@@ -47,11 +47,11 @@ else:
 
 
 def pytest_configure(config):
-    """Comparing a first fit with NumPyro's density takes about as long as compiling it: slow tests do it for every fit.
-
-    The others do where that is what they test.
+    """What every first fit compiles beside itself (the comparison with NumPyro's density, second derivatives at the end)
+    takes about as long as the fit: slow tests do it for every fit, the others where that is what they test.
     """
-    emppl.EM.__init__.__kwdefaults__["verify"] = config.option.markexpr == "slow"
+    for check in ("verify", "check_maximum"):
+        emppl.EM.__init__.__kwdefaults__[check] = config.option.markexpr == "slow"
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -23,6 +23,7 @@ class StopReason(enum.Enum):
     UNFINISHED = 8
     NOISY = 9
     UNMIXED = 10
+    SADDLE = 11
 
     @property
     def message(self) -> str:
@@ -86,5 +87,9 @@ _MESSAGES = {
     StopReason.SYMMETRIC: (
         "All components are identical, so that EM cannot tell them apart: the start was symmetric. Give different "
         "values in init_params (or in numpyro.param), or use restarts=10."
+    ),
+    StopReason.SADDLE: (
+        "The iterations came to rest where the log-likelihood is no maximum: it rises away from there. Start from "
+        "other values in init_params, or use restarts=10."
     ),
 }

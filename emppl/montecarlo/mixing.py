@@ -22,7 +22,7 @@ from emppl.model.integral import Integral
 from emppl.model.model import Model
 from emppl.model.scans import ChainIntegral
 from emppl.names import first, model_name
-from emppl.uncertainty.information import label
+from emppl.uncertainty.charts import label
 
 LARGEST_R_HAT = 1.05
 _MOST_NUMBERS = 2**22

@@ -24,9 +24,22 @@ from emppl.uncertainty.information import (
     optimised_within_bounds,
     spread_over_entries,
 )
+from emppl.uncertainty.second_order import SecondOrder, after_step, in_words, second_order
 
 MOST_DIMENSIONS = 500
 """Most free dimensions for which a summary computes standard errors unasked: a second derivative for each of them."""
+
+_WEAK = 1e-3
+"""Curvature, in units of that of a coordinate by itself, below which a direction is weak."""
+
+_MOST_POLISHED = 1e-3
+"""Nats that a Newton step to where the information is measured may promise: a twentieth of a standard error."""
+
+_MOST_POLISHING = 3
+"""Most Newton steps to where the information is measured."""
+
+_MOST_CELLS_UNASKED = 2**21
+"""Cells times dimensions up to which every fit ends with a look at its information."""
 
 _MOST_CELLS_OF_SCORES = 2**19
 """Cells times dimensions up to which second derivatives are differences of the score."""
@@ -66,10 +79,23 @@ class Accuracy:
         """Local coordinates in which nothing presses against a bound, and the observed information in them."""
         if self._closing is not None:
             return hold_pressed(self._fit.program, dict(self._closing.charts), self._closing.information)
-        return hold_pressed(self._fit.program, self.charts_by_position, self._information())
+        local = self.charts_by_position
+        held = hold_pressed(self._fit.program, local, self._information(local))
+        # Where directions are weak or flat, their curvature is lost in what the slope, however small, adds to it.
+        for _ in range(_MOST_POLISHING):
+            verdict = second_order(held[1])
+            if not (-_WEAK < verdict.weakest < _WEAK and verdict.promised < _MOST_POLISHED):
+                break
+            nearer = after_step(self._fit.model, held[0], verdict.newton)
+            local = self._charts_at({**self._params, **nearer})
+            after = hold_pressed(self._fit.program, local, self._information(local))
+            if not second_order(after[1]).promised < verdict.promised / 4:
+                break
+            held = after
+        return held
 
-    def _information(self) -> Information:
-        model, local, compiled = self._fit.model, self.charts_by_position, self._fit.compiled
+    def _information(self, local: dict[str, Chart]) -> Information:
+        model, compiled = self._fit.model, self._fit.compiled
         # Compiling second derivatives takes longer than many scores of few cells, and second derivatives of a chain
         # take longer than any number of scores.
         has_chain = any(step.chain is not None for part in model.parts for step in part.plan.steps)
@@ -79,6 +105,25 @@ class Accuracy:
         constraints = {name: model.trace.sites[name].constraint for name in local}
         return information_by_differences(constraints, local, compiled.scores, self._fit.data)
 
+    @functools.cached_property
+    def second_order(self) -> SecondOrder:
+        """Directions in which the objective rises away from the estimate, and in which it is flat."""
+        return second_order(self.measured[1])
+
+    @property
+    def flat(self) -> list[str]:
+        """Combinations of entries that the data say nothing about, as far as the information is known or cheap."""
+        known = self._closing is None and self._why_none is None and not self._fit.model.rough
+        if not known or not (self.is_measured or self.is_quick):
+            return []
+        return [in_words(self.measured[0], direction) for direction in self.second_order.flat]
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether the information takes no longer than a fit."""
+        dimensions = sum(int(chart.active.sum()) for chart in self.charts_by_position.values())
+        return self.is_cheap and self._fit.model.cost * dimensions <= _MOST_CELLS_UNASKED
+
     @property
     def is_measured(self) -> bool:
         """Whether the information has been computed."""
@@ -87,8 +132,11 @@ class Accuracy:
     @functools.cached_property
     def charts_by_position(self) -> dict[str, Chart]:
         """Local coordinates; held are entries that lie on a bound or a corner by their value alone."""
-        local = charts(self._fit.model, self._params, self.held_differences)
-        return hold_corners(self._fit.model, local, self._params, self._fit.data)
+        return self._charts_at(self._params)
+
+    def _charts_at(self, params: Mapping[str, np.ndarray]) -> dict[str, Chart]:
+        local = charts(self._fit.model, params, self.held_differences)
+        return hold_corners(self._fit.model, local, params, self._fit.data)
 
     @property
     def _charts(self) -> dict[str, Chart]:
@@ -98,7 +146,7 @@ class Accuracy:
     @property
     def is_cheap(self) -> bool:
         """Whether a summary may compute standard errors unasked; under ``Hard()`` there are none."""
-        return not self._fit.model.hard and (self._criteria.num_parameters <= MOST_DIMENSIONS or self.is_measured)
+        return not self._fit.model.hard and (self._criteria.dimensions <= MOST_DIMENSIONS or self.is_measured)
 
     @property
     def held_differences(self) -> list[str]:
@@ -123,7 +171,12 @@ class Accuracy:
         information = self.measured[1] if known else None
         corners = no_standard_errors(model)
         at_zero = remarks(model, boundary, self.measured[0] if known else local, information)
-        return [*([corners] if corners else []), *at_zero]
+        flat = [
+            f"Not identified: {words}. The log-likelihood does not change along it, so entries in it have no standard "
+            "error: fix one of them, or leave it out."
+            for words in self.flat
+        ]
+        return [*([corners] if corners else []), *at_zero, *flat]
 
     # -------------------------------------------------------------------------------------- standard errors
 

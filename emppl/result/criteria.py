@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,13 @@ class Criteria:
     Args:
         params: the estimates.
         log_likelihood: of the observed data (natural log).
+        count_flat: gives the number of directions in which the log-likelihood does not change.
     """
 
-    def __init__(self, fit: Fit, params: Mapping[str, np.ndarray], log_likelihood: float):
+    def __init__(
+        self, fit: Fit, params: Mapping[str, np.ndarray], log_likelihood: float, count_flat: Callable[[], int]
+    ):
+        self._count_flat = count_flat
         self._fit = fit
         self._params = params
         self._log_likelihood = log_likelihood
@@ -33,6 +37,11 @@ class Criteria:
     @property
     def num_parameters(self) -> int:
         """Number of identified dimensions of the estimated parameters."""
+        return self.dimensions - self._count_flat()
+
+    @property
+    def dimensions(self) -> int:
+        """Dimensions of the estimated parameters, but for a common shift of logits."""
         model = self._fit.model
         total = model.free_dimensions
         total -= sum(held_dimensions(model.trace.sites[name].constraint, held) for name, held in model.held.items())

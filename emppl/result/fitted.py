@@ -76,7 +76,7 @@ class Fitted:
     @functools.cached_property
     def criteria(self) -> Criteria:
         """Counts of parameters and observations, and information criteria."""
-        return Criteria(self.fit, self.params, self.log_likelihood)
+        return Criteria(self.fit, self.params, self.log_likelihood, lambda: len(self.accuracy.flat))
 
     @functools.cached_property
     def accuracy(self) -> Accuracy:

@@ -49,7 +49,9 @@ def vanishing(chart: Chart, newton: np.ndarray, score: np.ndarray, curvature: np
     # parameters together ends there; in a variance it is a falling line.
     room = np.ravel(chart.frame.base)
     falls = (newton <= -_SHARE_OF_WAY * room) | (-score > curvature * room)
-    return falls & (np.abs(score) * room < _MOST_GAIN)
+    # At a minimum the Newton step ends at zero too, but the way up leads away from there.
+    minimum = (score > 0) & (curvature <= 0)
+    return falls & ~minimum & (np.abs(score) * room < _MOST_GAIN)
 
 
 def newton_step(matrix: np.ndarray, score: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ through numpyro's bijection, cell by cell.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -72,6 +73,11 @@ class Information(NamedTuple):
     matrix: np.ndarray
     score: np.ndarray
     noise: float = 0.0
+
+
+def label(name: str, index: Sequence[int] | np.ndarray) -> str:
+    """``mu[0, 1]``, or ``mu`` for a scalar."""
+    return f"{name}[{', '.join(str(int(i)) for i in index)}]" if len(index) else name
 
 
 def value_at(constraint: Any, frame: Moves, step: jax.Array) -> jax.Array:
@@ -191,8 +197,9 @@ def pressed(constraint: Any, chart: Chart, score: np.ndarray, curvature: np.ndar
         room = np.where(towards > 0, upper - value, room)
     if lower is not None:
         room = np.where(towards < 0, value - lower, room)
-    beyond = np.abs(towards) > curvature.reshape(value.shape) * room
-    return (beyond & (np.abs(towards) * room < _MOST_GAIN)).ravel()
+    with np.errstate(invalid="ignore"):  # no room at all times infinite curvature, and the other way round
+        beyond = np.abs(towards) > curvature.reshape(value.shape) * room
+        return (beyond & (np.abs(towards) * room < _MOST_GAIN)).ravel()
 
 
 def _on_bounds(estimate: np.ndarray, lower: Any, upper: Any, margin: float) -> np.ndarray:

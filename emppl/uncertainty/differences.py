@@ -15,12 +15,16 @@ import numpy as np
 from emppl.parameters.constraints import constraint_name
 from emppl.types import Data
 from emppl.uncertainty.charts import Chart, Information, bounds
+from emppl.uncertainty.second_order import units
 
 _MOST_STEPS = 32
 """Points in one call of the compiled score."""
 
 _MOST_ROUNDS = 5
 """Most attempts to find the length of the steps."""
+
+_WEAK = 1e-4
+"""Curvature, relative to what coordinates have given all others, from which on a direction is well determined."""
 
 _SHARE_OF_ROOM = 0.4
 """Steps towards a bound, as a share of the distance, in units of the relative length of a step."""
@@ -52,7 +56,7 @@ def information_by_differences(
     steps = np.minimum(length**2.7 * magnitude, most)
     columns, searched = slopes.central(steps, every), every
     for _ in range(_MOST_ROUNDS):
-        better = np.minimum(_better(steps[searched], columns[searched, searched], length), most[searched])
+        better = np.minimum(_better(steps, columns, length)[searched], most[searched])
         changed = np.abs(np.log2(better / steps[searched])) > 1
         searched = searched[changed]
         if not len(searched):
@@ -61,9 +65,49 @@ def information_by_differences(
         columns[searched] = slopes.central(steps[searched], searched)
     hessian = (4 * columns - slopes.central(2 * steps, every)) / 3
     matrix = -(hessian + hessian.T) / 2
-    unit = np.sqrt(np.maximum(np.abs(np.diagonal(matrix)), np.finfo(float).tiny))
+    unit = units(matrix)
     asymmetry = float(np.max(np.abs(hessian - hessian.T) / np.outer(unit, unit)))
-    return Information(matrix, slopes.here(), asymmetry)
+    noise = max(asymmetry, length**8 / length)
+    if np.all(np.isfinite(matrix)):
+        scaled, noise = _with_long_steps(matrix / np.outer(unit, unit), noise, slopes, unit, room / 4, length)
+        matrix = scaled * np.outer(unit, unit)
+    return Information(matrix, slopes.here(), noise)
+
+
+def _with_long_steps(
+    scaled: np.ndarray, noise: float, slopes: _Slopes, unit: np.ndarray, most: np.ndarray, length: float
+) -> tuple[np.ndarray, float]:
+    """The same matrix with the curvature along weak directions by longer steps, over which it is more than noise.
+
+    Args:
+        scaled: information in units of its diagonal.
+        noise: its error.
+        unit: those units: one over the standard error of a coordinate given all others.
+        most: how far coordinates may go.
+        length: of the steps so far, in standard errors.
+
+    Returns:
+        The matrix, and its error along the weak directions.
+    """
+    values, vectors = np.linalg.eigh(scaled)
+    weak = vectors[:, np.abs(values) < _WEAK]
+    if not weak.shape[1]:
+        return scaled, noise
+    along = scaled @ weak
+    for step in (10 * length, 100 * length, 1000 * length):
+        moves = step * weak / unit[:, None]
+        if np.any(np.abs(2 * moves) > most[:, None]):
+            break
+        near, far = (slopes.along(times * moves.T).T / (times * step) / unit[:, None] for times in (1, 2))
+        longer = -(4 * near - far) / 3
+        if not np.max(np.abs(longer - along)) <= 3 * noise:  # no parabola over so long a step
+            break
+        along, noise = longer, noise / 10
+    rest = vectors[:, np.abs(values) >= _WEAK]
+    cross, within = rest.T @ along, weak.T @ along
+    basis = np.concatenate([rest, weak], 1)
+    whole = np.block([[np.diag(values[np.abs(values) >= _WEAK]), cross], [cross.T, (within + within.T) / 2]])
+    return basis @ whole @ basis.T, noise
 
 
 class _Slopes:
@@ -80,8 +124,17 @@ class _Slopes:
         """Rows of the Hessian: differences of the score along some of the active coordinates."""
         moves = np.zeros((len(which), self._size))
         moves[np.arange(len(which)), self._active[which]] = steps
+        return self._differences(moves) / steps[:, None]
+
+    def along(self, moves: np.ndarray) -> np.ndarray:
+        """Differences of the score between both ends of moves of the active coordinates, halved."""
+        whole = np.zeros((len(moves), self._size))
+        whole[:, self._active] = moves
+        return self._differences(whole)
+
+    def _differences(self, moves: np.ndarray) -> np.ndarray:
         above, below = np.split(self._at(np.concatenate([moves, -moves])), 2)
-        return (above - below) / (2 * steps[:, None])
+        return (above - below) / 2
 
     def _at(self, moves: np.ndarray) -> np.ndarray:
         width = min(_MOST_STEPS, 2 * self._size + 1)
@@ -90,11 +143,10 @@ class _Slopes:
         return np.concatenate(blocks).astype(float)[: len(moves), self._active]
 
 
-def _better(steps: np.ndarray, curvature: np.ndarray, length: float) -> np.ndarray:
-    """Steps of a given length in standard errors, by the curvature that was seen with other ones."""
-    wanted = length / np.sqrt(np.maximum(np.abs(curvature), np.finfo(float).tiny))
-    wanted = np.clip(wanted, 1e-4 * steps, 1e4 * steps)
-    return np.where(np.isfinite(curvature), wanted, steps / 10)  # not finite: outside of the space
+def _better(steps: np.ndarray, columns: np.ndarray, length: float) -> np.ndarray:
+    """Steps of a given length in standard errors, by the curvatures that were seen with other ones."""
+    wanted = np.clip(length / units((columns + columns.T) / 2), 1e-4 * steps, 1e4 * steps)
+    return np.where(np.isfinite(columns).all(axis=1), wanted, steps / 10)  # not finite: outside of the space
 
 
 def _space(constraint: Any, chart: Chart) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -26,8 +26,19 @@ from emppl.program import Program
 from emppl.strategies.base import ObjectiveKind
 from emppl.types import Data
 from emppl.uncertainty.boundary import newton_step, scales, vanishing
-from emppl.uncertainty.charts import Chart, Information, Moves, chart_around, has_bounds, jacobian, pressed, value_at
+from emppl.uncertainty.charts import (
+    Chart,
+    Information,
+    Moves,
+    chart_around,
+    has_bounds,
+    jacobian,
+    label,
+    pressed,
+    value_at,
+)
 from emppl.uncertainty.corners import no_standard_errors
+from emppl.uncertainty.second_order import in_words, second_order, units
 
 EDGE = 1e-5
 """How close to its bound a probability counts as being on it."""
@@ -73,11 +84,6 @@ def charts(model: Model, params: Mapping[str, Any], only_differences: Collection
 def boundary_labels(local: Mapping[str, Chart]) -> list[str]:
     """Names of the entries that lie on the boundary of the parameter space."""
     return [label(name, index) for name, chart in local.items() for index in np.argwhere(chart.boundary)]
-
-
-def label(name: str, index: Sequence[int] | np.ndarray) -> str:
-    """``mu[0, 1]``, or ``mu`` for a scalar."""
-    return f"{name}[{', '.join(str(int(i)) for i in index)}]" if len(index) else name
 
 
 def hessian_columns(
@@ -251,14 +257,22 @@ def covariance(
     corners = no_standard_errors(model)
     if corners:
         raise ValueError(corners)
-    names = np.array([name for name, chart in local.items() for _ in range(int(chart.active.sum()))], dtype=object)
-    inverse = _inverse(information.matrix, names)
-    promised = float(information.score @ inverse @ information.score) / 2
-    if not promised <= _MOST_GAIN:
+    verdict = second_order(information)
+    if not np.all(np.isfinite(information.matrix)):
+        names = np.array([name for name, chart in local.items() for _ in range(int(chart.active.sum()))], dtype=object)
+        raise ValueError(_not_finite(sorted(set(names[~np.isfinite(information.matrix).all(axis=1)]))))
+    if len(verdict.rising):
+        raise ValueError(
+            "The estimate is no local maximum, so it has no standard errors: the log-likelihood rises along "
+            f"{in_words(local, verdict.rising[0])}. Run to convergence, start from other values, or fix or constrain "
+            "these parameters."
+        )
+    if not verdict.promised <= _MOST_GAIN:
         raise ValueError(
             f"The estimate is no maximum, so it has no standard errors: the slope, over the curvature, promises "
-            f"{promised:.2g} nats more. result.stop_message says why the fit stopped there, and what to do."
+            f"{verdict.promised:.2g} nats more. result.stop_message says why the fit stopped there, and what to do."
         )
+    inverse = _inverse(information.matrix, verdict.flat)
     labels, missing, entries, coordinates, values = [], [], [], [], []
     rows = columns = 0
     for name, chart in local.items():
@@ -275,7 +289,7 @@ def covariance(
     positions = np.concatenate(entries), np.concatenate(coordinates)
     derivative = sparse.csr_array((np.concatenate(values), positions), shape=(rows, columns))
     matrix = derivative @ (derivative @ inverse).T
-    gone = np.concatenate(missing)
+    gone = np.concatenate(missing) | _moved_by(derivative, verdict.flat, information)
     matrix[gone, :], matrix[:, gone] = np.nan, np.nan
     return Covariance(labels, matrix)
 
@@ -313,26 +327,36 @@ def spread_over_entries(model: Model, local: Mapping[str, Chart], matrix: np.nda
     return deviations
 
 
-def _inverse(information: np.ndarray, names: np.ndarray) -> np.ndarray:
+def _inverse(information: np.ndarray, flat: np.ndarray) -> np.ndarray:
+    """The inverse in all directions but the flat ones."""
     if information.size == 0:
         return information
-    unit = np.sqrt(np.maximum(np.abs(np.diagonal(information)), np.finfo(information.dtype).tiny))
-    scaled = information / np.outer(unit, unit)
-    if not np.all(np.isfinite(scaled)):
-        bad = sorted(set(names[~np.isfinite(scaled).all(axis=1)]))
-        raise ValueError(
-            f"The observed information is not finite (in {', '.join(bad)}), so there are no standard errors. A "
-            "parameter lies where the log-likelihood has no second derivative: give it a constraint that holds, or fix "
-            "it with EM(model, fixed={name: value}). Or the model takes the logarithm of an exact zero, as in "
-            "logits=jnp.log(p), whose derivatives are 0 / 0: write probs=p, or "
-            "jnp.where(p > 0, jnp.log(jnp.where(p > 0, p, 1)), -jnp.inf)."
-        )
-    values, vectors = np.linalg.eigh(scaled)
-    if values[0] <= 1e-10 * max(values[-1], 1):
-        worst = sorted(set(names[np.argsort(-np.abs(vectors[:, 0]))[:3]]))
-        raise ValueError(
-            "The observed information is not positive definite (smallest relative eigenvalue "
-            f"{values[0]:.2g}, mostly in {', '.join(worst)}): the likelihood is flat or the estimate is not an "
-            "interior maximum, so it has no standard errors. Run to convergence, or fix or constrain these parameters."
-        )
-    return (vectors / values) @ vectors.T / np.outer(unit, unit)
+    unit = units(information)
+    values, vectors = np.linalg.eigh(information / np.outer(unit, unit))
+    known = np.ones(len(values), bool)
+    known[np.argsort(np.abs(values))[: len(flat)]] = False
+    return (vectors[:, known] / values[known]) @ vectors[:, known].T / np.outer(unit, unit)
+
+
+def _moved_by(derivative: Any, flat: np.ndarray, information: Information) -> np.ndarray:
+    """Entries that change along flat directions."""
+    moved = np.zeros(derivative.shape[0], bool)
+    if len(flat):
+        # In units of what the entry would move if all coordinates went their own way.
+        spread = np.sqrt((derivative.power(2) @ (1 / units(information.matrix) ** 2)) + np.finfo(float).tiny)
+        moved = np.max(np.abs(derivative @ flat.T), axis=1) > _LEAST_MOVE * spread
+    return moved
+
+
+_LEAST_MOVE = 1e-4
+"""Share of its own standard error that an entry has to move along a flat direction to count as not identified."""
+
+
+def _not_finite(bad: list[str]) -> str:
+    return (
+        f"The observed information is not finite (in {', '.join(bad)}), so there are no standard errors. A "
+        "parameter lies where the log-likelihood has no second derivative: give it a constraint that holds, or fix "
+        "it with EM(model, fixed={name: value}). Or the model takes the logarithm of an exact zero, as in "
+        "logits=jnp.log(p), whose derivatives are 0 / 0: write probs=p, or "
+        "jnp.where(p > 0, jnp.log(jnp.where(p > 0, p, 1)), -jnp.inf)."
+    )

@@ -1,0 +1,99 @@
+"""Iterations that have come to rest where the log-likelihood is no maximum go on from beside that point."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from emppl.compiled import Fit
+from emppl.fit.outcome import Ending, StopReason
+from emppl.result.result import EMResult
+from emppl.strategies.base import ObjectiveKind
+from emppl.uncertainty.corners import prior_has_corners
+from emppl.uncertainty.second_order import far_along, in_words, way_up
+
+_LEAST_PROMISE = 1e-3
+"""Gain, in nats, that a Newton step has to promise where the iterations came to rest until it is tried."""
+
+_MOST_LOSS = 5.0
+"""Nats below where the iterations came to rest from which they are started once more, along a flat direction."""
+
+_MOST_FLAT = 3
+"""Most flat directions along which the iterations are started once more."""
+
+
+def leave_saddle(
+    fit: Fit, result: EMResult, tolerance: float, run_from: Callable[[dict[str, np.ndarray]], EMResult]
+) -> EMResult | None:
+    """What the iterations come to from beside the point where they came to rest.
+
+    Args:
+        fit: the model and all its data.
+        result: where they came to rest.
+        tolerance: of the fit, in nats.
+        run_from: iterations from some parameters.
+
+    Returns:
+        The result of going on; with the reason ``SADDLE`` where the log-likelihood rises, but nothing leads up. None
+        where it is a maximum, or where that is not looked at.
+    """
+    if result.stop_reason is not StopReason.CONVERGED or not _is_looked_at(result):
+        return None
+    local, verdict = result.accuracy.measured[0], result.accuracy.second_order
+    least = result.objective + max(tolerance, 1e-9 * (1 + abs(result.objective)))
+
+    def objective(params: Mapping[str, Any]) -> float:
+        return float(fit.compiled.log_likelihood(params, fit.data) + fit.compiled.log_prior(params, fit.data))
+
+    upwards = verdict.upwards(max(_LEAST_PROMISE, 10 * tolerance))
+    higher = way_up(fit.model, local, upwards, objective, least) if len(upwards) else None
+    if higher is not None:
+        return _continued(result, run_from(higher), "along " + in_words(local, upwards[0]))
+    # Along a flat direction the way up may be bent, as where two components are next to each other.
+    for direction in [*verdict.rising, *verdict.flat][:_MOST_FLAT]:
+        beside = far_along(fit.model, local, direction, objective, result.objective - _MOST_LOSS)
+        after = None if beside is None else run_from(beside)
+        if after is not None and after.objective > least:
+            return _continued(result, after, "along " + in_words(local, direction))
+    if not len(verdict.rising):
+        return None
+    drawn = fit.compiled.start(jax.random.key(0), fit.data, 2)
+    after = run_from({name: np.asarray(value[1]) for name, value in drawn.items()})
+    if after.objective > least:
+        return _continued(result, after, "from other values")
+    return _at_a_saddle(result, in_words(local, verdict.rising[0]))
+
+
+def _is_looked_at(result: EMResult) -> bool:
+    """Whether the objective is a smooth log-likelihood, and its second derivatives take no longer than the fit."""
+    model = result.fit.model
+    exact = all(integral.strategy.objective_kind is ObjectiveKind.EXACT for integral in model.integrals)
+    rough = model.rough or any(prior_has_corners(model, name) for name in model.free)
+    return exact and not rough and "noise" not in result.history and result.accuracy.is_quick
+
+
+def _continued(before: EMResult, after: EMResult, direction: str) -> EMResult:
+    """One result of iterations that came to rest, and went on from beside that point."""
+    note = (
+        f"After {before.num_iterations} iterations, at log-likelihood {before.log_likelihood:.6f}, the fit had come to "
+        f"rest at a point that is no maximum; it went on {direction}."
+    )
+    history = dict(after.history)
+    for column in ("objective", "log_likelihood"):
+        history[column] = np.concatenate([before.history[column], after.history[column]])
+    best = int(np.argmax(before.history["final_objectives"] == before.objective))
+    for column in ("final_objectives", "final_status"):
+        history[column] = np.array(before.history[column])
+        history[column][best] = after.history[column][0]
+    ending = Ending(after.ending.reason, after.ending.message, [*before.ending.notes, note, *after.ending.notes])
+    number = before.num_iterations + after.num_iterations
+    return dataclasses.replace(after, ending=ending, history=history, num_iterations=number)
+
+
+def _at_a_saddle(result: EMResult, direction: str) -> EMResult:
+    message = f"{StopReason.SADDLE.message} It rises along {direction}."
+    return dataclasses.replace(result, ending=Ending(StopReason.SADDLE, message, result.ending.notes))
