@@ -1,0 +1,85 @@
+"""One model: does emppl run it, and is the log-likelihood that of NumPyro or of a hand-written marginal?"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import warnings
+from typing import Any
+
+import jax
+import numpy as np
+import numpyro
+from numpyro.infer.util import log_density
+from registry import Arguments, Entry
+from source import definitions
+
+import emppl
+
+_ITERATIONS = 30  # enough to leave the starting values; nobody reads these estimates
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a model.
+
+    Attributes:
+        status: "runs", "refused", "fails" (any other exception), "absent" (a package is) or "too slow".
+        reason: the first sentence of a refusal, or the exception.
+        difference: of log densities, emppl's minus the other one; None where nothing was compared.
+        compared: with what.
+    """
+
+    status: str
+    reason: str = ""
+    difference: float | None = None
+    compared: str = ""
+
+
+def outcome(entry: Entry, checkout: pathlib.Path) -> Outcome:
+    """Run a model on small data."""
+    numpyro.enable_x64()
+    try:
+        arguments = entry.make(definitions(checkout / entry.file, entry.assigned), np.random.default_rng(0))
+    except ImportError as error:
+        return Outcome("absent", str(error))
+    model, args, kwargs = arguments
+    em = emppl.EM(model, max_iterations=_ITERATIONS, progress_bar=False, **entry.options)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result = em.run(jax.random.key(0), *args, **kwargs)
+    except (emppl.ModelError, emppl.DataError, emppl.ParameterError) as error:
+        return Outcome("refused", _first_sentence(str(error)))
+    except Exception as error:
+        return Outcome("fails", f"{type(error).__name__}: {_first_sentence(str(error))}")
+    return _compared(entry, em, result.params, arguments)
+
+
+def _compared(entry: Entry, em: emppl.EM, params: dict[str, Any], arguments: Arguments) -> Outcome:
+    model, args, kwargs = arguments
+    mine = float(em.log_likelihood(params, *args, **kwargs))
+    if entry.marginal is not None:
+        return Outcome("runs", "", mine - entry.marginal(params, *args, **kwargs), "marginal by hand")
+    if entry.continuous:
+        return Outcome("runs")
+    try:
+        other = _numpyro_density(entry, model, args, kwargs, params)
+    except Exception as error:
+        return Outcome("runs", f"NumPyro: {type(error).__name__}: {_first_sentence(str(error))}")
+    prior = float(em.log_prior(params, *args, **kwargs))
+    return Outcome("runs", "", mine + prior - other, "NumPyro's enumeration" if entry.latent else "NumPyro's density")
+
+
+def _numpyro_density(entry: Entry, model: Any, args: tuple, kwargs: dict, params: dict[str, Any]) -> float:
+    """NumPyro's own log density of data and parameters."""
+    if not entry.latent:
+        return float(log_density(numpyro.handlers.seed(model, 0), args, kwargs, params)[0])
+    from numpyro.contrib.funsor import config_enumerate
+    from numpyro.contrib.funsor import log_density as enumerated
+
+    return float(enumerated(config_enumerate(numpyro.handlers.seed(model, 0)), args, kwargs, params)[0])
+
+
+def _first_sentence(text: str) -> str:
+    return " ".join(text.split()).split(". ")[0][:300]
