@@ -30,6 +30,7 @@ from emppl.parameters.constraints import check
 from emppl.parameters.held import split_fixed
 from emppl.result.ending import result_of
 from emppl.result.result import EMResult
+from emppl.trace import as_arrays
 from emppl.verify.verification import Verification
 
 _TOLERANCE = 1e-9
@@ -379,7 +380,7 @@ class EM:
 
     def _initial_values(self, model: Model, init_params: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
         given = {}
-        for name, value in (init_params or {}).items():
+        for name, value in as_arrays(init_params or {}, model.trace.trees).items():
             if name not in model.free:
                 raise unknown_name("init_params", name, model.free)
             site = model.trace.sites[name]

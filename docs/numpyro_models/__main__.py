@@ -65,7 +65,13 @@ def page(rows: list[tuple[Entry, Outcome]]) -> str:
     lines = ["| file | model | latent | outcome | compared |", "|---|---|---|---|---|"]
     for entry, found in rows:
         file = entry.file.removeprefix("examples/").removeprefix("notebooks/source/")
-        cells = (file, f"`{entry.name}`", "yes" if entry.latent else "", _outcome_cell(entry, found), _difference(found))
+        cells = (
+            file,
+            f"`{entry.name}`",
+            "yes" if entry.latent else "",
+            _outcome_cell(entry, found),
+            _difference(found),
+        )
         lines.append("| " + " | ".join(cells) + " |")
     return text + "\n".join(lines) + "\n"
 

@@ -74,7 +74,11 @@ def subsampled(found: Definitions, rng: Rng) -> Arguments:
 def hidden_markov(found: Definitions, rng: Rng) -> Arguments:
     """Three categories, five words; the sum over hidden categories is the model's own."""
     supervised = (jnp.array(rng.integers(0, 3, 12)), jnp.array(rng.integers(0, 5, 12)))
-    return found["semi_supervised_hmm"], (jnp.ones(3), jnp.full(5, 0.5), *supervised, jnp.array(rng.integers(0, 5, 9))), {}
+    return (
+        found["semi_supervised_hmm"],
+        (jnp.ones(3), jnp.full(5, 0.5), *supervised, jnp.array(rng.integers(0, 5, 9))),
+        {},
+    )
 
 
 @entry("holt_winters.py", "holt_winters")
@@ -130,7 +134,15 @@ def proportions(found: Definitions, rng: Rng) -> Arguments:
 def sparse_regression(found: Definitions, rng: Rng) -> Arguments:
     """A kernel of all pairs of covariates."""
     covariates, _, outcome = _regression(rng)
-    hypers = {"expected_sparsity": 1.0, "alpha1": 3.0, "beta1": 1.0, "alpha2": 3.0, "beta2": 1.0, "alpha3": 1.0, "c": 1.0}
+    hypers = {
+        "expected_sparsity": 1.0,
+        "alpha1": 3.0,
+        "beta1": 1.0,
+        "alpha2": 3.0,
+        "beta2": 1.0,
+        "alpha3": 1.0,
+        "c": 1.0,
+    }
     return found["model"], (jnp.array(covariates), jnp.array(outcome), hypers), {}
 
 

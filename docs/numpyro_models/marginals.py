@@ -41,7 +41,9 @@ def logit_normal_binomial(params: Params, at_bats: np.ndarray, hits: np.ndarray)
     return sum(cell(int(n), int(k)) for n, k in zip(at_bats, hits, strict=True))
 
 
-def admissions(params: Params, dept: np.ndarray, male: np.ndarray, applications: np.ndarray, admit: np.ndarray) -> float:
+def admissions(
+    params: Params, dept: np.ndarray, male: np.ndarray, applications: np.ndarray, admit: np.ndarray
+) -> float:
     """Two normal latents for each department: a product rule of 60 by 60 nodes, centred at zero."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(160)
     z = np.stack(np.meshgrid(nodes, nodes, indexing="ij"), -1).reshape(-1, 2)

@@ -75,10 +75,14 @@ def _numpyro_density(entry: Entry, model: Any, args: tuple, kwargs: dict, params
     """NumPyro's own log density of data and parameters."""
     if not entry.latent:
         return float(log_density(numpyro.handlers.seed(model, 0), args, kwargs, params)[0])
-    from numpyro.contrib.funsor import config_enumerate
+    from numpyro.contrib.funsor import config_enumerate, enum
     from numpyro.contrib.funsor import log_density as enumerated
+    from numpyro.infer.util import _guess_max_plate_nesting
 
-    return float(enumerated(config_enumerate(numpyro.handlers.seed(model, 0)), args, kwargs, params)[0])
+    seeded = numpyro.handlers.seed(model, 0)
+    substituted = numpyro.handlers.substitute(seeded, params)
+    nesting = _guess_max_plate_nesting(numpyro.handlers.trace(substituted).get_trace(*args, **kwargs))
+    return float(enumerated(enum(config_enumerate(seeded), -nesting - 1), args, kwargs, params)[0])
 
 
 def _first_sentence(text: str) -> str:

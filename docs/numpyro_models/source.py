@@ -10,6 +10,7 @@ import ast
 import contextlib
 import json
 import pathlib
+import sys
 import types
 from collections.abc import Sequence
 from typing import Any
@@ -40,7 +41,8 @@ def definitions(path: pathlib.Path, assigned: Sequence[str] = ()) -> Definitions
         path: a Python file or a notebook.
         assigned: names whose assignments at the top of the file are executed too.
     """
-    module = types.ModuleType(path.stem)
+    module = types.ModuleType(f"numpyro_model_{path.stem}")
+    sys.modules[module.__name__] = module  # where decorators of classes look for it
     versions: dict[str, list] = {}
     with contextlib.suppress(ImportError):
         import matplotlib

@@ -26,7 +26,7 @@ from emppl.parameters.constraints import check, check_point
 from emppl.program import Program
 from emppl.reduce.reduction import Source
 from emppl.reduce.rows import Compressed
-from emppl.trace import MissingCells
+from emppl.trace import MissingCells, as_arrays
 from emppl.trace.arguments import Skeleton, join_arguments, objects_among, raised, split_arguments
 from emppl.verify.verification import verification_in_words
 
@@ -148,6 +148,7 @@ class Fit:
             DataError: the data cannot be used.
         """
         self.check_data()
+        params = as_arrays(params, self.model.trace.trees)
         return check_point(params, self.model.trace.sites, self.model.free, self.model.fixed), self.data
 
     def check_data(self) -> None:

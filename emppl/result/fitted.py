@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from emppl.result.accuracy import Accuracy
 from emppl.result.criteria import Criteria
 from emppl.result.integration_error import IntegrationError, integration_error, integration_notes
 from emppl.result.latents import Latents
+from emppl.trace import as_declared
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,6 +69,11 @@ class Fitted:
     def converged(self) -> bool:
         """Whether the best restart converged."""
         return self.ending.reason is StopReason.CONVERGED
+
+    @property
+    def declared_params(self) -> dict[str, Any]:
+        """The estimates by site, where a ``numpyro.param`` is a tree of arrays as that tree: for NumPyro's handlers."""
+        return as_declared(self.params, self.fit.model.trace.trees)
 
     @functools.cached_property
     def latents(self) -> Latents:

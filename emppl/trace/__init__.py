@@ -11,16 +11,20 @@ from emppl.trace.distributions import as_numpyro_expects, log_density
 from emppl.trace.evaluate import trace_model
 from emppl.trace.missing import MissingCells, Unseen
 from emppl.trace.record import AtomAxis, Plate, Scan, Site, SiteArrays, Trace
+from emppl.trace.trees import ParamTree, as_arrays, as_declared
 
 __all__ = [
     "Scan",
     "AtomAxis",
     "MissingCells",
+    "ParamTree",
     "Plate",
     "Site",
     "SiteArrays",
     "Trace",
     "Unseen",
+    "as_arrays",
+    "as_declared",
     "as_numpyro_expects",
     "log_density",
     "trace_model",

@@ -75,6 +75,7 @@ def trace_model(
         atom_axes=placement.atom_axes,
         over_atoms=evaluation.over_atoms(),
         value_shapes={name: tuple(atom.shape) for name, atom in placement.one_atom.items()},
+        trees=discovery.trees,
     )
 
 
@@ -136,6 +137,8 @@ class Evaluation:
         conditions = []
 
         def answer(msg: Message) -> jax.Array:
+            if msg["name"] in discovery.trees:
+                return discovery.trees[msg["name"]].built(params)
             return atoms[msg["name"]] if msg["name"] in atoms else params[msg["name"]]
 
         def answer_scan(recorder: Recorder, msg: Message) -> None:
@@ -154,6 +157,9 @@ class Evaluation:
                 continue
             shape = discovery.values[name].shape if name in discovery.values else None
             site = static_site(name, frame, len(discovery.supports.get(name, ())), shape)
+            if name in discovery.homes:
+                plates = sorted((*site.plates, *discovery.homes[name]), key=lambda plate: plate.dim)
+                site = dataclasses.replace(site, plates=tuple(plates))
             if msg["type"] == "sample":
                 arrays[name] = site_arrays(name, frame)
                 if name in placement.atom_axes:

@@ -16,6 +16,7 @@ from numpyro.primitives import Messenger
 from emppl.errors import EMError, ModelError
 from emppl.trace.arguments import Skeleton, join_arguments
 from emppl.trace.distributions import as_numpyro_expects, is_discrete
+from emppl.trace.trees import ParamTree
 from emppl.types import Data
 
 Message: TypeAlias = dict[str, Any]
@@ -34,12 +35,14 @@ class Frame:
         answer_scan: gives a ``scan`` its value; None inside the step of one.
         messages: by site, in the order of the model.
         latents: the discrete ones among the unobserved sites.
+        trees: by site, values of params that are trees of arrays; each array has a message of its own.
     """
 
     answer: Answer
     answer_scan: Callable[[Recorder, Message], Any] | None
     messages: dict[str, Message] = dataclasses.field(default_factory=dict)
     latents: list[str] = dataclasses.field(default_factory=list)
+    trees: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def add(self, name: str, msg: Message) -> None:
         """Keep one message under a name."""
@@ -99,8 +102,28 @@ class Recorder(Messenger):
             frame.add(msg["name"], msg)
         elif kind == "param":
             self._answer_site(msg)
+            self._record_param(msg)
+        elif kind == "mutable":
+            raise ModelError(
+                f"Site {msg['name']!r} is the state of a module, which changes when it is called (batch statistics): "
+                "the density is no function of parameters and data. Use layers without state: LayerNorm in place of "
+                "BatchNorm."
+            )
+
+    def _record_param(self, msg: Message) -> None:
+        """Keep the message of a param; of one that is a tree of arrays, a message for each of them."""
+        frame, name = self.frame, msg["name"]
+        if msg["value"] is None:  # a module asks whether its parameters are known, and declares them if they are not
+            return
+        tree = ParamTree.of(name, msg["value"])
+        if tree is None:
             # A subsampled plate cuts the value of a param later, in place; what is estimated is the whole of it.
-            frame.add(msg["name"], dict(msg))
+            frame.add(name, dict(msg))
+            return
+        # A module with priors takes arrays out of the tree that it declared: those that are left are parameters.
+        frame.trees[name] = msg["args"][0] if msg["args"] and msg["args"][0] is not None else msg["value"]
+        for leaf, value in zip(tree.names, jax.tree.leaves(msg["value"]), strict=True):
+            frame.add(leaf, {**msg, "name": leaf, "value": value})
 
     def _answer_site(self, msg: Message) -> None:
         if msg["value"] is not None:

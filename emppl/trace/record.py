@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
+from emppl.trace.trees import ParamTree
 from emppl.types import Data
 
 
@@ -138,6 +139,7 @@ class Trace:
         over_atoms: for sites that depend on one, the axis of its atoms and the paths of the fields that vary along it;
             these have it as their leading axis, before time.
         value_shapes: shape of one atom of every integrated latent: states of discrete latents, plates, event.
+        trees: params that are trees of arrays, each of which is a site.
     """
 
     sites: dict[str, Site]
@@ -155,6 +157,7 @@ class Trace:
     atom_axes: Mapping[str, AtomAxis] = dataclasses.field(default_factory=dict)
     over_atoms: Mapping[str, tuple[str, frozenset[tuple[str, ...]]]] = dataclasses.field(default_factory=dict)
     value_shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    trees: Mapping[str, ParamTree] = dataclasses.field(default_factory=dict)
 
     def without(self, names: Sequence[str]) -> Trace:
         """The same model when some continuous sites, on which nothing depends, are left out."""

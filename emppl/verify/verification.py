@@ -20,6 +20,7 @@ from emppl.estep import log_likelihood, sample
 from emppl.model.model import Model
 from emppl.names import model_name
 from emppl.reduce.reduction import Source
+from emppl.trace import as_declared
 from emppl.trace.density import Values, draw_latents, log_probs
 from emppl.types import Data, Params
 from emppl.verify.complete import PRIORS, CompleteData
@@ -177,7 +178,7 @@ class Verification:
     def _compare_at_prior_draws(self, params: Params, data: Data, rng_key: jax.Array) -> Compared:
         of_first, of_second, of_rest = jax.random.split(rng_key, 3)
         draw = functools.partial(draw_latents, self._source.function, self._source.skeleton)
-        first, second = (draw(self._model.complete(params), data, key) for key in (of_first, of_second))
+        first, second = (draw(self._declared(params), data, key) for key in (of_first, of_second))
         return self._compare(params, first, second, of_rest, data)
 
     def _compare_at_posterior_draws(self, params: Params, data: Data, rng_key: jax.Array) -> Compared:
@@ -213,7 +214,11 @@ class Verification:
         """NumPyro's log density of every site, at values of the latents; what is computed from these is no value."""
         sites = set(map(model_name, self._model.trace.sites))
         latents = {name: value for name, value in values.items() if name in sites}
-        return log_probs(self._source.function, self._source.skeleton, self._model.complete(params), latents, data)
+        return log_probs(self._source.function, self._source.skeleton, self._declared(params), latents, data)
+
+    def _declared(self, params: Params) -> Params:
+        """Values of all parameters, as the model's sites hold them."""
+        return as_declared(self._model.complete(params), self._model.trace.trees)
 
     @property
     def _left_out(self) -> set[str]:
@@ -238,7 +243,7 @@ class Verification:
         """A draw of all latents from emppl's posterior, where those from the prior make the data impossible."""
         model, source = self._model, self._source
         draw = functools.partial(draw_latents, source.function, source.skeleton)
-        shapes = jax.eval_shape(draw, model.complete(params), data, rng_key)
+        shapes = jax.eval_shape(draw, self._declared(params), data, rng_key)
         values = {}
         for name, value in sample(model, params, data, rng_key).items():
             if (atoms := model.trace.atoms.get(name)) is not None:  # a position in the support
