@@ -10,6 +10,8 @@ import numpy as np
 from registry import Arguments, entry
 from source import Definitions
 
+import emppl
+
 Rng = np.random.Generator
 
 
@@ -89,7 +91,7 @@ def gaussian_shells(found: Definitions, rng: Rng) -> Arguments:
     return found["model"], (jnp.array([-3.5, 0.0]), jnp.array([3.5, 0.0]), 2.0, 0.1), {"enum": True}
 
 
-@entry("ssbvm_mixture.py", "ss_model", "discrete", assigned=("pi",))
+@entry("ssbvm_mixture.py", "ss_model", "discrete", {"estimate": ["phi_conc", "psi_conc"]}, assigned=("pi",))
 def bivariate_angles(found: Definitions, rng: Rng) -> Arguments:
     """Two clusters of pairs of angles."""
     angles = np.concatenate([rng.normal((-1.2, 2.4), 0.2, (15, 2)), rng.normal((1.0, -0.6), 0.2, (15, 2))])
@@ -114,7 +116,7 @@ def admissions(found: Definitions, rng: Rng) -> Arguments:
     return found["glmm"], (dept, male, applications, rng.binomial(applications, 1 / (1 + np.exp(-logits)))), {}
 
 
-@entry("stochastic_volatility.py", "model", "continuous")
+@entry("stochastic_volatility.py", "model", "continuous", {"latents": {"s": emppl.Laplace()}})
 def stochastic_volatility(found: Definitions, rng: Rng) -> Arguments:
     """Twenty returns."""
     return found["model"], (jnp.array(rng.standard_t(5, 20) * 0.5),), {}

@@ -34,9 +34,9 @@ for _name in ("ar2_scan", "ar2_for_loop"):
         return found[name], (jnp.array(_series(rng, 12)),), {}
 
 
-for _name in ("fully_pooled", "not_pooled"):
+for _name, _options in (("fully_pooled", {}), ("not_pooled", {"estimate": ["phi"]})):
 
-    @entry("baseball.py", _name)
+    @entry("baseball.py", _name, options=_options)
     def pooled(found: Definitions, rng: Rng, name: str = _name) -> Arguments:
         """Eight players."""
         return found[name], (np.full(8, 45), rng.binomial(45, 0.25, 8)), {}
@@ -130,7 +130,7 @@ def proportions(found: Definitions, rng: Rng) -> Arguments:
     return found["model"], (jnp.array(covariates), jnp.array(outcome)), {}
 
 
-@entry("sparse_regression.py", "model")
+@entry("sparse_regression.py", "model", options={"estimate": ["eta1"]})
 def sparse_regression(found: Definitions, rng: Rng) -> Arguments:
     """A kernel of all pairs of covariates."""
     covariates, _, outcome = _regression(rng)
@@ -146,7 +146,7 @@ def sparse_regression(found: Definitions, rng: Rng) -> Arguments:
     return found["model"], (jnp.array(covariates), jnp.array(outcome), hypers), {}
 
 
-@entry("stein_bnn.py", "model")
+@entry("stein_bnn.py", "model", options={"estimate": ["nn_b1", "nn_w1", "nn_w2", "nn_b2"]})
 def stein_network(found: Definitions, rng: Rng) -> Arguments:
     """Three hidden units; the subsample is the whole."""
     covariates, _, outcome = _regression(rng)

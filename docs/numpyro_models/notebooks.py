@@ -10,11 +10,21 @@ from examples_plain import _binary, _regression, _series
 from registry import Arguments, entry
 from source import Definitions
 
+import emppl
+
 Rng = np.random.Generator
 
-for _name in ("_unrep_hs_model", "_rep_hs_model1", "_rep_hs_model3"):
+_DIVORCES = {"latents": {"divorce_rate": emppl.Gaussian()}}
+_TRAINS = ["origin_seasonal", "destin_seasonal", "pairwise", "origin_scale", "destin_scale", "destin_centered"]
+_RATE = {"latents": {"lambda": emppl.Quadrature(31)}}
+_LOC = {"latents": {"loc": emppl.Gaussian()}}
+_EFFECTS = {"latents": {name: emppl.Gaussian() for name in "xy"}}
+_CREDIT = {"latents": {"log_tau_i": emppl.Laplace(), "beta": emppl.Laplace()}}
+_CREDIT_REPARAM = {"latents": {"log_tau_i": emppl.Laplace(), "beta_decentered": emppl.Laplace()}}
 
-    @entry("bad_posterior_geometry.ipynb", _name)
+for _name, _options in (("_unrep_hs_model", {"estimate": ["betas"]}), ("_rep_hs_model1", {}), ("_rep_hs_model3", {})):
+
+    @entry("bad_posterior_geometry.ipynb", _name, options=_options)
     def horseshoe(found: Definitions, rng: Rng, name: str = _name) -> Arguments:
         """Three covariates; the scales of the coefficients are parameters."""
         covariates, _, outcome = _regression(rng)
@@ -66,7 +76,7 @@ def logistic(found: Definitions, rng: Rng) -> Arguments:
     return found["logistic"], tuple(map(jnp.array, _binary(rng))), {}
 
 
-@entry("bayesian_hierarchical_stacking.ipynb", "stacking")
+@entry("bayesian_hierarchical_stacking.ipynb", "stacking", options={"estimate": ["mu", "sigma", "tau", "beta_con"]})
 def stacking(found: Definitions, rng: Rng) -> Arguments:
     """Weights of three models, which depend on two discrete and two continuous features."""
     features = jnp.array(rng.normal(size=(20, 4)))
@@ -90,7 +100,7 @@ def divorces(found: Definitions, rng: Rng) -> Arguments:
     return found["model"], (), {"marriage": covariates[:, 0], "age": covariates[:, 1], "divorce": outcome}
 
 
-@entry("bayesian_regression.ipynb", "model_se", "continuous", marginal=marginals.measurement_error)
+@entry("bayesian_regression.ipynb", "model_se", "continuous", _DIVORCES, marginal=marginals.measurement_error)
 def measured_divorces(found: Definitions, rng: Rng) -> Arguments:
     """The outcome is measured with known errors; its true value has no plate."""
     covariates, _, outcome = _regression(rng, columns=2)
@@ -99,7 +109,7 @@ def measured_divorces(found: Definitions, rng: Rng) -> Arguments:
 
 for _method in ("circulant", "cholesky"):
 
-    @entry("circulant_gp.ipynb", f"model, {_method}", "continuous")
+    @entry("circulant_gp.ipynb", f"model, {_method}", "continuous", {"latents": {"z": emppl.Laplace()}})
     def circle(found: Definitions, rng: Rng, method: str = _method) -> Arguments:
         """A binary outcome of a Gaussian process on a circle of six points."""
         return found["model"], (jnp.arange(6), jnp.array(rng.integers(0, 2, 6))), {"method": method}
@@ -118,9 +128,9 @@ def complete_cases(found: Definitions, rng: Rng) -> Arguments:
     return found["ccmodel"], _missing(rng, False), {}
 
 
-for _name in ("impmodel", "impmissmodel"):
+for _name, _options in (("impmodel", {}), ("impmissmodel", {"estimate": ["p_Aobs"]})):
 
-    @entry("discrete_imputation.ipynb", _name, "discrete")
+    @entry("discrete_imputation.ipynb", _name, "discrete", _options)
     def imputed(found: Definitions, rng: Rng, name: str = _name) -> Arguments:
         """A binary covariate, -1 where missing."""
         return found[name], _missing(rng, True), {}
@@ -132,7 +142,13 @@ def _missing(rng: Rng, is_missing: bool) -> tuple:
     return jnp.array(np.where((np.arange(20) < 5) & is_missing, -1, binary)), jnp.array(other), jnp.array(outcome)
 
 
-@entry("effect_handlers.ipynb", "model_with_param", "continuous", marginal=marginals.one_normal)
+@entry(
+    "effect_handlers.ipynb",
+    "model_with_param",
+    "continuous",
+    {"latents": {"loc": emppl.Gaussian()}},
+    marginal=marginals.one_normal,
+)
 def one_effect(found: Definitions, rng: Rng) -> Arguments:
     """One normal latent for all data, its scale estimated."""
     return found["model_with_param"], (jnp.array(rng.normal(size=6) + 2),), {}
@@ -160,7 +176,7 @@ def eight_schools(found: Definitions, rng: Rng) -> Arguments:
     return found["eight_schools"], (8, jnp.array(sigma)), {"y": jnp.array(y)}
 
 
-@entry("gmm.ipynb", "model", "discrete")
+@entry("gmm.ipynb", "model", "discrete", {"prior": False})
 def gmm(found: Definitions, rng: Rng) -> Arguments:
     """The data of the tutorial."""
     found.let(K=2)
@@ -174,7 +190,7 @@ def spatial(found: Definitions, rng: Rng) -> Arguments:
     return found["joint_model"], (jnp.array(covariates), jnp.array(outcome)), {}
 
 
-@entry("hierarchical_forecasting.ipynb", "model", "continuous")
+@entry("hierarchical_forecasting.ipynb", "model", "continuous", {"estimate": _TRAINS})
 def trains(found: Definitions, rng: Rng) -> Arguments:
     """Riders between two stations, a random walk for each destination."""
     return found["model"], (jnp.zeros((2, 2, 6)), jnp.array(rng.normal(size=(2, 2, 6)))), {}
@@ -182,7 +198,7 @@ def trains(found: Definitions, rng: Rng) -> Arguments:
 
 for _is_non_centered in (True, False):
 
-    @entry("hsgp_example.ipynb", f"model, non_centered={_is_non_centered}")
+    @entry("hsgp_example.ipynb", f"model, non_centered={_is_non_centered}", options={"estimate": ["beta"]})
     def basis(found: Definitions, rng: Rng, is_non_centered: bool = _is_non_centered) -> Arguments:
         """Three basis functions."""
         x = np.linspace(-0.5, 0.5, 20)
@@ -196,7 +212,7 @@ def surface(found: Definitions, rng: Rng) -> Arguments:
     return found["GPModel"](jnp.array(covariates), jnp.array(outcome)).model, (), {}
 
 
-@entry("hsgp_nd_example.ipynb", "HSGPModel.model")
+@entry("hsgp_nd_example.ipynb", "HSGPModel.model", options={"estimate": ["beta"]})
 def surface_basis(found: Definitions, rng: Rng) -> Arguments:
     """Three basis functions in each of two directions."""
     covariates, _, outcome = _regression(rng, columns=2)
@@ -221,25 +237,25 @@ def populations(found: Definitions, rng: Rng) -> Arguments:
 
 for _number in (0, 2):
 
-    @entry("model_rendering.ipynb", f"model {_number + 1}")
+    @entry("model_rendering.ipynb", f"model {_number + 1}", options={"estimate": ["sd"]})
     def rendered(found: Definitions, rng: Rng, number: int = _number) -> Arguments:
         """A mean and a scale."""
         return found["model", number], (jnp.array(rng.normal(size=10)),), {}
 
 
-@entry("model_rendering.ipynb", "model 2", "continuous", marginal=marginals.lognormal_exponential)
+@entry("model_rendering.ipynb", "model 2", "continuous", _RATE, marginal=marginals.lognormal_exponential)
 def rate(found: Definitions, rng: Rng) -> Arguments:
     """One log-normal rate for all data, its location and scale estimated."""
     return found["model", 1], (jnp.array(rng.exponential(size=6)),), {}
 
 
-@entry("model_rendering.ipynb", "model 4", "continuous", marginal=marginals.network_of_a_latent)
+@entry("model_rendering.ipynb", "model 4", "continuous", _RATE, marginal=marginals.network_of_a_latent)
 def network_of_latent(found: Definitions, rng: Rng) -> Arguments:
     """A network of one latent for all data."""
     return found["model", 3], (jnp.array(rng.exponential(size=6)),), {}
 
 
-@entry("model_rendering.ipynb", "model 5", "continuous", marginal=marginals.sums_of_effects)
+@entry("model_rendering.ipynb", "model 5", "continuous", _EFFECTS, marginal=marginals.sums_of_effects)
 def odd_plates(found: Definitions, rng: Rng) -> Arguments:
     """Normal latents in two crossed plates, summed over one of them; no parameter."""
     return found["model", 4], (), {}
@@ -285,7 +301,7 @@ def line(found: Definitions, rng: Rng) -> Arguments:
     return found["model"], (jnp.array(x), jnp.array(1 + 2 * x + 0.1 * rng.normal(size=20))), {}
 
 
-@entry("tbip.ipynb", "TBIP.model", "continuous")
+@entry("tbip.ipynb", "TBIP.model", "continuous", {"estimate": ["x", "beta", "eta"]})
 def tbip(found: Definitions, rng: Rng) -> Arguments:
     """Four documents of three people, two topics, five words."""
     words = jnp.array(rng.poisson(1.0, (4, 5)))
@@ -318,7 +334,7 @@ def folded(found: Definitions, rng: Rng) -> Arguments:
 
 for _name, _get in (("truncated_normal_model 2", ("truncated_normal_model", 1)), ("truncated_normal_model_2",) * 2):
 
-    @entry("truncated_distributions.ipynb", _name)
+    @entry("truncated_distributions.ipynb", _name, assigned=("right_extended_real",))
     def unknown_end(found: Definitions, rng: Rng, get: str | tuple[str, int] = _get) -> Arguments:
         """The upper end is a parameter."""
         return found[get], (20,), {"x": jnp.array(1 - rng.exponential(size=20))}
@@ -338,14 +354,14 @@ def _credit(found: Definitions, rng: Rng) -> None:
     found.let(num_features=3, all_x=jnp.array(covariates), y=jnp.array(outcome)[None])
 
 
-@entry("variationally_inferred_parameterization.ipynb", "german_credit", "continuous")
+@entry("variationally_inferred_parameterization.ipynb", "german_credit", "continuous", _CREDIT)
 def credit(found: Definitions, rng: Rng) -> Arguments:
     """Coefficients whose scales have a distribution; data are global names."""
     _credit(found, rng)
     return found["german_credit"], (), {}
 
 
-@entry("variationally_inferred_parameterization.ipynb", "german_credit_reparam", "continuous")
+@entry("variationally_inferred_parameterization.ipynb", "german_credit_reparam", "continuous", _CREDIT_REPARAM)
 def credit_reparam(found: Definitions, rng: Rng) -> Arguments:
     """The same, non-centred."""
     _credit(found, rng)

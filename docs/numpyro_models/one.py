@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import numpyro
-from numpyro.infer.util import log_density
+from numpyro.infer.util import compute_log_probs
 from registry import Arguments, Entry
 from source import definitions
 
@@ -39,8 +39,9 @@ class Outcome:
 def outcome(entry: Entry, checkout: pathlib.Path) -> Outcome:
     """Run a model on small data."""
     numpyro.enable_x64()
+    found = definitions(checkout / entry.file, entry.assigned)
     try:
-        arguments = entry.make(definitions(checkout / entry.file, entry.assigned), np.random.default_rng(0))
+        arguments = entry.make(found, np.random.default_rng(0))
     except ImportError as error:
         return Outcome("absent", str(error))
     model, args, kwargs = arguments
@@ -50,10 +51,11 @@ def outcome(entry: Entry, checkout: pathlib.Path) -> Outcome:
             warnings.simplefilter("ignore")
             result = em.run(jax.random.key(0), *args, **kwargs)
     except (emppl.ModelError, emppl.DataError, emppl.ParameterError) as error:
-        return Outcome("refused", _first_sentence(str(error)))
+        absent = [name for name in sorted(found.absent) if f"name '{name}' is not defined" in str(error)]
+        return Outcome("absent", f"needs {absent[0]}") if absent else Outcome("refused", _first_sentence(str(error)))
     except Exception as error:
         return Outcome("fails", f"{type(error).__name__}: {_first_sentence(str(error))}")
-    return _compared(entry, em, result.params, arguments)
+    return _compared(entry, em, result.declared_params, arguments)
 
 
 def _compared(entry: Entry, em: emppl.EM, params: dict[str, Any], arguments: Arguments) -> Outcome:
@@ -67,14 +69,15 @@ def _compared(entry: Entry, em: emppl.EM, params: dict[str, Any], arguments: Arg
         other = _numpyro_density(entry, model, args, kwargs, params)
     except Exception as error:
         return Outcome("runs", f"NumPyro: {type(error).__name__}: {_first_sentence(str(error))}")
-    prior = float(em.log_prior(params, *args, **kwargs))
-    return Outcome("runs", "", mine + prior - other, "NumPyro's enumeration" if entry.latent else "NumPyro's density")
+    return Outcome("runs", "", mine - other, "NumPyro's enumeration" if entry.latent else "NumPyro's density")
 
 
 def _numpyro_density(entry: Entry, model: Any, args: tuple, kwargs: dict, params: dict[str, Any]) -> float:
-    """NumPyro's own log density of data and parameters."""
+    """NumPyro's own log-likelihood: its log density of data and parameters, without the priors of these."""
+    sites = compute_log_probs(numpyro.handlers.seed(model, 0), args, kwargs, params)[0]
+    prior = float(sum(value for name, value in sites.items() if name in params))
     if not entry.latent:
-        return float(log_density(numpyro.handlers.seed(model, 0), args, kwargs, params)[0])
+        return float(sum(sites.values())) - prior
     from numpyro.contrib.funsor import config_enumerate, enum
     from numpyro.contrib.funsor import log_density as enumerated
     from numpyro.infer.util import _guess_max_plate_nesting
@@ -82,7 +85,7 @@ def _numpyro_density(entry: Entry, model: Any, args: tuple, kwargs: dict, params
     seeded = numpyro.handlers.seed(model, 0)
     substituted = numpyro.handlers.substitute(seeded, params)
     nesting = _guess_max_plate_nesting(numpyro.handlers.trace(substituted).get_trace(*args, **kwargs))
-    return float(enumerated(enum(config_enumerate(seeded), -nesting - 1), args, kwargs, params)[0])
+    return float(enumerated(enum(config_enumerate(seeded), -nesting - 1), args, kwargs, params)[0]) - prior
 
 
 def _first_sentence(text: str) -> str:

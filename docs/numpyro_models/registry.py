@@ -26,7 +26,7 @@ class Entry:
         assigned: names whose assignments in the file are needed.
         marginal: its log-likelihood by hand, ``marginal(params, *args, **kwargs)``; None: NumPyro's own density,
             discrete latents enumerated by NumPyro.
-        is_density: False where a continuous latent leaves no density of the parameters to compare with.
+        continuous: whether a latent is continuous, so that NumPyro has no density of the parameters to compare with.
     """
 
     file: str

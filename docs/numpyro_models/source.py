@@ -17,16 +17,23 @@ from typing import Any
 
 
 class Definitions:
-    """What a file defines: ``found["model"]`` is its last function of that name, ``found["model", 0]`` its first."""
+    """What a file defines: ``found["model"]`` is its last function of that name, ``found["model", 0]`` its first.
 
-    def __init__(self, namespace: dict[str, Any], versions: dict[str, list]):
+    Attributes:
+        namespace: what the file's functions see.
+        versions: by name, its functions and classes in order.
+        absent: names of what could not be imported.
+    """
+
+    def __init__(self, namespace: dict[str, Any], versions: dict[str, list], absent: set[str]):
         self.namespace = namespace
         self.versions = versions
+        self.absent = absent
 
     def __getitem__(self, key: str | tuple[str, int]) -> Any:
         name, number = (key, -1) if isinstance(key, str) else key
         if name not in self.versions:
-            raise ImportError(f"{name} needs a package that is not installed")
+            raise ImportError(f"{name} needs {', '.join(sorted(self.absent))}")
         return self.versions[name][number]
 
     def let(self, **values: Any) -> None:
@@ -44,6 +51,7 @@ def definitions(path: pathlib.Path, assigned: Sequence[str] = ()) -> Definitions
     module = types.ModuleType(f"numpyro_model_{path.stem}")
     sys.modules[module.__name__] = module  # where decorators of classes look for it
     versions: dict[str, list] = {}
+    absent: set[str] = set()
     with contextlib.suppress(ImportError):
         import matplotlib
 
@@ -51,12 +59,21 @@ def definitions(path: pathlib.Path, assigned: Sequence[str] = ()) -> Definitions
     for statement in ast.parse(_text(path)).body:
         if _is_wanted(statement, assigned):
             code = compile(ast.Module([statement], []), str(path), "exec")
+            names = _imported(statement)
             # A decorator or a base class of a package that is absent: whatever needs it is absent as well.
             with contextlib.suppress(ImportError, NameError, OSError):
                 exec(code, module.__dict__)
                 if isinstance(statement, ast.FunctionDef | ast.ClassDef):
                     versions.setdefault(statement.name, []).append(module.__dict__[statement.name])
-    return Definitions(module.__dict__, versions)
+            absent |= {name for name in names if name not in module.__dict__}
+    return Definitions(module.__dict__, versions, absent)
+
+
+def _imported(statement: ast.stmt) -> list[str]:
+    """Names that an import binds."""
+    if not isinstance(statement, ast.Import | ast.ImportFrom):
+        return []
+    return [(alias.asname or alias.name).split(".")[0] for alias in statement.names]
 
 
 def _is_wanted(statement: ast.stmt, assigned: Sequence[str]) -> bool:

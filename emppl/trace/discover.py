@@ -61,8 +61,7 @@ def discover(model: Callable, shapes: Sequence[jax.ShapeDtypeStruct], skeleton: 
 
     def run(data: list[jax.Array], zero: jax.Array) -> tuple[dict[str, jax.Array], list[Any]]:
         recorder, facts["scans"] = _run(model, data, skeleton, jax.random.key(0), zero, runs)
-        trees = {name: ParamTree.of(name, value) for name, value in recorder.frame.trees.items()}
-        facts["trees"] = {name: tree for name, tree in trees.items() if tree is not None}
+        facts["trees"] = {name: _what_is_left(name, trees) for name, trees in recorder.frame.trees.items()}
         facts["messages"] = messages = _without_replaced(recorder.frame.messages, recorder.frame.trees, facts["trees"])
         facts["supports"] = {name: support_values(name, messages[name]["fn"]) for name in recorder.frame.latents}
         facts["plates"] = _plates(recorder)
@@ -88,6 +87,12 @@ def _check_homes(name: str, messages: Mapping[str, Message], plates: Sequence[Pl
                 f"Site {name!r} depends, cell by cell, on latents in plate {plate.name!r}, but lies outside it. Put it "
                 f"inside the plate: with numpyro.plate({plate.name!r}, ...)."
             )
+
+
+def _what_is_left(name: str, trees: Sequence[Any]) -> ParamTree:
+    """The tree of a param at the end of a run: a module with priors takes arrays out of what it declared, or got."""
+    found = [tree for tree in (ParamTree.of(name, value) for value in trees) if tree is not None]
+    return min(found, key=lambda tree: len(tree.names))
 
 
 def _without_replaced(

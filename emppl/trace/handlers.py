@@ -35,7 +35,8 @@ class Frame:
         answer_scan: gives a ``scan`` its value; None inside the step of one.
         messages: by site, in the order of the model.
         latents: the discrete ones among the unobserved sites.
-        trees: by site, values of params that are trees of arrays; each array has a message of its own.
+        trees: by site, of params that are trees of arrays, the value and what was declared; each array has a message of
+            its own.
     """
 
     answer: Answer
@@ -120,8 +121,7 @@ class Recorder(Messenger):
             # A subsampled plate cuts the value of a param later, in place; what is estimated is the whole of it.
             frame.add(name, dict(msg))
             return
-        # A module with priors takes arrays out of the tree that it declared: those that are left are parameters.
-        frame.trees[name] = msg["args"][0] if msg["args"] and msg["args"][0] is not None else msg["value"]
+        frame.trees[name] = (msg["value"], *msg["args"])
         for leaf, value in zip(tree.names, jax.tree.leaves(msg["value"]), strict=True):
             frame.add(leaf, {**msg, "name": leaf, "value": value})
 
