@@ -16,6 +16,10 @@ class ModelError(EMError, ValueError):
     """The model cannot be turned into an EM algorithm as it stands."""
 
 
+class StatesError(ModelError):
+    """The axes that enumerated latents have in front break the model's own code, or come to lie elsewhere."""
+
+
 class DataError(EMError, ValueError):
     """The data given to the model cannot be used."""
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
 
-from emppl.errors import ModelError
+from emppl.errors import ModelError, StatesError
 from emppl.jaxpr.cellwise import Apart, Cellwise, Entry, Mixed, Place
 from emppl.jaxpr.prune import path_names
 from emppl.jaxpr.walk import Computation, entry_of, interpret
@@ -158,7 +158,7 @@ def check_layout(written: Written, shapes: Mapping[tuple[str, ...], tuple[int, .
         shapes: of the same arrays in the evaluation.
 
     Raises:
-        ModelError: the first such array.
+        StatesError: the first such array.
     """
     with_arguments = {path[0] for path in written if path[1] == "arguments"}
     for path, (shape, varies) in sorted(written.items()):
@@ -169,7 +169,7 @@ def check_layout(written: Written, shapes: Mapping[tuple[str, ...], tuple[int, .
         for axis, (before, after) in enumerate(zip(shape, evaluated, strict=True)):
             if after not in (before, 1) or (after == 1 != before and axis in varies):
                 what = f"argument {path[2]!r}" if path[1] == "arguments" else path[1]
-                raise ModelError(
+                raise StatesError(
                     f"Site {path[0]!r}: its {what} has shape {shape} as the model is written, and {shapes[path]} "
                     "where latents are enumerated: there states lie on axes of their own in front of all plates, and "
                     "the plates of a latent have size one. Count axes from the last one, and put new ones last: "

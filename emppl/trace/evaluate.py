@@ -23,6 +23,7 @@ from emppl.trace.as_written import check_layout
 from emppl.trace.discover import Discovery, Placement, discover, initial_values, place_axes
 from emppl.trace.distributions import kind_of
 from emppl.trace.handlers import Message, Recorder, run_model
+from emppl.trace.natural_shapes import in_front, over_states
 from emppl.trace.record import AtomAxis, Site, SiteArrays, Trace
 from emppl.trace.scan_first import evaluate_scan
 from emppl.trace.site_messages import site_arrays, static_site
@@ -32,7 +33,11 @@ _SCAN_OUTPUTS = ("outputs of a scan", "")
 
 
 def trace_model(
-    model: Callable, data: Data, skeleton: Skeleton, atom_axes: Mapping[str, AtomAxis] | None = None
+    model: Callable,
+    data: Data,
+    skeleton: Skeleton,
+    atom_axes: Mapping[str, AtomAxis] | None = None,
+    by_state: bool = False,
 ) -> Trace:
     """Trace a model for data of given shapes.
 
@@ -41,6 +46,7 @@ def trace_model(
         data: its array arguments (only shapes and dtypes matter).
         skeleton: its static arguments, from :func:`split_arguments`.
         atom_axes: continuous sites that are latents; without them all are parameters.
+        by_state: whether the model is run at one state of its discrete latents at a time.
 
     Returns:
         The :class:`Trace`.
@@ -51,14 +57,7 @@ def trace_model(
     shapes = [_abstract(array) for array in data]
     discovery = discover(model, shapes, skeleton)
     placement = place_axes(discovery, atom_axes or {})
-    evaluation = Evaluation(model, shapes, skeleton, discovery, placement)
-    if any(settled := evaluation.settled()):
-        scans = [
-            dataclasses.replace(carry, settled=values) for carry, values in zip(discovery.scans, settled, strict=True)
-        ]
-        evaluation = Evaluation(model, shapes, skeleton, dataclasses.replace(discovery, scans=scans), placement)
-    evaluation.check_scans()
-    check_layout(discovery.written, evaluation.shapes())
+    evaluation = _evaluation(model, shapes, skeleton, discovery, placement, by_state)
     return Trace(
         sites=evaluation.sites,
         atoms=placement.atoms,
@@ -77,6 +76,29 @@ def trace_model(
         value_shapes={name: tuple(atom.shape) for name, atom in placement.one_atom.items()},
         trees=discovery.trees,
     )
+
+
+def _evaluation(
+    model: Callable,
+    shapes: list[jax.ShapeDtypeStruct],
+    skeleton: Skeleton,
+    discovery: Discovery,
+    placement: Placement,
+    by_state: bool,
+) -> Evaluation:
+    evaluation = Evaluation(model, shapes, skeleton, discovery, placement, by_state)
+    if any(settled := evaluation.settled()):
+        scans = [
+            dataclasses.replace(carry, settled=values) for carry, values in zip(discovery.scans, settled, strict=True)
+        ]
+        discovery = dataclasses.replace(discovery, scans=scans)
+        evaluation = Evaluation(model, shapes, skeleton, discovery, placement, by_state)
+    evaluation.check_scans()
+    if by_state and any(axis.given for axis in placement.atom_axes.values()):
+        raise ModelError("Continuous latents that are given discrete ones need the axes of states.")
+    if not by_state:
+        check_layout(discovery.written, evaluation.shapes())
+    return evaluation
 
 
 def _abstract(array: Any) -> jax.ShapeDtypeStruct:
@@ -98,6 +120,7 @@ class Evaluation:
         skeleton: Skeleton,
         discovery: Discovery,
         placement: Placement,
+        by_state: bool = False,
     ):
         self.sites: dict[str, Site] = {}
         self.distributions: dict[str, type] = {}
@@ -113,6 +136,8 @@ class Evaluation:
         )
         arguments = (placement.parameters, atoms, jax.ShapeDtypeStruct((), jnp.result_type(float)), shapes)
         run = functools.partial(self._run, model, skeleton, discovery, placement)
+        if by_state:
+            run = functools.partial(self._by_state, run, discovery, placement)
         traced, (arrays, self._conditions) = jax.make_jaxpr(run, return_shape=True)(*arguments)
         self._traced = with_own_constants(traced)
         self._dependence = Dependence(self._traced, self.inputs)
@@ -154,6 +179,8 @@ class Evaluation:
         for name, msg in frame.messages.items():
             if name in scanned:
                 self.sites[name], arrays[name] = scanned[name]
+                if self.sites[name].kind == "discrete":
+                    self.sites[name] = dataclasses.replace(self.sites[name], states=len(discovery.supports[name]))
                 continue
             shape = discovery.values[name].shape if name in discovery.values else None
             site = static_site(name, frame, len(discovery.supports.get(name, ())), shape)
@@ -167,6 +194,26 @@ class Evaluation:
             self.sites[name] = site
         self.distributions = {name: kind_of(array.distribution) for name, array in arrays.items()}
         return arrays, conditions
+
+    def _by_state(
+        self, run: Callable, discovery: Discovery, placement: Placement, params: Any, atoms: Any, *rest: Any
+    ) -> tuple[dict[str, SiteArrays], list[list[jax.Array | None]]]:
+        """The same, the model run at one state of every discrete latent, in its own shapes."""
+        dims = placement.latent_dims
+
+        def at_one_state(params: Any, atoms: Any, *rest: Any) -> Any:
+            shapes = {axis: discovery.values[latent_of(axis)].shape for axis in dims}
+            return run(params, {n: jnp.broadcast_to(a, shapes[n]) if n in dims else a for n, a in atoms.items()}, *rest)
+
+        one = {name: value.ravel()[0] if name in dims else value for name, value in atoms.items()}
+        closed, shape = jax.make_jaxpr(at_one_state, return_shape=True)(params, one, *rest)
+        outputs, order = over_states(closed, self.inputs, dims, jax.tree.leaves((params, atoms, *rest)))
+        treedef = jax.tree.structure(shape)
+        (arrays, conditions), (names, _) = (jax.tree.unflatten(treedef, found) for found in (outputs, order))
+        return {
+            name: in_front(self.sites[name], found, names[name], dims, self.timed.get(name, frozenset()))
+            for name, found in arrays.items()
+        }, conditions
 
     def __call__(
         self, params: Params, atoms: Params, data: Data, wanted: frozenset[tuple[str, str]] | None = None

@@ -13,7 +13,7 @@ import numpyro
 from numpyro.distributions.distribution import Unit
 from numpyro.primitives import Messenger
 
-from emppl.errors import EMError, ModelError
+from emppl.errors import EMError, ModelError, StatesError
 from emppl.trace.arguments import Skeleton, join_arguments
 from emppl.trace.distributions import as_numpyro_expects, is_discrete
 from emppl.trace.trees import ParamTree
@@ -70,6 +70,7 @@ class Recorder(Messenger):
         super().__init__()
         self.frame = frame
         self.plate_sizes: dict[str, int] = {}
+        self.has_states = False  # a discrete latent was seen, in the model or in a step
 
     @contextlib.contextmanager
     def step(self, answer: Answer) -> Iterator[Frame]:
@@ -100,6 +101,7 @@ class Recorder(Messenger):
                 self._answer_site(msg)
                 if is_discrete(msg["fn"]):
                     frame.latents.append(msg["name"])
+                    self.has_states = True
             frame.add(msg["name"], msg)
         elif kind == "param":
             self._answer_site(msg)
@@ -186,7 +188,8 @@ def run_model(
             + str(error).split("\n")[0]
         ) from error
     except Exception as error:
-        raise ModelError(_failure(frame, data, error)) from error
+        kind = StatesError if recorder.has_states else ModelError
+        raise kind(_failure(frame, data, error)) from error
     return recorder
 
 
