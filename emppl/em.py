@@ -287,10 +287,12 @@ class EM:
         simulator = fit.compiled.simulator
         if simulator is None:
             fit.compiled.compile_in_background(self.restarts, fit.data, self.accelerate is not None)
+        verification = whole.compiled.verification(whole.data) if self.verify else None
+        if verification is not None:
+            verification.prepare()
         inputs = fit.inputs()
         _say_float32()
         starts = self._starts(whole, rng_key, given)
-        verification = whole.compiled.verification(whole.data) if self.verify else None
         if verification is not None:
             verification.begin({name: value[0] for name, value in starts.items()})
         file = None if checkpoint is None else Checkpoint(checkpoint, self._identity(whole, rng_key, starts))

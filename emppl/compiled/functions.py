@@ -21,6 +21,7 @@ from emppl.fit.start import starting_values
 from emppl.integrals.settle import finer_model
 from emppl.model.model import Model
 from emppl.montecarlo.simulator import Simulator
+from emppl.numerics.compiling import FEWER_PASSES, fast_options, jit_for_few_runs, known
 from emppl.program import Program
 from emppl.reduce.reduction import FewRows, Reducer, Source
 from emppl.types import Data, Params
@@ -28,8 +29,11 @@ from emppl.uncertainty.identification import shift_effects
 from emppl.uncertainty.information import hessian_columns, score
 from emppl.verify.verification import Verification
 
-_MOST_CELLS_OF_SMALL_FITS = 4096
+_MOST_CELLS_OF_SMALL_FITS = 2**13
 """Table cells an iteration up to which a fit takes less time than compiling it well."""
+
+_MOST_CELLS_OF_FEW_RUNS = 2**16
+"""Table cells up to which a function that runs a few times takes less time than compiling it well."""
 
 MOST_CELLS_OF_A_CHECK = 2**22
 """Table cells up to which all rows of data are compared with NumPyro's density."""
@@ -39,10 +43,6 @@ ROWS_OF_A_CHECK = 2**12
 
 _CELLS_OF_DRAWS = 2**24
 """Cells of all tables of the draws that are made at once."""
-
-_WITHOUT_EMITTERS = {"xla_cpu_use_fusion_emitters": False}
-"""XLA's older code generator. On a chain its code is as fast (measured for 3 to 32 states), and compiling takes two
-thirds of the time and 230 MB less. Mixtures and many chains side by side are up to 1.5 times slower with it."""
 
 
 class Compiled:
@@ -59,7 +59,7 @@ class Compiled:
         self.reducer = Reducer(source, program)
         self.e_step = self._plain(estep.e_step)
         self.log_likelihood = self._plain(estep.log_likelihood)
-        self.log_prior = jax.jit(self.model.log_prior)
+        self.log_prior = self._jit(self.model.log_prior)
         self.marginals = self._plain(estep.marginals)
         self.moments = self._plain(estep.moments)
         self.filtered = self._plain(estep.filtered)
@@ -67,9 +67,9 @@ class Compiled:
         self.sample = self._plain(_draws)
         self.m_step_checks = self._plain(functools.partial(_m_step_checks, program))
         # Estimates are arguments of these, so that no result compiles them anew.
-        self.hessian_columns = jax.jit(functools.partial(hessian_columns, self.model))
-        self.shift_effects = jax.jit(functools.partial(shift_effects, self.model))
-        self.cell_weights = jax.jit(functools.partial(cell_weights, self.model))
+        self.hessian_columns = self._jit(functools.partial(hessian_columns, self.model))
+        self.shift_effects = self._jit(functools.partial(shift_effects, self.model))
+        self.cell_weights = self._jit(functools.partial(cell_weights, self.model))
         self._blocks: dict[tuple[int, bool], Any] = {}
         self.is_verified = False
         self._for_few: dict[int, Compiled] = {}
@@ -85,7 +85,7 @@ class Compiled:
         """The log-likelihood by importance sampling, with random numbers of its own."""
         if not estep.simulated(self.model):
             return lambda params, data, key: self.summed_log_likelihood(params, data)
-        return jax.jit(functools.partial(estep.log_likelihood, self.model))
+        return self._jit(functools.partial(estep.log_likelihood, self.model))
 
     @functools.cached_property
     def summed_log_likelihood(self) -> Callable:
@@ -96,11 +96,19 @@ class Compiled:
         def value(params: Params, data: Data) -> jax.Array:
             return estep.expectations(model, fused, params, data, estep.prepare(model, fused, data)).log_likelihood
 
-        return jax.jit(value)
+        return self._jit(value)
+
+    @property
+    def _is_small(self) -> bool:
+        return self.model.cost <= _MOST_CELLS_OF_FEW_RUNS
+
+    def _jit(self, function: Callable, **options: Any) -> Callable:
+        """Compile what runs a few times."""
+        return jit_for_few_runs(function, self._is_small, **options)
 
     def _plain(self, function: Callable) -> Callable:
         """Compile a function of the plain path, which holds tables of all rows: refused where they would not fit."""
-        compiled = jax.jit(functools.partial(function, self.model))
+        compiled = self._jit(functools.partial(function, self.model))
 
         def checked(*args: Any) -> Callable:
             estep.check_memory(self.model, None)
@@ -130,7 +138,7 @@ class Compiled:
     @functools.cached_property
     def report(self) -> Callable:
         """What is wrong with the data: with observed values, and the ranges of indices."""
-        return jax.jit(self._report)
+        return self._jit(self._report)
 
     def _report(self, data: Data) -> tuple[Any, Any]:
         return checks.data_report(self.model, data), index_ranges(self.model, data)
@@ -138,7 +146,7 @@ class Compiled:
     @functools.cached_property
     def q(self) -> Callable:
         """Expected complete-data log-likelihood."""
-        return jax.jit(functools.partial(estep.q, self.model))
+        return self._jit(functools.partial(estep.q, self.model))
 
     @functools.cached_property
     def m_step(self) -> Callable:
@@ -148,7 +156,7 @@ class Compiled:
             expectations, prepared = estep.from_posterior(self.model, params, posterior, data)
             return self.program.m_step(params, expectations, data, prepared)
 
-        return jax.jit(m_step)
+        return self._jit(m_step)
 
     @functools.cached_property
     def finer(self) -> Model | None:
@@ -165,7 +173,7 @@ class Compiled:
     def finer_score(self) -> Callable:
         """Log-likelihood and score by the finer model, for each of several random keys."""
         assert self.finer is not None
-        return jax.jit(jax.vmap(functools.partial(score, self.finer), in_axes=(None, None, 0)))
+        return self._jit(jax.vmap(functools.partial(score, self.finer), in_axes=(None, None, 0)))
 
     @functools.cached_property
     def prepared_and_report(self) -> Callable:
@@ -174,31 +182,31 @@ class Compiled:
         def prepared_and_report(data: Data) -> tuple[Any, Any]:
             return estep.prepare(self.model, self.program.fused, data), self._report(data)
 
-        return jax.jit(prepared_and_report, compiler_options=self._compiler_options)
+        return jax.jit(
+            prepared_and_report, compiler_options=fast_options() if self._is_small else self._compiler_options
+        )
 
     @functools.cached_property
     def _compiler_options(self) -> dict[str, Any] | None:
         """How XLA is to compile what takes a fit's time; only for functions that no other jit calls."""
-        if jax.default_backend() != "cpu":
-            return None
         steps = [step for part in self.model.parts for step in part.plan.steps if step.chain is not None]
         lanes = [step.chain_sizes(self.model.axes.sizes)[2] for step in steps]
-        return _WITHOUT_EMITTERS if lanes and max(lanes) < 8 and _knows(tuple(_WITHOUT_EMITTERS)) else None
+        return known(FEWER_PASSES) if lanes and max(lanes) < 8 else None
 
     @functools.cached_property
     def start(self) -> Callable:
         """Starting values of a number of restarts."""
-        return jax.jit(lambda key, data, number: starting_values(self.program, key, data, number), static_argnums=2)
+        return self._jit(lambda key, data, number: starting_values(self.program, key, data, number), static_argnums=2)
 
     @functools.cached_property
     def evidence_by_row(self) -> Callable:
         """Log-probability of every row under every state."""
-        return jax.jit(functools.partial(checks.row_tables, self.model))
+        return self._jit(functools.partial(checks.row_tables, self.model))
 
     @functools.cached_property
     def begin(self) -> Callable:
         """State of M-step rules before the first M-step of every restart."""
-        return jax.jit(jax.vmap(self.program.begin))
+        return self._jit(jax.vmap(self.program.begin))
 
     @functools.cached_property
     def remembers(self) -> bool:
@@ -231,10 +239,10 @@ class Compiled:
         lowered = block.lower(states, data, prepared, *loop.limits(0.0, 0, 0))
         pool = concurrent.futures.ThreadPoolExecutor(1)
         # On few cells compiling takes longer than the whole fit: let XLA do less of it.
-        options = dict(self._compiler_options or {})
-        if lanes * self.model.cost < _MOST_CELLS_OF_SMALL_FITS and jax.default_backend() == "cpu":
-            options |= {"xla_backend_optimization_level": 0}
-        self._blocks[lanes, False] = pool.submit(lowered.compile, options)
+        is_small = lanes * self.model.cost < _MOST_CELLS_OF_SMALL_FITS
+        self._blocks[lanes, False] = pool.submit(
+            lowered.compile, fast_options() if is_small else self._compiler_options
+        )
         pool.shutdown(wait=False)
 
 
@@ -248,13 +256,3 @@ def _draws(model: Model, params: Params, data: Data, keys: jax.Array) -> dict[st
 def _m_step_checks(program: Program, model: Model, params: Params, data: Data) -> dict[str, Any]:
     """What the update of every block does to Q."""
     return certify.checks(model, program.blocks, params, estep.e_step(model, params, data), data)
-
-
-@functools.cache
-def _knows(options: tuple[str, ...]) -> bool:
-    """Whether this version of XLA has these options, which are internal and may vanish."""
-    try:
-        jax.jit(lambda: np.int32(0)).lower().compile(dict.fromkeys(options, False))
-    except jax.errors.JaxRuntimeError:
-        return False
-    return True

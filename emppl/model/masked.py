@@ -65,6 +65,8 @@ def states_of_flat_cells(model: Model, data: Data, without: Iterable[str] = ()) 
         used = jnp.zeros((1,) * model.axes.rank, bool)
         for name in below:
             table = log_prob_table(model.factors[name], arrays)
+            if model.factors[name].is_presence:  # a step that does not exist depends on nothing
+                table = jnp.where(model.factors[name].presence(arrays), table, 0.0)
             used = used | _varies(model, table, latent, plates | factor.latents.get("mask", frozenset()))
         mask, scale = factor.mask(arrays), factor.scale(arrays)
         assert mask is not None

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from emppl.errors import ModelError
@@ -18,6 +17,7 @@ from emppl.jaxpr.depends import Dependence
 from emppl.jaxpr.prune import path_names, prune, with_own_constants
 from emppl.memo import forget, once
 from emppl.names import latent_of
+from emppl.numerics.compiling import fast_options
 from emppl.trace.arguments import Skeleton
 from emppl.trace.as_written import check_layout
 from emppl.trace.discover import Discovery, Placement, discover, initial_values, place_axes
@@ -266,20 +266,26 @@ class Evaluation:
 
     def settled(self) -> list[dict[int, bool]]:
         """For every scan, the conditions that no input of the model touches and that all later steps share."""
-        settled: list[dict[int, bool]] = []
-        position = len(self.paths)
-        for conditions in self._conditions:
-            settled.append({})
-            for number, condition in enumerate(conditions):
-                if condition is None:
-                    continue
-                if not self._dependence.of_output(position):
-                    with jax.ensure_compile_time_eval():
-                        nothing = [jnp.zeros(aval.shape, aval.dtype) for aval in self._traced.in_avals]
-                        value = np.asarray(jax.jit(jaxpr_as_fun(prune(self._traced, [position])))(*nothing)[0])
-                    if value.all() == value.any():
-                        settled[-1][number] = bool(value.all())
-                position += 1
+        places = [
+            (scan, number)
+            for scan, conditions in enumerate(self._conditions)
+            for number, condition in enumerate(conditions)
+            if condition is not None
+        ]
+        untouched = {
+            position: place
+            for position, place in enumerate(places, len(self.paths))
+            if not self._dependence.of_output(position)
+        }
+        settled: list[dict[int, bool]] = [{} for _ in self._conditions]
+        if untouched:
+            with jax.ensure_compile_time_eval():
+                nothing = [jnp.zeros(aval.shape, aval.dtype) for aval in self._traced.in_avals]
+                lowered = jax.jit(jaxpr_as_fun(prune(self._traced, list(untouched)))).lower(*nothing)
+                values = jax.device_get(lowered.compile(fast_options())(*nothing))
+            for (scan, number), value in zip(untouched.values(), values, strict=True):
+                if value.all() == value.any():
+                    settled[scan][number] = bool(value.all())
         return settled
 
     def check_scans(self) -> None:

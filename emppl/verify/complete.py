@@ -103,6 +103,12 @@ class CompleteData:
             model, {**self._tables, **tables}, probes, scales, present, lambda part, place: PLAIN_SUM
         )
 
+    @property
+    def counts_every_state(self) -> bool:
+        """Whether the sum over all states is the likelihood: in cells that do not exist, a sum counts every state."""
+        factors = map(self.model.factors.get, self.model.latents)
+        return bool(self.model.latents) and all(factor.mask(self._arrays) is None for factor in factors if factor)
+
     def integrals(self) -> dict[str, tuple[jax.Array, jax.Array, jax.Array]]:
         """By exact integral over normal latents, its evidence in two ways: ``p(y) = p(y, b) / p(b | y)`` for any ``b``.
 

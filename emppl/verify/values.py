@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from emppl.model.model import Model
-from emppl.trace.density import Values
+
+Arrays: TypeAlias = Mapping[str, np.ndarray]
+"""A value of every latent, out of JAX's hands: to choose and mix them there would have to be compiled."""
 
 _MOST_ASSIGNMENTS = 8
 """Joint states of a few cells of discrete latents that are added up one by one."""
 
 
-def choose_groups(model: Model, rng_key: jax.Array) -> dict[str, jax.Array]:
+def choose_groups(model: Model, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """By integral, which of two values every group takes: booleans with the common axes."""
-    taken = {}
-    for number, integral in enumerate(model.integrals):
-        plates = set(integral.cells) - model.axes.latents
-        shape = model.axes.shape(plates)
-        taken[integral.axis] = jax.random.bernoulli(jax.random.fold_in(rng_key, number), shape=shape)
-    return taken
+    shapes = {integral.axis: model.axes.shape(set(integral.cells) - model.axes.latents) for integral in model.integrals}
+    return {axis: rng.random(shape) < 0.5 for axis, shape in shapes.items()}
 
 
-def mixed(model: Model, taken: dict[str, jax.Array], first: Values, second: Values) -> dict[str, jax.Array]:
+def mixed(model: Model, taken: Mapping[str, np.ndarray], first: Arrays, second: Arrays) -> dict[str, np.ndarray]:
     """Values of all latents in which every group of an integral has its value from one of two."""
     values = dict(first)
     for integral in model.integrals:
@@ -36,37 +37,35 @@ def mixed(model: Model, taken: dict[str, jax.Array], first: Values, second: Valu
             places = [by_dim.get(dim) for dim in range(-batch, 0)]
             order = [model.axes.names.index(axis) for axis in places if axis is not None]
             rest = [axis for axis in range(model.axes.rank) if axis not in order]
-            table = jnp.transpose(taken[integral.axis], rest + order)
+            table = np.transpose(taken[integral.axis], rest + order)
             sizes = iter(table.shape[len(rest) :])
             shape = [1 if axis is None else next(sizes) for axis in places]
-            values[name] = jnp.where(jnp.reshape(table, (*shape, *(1,) * event)), first[name], second[name])
+            values[name] = np.where(np.reshape(table, (*shape, *(1,) * event)), first[name], second[name])
     return values
 
 
-def assignments(model: Model, values: Values, rng_key: jax.Array) -> dict[str, jax.Array]:
+def assignments(model: Model, values: Arrays, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """The values at every joint state of a few cells of discrete latents, one at random of as many as can be.
 
     Returns:
         By site, the values with an axis of states in front.
     """
-    free: dict[str, jax.Array] = {}
+    free: dict[str, np.ndarray] = {}
     number = 1
     for name in model.model_latents:
         site = model.trace.sites[name]
         is_counted_once = model.factors[name].latents.get("cell_weight") is None
         if site.labels is None and is_counted_once and number * site.states <= _MOST_ASSIGNMENTS:
-            free[name], number = jnp.ravel(jnp.asarray(model.trace.atoms[name])), number * site.states
-    every = {name: jnp.broadcast_to(value, (number, *value.shape)) for name, value in values.items()}
+            free[name], number = np.ravel(model.trace.atoms[name]), number * site.states
+    every = {name: np.repeat(value[None], number, 0) for name, value in values.items()}
     before = 1
-    for place, (name, states) in enumerate(free.items()):
-        value, key = values[name], jax.random.fold_in(rng_key, place)
+    for name, states in free.items():
+        value = values[name]
         first_step = model.factors[name].is_presence  # of a chain whose last steps may not exist
-        cells = math.prod(value.shape[1:]) if first_step else value.size
-        cell = jax.random.randint(key, (), 0, cells)
-        own = jnp.argmax(states == jnp.ravel(value)[cell])  # the values themselves come first
-        state = states[(own + jnp.arange(number) // before) % len(states)]
-        flat = jnp.reshape(every[name], (number, -1))
-        every[name] = jnp.reshape(flat.at[:, cell].set(state.astype(flat.dtype)), every[name].shape)
+        cell = rng.integers(math.prod(value.shape[1:]) if first_step else value.size)
+        own = np.argmax(states == np.ravel(value)[cell])  # the values themselves come first
+        state = states[(own + np.arange(number) // before) % len(states)]
+        np.reshape(every[name], (number, -1))[:, cell] = state
         before *= len(states)
     return every
 

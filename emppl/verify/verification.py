@@ -7,7 +7,6 @@ consistent with the wrong model. NumPyro's density of the model as it is written
 from __future__ import annotations
 
 import concurrent.futures
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -19,12 +18,13 @@ from emppl.errors import EMError, ModelError
 from emppl.estep import log_likelihood, sample
 from emppl.model.model import Model
 from emppl.names import model_name
+from emppl.numerics.compiling import fast_options
 from emppl.reduce.reduction import Source
 from emppl.trace import as_declared
 from emppl.trace.density import Values, draw_latents, log_probs
 from emppl.types import Data, Params
 from emppl.verify.complete import PRIORS, CompleteData
-from emppl.verify.values import assignments, choose_groups, mixed
+from emppl.verify.values import Arrays, assignments, choose_groups, mixed
 
 _TIMES = 6
 """How often the densities are compared at the same parameters: each time some faults may happen not to show."""
@@ -80,6 +80,24 @@ def _allowed(magnitude: Any) -> float:
     return float(np.sqrt(jnp.finfo(jnp.result_type(float)).eps)) * (1 + float(magnitude))
 
 
+class LatentValues(NamedTuple):
+    """Values of all latents at which the densities are compared.
+
+    Attributes:
+        first: a value of every latent, which those of ``every`` begin with.
+        second: another one, for continuous latents; the first again where there are none.
+        taken: by integral, which of the two every group takes.
+        mixed: the value that this makes, for NumPyro.
+        every: the first value at all joint states of a few cells of discrete latents.
+    """
+
+    first: Mapping[str, Any]
+    second: Mapping[str, Any]
+    taken: Mapping[str, Any]
+    mixed: Mapping[str, Any]
+    every: Mapping[str, Any]
+
+
 class Verification:
     """Compares a derived model with NumPyro's density.
 
@@ -96,30 +114,28 @@ class Verification:
         self._source = source
         self._model = model
         self._data = list(data)
-        self._keys = [jax.random.key(number) for number in range(_TIMES)]
-        self._at_prior_draws: Any = jax.jit(self._compare_at_prior_draws, compiler_options=_cheap())
-        self._at_posterior_draws = jax.jit(self._compare_at_posterior_draws, compiler_options=_cheap())
+        self._from_prior: Any = jax.jit(self._prior_draw, compiler_options=fast_options())
+        self._from_posterior = jax.jit(self._posterior_draw, compiler_options=fast_options())
+        self._compare: Any = jax.jit(self._compared, compiler_options=fast_options())
+        self._pool = concurrent.futures.ThreadPoolExecutor(1)
         self._start: dict[str, jax.Array] = {}
         self._first: concurrent.futures.Future | None = None
         self.why_not = why_not
 
+    def prepare(self) -> None:
+        """Trace the comparison, and let another thread compile it."""
+        if self.why_not is None and (lowered := self._tried(self._lowered)) is not None:
+            self._first = self._pool.submit(self._compile, *lowered)
+
     def begin(self, params: Params) -> None:
-        """Trace the comparison, and let another thread compile it and do it at these parameters."""
-        if self.why_not is not None:
-            return
-        self._start = {name: jnp.asarray(params[name]) for name in self._model.free}
-        # Tracing happens here, so that thread-local settings of JAX hold.
-        lowered = self._tried(lambda: self._at_prior_draws.lower(self._start, self._data, self._keys[0]))
-        if lowered is None:
-            return
-
-        def compare() -> list[Compared]:
-            self._at_prior_draws = lowered.compile()
-            return [self._at_prior_draws(self._start, self._data, key) for key in self._keys]
-
-        pool = concurrent.futures.ThreadPoolExecutor(1)
-        self._first = pool.submit(compare)
-        pool.shutdown(wait=False)
+        """Let the other thread compare at these parameters."""
+        if self._first is not None:
+            self._start = {name: jnp.asarray(params[name]) for name in self._model.free}
+            compiled = self._first
+            self._first = self._pool.submit(
+                lambda: compiled.result() or self._compared_at(self._start, self._from_prior)
+            )
+        self._pool.shutdown(wait=False)
 
     def look(self) -> None:
         """Judge the comparison that :meth:`begin` began, if it is done.
@@ -146,17 +162,13 @@ class Verification:
             self.look()
         if self.why_not is None:
             end = {name: jnp.asarray(params[name]) for name in self._model.free}
-            every = self._tried(lambda: [self._at_prior_draws(end, self._data, key) for key in self._keys])
+            every = self._tried(lambda: self._compared_at(end, self._from_prior))
             self._judge(end, every, None if self._is_part else log_likelihood)
 
     def _judge(self, params: Params, every: list[Compared] | None, fitted: float | None = None) -> None:
-        for key, compared in zip(self._keys, every or [], strict=False):
-            compared = jax.device_get(compared)
-            if not compared.is_possible:
-                again = self._tried(functools.partial(self._at_posterior_draws, params, self._data, key))
-                if again is None:
-                    return
-                compared = jax.device_get(again)
+        if every is not None and not all(compared.is_possible for compared in every):
+            every = self._tried(lambda: self._compared_at(params, self._from_posterior))
+        for compared in every or []:
             if not compared.is_possible:
                 self.why_not = "the values of the latents that were drawn for it have probability zero"
                 return
@@ -173,27 +185,60 @@ class Verification:
             self.why_not = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         return None
 
+    # -------------------------------------------------------------------------------------- values of the latents
+
+    def _lowered(self) -> tuple[Any, Any]:
+        """Both functions, traced; this happens in the thread that calls, so that thread-local settings of JAX hold."""
+        shapes = self._model.trace.parameter_shapes
+        params = {name: jnp.zeros(shapes[name].shape, shapes[name].dtype) for name in self._model.free}
+        draw = self._from_prior.lower(params, self._data, jax.random.key(0))
+        values = {name: np.zeros(shape.shape, shape.dtype) for name, shape in draw.out_info.items()}
+        return draw, self._compare.lower(params, self._data, self._drawn(values, values, np.random.default_rng(0)))
+
+    def _compile(self, draw: Any, compare: Any) -> None:
+        self._from_prior, self._compare = draw.compile(), compare.compile()
+
+    def _compared_at(self, params: Params, draw: Callable) -> list[Compared]:
+        """The two sides at several draws of all latents."""
+        found = []
+        for number in range(_TIMES):
+            keys = [jax.random.key(2 * number + second) for second in range(2 if self._model.integrals else 1)]
+            values = jax.device_get([draw(params, self._data, key) for key in keys])
+            drawn = self._drawn(values[0], values[-1], np.random.default_rng(number))
+            found.append(jax.device_get(self._compare(params, self._data, drawn)))
+        return found
+
+    def _drawn(self, first: Arrays, second: Arrays, rng: np.random.Generator) -> LatentValues:
+        taken = choose_groups(self._model, rng)
+        every = assignments(self._model, first, rng)
+        return LatentValues(first, second, taken, mixed(self._model, taken, first, second), every)
+
+    def _prior_draw(self, params: Params, data: Data, rng_key: jax.Array) -> Values:
+        """A draw of all latents from the model as it is written."""
+        model, source = self._model, self._source
+        drawn = draw_latents(source.function, source.skeleton, self._declared(params), data, rng_key)
+        latents = {
+            name for one in (*model.model_latents, *model.continuous_latents) for name in (one, self._whole(one))
+        }
+        return {name: value for name, value in drawn.items() if name in latents}
+
+    def _posterior_draw(self, params: Params, data: Data, rng_key: jax.Array) -> Values:
+        """A draw of all latents from emppl's posterior, where those from the prior make the data impossible."""
+        model = self._model
+        shapes = jax.eval_shape(self._prior_draw, params, data, rng_key)
+        values = {}
+        for name, value in sample(model, params, data, rng_key).items():
+            if (atoms := model.trace.atoms.get(name)) is not None:  # a position in the support
+                value = jnp.ravel(jnp.asarray(atoms))[value]
+            values[name] = values[self._whole(name)] = jnp.reshape(value, shapes[name].shape).astype(shapes[name].dtype)
+        return values
+
     # ------------------------------------------------------------------------------------------- the two densities
 
-    def _compare_at_prior_draws(self, params: Params, data: Data, rng_key: jax.Array) -> Compared:
-        of_first, of_second, of_rest = jax.random.split(rng_key, 3)
-        draw = functools.partial(draw_latents, self._source.function, self._source.skeleton)
-        first, second = (draw(self._declared(params), data, key) for key in (of_first, of_second))
-        return self._compare(params, first, second, of_rest, data)
-
-    def _compare_at_posterior_draws(self, params: Params, data: Data, rng_key: jax.Array) -> Compared:
-        of_first, of_second, of_rest = jax.random.split(rng_key, 3)
-        first, second = (self._posterior_draw(params, data, key) for key in (of_first, of_second))
-        return self._compare(params, first, second, of_rest, data)
-
-    def _compare(self, params: Params, first: Values, second: Values, rng_key: jax.Array, data: Data) -> Compared:
+    def _compared(self, params: Params, data: Data, drawn: LatentValues) -> Compared:
         model = self._model
-        of_groups, of_cells = jax.random.split(rng_key)
-        taken = choose_groups(model, of_groups)
-        every = assignments(model, first, of_cells)
-        first = {name: value[0] for name, value in every.items()}
-        own = CompleteData(model, params, data, first, second, taken)
-        numpyro = self._numpyro_log_probs(params, mixed(model, taken, first, second), data)
+        own = CompleteData(model, params, data, drawn.first, drawn.second, drawn.taken)
+        numpyro = self._numpyro_log_probs(params, drawn.mixed, data)
         by_site, cancelled = own.by_site(), _cancelled(params, data)
         sites: dict[str, tuple[Any, Any, Any]] = {}
         for name in sorted({*by_site, *numpyro} - self._left_out):
@@ -203,10 +248,17 @@ class Verification:
             sites[self._whole(name)] = before[0] + total, before[1] + numpyro.get(name, 0.0), sizes
         sums, plain = None, None
         if model.latents:
-            marks = jax.vmap(own.marks)(every)
+            marks = jax.vmap(own.marks)(drawn.every)
             one_by_one = jax.nn.logsumexp(jax.vmap(own.likelihood)(marks))
-            sums = own.summed({axis: jnp.max(mark, 0) for axis, mark in marks.items()}), one_by_one
-        if not model.integrals and not model.drawn:
+            some = {axis: jnp.max(mark, 0) for axis, mark in marks.items()}
+            # The sum over the marked states, and that over all of them.
+            by_elimination = jax.vmap(own.summed)(
+                {axis: jnp.stack([mark, jnp.ones_like(mark)]) for axis, mark in some.items()}
+            )
+            sums, plain = (by_elimination[0], one_by_one), by_elimination[1]
+        if model.integrals or model.drawn:
+            plain = None
+        elif not own.counts_every_state:
             plain = log_likelihood(model, params, data)
         return Compared(sites, sums, own.integrals(), plain)
 
@@ -239,18 +291,6 @@ class Verification:
                 return site.name.removesuffix("_unobserved")
         return name
 
-    def _posterior_draw(self, params: Params, data: Data, rng_key: jax.Array) -> Values:
-        """A draw of all latents from emppl's posterior, where those from the prior make the data impossible."""
-        model, source = self._model, self._source
-        draw = functools.partial(draw_latents, source.function, source.skeleton)
-        shapes = jax.eval_shape(draw, self._declared(params), data, rng_key)
-        values = {}
-        for name, value in sample(model, params, data, rng_key).items():
-            if (atoms := model.trace.atoms.get(name)) is not None:  # a position in the support
-                value = jnp.ravel(jnp.asarray(atoms))[value]
-            values[name] = values[self._whole(name)] = jnp.reshape(value, shapes[name].shape)
-        return values
-
 
 def _cancelled(params: Params, data: Data) -> jax.Array:
     """What large terms that cancel in a density add to its rounding error, in float32 above all.
@@ -273,11 +313,6 @@ def verification_in_words(rows: int | None) -> str:
         f"the first fit, at its start and its end, against NumPyro's own density of {where} at {_TIMES} values\n"
         f"  of all latents: {2 * _TIMES} evaluations, compiled beside the fit"
     )
-
-
-def _cheap() -> dict[str, Any]:
-    """Options under which XLA compiles fast: what runs a few times takes less time than compiling it well."""
-    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
 
 
 def _misread(where: str, own: Any, numpyro: Any) -> str:

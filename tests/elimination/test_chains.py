@@ -16,6 +16,7 @@ import emppl
 from emppl import estep
 from emppl.compiled import functions
 from tests.kit.brute_force import BruteForce
+from tests.kit.compilations import compilations
 from tests.kit.fits import compiled_of
 
 simplex = dist.constraints.simplex
@@ -458,12 +459,6 @@ def test_the_filter_is_the_posterior_of_the_last_step_of_shorter_data(name):
 
 def test_other_data_of_the_same_shapes_compile_nothing():
     """Neither the fit nor what is asked of its result: not one event of JAX's compiler."""
-    events = []
-
-    def listen(event, seconds, **details):
-        if event.startswith("/jax/core/compile"):
-            events.append((event, details))
-
     em = emppl.EM(sequences, max_iterations=3)
 
     def use(seed, lengths):
@@ -473,15 +468,12 @@ def test_other_data_of_the_same_shapes_compile_nothing():
         em.filter(result.params, *arguments)
         return jnp.zeros(())
 
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
+    with compilations() as first:
         use(1, [4, 2, 1])
-        assert events
-        events.clear()
+    assert first
+    with compilations() as second:
         use(2, [3, 4, 2])
-        assert not events
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
+    assert not second
 
 
 def test_an_option_that_the_compiler_no_longer_has_is_left_out(monkeypatch):
@@ -490,7 +482,7 @@ def test_an_option_that_the_compiler_no_longer_has_is_left_out(monkeypatch):
     has_option = jax.__version_info__ < (0, 12)  # where it has been looked for; later compilers have it no more
     expected = {"xla_cpu_use_fusion_emitters": False} if has_option else None
     assert compiled_of(em, X)[0]._compiler_options == expected
-    monkeypatch.setattr(functions, "_WITHOUT_EMITTERS", {"xla_no_such_option": False})
+    monkeypatch.setattr(functions, "FEWER_PASSES", {"xla_no_such_option": False})
     em = emppl.EM(basic, max_iterations=1)
     assert compiled_of(em, X)[0]._compiler_options is None
     assert em.run(jax.random.key(0), X).num_iterations == 1

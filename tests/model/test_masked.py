@@ -7,6 +7,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 import scipy.stats
+from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 from numpyro.handlers import mask
 
@@ -201,3 +202,30 @@ def test_absent_latents_within_bounds(kind):
     right = NORM.logpdf(Y[exists], 0, np.sqrt(1 + 0.8**2)).sum()
     em = emppl.EM(model, latents={"u": emppl.Quadrature(9)})
     assert float(em.log_likelihood({"s": 0.8}, Y, exists)) == pytest.approx(right, rel=1e-10)
+
+
+def test_steps_that_do_not_exist_depend_on_no_other_chain():
+    """A chain that depends on another latent of its step, which no later step reads: padding adds nothing."""
+    w = np.array([[[0.45, 0.55], [0.25, 0.75]], [[0.59, 0.41], [0.73, 0.27]]])
+    y = np.array([0.4, -1.0, 2.0])
+
+    def model(y, exists):
+        mu = numpyro.param("mu", jnp.array([-0.5, 1.0]))
+
+        def step(before, this):
+            y, here = this
+            with mask(mask=here):
+                a = numpyro.sample("a", dist.Bernoulli(0.3))
+            with mask(mask=here):
+                b = numpyro.sample("b", dist.Categorical(jnp.asarray(w)[a, before]))
+                numpyro.sample("y", dist.Normal(mu[b], 1.0), obs=y)
+            return b, None
+
+        scan(step, 0, (y, exists))
+
+    for length in (1, 2):
+        alpha = np.array([1.0, 0.0])
+        for t in range(length):
+            alpha = alpha @ (0.7 * w[0] + 0.3 * w[1]) * NORM([-0.5, 1.0], 1).pdf(y[t])
+        found = emppl.EM(model).log_likelihood({"mu": np.array([-0.5, 1.0])}, y, np.arange(3) < length)
+        np.testing.assert_allclose(found, np.log(alpha.sum()), rtol=1e-12)

@@ -192,7 +192,7 @@ def test_a_comparison_that_fails_does_not_cost_the_fit(failure, monkeypatch):
     if isinstance(failure, KeyboardInterrupt):
         monkeypatch.setattr(Verification, "finish", fails)
     else:
-        monkeypatch.setattr(Verification, "_compare_at_prior_draws", fails)
+        monkeypatch.setattr(Verification, "_compared", fails)
     result = fit(mixture, DATA, max_iterations=3)
     assert np.isfinite(result.log_likelihood) and "not compared" in result.notes[-1]
 
