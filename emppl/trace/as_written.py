@@ -150,12 +150,15 @@ def _refusal(name: str, latent: str, where: str) -> str:
     )
 
 
-def check_layout(written: Written, shapes: Mapping[tuple[str, ...], tuple[int, ...]]) -> None:
+def check_layout(
+    written: Written, shapes: Mapping[tuple[str, ...], tuple[int, ...]], ranks: Mapping[tuple[str, ...], int]
+) -> None:
     """Refuse arrays that lie elsewhere when their latents are enumerated.
 
     Args:
         written: of the model as it is written.
         shapes: of the same arrays in the evaluation.
+        ranks: how many axes some of them have there at most. States that are indices in turn (``s[z][z]``) make more.
 
     Raises:
         StatesError: the first such array.
@@ -166,13 +169,15 @@ def check_layout(written: Written, shapes: Mapping[tuple[str, ...], tuple[int, .
             continue
         other = (1,) * (len(shape) - len(shapes[path])) + shapes[path]
         evaluated = other[len(other) - len(shape) :]
-        for axis, (before, after) in enumerate(zip(shape, evaluated, strict=True)):
-            if after not in (before, 1) or (after == 1 != before and axis in varies):
-                what = f"argument {path[2]!r}" if path[1] == "arguments" else path[1]
-                raise StatesError(
-                    f"Site {path[0]!r}: its {what} has shape {shape} as the model is written, and {shapes[path]} "
-                    "where latents are enumerated: there states lie on axes of their own in front of all plates, and "
-                    "the plates of a latent have size one. Count axes from the last one, and put new ones last: "
-                    "jnp.stack([1 - p[z], p[z]], axis=-1) in place of jnp.stack([1 - p[z], p[z]]), x[..., None] in "
-                    "place of x[:, None]; write jax.vmap(f)(z) as a function of arrays; take sizes from the data."
-                )
+        sizes = enumerate(zip(shape, evaluated, strict=True))
+        if len(other) > max(len(shape), ranks.get(path, len(other))) or any(
+            after not in (before, 1) or (after == 1 != before and axis in varies) for axis, (before, after) in sizes
+        ):
+            what = f"argument {path[2]!r}" if path[1] == "arguments" else path[1]
+            raise StatesError(
+                f"Site {path[0]!r}: its {what} has shape {shape} as the model is written, and {shapes[path]} "
+                "where latents are enumerated: there states lie on axes of their own in front of all plates, and "
+                "the plates of a latent have size one. Count axes from the last one, and put new ones last: "
+                "jnp.stack([1 - p[z], p[z]], axis=-1) in place of jnp.stack([1 - p[z], p[z]]), x[..., None] in "
+                "place of x[:, None]; write jax.vmap(f)(z) as a function of arrays; take sizes from the data."
+            )

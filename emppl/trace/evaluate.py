@@ -86,6 +86,8 @@ def _evaluation(
     placement: Placement,
     by_state: bool,
 ) -> Evaluation:
+    if by_state and any(axis.given for axis in placement.atom_axes.values()):
+        raise ModelError("Continuous latents that are given discrete ones need the axes of states.")
     evaluation = Evaluation(model, shapes, skeleton, discovery, placement, by_state)
     if any(settled := evaluation.settled()):
         scans = [
@@ -94,10 +96,8 @@ def _evaluation(
         discovery = dataclasses.replace(discovery, scans=scans)
         evaluation = Evaluation(model, shapes, skeleton, discovery, placement, by_state)
     evaluation.check_scans()
-    if by_state and any(axis.given for axis in placement.atom_axes.values()):
-        raise ModelError("Continuous latents that are given discrete ones need the axes of states.")
     if not by_state:
-        check_layout(discovery.written, evaluation.shapes())
+        check_layout(discovery.written, evaluation.shapes(), evaluation.ranks(placement))
     return evaluation
 
 
@@ -263,6 +263,15 @@ class Evaluation:
         """By path, the shape of every array, without an axis of time."""
         shapes = zip(self.paths, (aval.shape for aval in self.jaxpr.out_avals), strict=True)
         return {path: s[1:] if path[1:] in self.timed.get(path[0], ()) else s for path, s in shapes}
+
+    def ranks(self, placement: Placement) -> dict[tuple[str, ...], int]:
+        """By path, how many axes an argument has at most: states in front of all plates, and axes of events."""
+        depth = max((atom.ndim for atom in placement.atoms.values()), default=0)
+        return {
+            path: depth + self.sites[path[0]].event_rank(path[2], self.distributions[path[0]])
+            for path in self.paths
+            if path[1] == "arguments"
+        }
 
     def settled(self) -> list[dict[int, bool]]:
         """For every scan, the conditions that no input of the model touches and that all later steps share."""

@@ -23,7 +23,7 @@ from emppl.trace.record import Site, SiteArrays
 
 
 def over_states(
-    closed: ClosedJaxpr, labels: Sequence[tuple[str, str]], dims: Mapping[str, int], inputs: Sequence[jax.Array]
+    closed: ClosedJaxpr, labels: tuple[tuple[str, str], ...], dims: Mapping[str, int], inputs: Sequence[jax.Array]
 ) -> tuple[list[jax.Array], list[list[str]]]:
     """Outputs of a computation at all states of the latents that each depends on.
 
@@ -40,8 +40,8 @@ def over_states(
     states = [jnp.ravel(value) if name in dims else value for (_, name), value in zip(labels, inputs, strict=True)]
     groups: dict[tuple[str, ...], list[int]] = {}
     for position in range(len(closed.out_avals)):
-        names = {name for kind, name in dependence.of_output(position) if kind == "latent" and name in dims}
-        groups.setdefault(tuple(sorted(names, key=lambda name: dims[name])), []).append(position)
+        found = {name for kind, name in dependence.of_output(position) if kind == "latent" and name in dims}
+        groups.setdefault(tuple(sorted(found, key=lambda name: dims[name])), []).append(position)
     outputs: list[Any] = [None] * len(closed.out_avals)
     order: list[list[str]] = [[]] * len(closed.out_avals)
     for names, positions in groups.items():
@@ -81,19 +81,19 @@ def in_front(
         field, *rest = path_names(path)
         is_moved = is_moved or (field == "distribution" and bool(names))
         trailing = ranks.get(field, events)
-        if field == "arguments" and rest[0] != "log_factor":
-            trailing = events + base.arg_constraints[rest[0]].event_dim
+        if field == "arguments":
+            trailing = site.event_rank(rest[0], base)
         is_timed = (field, *rest) in timed
         placed.append(leaf if field == "distribution" else _placed(leaf, names, dims, trailing, is_timed))
     moved = jax.tree.unflatten(treedef, placed)
     if not is_moved or site.kind == "factor":
         return moved
+    own_times = [path_names(path) in timed for path, _ in flat if path_names(path)[0] == "distribution"]
+    times = {argument: 0 if ("arguments", argument) in timed else None for argument in moved.arguments}
     try:  # its own shapes are part of a distribution
-        distribution = base(**moved.arguments, validate_args=False)
+        distribution = _made(base, moved.arguments, times, own_times)
     except TypeError as error:
         raise ModelError(f"Site {site.name!r}: {base.__name__} cannot be made of its arguments: {error}") from error
-    if any(path[0] == "distribution" for path in timed):
-        raise ModelError(f"Site {site.name!r}: its arguments vary over the steps of a scan.")
     return dataclasses.replace(moved, distribution=distribution)
 
 
@@ -110,3 +110,18 @@ def _placed(array: jax.Array, names: list[str], dims: Mapping[str, int], trailin
         batch[len(batch) + dims[name]] = size
     batch[len(batch) - split :] = rest[:split]
     return jnp.reshape(jnp.moveaxis(array, count, 0) if is_timed else array, (*time, *batch, *rest[split:]))
+
+
+def _made(kind: type, arguments: Mapping[str, jax.Array], times: dict[str, int | None], own: list[bool]) -> Any:
+    """A distribution of arguments some of which have an axis of time in front, as some of its own arrays do then."""
+    trees = []
+
+    def arrays(arguments: Mapping[str, jax.Array]) -> list[jax.Array]:
+        leaves, tree = jax.tree.flatten(kind(**arguments, validate_args=False))
+        trees.append(tree)
+        return leaves
+
+    if 0 not in times.values():
+        return kind(**arguments, validate_args=False)
+    leaves = jax.vmap(arrays, (times,), [0 if is_one else None for is_one in own])(dict(arguments))
+    return jax.tree.unflatten(trees[0], leaves)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr
+from numpyro.distributions import Distribution
 
 from emppl.trace.trees import ParamTree
 from emppl.types import Data
@@ -111,6 +112,10 @@ class Site:
     labels: str | None = None
     is_scanned: bool = False
     transforms: tuple[str, ...] = ()
+
+    def event_rank(self, argument: str, kind: type[Distribution]) -> int:
+        """How many of an argument's last axes are not batch axes of the innermost distribution, of that class."""
+        return self.reinterpreted + (0 if argument == "log_factor" else kind.arg_constraints[argument].event_dim)
 
     @property
     def time(self) -> Plate | None:

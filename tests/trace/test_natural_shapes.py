@@ -39,9 +39,29 @@ def _mixture(rows):
         numpyro.sample("y", dist.MultivariateNormal(jnp.stack([mu[z, 0], mu[z, 1] * z], 1), jnp.eye(2)), obs=rows)
 
 
+def _states_in_turn(rows):
+    """States that are indices in turn, and a covariate in every step."""
+    q = numpyro.param("q", jnp.array(_Q), constraint=dist.constraints.unit_interval)
+    mu = numpyro.param("mu", jnp.array(_MU))
+
+    def step(z, row):
+        z = numpyro.sample("z", dist.Bernoulli(q[z]))
+        numpyro.sample("y", dist.Normal(mu[z][z] * row[1], 1.0), obs=row[0])
+        return z, None
+
+    scan(step, 0, rows)
+
+
+def _by_hand_states_in_turn():
+    return _forward(norm.logpdf(_ROWS[:, :1], np.diag(_MU) * _ROWS[:, 1:]))
+
+
 def _by_hand_chain():
+    return _forward(norm.logpdf(_ROWS[:, None], (_TURN @ _MU.T).T).sum(-1))
+
+
+def _forward(emissions):
     log_step = np.log(np.stack([1 - _Q, _Q], 1))
-    emissions = norm.logpdf(_ROWS[:, None], (_TURN @ _MU.T).T).sum(-1)
     alpha = log_step[0] + emissions[0]
     for emission in emissions[1:]:
         alpha = logsumexp(alpha[:, None] + log_step, 0) + emission
@@ -54,7 +74,14 @@ def _by_hand_mixture():
     return logsumexp(given + np.log([0.6, 0.4]))
 
 
-@pytest.mark.parametrize(("model", "by_hand"), [(_chain, _by_hand_chain), (_mixture, _by_hand_mixture)])
+_PAIRS = [
+    (_chain, _by_hand_chain),
+    (_states_in_turn, _by_hand_states_in_turn),
+    (_mixture, _by_hand_mixture),
+]
+
+
+@pytest.mark.parametrize(("model", "by_hand"), _PAIRS)
 def test_the_log_likelihood_is_that_of_the_model_as_written(model, by_hand):
     em = emppl.EM(model, max_iterations=2, progress_bar=False)
     assert np.isclose(em.log_likelihood({"q": _Q, "mu": _MU}, _ROWS), by_hand(), rtol=1e-12)
