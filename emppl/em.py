@@ -23,6 +23,7 @@ from emppl.errors import DataError, ModelError, ParameterError, check_number, ch
 from emppl.fit import checks, loop
 from emppl.fit.outcome import StopReason
 from emppl.fit.progress import Progress
+from emppl.inputs.trees import as_arrays
 from emppl.model.model import Model
 from emppl.model.options import Options
 from emppl.montecarlo import simulation
@@ -30,7 +31,6 @@ from emppl.parameters.constraints import check
 from emppl.parameters.held import split_fixed
 from emppl.result.ending import result_of
 from emppl.result.result import EMResult
-from emppl.trace import as_arrays
 from emppl.verify.verification import Verification
 
 _TOLERANCE = 1e-9

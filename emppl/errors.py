@@ -16,7 +16,20 @@ class ModelError(EMError, ValueError):
     """The model cannot be turned into an EM algorithm as it stands."""
 
 
-class StatesError(ModelError):
+class NeedsValues(ModelError):
+    """The model fails on arguments of which only the shape is known; their values may help.
+
+    Args:
+        message: what is wrong, if they do not.
+        site: whose bounds depend on them, if that is it.
+    """
+
+    def __init__(self, message: str, site: str | None = None):
+        super().__init__(message)
+        self.site = site
+
+
+class StatesError(NeedsValues):
     """The axes that enumerated latents have in front break the model's own code, or come to lie elsewhere."""
 
 

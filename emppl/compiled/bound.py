@@ -15,19 +15,31 @@ from emppl import mstep
 from emppl.checkpoint.reads import first_change, lasting, read_by
 from emppl.compiled.functions import MOST_CELLS_OF_A_CHECK, ROWS_OF_A_CHECK, Compiled
 from emppl.derivation.plan import Plan, build_plan
-from emppl.errors import DataError, ModelError, ParameterError, Refusal, unknown_name
+from emppl.errors import DataError, ModelError, NeedsValues, ParameterError, Refusal, unknown_name
 from emppl.families import registered_families
 from emppl.fit import checks
 from emppl.fit.indices import check_indices
 from emppl.fit.loop import Inputs
+from emppl.inputs.arguments import (
+    Skeleton,
+    join_arguments,
+    known_among,
+    objects_among,
+    own_forms,
+    raised,
+    readable,
+    split_arguments,
+    with_known,
+)
+from emppl.inputs.trees import as_arrays
 from emppl.model.model import Model
 from emppl.model.options import Options
 from emppl.parameters.constraints import check, check_point
 from emppl.program import Program
 from emppl.reduce.reduction import Source
 from emppl.reduce.rows import Compressed
-from emppl.trace import MissingCells, as_arrays
-from emppl.trace.arguments import Skeleton, join_arguments, objects_among, raised, split_arguments
+from emppl.trace import MissingCells, cells_left_out
+from emppl.trace.known import known_in_words, with_values_read
 from emppl.verify.verification import verification_in_words
 
 
@@ -36,11 +48,13 @@ class Cache(dict):
 
     Attributes:
         reads: what the model and the functions in the options read when these were derived.
+        reasons: where the model reads arguments in Python, by call and position among the data.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.reads: dict[str, Any] = {}
+        self.reasons: dict[Any, dict[int, str]] = {}
 
     def __reduce__(self) -> tuple:
         return Cache, ()
@@ -181,7 +195,10 @@ class Fit:
         """
         is_part = self.model.cost > MOST_CELLS_OF_A_CHECK
         verification = verification_in_words(ROWS_OF_A_CHECK if is_part else None) if verify else ""
-        return build_plan(self.program, self._reduction_in_words(), verification)
+        words = known_in_words(self.compiled.source.function, self.compiled.source.skeleton)
+        missing = getattr(self.compiled.source.function, "left_out", ())
+        words += tuple(f"site {name}: its missing cells (NaN) are left out" for name in sorted(missing))
+        return build_plan(self.program, self._reduction_in_words(), verification, words)
 
     def _reduction_in_words(self) -> str:
         few, steps = self.reduced(), self.compiled.reducer.steps
@@ -215,28 +232,69 @@ def fit_of(model: Callable, options: Options, compress: bool, args: tuple, kwarg
     with jax.ensure_compile_time_eval():  # what is no tracer stays in sight, though the caller be traced
         data = [leaf if isinstance(leaf, jax.core.Tracer) else raised(leaf) for leaf in leaves]
     data = [raised(leaf) if isinstance(leaf, jax.core.Tracer) else leaf for leaf in data]
-    has_missing = any(map(_has_nan, data))
+    holders = tuple(position for position, leaf in enumerate(data) if _has_nan(leaf))
     by_model, by_arguments = _read_by_model(model, options), _read_by_arguments(skeleton)
     if cache.reads != by_model:
         cache.clear()
         cache.reads = by_model
     precision = jnp.result_type(float)
     shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in data)
-    key = (skeleton, has_missing, shapes, precision, compress)
+    given = own_forms(args, kwargs)
+    call = (skeleton, holders, shapes, precision, compress)
+    known = {}
+    for number, reason in cache.reasons.get(call, {}).items():
+        if isinstance(data[number], jax.core.Tracer):
+            raise ModelError(
+                f"The model reads array argument number {number + 1} in Python ({reason}), but here it is traced (in "
+                "jax.jit, jax.vmap or jax.grad) and has no values. Close over it: jax.jit(lambda params: "
+                "em.log_likelihood(params, x)); or pass what is read as a Python number in an argument of its own."
+            )
+        known[number] = readable(given[number], data[number], reason)
+    key = (with_known(skeleton, known), *call[1:])
     if key not in cache or cache[key][1] != by_arguments:
         _check_updates(options)
-        source = Source(MissingCells(model) if has_missing else model, skeleton, options, compress)
-        compiled = Compiled(source, source.derive(data))
+        try:
+            source = _source(model, data, key[0], holders, options, compress)
+            program = source.derive(data)
+        except NeedsValues as error:
+            function = MissingCells(model) if holders else model
+            read = with_values_read(function, data, given, key[0], error)
+            source = _source(model, data, read, holders, options, compress)
+            program = source.derive(data)
+            cache.reasons[call] = {number: leaf.reason for number, leaf in known_among(source.skeleton).items()}
+            key = (source.skeleton, *call[1:])
+        compiled = Compiled(source, program)
         _check_names(options, compiled.model)
         # What functions write themselves while they are traced is no change that someone made.
         cache.reads, by_arguments = _read_by_model(model, options), _read_by_arguments(skeleton)
         cache[key] = compiled, by_arguments
     widest = [
-        now if now.dtype.itemsize >= given.dtype.itemsize else given for given, now in zip(leaves, data, strict=True)
+        now if now.dtype.itemsize >= leaf.dtype.itemsize else leaf for leaf, now in zip(leaves, data, strict=True)
     ]
-    own_args, own_kwargs = join_arguments(widest, skeleton)
+    arrays = (np.ndarray, jax.Array)
+    own = [leaf if isinstance(form, arrays) else form for leaf, form in zip(widest, given, strict=True)]
+    own_args, own_kwargs = join_arguments(own, skeleton)
     recipe = (model, options, compress, own_args, own_kwargs)
     return Fit(recipe, cache, {precision: (cache[key][0], data)}, None, cache.reads | by_arguments)
+
+
+def _source(
+    model: Callable,
+    data: list[jax.Array],
+    skeleton: Skeleton,
+    holders: tuple[int, ...],
+    options: Options,
+    compress: bool,
+) -> Source:
+    """What an algorithm is derived from; where data hold NaN, the model with missing cells integrated out.
+
+    Args:
+        holders: positions of the arrays that hold NaN.
+    """
+    if holders:
+        shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in data]
+        model = MissingCells(model, cells_left_out(model, shapes, skeleton, holders))
+    return Source(model, skeleton, options, compress)
 
 
 def _read_by_model(model: Callable, options: Options) -> dict[str, Any]:

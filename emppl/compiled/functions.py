@@ -72,7 +72,7 @@ class Compiled:
         self.cell_weights = self._jit(functools.partial(cell_weights, self.model))
         self._blocks: dict[tuple[int, bool], Any] = {}
         self.is_verified = False
-        self._for_few: dict[int, Compiled] = {}
+        self._for_few: dict[Any, Compiled] = {}
 
     @functools.cached_property
     def simulator(self) -> Simulator | None:
@@ -130,10 +130,10 @@ class Compiled:
 
     def for_few(self, few: FewRows) -> Compiled:
         """The functions of the algorithm for few rows."""
-        number = len(few.compressed.weights)
-        if number not in self._for_few:
-            self._for_few[number] = Compiled(few.source, few.program)
-        return self._for_few[number]
+        key = len(few.compressed.weights), few.source.skeleton
+        if key not in self._for_few:
+            self._for_few[key] = Compiled(few.source, few.program)
+        return self._for_few[key]
 
     @functools.cached_property
     def report(self) -> Callable:

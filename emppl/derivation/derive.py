@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from emppl.errors import ModelError, StatesError, unknown_name
+from emppl.errors import ModelError, NeedsValues, StatesError, unknown_name
 from emppl.estep import check_memory
 from emppl.families import family_of
 from emppl.integrals.settle import settle_integrals
@@ -62,7 +62,7 @@ def derive(function: Callable, data: Sequence, skeleton: Any, options: Options) 
 
 
 def _derive(function: Callable, data: Sequence, skeleton: Any, options: Options, by_state: bool) -> Program:
-    trace, dependence, roles, integrals = _see(function, data, skeleton, options, by_state)
+    trace, dependence, roles, integrals, options = _see(function, data, skeleton, options, by_state)
     _check_bounds(trace, roles)
     for name, value in options.held.items():
         if name not in trace.parameters:
@@ -101,18 +101,29 @@ def _check_bounds(trace: Trace, roles: Mapping[str, Any]) -> None:
         site = trace.sites[name]
         inside = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(site.constraint))
         if inside and (name not in roles or roles[name].role != "latent"):
-            raise ModelError(
+            raise NeedsValues(
                 f"Parameter {name!r}: the bounds of its {'constraint' if site.kind == 'param' else 'prior'} must be "
                 "known before the model runs, but JAX computes them inside it. Write numpy.array in place of jnp.array "
-                "for bounds; if they depend on data, pass them as static arguments (Python numbers)."
+                "for bounds, and numpy.max(x) in place of jnp.max(x), where they depend on data.",
+                name,
             )
 
 
 def _see(
     function: Callable, data: Sequence, skeleton: Any, options: Options, by_state: bool
-) -> tuple[Trace, Dependence, dict[str, Role], list[Integral]]:
-    """Trace a model and settle the roles of its sites; traced again if some of them are continuous latents."""
+) -> tuple[Trace, Dependence, dict[str, Role], list[Integral], Options]:
+    """Trace a model and settle the roles of its sites; traced again if some of them are continuous latents.
+
+    Returns:
+        Beside these, the options with the names that sites have now: a reparametrised one also goes by its former name.
+    """
     trace = trace_model(function, list(data), skeleton, by_state=by_state)
+    now = {former: name for name, (former, _) in trace.reparametrised.items() if former not in trace.sites}
+    options = dataclasses.replace(
+        options,
+        estimate=tuple(now.get(name, name) for name in options.estimate),
+        latents={now.get(name, name): strategy for name, strategy in options.latents.items()},
+    )
     dependence = Dependence(trace.jaxpr, trace.inputs)
     trace = without_missing_cells(trace, dependence)
     roles = assign_roles(trace, dependence, options.estimate, options.latents, options.fixed)
@@ -120,10 +131,10 @@ def _see(
     integrals = find_integrals(trace, dependence, hidden) + find_chains(trace, dependence, hidden)
     atom_axes = {name: integral.atom_axis for integral in integrals for name in integral.latents}
     if all(trace.atom_axes.get(name) == atom_axis for name, atom_axis in atom_axes.items()):
-        return trace, dependence, roles, integrals
+        return trace, dependence, roles, integrals, options
     trace = trace_model(function, list(data), skeleton, atom_axes, by_state)
     dependence = Dependence(trace.jaxpr, trace.inputs)
-    return without_missing_cells(trace, dependence), dependence, roles, integrals
+    return without_missing_cells(trace, dependence), dependence, roles, integrals, options
 
 
 def _factors(trace: Trace, dependence: Dependence, axes: Axes, likelihood: list[str]) -> dict[str, AlignedSite]:

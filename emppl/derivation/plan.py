@@ -114,6 +114,7 @@ class Plan:
         dtype: floating-point type of the fit.
         compression: what a fit does with the rows of the data, in words; empty where the question does not arise.
         verification: how the first fit is compared with NumPyro's own density, in words; empty if it is not.
+        data: what is special about the data, in words: what is known by its values, what is missing.
     """
 
     objective: str
@@ -129,9 +130,12 @@ class Plan:
     dtype: str
     compression: str = ""
     verification: str = ""
+    data: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        lines = [f"EM plan: {self.objective}, {self.dtype}", "", "Sites"]
+        lines = [f"EM plan: {self.objective}, {self.dtype}"]
+        lines += ["", "Data", *(f"  {words}" for words in self.data)] if self.data else []
+        lines += ["", "Sites"]
         lines += _table([(s.name, s.distribution, s.role, _in(s.plates), s.reason) for s in self.sites])
         lines += ["", "Latents"] + ([] if self.latents else ["  none: Q is the log-likelihood itself"])
         for kind in (True, False):
@@ -163,13 +167,14 @@ class Plan:
     __repr__ = __str__
 
 
-def build_plan(program: Program, compression: str = "", verification: str = "") -> Plan:
+def build_plan(program: Program, compression: str = "", verification: str = "", data: tuple[str, ...] = ()) -> Plan:
     """Describe a derived algorithm.
 
     Args:
         fused: static choices of the fused path.
         compression: what a fit does with the rows of the data, in words.
         verification: how a fit is compared with NumPyro's own density, in words.
+        data: what is special about the data, in words.
 
     Returns:
         The plan.
@@ -224,6 +229,7 @@ def build_plan(program: Program, compression: str = "", verification: str = "") 
         str(dtype),
         compression,
         verification,
+        data,
     )
 
 

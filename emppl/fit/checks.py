@@ -139,9 +139,11 @@ def check_values(model: Model, report: Mapping[str, Mapping[str, Any]]) -> None:
                     f"{site.distribution}, or NaN or infinity ({where}). Check the data, or choose another "
                     "distribution."
                 )
+            event = f".to_event({site.reinterpreted})" if site.reinterpreted else ""
             raise DataError(
                 f"Observed site {name!r} holds NaN or infinity ({where}). Drop those rows, or leave the cells out of "
-                f"the likelihood: numpyro.sample({name!r}, fn.mask(~jnp.isnan(x)), obs=x)."
+                f"the likelihood: numpyro.sample({name!r}, dist.{site.distribution}(...).mask(jnp.isfinite(x)){event}, "
+                "obs=x). NaN in an argument, given as it is to obs=, is a missing cell and is left out."
             )
         for fault, words in _STEP_FAULTS.items():
             if bool(findings.get(fault, False)):

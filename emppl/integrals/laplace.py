@@ -15,6 +15,7 @@ from emppl.integrals.joint import Joint
 from emppl.integrals.modes import differentiable_modes
 from emppl.integrals.way import Question, Way
 from emppl.names import model_name
+from emppl.numerics.curvature import third_derivative
 from emppl.numerics.small_matrices import lower_inverse, lower_root, solve_root
 from emppl.strategies import Laplace
 
@@ -83,16 +84,10 @@ def _skewness_shift(joint: Joint, mode: jax.Array, root: jax.Array) -> jax.Array
         mode: ``(groups, dimensions)``.
         root: lower triangular root of the precision there.
     """
-
-    def along(direction: jax.Array) -> jax.Array:
-        def curvature(at: jax.Array) -> jax.Array:
-            return jax.jvp(joint.gradient, (at,), (direction,))[1]
-
-        return jax.jvp(curvature, (mode,), (direction,))[1]
-
     # Rows of the inverse root are the axes of the covariance.
     directions = jnp.moveaxis(lower_inverse(root), -2, 0)
-    return solve_root(root, jnp.sum(jax.lax.map(along, directions), 0) / 2)
+    third = jax.lax.map(lambda along: third_derivative(joint.gradient, mode, along), directions)
+    return solve_root(root, jnp.sum(third, 0) / 2)
 
 
 def _rotation(dimensions: int) -> np.ndarray:

@@ -60,6 +60,33 @@ def with_conditions(closed: ClosedJaxpr, values: Mapping[Var, bool]) -> ClosedJa
     return closed.replace(jaxpr=closed.jaxpr.replace(eqns=equations))
 
 
+def with_inputs_for_constants(closed: ClosedJaxpr, inputs: Mapping[int, np.ndarray]) -> ClosedJaxpr:
+    """A computation that reads an input where it holds the same array as a constant.
+
+    Args:
+        inputs: what some inputs are, by number.
+    """
+    jaxpr, instead = closed.jaxpr, {}
+    for number, array in inputs.items():
+        variable = jaxpr.invars[number]
+        for constant, value in zip(jaxpr.constvars, closed.consts, strict=True):
+            is_alike = value.shape == variable.aval.shape and value.dtype == variable.aval.dtype and array.size > 1
+            if is_alike and np.array_equal(np.asarray(value), array, equal_nan=array.dtype.kind in "fc"):
+                instead[constant] = variable
+    if not instead:
+        return closed
+
+    def replaced(atoms: Sequence[Any]) -> list[Any]:
+        return [atom if isinstance(atom, Literal) else instead.get(atom, atom) for atom in atoms]
+
+    equations = [equation.replace(invars=replaced(equation.invars)) for equation in jaxpr.eqns]
+    kept = [number for number, constant in enumerate(jaxpr.constvars) if constant not in instead]
+    again = jaxpr.replace(
+        eqns=equations, outvars=replaced(jaxpr.outvars), constvars=[jaxpr.constvars[number] for number in kept]
+    )
+    return closed.replace(jaxpr=again, consts=[closed.consts[number] for number in kept])
+
+
 def with_own_constants(closed: ClosedJaxpr) -> ClosedJaxpr:
     """A computation whose constants are copies, nested computations included: arrays of NumPy may be written into."""
 

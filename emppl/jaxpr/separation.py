@@ -10,6 +10,7 @@ data picks some group, of which only is known that the same index picks the same
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -254,9 +255,14 @@ class GroupNumbers(Domain[Entry]):
         return np.asarray(atom.val) if isinstance(atom, Literal) else self._constants[atom]
 
     def _remember(self, variable: Var, value: Any) -> None:
-        if not isinstance(value, jax.core.Tracer) and np.size(value) <= MOST_CELLS:
-            with contextlib.suppress(TypeError):  # a random key is no array of numbers
-                self._constants[variable] = np.asarray(value)
+        if isinstance(value, jax.core.Tracer):
+            return
+        with contextlib.suppress(TypeError):  # a random key is no array of numbers
+            array = np.asarray(value)
+            same = (array.shape, str(array.dtype), hashlib.sha256(array.tobytes()).digest())
+            self._expression_of[variable] = self._expressions.setdefault(same, len(self._expressions))
+            if array.size <= MOST_CELLS:
+                self._constants[variable] = array
 
 
 _ACROSS = "it is indexed by data across groups"

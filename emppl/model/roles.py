@@ -151,7 +151,8 @@ def _continuous_role(trace: Trace, dependence: Dependence, name: str, fixed: Map
     if shared:
         return Role(name, "latent", f"continuous and unobserved, in plate {shared[0]!r} with data")
     _, parameters = field_dependences(trace, dependence, name)
-    hyper = sorted(frozenset().union(*parameters.values()) - {name} - set(fixed))
+    _, as_written = trace.reparametrised.get(name, ("", frozenset()))  # what it was before does not change its role
+    hyper = sorted(as_written.union(*parameters.values()) - {name} - set(fixed))
     if hyper:
         raise _ambiguous(name, f"its prior depends on {', '.join(map(repr, hyper))}, which is estimated too")
     if not site.plates:

@@ -53,7 +53,7 @@ def jit_for_few_runs(function: Callable, is_small: bool = True, **options: Any) 
 
 
 def _is_transformed() -> bool:
-    """Whether JAX transforms what is called now: functions close over values of the trace that no argument shows."""
+    """Whether JAX transforms what is called now: a function may close over values that no argument shows."""
     current = core.find_top_trace([])
     with core.take_current_trace():
         return core.find_top_trace([]) is not current

@@ -19,6 +19,7 @@ import numpy as np
 
 from emppl.jaxpr.groups import SHARED, Meeting
 from emppl.jaxpr.separation import Separation
+from emppl.numerics.curvature import hessian_product
 
 Block = Mapping[str, jax.Array]
 
@@ -115,7 +116,7 @@ class Layout:
             Shape ``(number of matrices, entries, entries)``.
         """
         own = self.per_group
-        _, product = jax.linearize(lambda block: dict(gradient(block)), dict(at))
+        product = hessian_product(lambda block: dict(gradient(block)), dict(at))
         unit = jnp.eye(self.probes, dtype=jnp.result_type(*at.values()))
 
         def probe(vector: jax.Array) -> jax.Array:

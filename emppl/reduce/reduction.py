@@ -12,13 +12,14 @@ import jax.numpy as jnp
 
 from emppl.derivation.derive import derive
 from emppl.errors import EMError, Refusal
+from emppl.inputs.arguments import Skeleton, known_among, shortened, with_array_in_front
 from emppl.model.options import Options
 from emppl.mstep import is_optimizer
 from emppl.program import Program
 from emppl.reduce.rows import Compressed, Compression, find_compression, look_different
 from emppl.reduce.same_model import is_same_model
 from emppl.reduce.steps import Condensation, find_condensation
-from emppl.trace import trace_model, with_array_in_front
+from emppl.trace import trace_model
 from emppl.trace.weighted_rows import WeightedRows
 
 
@@ -71,7 +72,7 @@ class Reducer:
     def __init__(self, source: Source, program: Program):
         self._source = source
         self._program = program
-        self._few: dict[int, tuple[Source, Program] | Refusal] = {}
+        self._few: dict[tuple[int, Skeleton | None], tuple[Source, Program] | Refusal] = {}
 
     def _not_wanted(self, pieces: str) -> Refusal | None:
         if not self._source.compress:
@@ -97,10 +98,10 @@ class Reducer:
         if isinstance(compressed, Refusal):
             return compressed
         short = [jnp.asarray(array) for array in [compressed.weights, *compressed.arrays]]
-        number = len(compressed.weights)
-        if number not in self._few:
-            self._few[number] = self._for_few(short, compression)
-        derived = self._few[number]
+        key = len(compressed.weights), shortened(self._source.skeleton, short[1:])
+        if key not in self._few:
+            self._few[key] = self._for_few(short, compression)
+        derived = self._few[key]
         return derived if isinstance(derived, Refusal) else FewRows(*derived, short, compressed)
 
     def some_rows(self, data: Sequence[jax.Array], number: int) -> FewRows | Refusal:
@@ -115,7 +116,10 @@ class Reducer:
 
     def _for_few(self, short: Sequence[jax.Array], compression: Compression) -> tuple[Source, Program] | Refusal:
         """The algorithm for weights and so many rows, if the model is the same for them."""
-        function, skeleton, model = self._source.function, self._source.skeleton, self._program.model
+        function, model = self._source.function, self._program.model
+        skeleton = shortened(self._source.skeleton, short[1:])
+        if skeleton is None:
+            return Refusal("the model reads a column of a data frame in Python")
         number = len(short[0])
         try:
             trace = trace_model(function, list(short[1:]), skeleton, model.trace.atom_axes)
@@ -140,6 +144,8 @@ class Reducer:
         """An E-step, with program and data of an M-step on few steps; None if that is done on all of them."""
         condensation, model = self.steps, self._program.model
         if isinstance(condensation, Refusal):
+            return None
+        if known_among(self._source.skeleton).keys() & set(condensation.arrays):
             return None
         length = condensation.order + condensation.pieces
         short = [

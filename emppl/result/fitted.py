@@ -10,12 +10,12 @@ import numpy as np
 
 from emppl.compiled import Fit
 from emppl.fit.outcome import Ending, StopReason
+from emppl.inputs.trees import as_declared
 from emppl.montecarlo.simulation import Simulation
 from emppl.result.accuracy import Accuracy
 from emppl.result.criteria import Criteria
 from emppl.result.integration_error import IntegrationError, integration_error, integration_notes
 from emppl.result.latents import Latents
-from emppl.trace import as_declared
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -6,27 +6,22 @@ site's distribution arguments, value, mask and scale. Discrete latents are enume
 its own, left of the plates, holding its *atoms*.
 """
 
-from emppl.trace.arguments import with_array_in_front
 from emppl.trace.distributions import as_numpyro_expects, log_density
 from emppl.trace.evaluate import trace_model
-from emppl.trace.missing import MissingCells, Unseen
+from emppl.trace.missing import MissingCells, Unseen, cells_left_out
 from emppl.trace.record import AtomAxis, Plate, Scan, Site, SiteArrays, Trace
-from emppl.trace.trees import ParamTree, as_arrays, as_declared
 
 __all__ = [
     "Scan",
     "AtomAxis",
     "MissingCells",
-    "ParamTree",
     "Plate",
     "Site",
     "SiteArrays",
     "Trace",
     "Unseen",
-    "as_arrays",
-    "as_declared",
     "as_numpyro_expects",
+    "cells_left_out",
     "log_density",
     "trace_model",
-    "with_array_in_front",
 ]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro
 from numpyro.infer.util import compute_log_probs
+from numpyro.primitives import Messenger
 
-from emppl.trace.arguments import Skeleton, join_arguments
+from emppl.inputs.arguments import Skeleton, join_arguments
 from emppl.trace.distributions import as_numpyro_expects
 from emppl.types import Data, Params
 
@@ -20,9 +22,20 @@ _SUBSAMPLING_KEY = 0
 """The key under which models are traced: it draws the same subsample of a plate here as there."""
 
 
+class _ArraysOfJax(Messenger):
+    """Values from handlers around a ``scan`` (condition, substitute) as arrays of JAX, which a step may index."""
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Convert what handlers left with the message of a scan."""
+        stack = msg["kwargs"].get("substitute_stack", []) if msg["type"] == "control_flow" else []
+        for number, (kind, values) in enumerate(stack):
+            if kind != "replay" and isinstance(values, Mapping):
+                stack[number] = kind, {name: jnp.asarray(value) for name, value in values.items()}
+
+
 def draw_latents(function: Callable, skeleton: Skeleton, params: Params, data: Data, rng_key: jax.Array) -> Values:
     """A draw of every unobserved site from its prior at some parameters, and the value of every deterministic one."""
-    with as_numpyro_expects():
+    with as_numpyro_expects(), _ArraysOfJax():
         substituted = numpyro.handlers.substitute(function, data=dict(params))
         args, kwargs = join_arguments(data, skeleton)
         trace = numpyro.handlers.trace(numpyro.handlers.seed(substituted, rng_key)).get_trace(*args, **kwargs)
@@ -38,5 +51,5 @@ def log_probs(
 ) -> dict[str, jax.Array]:
     """Log density of every site, summed over its cells, at some parameters and values of all latents (natural log)."""
     args, kwargs = join_arguments(data, skeleton)
-    with as_numpyro_expects(), numpyro.handlers.seed(rng_seed=jax.random.key(_SUBSAMPLING_KEY)):
+    with as_numpyro_expects(), _ArraysOfJax(), numpyro.handlers.seed(rng_seed=jax.random.key(_SUBSAMPLING_KEY)):
         return compute_log_probs(function, args, kwargs, {**params, **values})[0]

@@ -13,16 +13,16 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions.distribution import Unit
 
-from emppl.errors import ModelError
+from emppl.errors import ModelError, NeedsValues
+from emppl.inputs.arguments import Skeleton
+from emppl.inputs.trees import ParamTree
 from emppl.names import first, lagged, latent_of
-from emppl.trace.arguments import Skeleton
 from emppl.trace.as_written import Written, read_cells, site_values
 from emppl.trace.distributions import is_discrete, support_values, unwrap
 from emppl.trace.handlers import Frame, Message, Recorder, run_model
 from emppl.trace.record import AtomAxis, Plate
 from emppl.trace.scan import ScanCarry, discover_scan, steps_one_by_one
 from emppl.trace.site_messages import plates_of
-from emppl.trace.trees import ParamTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ def discover(model: Callable, shapes: Sequence[jax.ShapeDtypeStruct], skeleton: 
     runs: list[tuple[Frame, dict[str, str]]] = []
 
     def run(data: list[jax.Array], zero: jax.Array) -> tuple[dict[str, jax.Array], list[Any]]:
-        recorder, facts["scans"] = _run(model, data, skeleton, jax.random.key(0), zero, runs)
+        recorder, facts["scans"] = run_once(model, data, skeleton, jax.random.key(0), zero, runs)
         facts["trees"] = {name: _what_is_left(name, trees) for name, trees in recorder.frame.trees.items()}
         facts["messages"] = messages = _without_replaced(recorder.frame.messages, recorder.frame.trees, facts["trees"])
         facts["supports"] = {name: support_values(name, messages[name]["fn"]) for name in recorder.frame.latents}
@@ -108,15 +108,40 @@ def _without_replaced(
     }
 
 
+def try_run(model: Callable, shapes: Sequence[Any], skeleton: Skeleton, bounded: str | None = None) -> None:
+    """Run a model for data of given shapes, for its failures alone.
+
+    Args:
+        bounded: a site whose bounds have to be known.
+
+    Raises:
+        ModelError: a model that cannot be run.
+        NeedsValues: bounds, or numbers of states, that are computed inside the model.
+    """
+
+    def run(data: list[jax.Array]) -> None:
+        frame = run_once(model, data, skeleton, jax.random.key(0))[0].frame
+        for name in frame.latents:
+            support_values(name, frame.messages[name]["fn"])
+        msg = frame.messages.get(bounded or "")
+        bounds = (
+            None if msg is None else msg["kwargs"].get("constraint") if msg["type"] == "param" else msg["fn"].support
+        )
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(bounds)):
+            raise NeedsValues(f"bounds of {bounded!r}")
+
+    jax.eval_shape(run, shapes)
+
+
 def initial_values(
     model: Callable, skeleton: Skeleton, shapes: Mapping[str, jax.ShapeDtypeStruct], rng_key: jax.Array, data: Sequence
 ) -> dict[str, jax.Array]:
     """Declared values of params, prior draws of sampled parameters."""
-    messages = _run(model, data, skeleton, rng_key)[0].frame.messages
+    messages = run_once(model, data, skeleton, rng_key)[0].frame.messages
     return {name: jnp.asarray(messages[name]["value"], dtype=shape.dtype) for name, shape in shapes.items()}
 
 
-def _run(
+def run_once(
     model: Callable,
     data: Sequence,
     skeleton: Skeleton,

@@ -17,7 +17,7 @@ from jax.scipy.special import gammaln
 from numpyro.distributions import transforms
 from numpyro.distributions.distribution import validation_enabled
 
-from emppl.errors import ModelError
+from emppl.errors import ModelError, NeedsValues
 from emppl.numerics.guarded import finite_log, finite_log_complement, impossible_to_infinite
 
 
@@ -132,21 +132,54 @@ def given_arguments(base: Any) -> dict[str, Any]:
 def with_arrays_as_leaves(distribution: Any) -> Any:
     """The same distribution as a pytree that holds all its arrays as leaves.
 
-    NumPyro keeps numbers of trials of multinomials in the static part, where arrays of a trace would outlive it.
+    NumPyro keeps numbers of trials of multinomials in the static part, where arrays of a trace would outlive it, and
+    leaves out what a class of the user's does not list among its fields.
     """
     kind: Any = type(distribution)
-    aux = {name: distribution.__dict__.get(name) for name in kind.gather_pytree_aux_fields()}
-    names = tuple(sorted(name for name, value in aux.items() if isinstance(value, (jax.Array, np.ndarray))))
-    if not names or kind.tree_flatten is not dist.Distribution.tree_flatten:  # a class with a flattening of its own
+    if kind.tree_flatten is not dist.Distribution.tree_flatten:  # a class with a flattening of its own
+        return distribution
+    held = distribution.__dict__
+    inside = {name: _with_parts(value) for name, value in held.items() if name not in _OWN_FIELDS}
+    fields, static = kind.gather_pytree_data_fields(), kind.gather_pytree_aux_fields()
+    is_library = kind.__module__.split(".")[0] == "numpyro"
+    unlisted = {} if is_library else {n: v for n, v in inside.items() if n not in fields and n not in static}
+    arrays = {name: value for name, value in {**held, **unlisted}.items() if name in static or name in unlisted}
+    names = tuple(sorted(name for name, value in arrays.items() if _has_arrays(value)))
+    more = tuple(sorted(unlisted.keys() - set(names)))
+    changed = {name: value for name, value in inside.items() if value is not held[name]}
+    if not names and not more and not changed:
         return distribution
     same = copy.copy(distribution)
-    same.__class__ = _with_leaves(kind, names)
+    same.__dict__.update(changed)
+    if names or more:
+        same.__class__ = _with_leaves(kind, names, more)
     return same
 
 
+_OWN_FIELDS = ("_batch_shape", "_event_shape", "_validate_args")
+"""What NumPyro keeps of every distribution, always in the static part."""
+
+
+def _with_parts(value: Any) -> Any:
+    """An attribute, with the distributions in it taken apart too."""
+    if isinstance(value, dist.Distribution):
+        return with_arrays_as_leaves(value)
+    if type(value) in (list, tuple) and any(isinstance(part, dist.Distribution) for part in value):
+        parts = [_with_parts(part) for part in value]
+        is_same = all(part is before for part, before in zip(parts, value, strict=True))
+        return value if is_same else type(value)(parts)
+    return value
+
+
+def _has_arrays(value: Any) -> bool:
+    """Whether an attribute is made of arrays and numbers that may be arrays in another run."""
+    leaves = jax.tree.leaves(value)
+    return bool(leaves) and any(isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves)
+
+
 @functools.cache
-def _with_leaves(kind: Any, names: tuple[str, ...]) -> type:
-    static = tuple(name for name in kind.gather_pytree_aux_fields() if name not in names)
+def _with_leaves(kind: Any, names: tuple[str, ...], more: tuple[str, ...]) -> type:
+    static = (*(name for name in kind.gather_pytree_aux_fields() if name not in names), *more)
     leaves = (*(name for name in kind.gather_pytree_data_fields() if name not in names), *names)
     return type(
         kind.__name__,
@@ -289,7 +322,7 @@ def support_values(name: str, fn: dist.Distribution) -> np.ndarray:
         with jax.ensure_compile_time_eval():
             return np.asarray(base.enumerate_support(expand=False)).reshape(-1)
     except jax.errors.JAXTypeError:
-        raise ModelError(
+        raise NeedsValues(
             f"The number of states of latent site {name!r} ({kind}) depends on data. "
             "Pass the bound as a Python integer (a static argument) instead."
         ) from None

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from emppl.errors import ModelError
+from emppl.inputs.arguments import Skeleton, known_among
 from emppl.jaxpr.depends import Dependence
-from emppl.jaxpr.prune import path_names, prune, with_own_constants
+from emppl.jaxpr.prune import path_names, prune, with_inputs_for_constants, with_own_constants
 from emppl.memo import forget, once
 from emppl.names import latent_of
 from emppl.numerics.compiling import fast_options
-from emppl.trace.arguments import Skeleton
 from emppl.trace.as_written import check_layout
 from emppl.trace.discover import Discovery, Placement, discover, initial_values, place_axes
 from emppl.trace.distributions import kind_of
@@ -73,6 +73,7 @@ def trace_model(
         timed=evaluation.timed,
         atom_axes=placement.atom_axes,
         over_atoms=evaluation.over_atoms(),
+        reparametrised=evaluation.reparametrised,
         value_shapes={name: tuple(atom.shape) for name, atom in placement.one_atom.items()},
         trees=discovery.trees,
     )
@@ -109,7 +110,7 @@ class Evaluation:
     """The arrays of all sites as a pure function of (parameters, atoms, data), traced once.
 
     Attributes:
-        sites, distributions, timed, jaxpr, inputs: see :class:`Trace`.
+        sites, distributions, timed, jaxpr, inputs, reparametrised: see :class:`Trace`.
         paths: the site and the field of every output of the jaxpr.
     """
 
@@ -138,9 +139,17 @@ class Evaluation:
         run = functools.partial(self._run, model, skeleton, discovery, placement)
         if by_state:
             run = functools.partial(self._by_state, run, discovery, placement)
-        traced, (arrays, self._conditions) = jax.make_jaxpr(run, return_shape=True)(*arguments)
-        self._traced = with_own_constants(traced)
+        traced, (arrays, self._conditions, values) = jax.make_jaxpr(run, return_shape=True)(*arguments)
+        first = len(self.inputs) - len(shapes)
+        known = {first + n: leaf.array for n, leaf in known_among(skeleton).items() if leaf.array is not None}
+        self._traced = with_inputs_for_constants(with_own_constants(traced), known)
         self._dependence = Dependence(self._traced, self.inputs)
+        start = len(self._traced.jaxpr.outvars) - len(values)
+        priors = {name: self._dependence.of_output(start + number) for number, name in enumerate(sorted(values))}
+        self.reparametrised = {
+            name: (self._written[name], frozenset(label for kind, label in labels if kind == "parameter") - {name})
+            for name, labels in priors.items()
+        }
         leaves, self._treedef = jax.tree_util.tree_flatten_with_path(arrays)
         self.paths = [path_names(path) for path, _ in leaves]
         self.jaxpr = prune(self._traced, list(range(len(leaves))))
@@ -154,8 +163,12 @@ class Evaluation:
 
     def _run(
         self, model: Callable, skeleton: Skeleton, discovery: Discovery, placement: Placement, *inputs: Any
-    ) -> tuple[dict[str, SiteArrays], list[list[jax.Array | None]]]:
-        """Run the model with every latent on its axis: arrays of the sites, and conditions in the steps of scans."""
+    ) -> tuple[dict[str, SiteArrays], list[list[jax.Array | None]], dict[str, jax.Array]]:
+        """Run the model with every latent on its axis.
+
+        Returns:
+            Arrays of the sites, conditions in the steps of scans, and the values of sites that were reparametrised.
+        """
         params, atoms, poison, data = inputs
         remaining = iter(discovery.scans)
         scanned: dict[str, tuple[Site, SiteArrays]] = {}
@@ -193,11 +206,12 @@ class Evaluation:
                     site = dataclasses.replace(site, kind="integrated")
             self.sites[name] = site
         self.distributions = {name: kind_of(array.distribution) for name, array in arrays.items()}
-        return arrays, conditions
+        self._written = {auxiliary: name for auxiliary, (name, _) in frame.reparametrised.items()}
+        return arrays, conditions, {name: value for name, (_, value) in frame.reparametrised.items()}
 
     def _by_state(
         self, run: Callable, discovery: Discovery, placement: Placement, params: Any, atoms: Any, *rest: Any
-    ) -> tuple[dict[str, SiteArrays], list[list[jax.Array | None]]]:
+    ) -> tuple[dict[str, SiteArrays], list[list[jax.Array | None]], dict[str, jax.Array]]:
         """The same, the model run at one state of every discrete latent, in its own shapes."""
         dims = placement.latent_dims
 
@@ -209,11 +223,15 @@ class Evaluation:
         closed, shape = jax.make_jaxpr(at_one_state, return_shape=True)(params, one, *rest)
         outputs, order = over_states(closed, self.inputs, dims, jax.tree.leaves((params, atoms, *rest)))
         treedef = jax.tree.structure(shape)
-        (arrays, conditions), (names, _) = (jax.tree.unflatten(treedef, found) for found in (outputs, order))
-        return {
-            name: in_front(self.sites[name], found, names[name], dims, self.timed.get(name, frozenset()))
-            for name, found in arrays.items()
-        }, conditions
+        (arrays, conditions, values), (names, *_) = (jax.tree.unflatten(treedef, found) for found in (outputs, order))
+        return (
+            {
+                name: in_front(self.sites[name], found, names[name], dims, self.timed.get(name, frozenset()))
+                for name, found in arrays.items()
+            },
+            conditions,
+            values,
+        )
 
     def __call__(
         self, params: Params, atoms: Params, data: Data, wanted: frozenset[tuple[str, str]] | None = None

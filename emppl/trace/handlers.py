@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpyro
 from numpyro.distributions.distribution import Unit
-from numpyro.primitives import Messenger
+from numpyro.primitives import _PYRO_STACK, Messenger
 
-from emppl.errors import EMError, ModelError, StatesError
-from emppl.trace.arguments import Skeleton, join_arguments
+from emppl.errors import EMError, ModelError, NeedsValues, StatesError
+from emppl.inputs.arguments import WITHOUT_NUMBERS, Skeleton, join_arguments
+from emppl.inputs.containers import Known
+from emppl.inputs.trees import ParamTree
 from emppl.trace.distributions import as_numpyro_expects, is_discrete
-from emppl.trace.trees import ParamTree
 from emppl.types import Data
 
 Message: TypeAlias = dict[str, Any]
@@ -37,6 +38,7 @@ class Frame:
         latents: the discrete ones among the unobserved sites.
         trees: by site, of params that are trees of arrays, the value and what was declared; each array has a message of
             its own.
+        reparametrised: by site that ``handlers.reparam`` puts in the place of another one, that one's name and value.
     """
 
     answer: Answer
@@ -44,6 +46,7 @@ class Frame:
     messages: dict[str, Message] = dataclasses.field(default_factory=dict)
     latents: list[str] = dataclasses.field(default_factory=list)
     trees: dict[str, Any] = dataclasses.field(default_factory=dict)
+    reparametrised: dict[str, tuple[str, Any]] = dataclasses.field(default_factory=dict)
 
     def add(self, name: str, msg: Message) -> None:
         """Keep one message under a name."""
@@ -88,23 +91,28 @@ class Recorder(Messenger):
             self._answer_control_flow(msg)
         elif kind == "deterministic" and f"{msg['name']}_unobserved" in frame.latents:
             msg["value"] = frame.messages[f"{msg['name']}_unobserved"]["value"]
+        elif kind == "deterministic" and _is_reparametrised(msg["name"]):
+            auxiliary = next(reversed(frame.messages), "")
+            if auxiliary.startswith(f"{msg['name']}_"):
+                frame.reparametrised[auxiliary] = msg["name"], msg["value"]
         elif kind == "plate":
             self.plate_sizes[msg["name"]] = msg["args"][0]
         elif kind == "sample":
-            if isinstance(msg["fn"], Unit):
+            if isinstance(msg["fn"], Unit) or msg["value"] is not None:
+                # What a handler gives a value (substitute, replay) has its density counted, as under condition.
                 msg["is_observed"] = True
             if not msg.get("is_observed"):
                 if shape := msg["kwargs"].get("sample_shape"):
                     # An array of independent draws is the expanded distribution; its axes get implicit plates.
                     msg["fn"] = msg["fn"].expand(tuple(shape) + tuple(msg["fn"].batch_shape))
                     msg["kwargs"] = {**msg["kwargs"], "sample_shape": ()}
-                self._answer_site(msg)
+                msg["value"] = frame.answer(msg)
                 if is_discrete(msg["fn"]):
                     frame.latents.append(msg["name"])
                     self.has_states = True
             frame.add(msg["name"], msg)
-        elif kind == "param":
-            self._answer_site(msg)
+        elif kind == "param" and msg["value"] is None:  # with a value from a handler it is a number like any other
+            msg["value"] = frame.answer(msg)
             self._record_param(msg)
         elif kind == "mutable":
             raise ModelError(
@@ -127,14 +135,6 @@ class Recorder(Messenger):
         for leaf, value in zip(tree.names, jax.tree.leaves(msg["value"]), strict=True):
             frame.add(leaf, {**msg, "name": leaf, "value": value})
 
-    def _answer_site(self, msg: Message) -> None:
-        if msg["value"] is not None:
-            raise ModelError(
-                f"Site {msg['name']!r} is given a value by a handler (substitute or condition). Fix a parameter with "
-                f"EM(model, fixed={{{msg['name']!r}: value}}), and observe data with obs=."
-            )
-        msg["value"] = self.frame.answer(msg)
-
     def _answer_control_flow(self, msg: Message) -> None:
         if "history" not in msg["kwargs"]:
             raise ModelError(
@@ -147,6 +147,12 @@ class Recorder(Messenger):
                 "a plate inside the step."
             )
         self.frame.answer_scan(self, msg)
+
+
+def _is_reparametrised(name: str) -> bool:
+    """Whether a ``reparam`` handler is at work on a site."""
+    handlers = [handler for handler in _PYRO_STACK if isinstance(handler, numpyro.handlers.reparam)]
+    return any(callable(handler.config) or name in (handler.config or ()) for handler in handlers)
 
 
 def run_model(
@@ -164,7 +170,7 @@ def run_model(
         answer: gives every unobserved site its value.
         answer_scan: gives a ``scan`` its value and adds its sites.
         data: the model's array arguments.
-        skeleton: its static arguments, from :func:`~emppl.trace.arguments.split_arguments`.
+        skeleton: its static arguments, from :func:`~emppl.inputs.arguments.split_arguments`.
         rng_key: random key, for models that draw.
 
     Returns:
@@ -181,19 +187,21 @@ def run_model(
             model(*args, **kwargs)
     except EMError:
         raise
-    except jax.errors.ConcretizationTypeError as error:
-        raise ModelError(
-            "The model reads the value of an array in Python (an `if`, `int(...)` or a shape taken from data). "
-            "Pass that quantity as a Python number in an argument of its own, e.g. model(x, K=int(x.max()) + 1).\n"
-            + str(error).split("\n")[0]
+    except jax.errors.JAXTypeError as error:
+        raise NeedsValues(
+            "The model reads the value of an array in Python (an `if`, `int(...)`, `numpy.unique(...)`, or a shape "
+            "taken from it), which works for arguments whose values are at hand. This one is a latent, a parameter, "
+            "an outcome of jax.numpy (write numpy.max(x) in place of jnp.max(x)), or an argument that is traced itself "
+            "(in jax.jit or jax.vmap): choose with jnp.where, and pass a size as a Python number in an argument of its "
+            "own, e.g. model(x, K=int(x.max()) + 1).\n" + str(error).split("\n")[0]
         ) from error
     except Exception as error:
-        kind = StatesError if recorder.has_states else ModelError
-        raise kind(_failure(frame, data, error)) from error
+        kind = StatesError if recorder.has_states else NeedsValues
+        raise kind(_failure(frame, data, skeleton, error)) from error
     return recorder
 
 
-def _failure(frame: Frame, data: Data, error: Exception) -> str:
+def _failure(frame: Frame, data: Data, skeleton: Skeleton, error: Exception) -> str:
     """What the model was doing when its own code failed."""
     shapes = ", ".join(str(tuple(array.shape)) for array in data) or "none"
     reached = f"after site {list(frame.messages)[-1]!r}" if frame.messages else "before its first site"
@@ -204,5 +212,15 @@ def _failure(frame: Frame, data: Data, error: Exception) -> str:
     )
     return (
         f"The model failed {reached}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}\n"
-        f"Shapes of its array arguments: {shapes}.{latents}"
+        f"Shapes of its array arguments: {shapes}.{latents}{_labels(skeleton)}"
+    )
+
+
+def _labels(skeleton: Skeleton) -> str:
+    """What to do with arguments that hold no numbers, if there are any."""
+    if not any(isinstance(leaf, Known) and leaf.reason == WITHOUT_NUMBERS for leaf in skeleton[1]):
+        return ""
+    return (
+        "\nA model argument holds no numbers, and JAX cannot use it. Code it first, for example "
+        "codes = numpy.unique(labels, return_inverse=True)[1]."
     )

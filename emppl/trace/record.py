@@ -11,7 +11,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 from numpyro.distributions import Distribution
 
-from emppl.trace.trees import ParamTree
+from emppl.inputs.trees import ParamTree
 from emppl.types import Data
 
 
@@ -143,6 +143,8 @@ class Trace:
         atom_axes: latents that are integrated out.
         over_atoms: for sites that depend on one, the axis of its atoms and the paths of the fields that vary along it;
             these have it as their leading axis, before time.
+        reparametrised: by site that ``handlers.reparam`` puts in the place of another one, the name of that one and the
+            parameters that its prior depends on.
         value_shapes: shape of one atom of every integrated latent: states of discrete latents, plates, event.
         trees: params that are trees of arrays, each of which is a site.
     """
@@ -163,6 +165,7 @@ class Trace:
     over_atoms: Mapping[str, tuple[str, frozenset[tuple[str, ...]]]] = dataclasses.field(default_factory=dict)
     value_shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     trees: Mapping[str, ParamTree] = dataclasses.field(default_factory=dict)
+    reparametrised: Mapping[str, tuple[str, frozenset[str]]] = dataclasses.field(default_factory=dict)
 
     def without(self, names: Sequence[str]) -> Trace:
         """The same model when some continuous sites, on which nothing depends, are left out."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
 import jax
@@ -40,6 +40,86 @@ class ScanCarry:
     settled: Mapping[int, bool] = dataclasses.field(default_factory=dict)
 
 
+class GivenSites:
+    """Values of sites inside a scan from handlers around it (``condition``, ``substitute``, ``replay``).
+
+    Args:
+        handlers: what these left with the message of the scan, the innermost one first.
+        length: number of steps.
+
+    Attributes:
+        series: by site, values with one entry for every step.
+    """
+
+    def __init__(self, handlers: Iterable[tuple[str, Any]], length: int):
+        self._length = length
+        self._values: dict[str, jax.Array] = {}
+        self._replayed: set[str] = set()
+        for kind, values in handlers:
+            if not isinstance(values, Mapping):
+                raise ModelError(
+                    f"A {kind} handler with a function reaches into the model's scan. Give it the values: "
+                    f"numpyro.handlers.{kind}(data={{'y': y}}), or observe them inside the step, with obs=."
+                )
+            if kind == "replay":  # of a trace, for sites that nothing else gives a value
+                sites = (site for site in values.values() if site["type"] == "sample" and not site["is_observed"])
+                values = {site["name"]: site["value"] for site in sites if site["name"] not in self._values}
+                self._replayed |= values.keys()
+            else:
+                self._replayed -= values.keys()
+            self._values |= {name: jnp.asarray(value) for name, value in values.items()}
+        self.series = {name: v for name, v in self._values.items() if v.ndim and v.shape[0] == length}
+
+    def around(self, step: Callable) -> Callable:
+        """A step that takes the entries of :attr:`series` beside its own data."""
+
+        def given(carry: Any, data: Any) -> Any:
+            own, series = data
+            with _Giving({**self._values, **series}, self._replayed):
+                return step(carry, own)
+
+        return given
+
+    def check(self, frame: Frame) -> None:
+        """Refuse values that NumPyro would not read as one for every step, or one for all.
+
+        Args:
+            frame: one step of the model as it is written.
+        """
+        for name, msg in frame.samples.items():
+            if name not in self._values:
+                continue
+            value, rank = self._values[name], len(msg["fn"].shape()) + len(msg["kwargs"].get("sample_shape") or ())
+            if value.ndim != rank + (name in self.series):
+                raise ModelError(
+                    f"Site {name!r} inside the scan is given an array of shape {value.shape} by a handler around it, "
+                    f"which is no value for each of {self._length} steps. Fit the steps that have data, scan(step, "
+                    "init, xs, length=len(y)), and forecast after the fit (numpyro.infer.Predictive with "
+                    "result.params)."
+                )
+
+
+class _Giving(numpyro.primitives.Messenger):
+    """Gives sites their values; handlers around the scan, which hold those of all steps, then leave them alone.
+
+    Args:
+        values: by site.
+        replayed: those of them that do not replace data.
+    """
+
+    def __init__(self, values: Mapping[str, jax.Array], replayed: Set[str]):
+        super().__init__()
+        self.values = values
+        self.replayed = replayed
+
+    def process_message(self, msg: Message) -> None:
+        """Give one site its value."""
+        if msg["type"] == "sample":
+            msg["_control_flow_done"] = True
+            if msg["name"] in self.values and not (msg.get("is_observed") and msg["name"] in self.replayed):
+                msg["value"], msg["is_observed"] = self.values[msg["name"]], True
+
+
 class ScanCall:
     """A model's call of ``scan``, read from its message: the step, leaves of the first carry, and data of all steps.
 
@@ -54,17 +134,15 @@ class ScanCall:
             raise ModelError(
                 "The model scans in reverse. Scan forward over reversed data instead: scan(step, init, xs[::-1])."
             )
-        if msg["kwargs"].get("substitute_stack"):
-            raise ModelError(
-                "A substitute or condition handler reaches into the model's scan. Observe data inside the step, with "
-                "obs=, and fix parameters with EM(model, fixed=...)."
-            )
         init, self.xs = jax.tree.map(jnp.asarray, (init, xs))
         self.init, self.treedef = jax.tree.flatten(init)
         lengths = [leaf.shape[0] for leaf in jax.tree.leaves(self.xs)]
         self.length: int = lengths[0] if length is None else length
         if any(steps != self.length for steps in lengths):
             raise ModelError(f"The scan has {self.length} steps, but its data have {lengths}.")
+        self.given = GivenSites(msg["kwargs"].get("substitute_stack", ()), self.length)
+        if msg["kwargs"].get("substitute_stack"):
+            self.step, self.xs = self.given.around(self.step), (self.xs, self.given.series)
 
     def data_at(self, step: int) -> Any:
         """The data of one step."""
@@ -93,6 +171,7 @@ def discover_scan(recorder: Recorder, msg: Message) -> ScanCarry:
     """Run the first step in the place of all, and find out what the carry depends on."""
     call = ScanCall(recorder, msg)
     leaves, outputs, frame = call.run(call.init, call.data_at(0), recorder.frame.answer)
+    call.given.check(frame)
     for name in frame.messages:
         if "@" in name:
             raise ModelError(f"Rename site {name!r}: emppl marks the steps of a scan with '@'.")

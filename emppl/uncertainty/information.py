@@ -21,6 +21,7 @@ import numpy as np
 
 from emppl import estep
 from emppl.model.model import Model
+from emppl.numerics.curvature import hessian_product
 from emppl.program import Program
 from emppl.types import Data
 from emppl.uncertainty.boundary import newton_step, scales, vanishing
@@ -91,12 +92,10 @@ def hessian_columns(
     objective = jax.grad(functools.partial(_objective, model, frames, data), has_aux=True)
     gradient = lambda step: objective(step)[0]  # noqa: E731
 
-    def column(coordinate: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jax.jvp(gradient, (zero,), (zero.at[coordinate].set(1),))
-
+    product = hessian_product(gradient, zero)
     # One column at a time: memory stays that of one gradient.
-    gradients, columns = jax.lax.map(column, which)
-    return columns, gradients[0]
+    columns = jax.lax.map(lambda coordinate: product(zero.at[coordinate].set(1)), which)
+    return columns, gradient(zero)
 
 
 def score(

@@ -16,11 +16,11 @@ import numpy as np
 
 from emppl.errors import EMError, ModelError
 from emppl.estep import log_likelihood, sample
+from emppl.inputs.trees import as_declared
 from emppl.model.model import Model
 from emppl.names import model_name
 from emppl.numerics.compiling import fast_options
 from emppl.reduce.reduction import Source
-from emppl.trace import as_declared
 from emppl.trace.density import Values, draw_latents, log_probs
 from emppl.types import Data, Params
 from emppl.verify.complete import PRIORS, CompleteData

@@ -68,7 +68,7 @@ BAD = [
 def test_every_piece_checks_parameters_and_data(model):
     em = emppl.EM(model)
     holed = X.copy()
-    holed[4] = np.nan
+    holed[4] = np.inf
     for name, piece in pieces(em).items():
         if model is mixture and name == "filter":
             continue
@@ -93,7 +93,7 @@ def test_what_is_traced_is_checked_as_far_as_it_can_be_seen():
         jax.eval_shape(lambda mu: em.log_likelihood({**POINT, "mu": mu}, X), np.zeros(3))
     with pytest.raises(emppl.ParameterError, match="'positive'"):
         jax.jit(lambda mu: em.log_likelihood({**POINT, "mu": mu, "sigma": -1.0}, X))(POINT["mu"])
-    holed = np.where(X > 3, np.nan, X)
+    holed = np.where(X > 3, np.inf, X)
     with pytest.raises(emppl.DataError, match="NaN"):
         jax.jit(lambda mu: em.log_likelihood({**POINT, "mu": mu}, holed))(POINT["mu"])
 
