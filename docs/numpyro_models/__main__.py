@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib
 import json
 import pathlib
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import registry
 from one import Outcome, outcome
@@ -96,16 +98,19 @@ def main() -> None:
     parser.add_argument("checkout", type=pathlib.Path)
     parser.add_argument("--one", help="run this model here, and print its outcome as JSON")
     parser.add_argument("--only", default="", help="run models whose key contains this, and print; write nothing")
+    parser.add_argument("--jobs", type=int, default=1, help="how many models at a time")
     settings = parser.parse_args()
     if settings.one:
         entry = next(entry for entry in registry.ENTRIES if entry.key == settings.one)
         print(json.dumps(dataclasses.asdict(outcome(entry, settings.checkout))))
         return
-    rows = []
-    for entry in ENTRIES:
-        if settings.only in entry.key:
-            rows.append((entry, in_process(entry, settings.checkout)))
-            print(entry.key, *dataclasses.astuple(rows[-1][1]), sep=" | ", flush=True)
+    entries = [entry for entry in ENTRIES if settings.only in entry.key]
+    with ThreadPoolExecutor(settings.jobs) as pool:
+        outcomes = pool.map(functools.partial(in_process, checkout=settings.checkout), entries)
+        rows = []
+        for entry, found in zip(entries, outcomes, strict=True):
+            rows.append((entry, found))
+            print(entry.key, *dataclasses.astuple(found), sep=" | ", flush=True)
     if not settings.only:
         _PAGE.write_text(page(rows))
 
