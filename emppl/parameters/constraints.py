@@ -145,7 +145,7 @@ def check(name: str, value: Any, shape: tuple[int, ...], constraint: Any, origin
     _check_shape(name, array.shape, shape, origin)
     if not np.all(np.isfinite(array)):
         raise ParameterError(f"{origin}[{name!r}] contains NaN or infinity: {array}.")
-    if not _is_inside(constraint, array):
+    if not is_inside(constraint, array):
         raise _outside(name, array, constraint, origin)
     return array
 
@@ -190,7 +190,7 @@ def check_point(
                 )
             if not np.all(np.isfinite(array)):
                 raise ParameterError(f"params[{name!r}] contains NaN or infinity: {array}.")
-            if not _is_inside(site.constraint, array) and not _is_on_edge(site.constraint, array):
+            if not is_inside(site.constraint, array) and not _is_on_edge(site.constraint, array):
                 raise _outside(name, array, site.constraint, "params")
     return {name: jnp.asarray(params[name], jnp.result_type(float)) for name in free}
 
@@ -204,7 +204,7 @@ def _outside(name: str, array: np.ndarray, constraint: Any, origin: str) -> Para
     return ParameterError(f"{origin}[{name!r}] = {array} is outside its constraint {constraint_name(constraint)!r}.")
 
 
-def _is_inside(constraint: Any, array: np.ndarray) -> bool:
+def is_inside(constraint: Any, array: np.ndarray) -> bool:
     """Whether a value lies inside; yes where NumPyro does not say."""
     try:
         with as_numpyro_expects():

@@ -25,6 +25,8 @@ _MOST_LOSS = 5.0
 _MOST_FLAT = 3
 """Most flat directions along which the iterations are started once more."""
 
+_ELSEWHERE = "from other values"
+
 
 def leave_saddle(
     fit: Fit, result: EMResult, tolerance: float, run_from: Callable[[dict[str, np.ndarray]], EMResult]
@@ -49,23 +51,31 @@ def leave_saddle(
     def objective(params: Mapping[str, Any]) -> float:
         return float(fit.compiled.log_likelihood(params, fit.data) + fit.compiled.log_prior(params, fit.data))
 
+    def went_on(params: dict[str, np.ndarray], way: str) -> EMResult | None:
+        after = run_from(params)
+        if not after.converged and way != _ELSEWHERE:  # the way from there is long
+            other = run_from(_other_start(fit))
+            after, way = (other, _ELSEWHERE) if other.objective > after.objective else (after, way)
+        return _continued(result, after, way) if after.objective > least else None
+
     upwards = verdict.upwards(max(_LEAST_PROMISE, 10 * tolerance))
     higher = way_up(fit.model, local, upwards, objective, least) if len(upwards) else None
     if higher is not None:
-        return _continued(result, run_from(higher), "along " + in_words(local, upwards[0]))
+        return went_on(higher, f"along {in_words(local, upwards[0])}")
     # Along a flat direction the way up may be bent, as where two components are next to each other.
     for direction in [*verdict.rising, *verdict.flat][:_MOST_FLAT]:
         beside = far_along(fit.model, local, direction, objective, result.objective - _MOST_LOSS)
-        after = None if beside is None else run_from(beside)
-        if after is not None and after.objective > least:
-            return _continued(result, after, "along " + in_words(local, direction))
+        after = None if beside is None else went_on(beside, f"along {in_words(local, direction)}")
+        if after is not None:
+            return after
     if not len(verdict.rising):
         return None
-    drawn = fit.compiled.start(jax.random.key(0), fit.data, 2)
-    after = run_from({name: np.asarray(value[1]) for name, value in drawn.items()})
-    if after.objective > least:
-        return _continued(result, after, "from other values")
-    return _at_a_saddle(result, in_words(local, verdict.rising[0]))
+    return went_on(_other_start(fit), _ELSEWHERE) or _at_a_saddle(result, in_words(local, verdict.rising[0]))
+
+
+def _other_start(fit: Fit) -> dict[str, np.ndarray]:
+    """Starting values of a second restart."""
+    return {name: np.asarray(value[1]) for name, value in fit.compiled.start(jax.random.key(0), fit.data, 2).items()}
 
 
 def _is_looked_at(result: EMResult) -> bool:

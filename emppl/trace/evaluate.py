@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -285,11 +286,12 @@ class Evaluation:
     def ranks(self, placement: Placement) -> dict[tuple[str, ...], int]:
         """By path, how many axes an argument has at most: states in front of all plates, and axes of events."""
         depth = max((atom.ndim for atom in placement.atoms.values()), default=0)
-        return {
-            path: depth + self.sites[path[0]].event_rank(path[2], self.distributions[path[0]])
-            for path in self.paths
-            if path[1] == "arguments"
-        }
+        ranks = {}
+        for path in self.paths:
+            if path[1] == "arguments":
+                with contextlib.suppress(NotImplementedError):  # where NumPyro does not say how many axes events have
+                    ranks[path] = depth + self.sites[path[0]].event_rank(path[2], self.distributions[path[0]])
+        return ranks
 
     def settled(self) -> list[dict[int, bool]]:
         """For every scan, the conditions that no input of the model touches and that all later steps share."""

@@ -51,7 +51,7 @@ def information_by_differences(
     spaces = [_space(constraints[name], chart) for name, chart in local.items()]
     magnitude, room = (np.concatenate(parts)[active] for parts in zip(*spaces, strict=True))
     most = _SHARE_OF_ROOM * length * room
-    slopes = _Slopes({name: chart.frame for name, chart in local.items()}, active, scores, data)
+    slopes = _NearbyScores({name: chart.frame for name, chart in local.items()}, active, scores, data)
     every = np.arange(len(active))
     steps = np.minimum(length**2.7 * magnitude, most)
     columns, searched = slopes.central(steps, every), every
@@ -75,7 +75,7 @@ def information_by_differences(
 
 
 def _with_long_steps(
-    scaled: np.ndarray, noise: float, slopes: _Slopes, unit: np.ndarray, most: np.ndarray, length: float
+    scaled: np.ndarray, noise: float, slopes: _NearbyScores, unit: np.ndarray, most: np.ndarray, length: float
 ) -> tuple[np.ndarray, float]:
     """The same matrix with the curvature along weak directions by longer steps, over which it is more than noise.
 
@@ -110,7 +110,7 @@ def _with_long_steps(
     return basis @ whole @ basis.T, noise
 
 
-class _Slopes:
+class _NearbyScores:
     """Scores near an estimate, in blocks of one size: one compilation serves every estimate."""
 
     def __init__(self, frames: Mapping[str, Any], active: np.ndarray, scores: Callable, data: Data):

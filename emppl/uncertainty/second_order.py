@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl.model.model import Model
+from emppl.parameters.constraints import is_inside
 from emppl.uncertainty.charts import Chart, Information, label, value_at
 
 _LEAST_RISE = 1e-6
@@ -119,7 +120,7 @@ def _along(
     found = []
     for length in (sign * length for length in _LENGTHS for sign in (1, -1)):
         params = after_step(model, local, length * direction)
-        if all(np.all(model.trace.sites[name].constraint(value)) for name, value in params.items()):
+        if all(is_inside(model.trace.sites[name].constraint, value) for name, value in params.items()):
             found.append((float(objective(params)), params))
     return [(value, params) for value, params in found if np.isfinite(value)]
 
