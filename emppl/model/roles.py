@@ -38,13 +38,14 @@ def assign_roles(
     """Give every site its role.
 
     ``numpyro.param`` is estimated; a discrete unobserved site is a latent; an observed site is data. A continuous
-    unobserved site is a latent when it shares a plate with data, a parameter when it lies in no plate or is indexed by
-    a discrete latent (and its prior depends on no parameter), and otherwise ambiguous.
+    unobserved site is a latent when it shares a plate with data or its prior depends on a parameter or on a latent (a
+    random effect), unless a discrete latent indexes it; a parameter when its prior depends on nothing and it lies in
+    no plate or is indexed by a discrete latent (the mean of a component); and otherwise ambiguous.
 
     Args:
         dependence: what depends on what.
         estimate: sites that the user wants maximised.
-        latents: strategies by site, from the user.
+        latents: strategies by site, from the user; None is a latent whose strategy is chosen here.
         fixed: values by parameter, from the user.
 
     Returns:
@@ -67,6 +68,8 @@ def assign_roles(
     for name, strategy in latents.items():
         if name not in continuous + discrete + scanned:
             raise unknown_name("latents", name, continuous + discrete + scanned)
+        if strategy is None:
+            continue
         if not isinstance(strategy, Strategy):
             raise ParameterError(
                 f"latents[{name!r}] must be a strategy such as emppl.Enumerate(), which sums over a discrete latent; "
@@ -94,7 +97,7 @@ def assign_roles(
         elif name in latents:
             roles[name] = Role(name, "latent", "listed in latents=")
         else:
-            roles[name] = _continuous_role(trace, dependence, name, fixed)
+            roles[name] = _continuous_role(trace, dependence, name, roles)
     for name in continuous:
         _check_prior(trace, dependence, name, roles[name])
     _check_complete(roles)
@@ -141,20 +144,26 @@ def _check_prior(trace: Trace, dependence: Dependence, name: str, role: Role) ->
         )
 
 
-def _continuous_role(trace: Trace, dependence: Dependence, name: str, fixed: Mapping[str, Any]) -> Role:
+def _continuous_role(trace: Trace, dependence: Dependence, name: str, roles: Mapping[str, Role]) -> Role:
+    """The role of a continuous unobserved site of which the user said nothing; those before it have theirs."""
     site = trace.sites[name]
     data_plates = {plate.name for data in trace.sites.values() if data.kind == "observed" for plate in data.plates}
     shared = sorted({plate.name for plate in site.plates} & data_plates)
-    indexing = sorted(dependence.indexing_latents(name)) if site.plates else []
+    indexing = sorted(dependence.indexing_latents(name))
     if shared and indexing:
         raise _ambiguous(name, f"it shares plate {shared[0]!r} with data but is indexed by latent {indexing[0]!r}")
     if shared:
         return Role(name, "latent", f"continuous and unobserved, in plate {shared[0]!r} with data")
     _, parameters = field_dependences(trace, dependence, name)
     _, as_written = trace.reparametrised.get(name, ("", frozenset()))  # what it was before does not change its role
-    hyper = sorted(as_written.union(*parameters.values()) - {name} - set(fixed))
-    if hyper:
-        raise _ambiguous(name, f"its prior depends on {', '.join(map(repr, hyper))}, which is estimated too")
+    above = sorted(as_written.union(*parameters.values()) - {name})  # held at a value or not: a random effect is one
+    if above and indexing:
+        raise _ambiguous(
+            name, f"its prior depends on {', '.join(map(repr, above))}, but it is indexed by latent {indexing[0]!r}"
+        )
+    if above:
+        words = ", ".join(f"{roles[n].role} {n!r}" if n in roles else repr(n) for n in above)
+        return Role(name, "latent", f"continuous and unobserved, and its prior depends on {words}")
     if not site.plates:
         return Role(name, "parameter", "sampled in no plate, with a prior")
     if indexing:
@@ -167,8 +176,8 @@ def _ambiguous(name: str, why: str) -> ModelError:
     return ModelError(
         f"The role of site {name!r} is ambiguous: {why}. Say which one you mean:\n"
         f"  a parameter to estimate:  EM(model, estimate=[{name!r}])\n"
-        f"  a latent to integrate:    EM(model, latents={{{name!r}: Gaussian()}})\n"
-        f"                            where the log joint is quadratic in {name!r}, else Quadrature(15) in its place"
+        f"  a latent to integrate:    EM(model, latents=[{name!r}])\n"
+        f"                            or with a strategy of your own, EM(model, latents={{{name!r}: Quadrature(15)}})"
     )
 
 
