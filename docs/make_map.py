@@ -10,8 +10,8 @@ import ast
 import pathlib
 
 LAYERS = (
-    "errors names types memo numerics jaxpr trace parameters families strategies elimination model integrals estep "
-    "mstep program derivation uncertainty reduce verify checkpoint fit montecarlo compiled result em"
+    "errors names types memo numerics jaxpr inputs trace parameters families strategies elimination model integrals "
+    "estep mstep program derivation uncertainty reduce verify checkpoint fit montecarlo compiled result em"
 ).split()
 """Modules and packages of emppl/, from the bottom of the house upwards."""
 

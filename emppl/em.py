@@ -23,6 +23,7 @@ from emppl.errors import DataError, ModelError, ParameterError, check_number, ch
 from emppl.fit import checks, loop
 from emppl.fit.outcome import StopReason
 from emppl.fit.progress import Progress
+from emppl.inputs.trees import as_arrays
 from emppl.model.model import Model
 from emppl.model.options import Options
 from emppl.montecarlo import simulation
@@ -386,7 +387,7 @@ class EM:
 
     def _initial_values(self, model: Model, init_params: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
         given = {}
-        for name, value in (init_params or {}).items():
+        for name, value in as_arrays(init_params or {}, model.trace.trees).items():
             if name not in model.free:
                 raise unknown_name("init_params", name, model.free)
             site = model.trace.sites[name]

@@ -29,6 +29,10 @@ class NeedsValues(ModelError):
         self.site = site
 
 
+class StatesError(NeedsValues):
+    """The axes that enumerated latents have in front break the model's own code, or come to lie elsewhere."""
+
+
 class DataError(EMError, ValueError):
     """The data given to the model cannot be used."""
 

@@ -20,14 +20,7 @@ from emppl.families import registered_families
 from emppl.fit import checks
 from emppl.fit.indices import check_indices
 from emppl.fit.loop import Inputs
-from emppl.model.model import Model
-from emppl.model.options import Options
-from emppl.parameters.constraints import check, check_point
-from emppl.program import Program
-from emppl.reduce.reduction import Source
-from emppl.reduce.rows import Compressed
-from emppl.trace import MissingCells, cells_left_out
-from emppl.trace.arguments import (
+from emppl.inputs.arguments import (
     Skeleton,
     join_arguments,
     known_among,
@@ -38,6 +31,14 @@ from emppl.trace.arguments import (
     split_arguments,
     with_known,
 )
+from emppl.inputs.trees import as_arrays
+from emppl.model.model import Model
+from emppl.model.options import Options
+from emppl.parameters.constraints import check, check_point
+from emppl.program import Program
+from emppl.reduce.reduction import Source
+from emppl.reduce.rows import Compressed
+from emppl.trace import MissingCells, cells_left_out
 from emppl.trace.known import known_in_words, with_values_read
 from emppl.verify.verification import verification_in_words
 
@@ -161,6 +162,7 @@ class Fit:
             DataError: the data cannot be used.
         """
         self.check_data()
+        params = as_arrays(params, self.model.trace.trees)
         return check_point(params, self.model.trace.sites, self.model.free, self.model.fixed), self.data
 
     def check_data(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from emppl.errors import ModelError, NeedsValues, unknown_name
+from emppl.errors import ModelError, NeedsValues, StatesError, unknown_name
 from emppl.estep import check_memory
 from emppl.families import family_of
 from emppl.integrals.settle import settle_integrals
@@ -52,7 +52,17 @@ def derive(function: Callable, data: Sequence, skeleton: Any, options: Options) 
     Raises:
         ModelError: the model cannot be handled; the message names the site and the remedy.
     """
-    trace, dependence, roles, integrals, options = _see(function, data, skeleton, options)
+    try:
+        return _derive(function, data, skeleton, options, by_state=False)
+    except StatesError as error:  # the axes of states break the model's own code, in its own shapes it may do
+        try:
+            return _derive(function, data, skeleton, options, by_state=True)
+        except ModelError:
+            raise error from None
+
+
+def _derive(function: Callable, data: Sequence, skeleton: Any, options: Options, by_state: bool) -> Program:
+    trace, dependence, roles, integrals, options = _see(function, data, skeleton, options, by_state)
     _check_bounds(trace, roles)
     for name, value in options.held.items():
         if name not in trace.parameters:
@@ -100,14 +110,14 @@ def _check_bounds(trace: Trace, roles: Mapping[str, Any]) -> None:
 
 
 def _see(
-    function: Callable, data: Sequence, skeleton: Any, options: Options
+    function: Callable, data: Sequence, skeleton: Any, options: Options, by_state: bool
 ) -> tuple[Trace, Dependence, dict[str, Role], list[Integral], Options]:
     """Trace a model and settle the roles of its sites; traced again if some of them are continuous latents.
 
     Returns:
         Beside these, the options with the names that sites have now: a reparametrised one also goes by its former name.
     """
-    trace = trace_model(function, list(data), skeleton)
+    trace = trace_model(function, list(data), skeleton, by_state=by_state)
     now = {former: name for name, (former, _) in trace.reparametrised.items() if former not in trace.sites}
     options = dataclasses.replace(
         options,
@@ -124,7 +134,7 @@ def _see(
     atom_axes = {name: integral.atom_axis for integral in integrals for name in integral.latents}
     if all(trace.atom_axes.get(name) == atom_axis for name, atom_axis in atom_axes.items()):
         return trace, dependence, roles, integrals, options
-    trace = trace_model(function, list(data), skeleton, atom_axes)
+    trace = trace_model(function, list(data), skeleton, atom_axes, by_state)
     dependence = Dependence(trace.jaxpr, trace.inputs)
     return without_missing_cells(trace, dependence), dependence, roles, integrals, options
 

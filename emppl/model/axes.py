@@ -56,7 +56,10 @@ class Axes:
 
     def of_site(self, site: Site) -> dict[int, str]:
         """Axis name by batch dimension, for one site."""
-        by_dim = {dim: name for name, dim in self.dims.items() if name in self.latents or name.startswith(_IMPLICIT)}
+        by_dim = {dim: name for name, dim in self.dims.items() if name in self.latents}
+        for dim, size in zip(range(-len(site.batch_shape), 0), site.batch_shape, strict=True):
+            if (implicit := _implicit(dim, size)) in self.dims:
+                by_dim[dim] = implicit
         by_dim.update({plate.dim: plate.name for plate in site.plates})
         return by_dim
 
@@ -115,12 +118,16 @@ class Axes:
         )
 
 
-_IMPLICIT = "batch["
 _SINGLE = "single"
 
 
+def _implicit(dim: int, size: int) -> str:
+    """Name of the axis of cells that lie in no plate."""
+    return f"batch dimension {dim} of size {size}"
+
+
 def model_axes(trace: Trace, batch_shapes: dict[str, tuple[int, ...]], draws: Mapping[str, int] | None = None) -> Axes:
-    """Axes of a traced model; batch axes in no plate get an implicit one, shared by dimension.
+    """Axes of a traced model; batch axes in no plate get an implicit one, shared by dimension and size.
 
     Args:
         batch_shapes: batch shape of every site's table.
@@ -141,9 +148,7 @@ def model_axes(trace: Trace, batch_shapes: dict[str, tuple[int, ...]], draws: Ma
         declared = {plate.dim for plate in trace.sites[name].plates}
         for dim, size in zip(range(-len(shape), 0), shape, strict=True):
             if size > 1 and dim not in declared and dim not in latent_by_dim:
-                implicit = f"{_IMPLICIT}{dim}]"
-                dims.setdefault(implicit, dim)
-                sizes.setdefault(implicit, size)
+                dims[_implicit(dim, size)], sizes[_implicit(dim, size)] = dim, size
     if not set(dims) - set(trace.latent_dims) - times:
         dims[_SINGLE], sizes[_SINGLE] = -(len(dims) + 1), 1
     plates = [name for name in dims if name not in trace.latent_dims and name not in times]

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from emppl.errors import ModelError
+from emppl.errors import StatesError
 from emppl.jaxpr.cellwise import Apart, Mixed, Place, lanes
 from emppl.model.model import Model
 from emppl.names import latent_of
@@ -16,7 +16,7 @@ def check_states(model: Model) -> None:
     """Refuse sites in which states of a latent meet, or lie along another axis than their own.
 
     Raises:
-        ModelError: the first such site.
+        StatesError: the first such site.
     """
     trace, axes = model.trace, model.axes
     atoms = {name: values for name, values in sorted(trace.atoms.items()) if values.size > 1}
@@ -31,10 +31,10 @@ def check_states(model: Model) -> None:
     found = lanes(closed, entries + [None] * (len(closed.jaxpr.invars) - len(entries)))
     for name, entry in zip(sorted(model.factors), found, strict=True):
         if isinstance(entry, Mixed):
-            raise ModelError(_refusal(name, entry.label[0], entry.words))
+            raise StatesError(_refusal(name, entry.label[0], entry.words))
         for (latent, _), place in entry.axes.items() if entry else ():
             if place != (axes.names.index(latent), 1, axes.sizes[latent]):
-                raise ModelError(_refusal(name, latent, "it comes to lie along a plate, or along another latent"))
+                raise StatesError(_refusal(name, latent, "it comes to lie along a plate, or along another latent"))
 
 
 def _refusal(name: str, axis: str, what: str) -> str:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from emppl.derivation.derive import derive
 from emppl.errors import EMError, Refusal
+from emppl.inputs.arguments import Skeleton, known_among, shortened, with_array_in_front
 from emppl.model.options import Options
 from emppl.mstep import is_optimizer
 from emppl.program import Program
@@ -19,7 +20,6 @@ from emppl.reduce.rows import Compressed, Compression, find_compression, look_di
 from emppl.reduce.same_model import is_same_model
 from emppl.reduce.steps import Condensation, find_condensation
 from emppl.trace import trace_model
-from emppl.trace.arguments import Skeleton, known_among, shortened, with_array_in_front
 from emppl.trace.weighted_rows import WeightedRows
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 
 from emppl.compiled import Fit
 from emppl.fit.outcome import Ending, StopReason
+from emppl.inputs.trees import as_declared
 from emppl.montecarlo.simulation import Simulation
 from emppl.result.accuracy import Accuracy
 from emppl.result.criteria import Criteria
@@ -67,6 +69,11 @@ class Fitted:
     def converged(self) -> bool:
         """Whether the best restart converged."""
         return self.ending.reason is StopReason.CONVERGED
+
+    @property
+    def declared_params(self) -> dict[str, Any]:
+        """The estimates by site, where a ``numpyro.param`` is a tree of arrays as that tree: for NumPyro's handlers."""
+        return as_declared(self.params, self.fit.model.trace.trees)
 
     @functools.cached_property
     def latents(self) -> Latents:

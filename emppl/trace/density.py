@@ -11,7 +11,7 @@ import numpyro
 from numpyro.infer.util import compute_log_probs
 from numpyro.primitives import Messenger
 
-from emppl.trace.arguments import Skeleton, join_arguments
+from emppl.inputs.arguments import Skeleton, join_arguments
 from emppl.trace.distributions import as_numpyro_expects
 from emppl.types import Data, Params
 

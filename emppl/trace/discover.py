@@ -14,8 +14,9 @@ import numpyro.distributions as dist
 from numpyro.distributions.distribution import Unit
 
 from emppl.errors import ModelError, NeedsValues
+from emppl.inputs.arguments import Skeleton
+from emppl.inputs.trees import ParamTree
 from emppl.names import first, lagged, latent_of
-from emppl.trace.arguments import Skeleton
 from emppl.trace.as_written import Written, read_cells, site_values
 from emppl.trace.distributions import is_discrete, support_values, unwrap
 from emppl.trace.handlers import Frame, Message, Recorder, run_model
@@ -35,6 +36,8 @@ class Discovery:
         scans: in the order of the model.
         values: shape of the value of every param and unobserved site.
         written: arrays of sites that depend on discrete latents, as the model is written.
+        trees: params that are trees of arrays.
+        homes: by site, plates of its latents that it lies in though it does not say so.
     """
 
     messages: dict[str, Message]
@@ -43,6 +46,8 @@ class Discovery:
     scans: list[ScanCarry]
     values: dict[str, jax.ShapeDtypeStruct]
     written: Written
+    trees: dict[str, ParamTree]
+    homes: dict[str, tuple[Plate, ...]]
 
 
 def discover(model: Callable, shapes: Sequence[jax.ShapeDtypeStruct], skeleton: Skeleton) -> Discovery:
@@ -56,7 +61,8 @@ def discover(model: Callable, shapes: Sequence[jax.ShapeDtypeStruct], skeleton: 
 
     def run(data: list[jax.Array], zero: jax.Array) -> tuple[dict[str, jax.Array], list[Any]]:
         recorder, facts["scans"] = run_once(model, data, skeleton, jax.random.key(0), zero, runs)
-        facts["messages"] = messages = recorder.frame.messages
+        facts["trees"] = {name: _what_is_left(name, trees) for name, trees in recorder.frame.trees.items()}
+        facts["messages"] = messages = _without_replaced(recorder.frame.messages, recorder.frame.trees, facts["trees"])
         facts["supports"] = {name: support_values(name, messages[name]["fn"]) for name in recorder.frame.latents}
         facts["plates"] = _plates(recorder)
         values = {name: jnp.asarray(msg["value"]) for name, msg in messages.items() if not msg.get("is_observed")}
@@ -66,7 +72,40 @@ def discover(model: Callable, shapes: Sequence[jax.ShapeDtypeStruct], skeleton: 
         return values, [site_values(frame, names, several) for frame, names in runs] if several else []
 
     closed, (values, arrays) = jax.make_jaxpr(run, return_shape=True)(shapes, jnp.zeros((), jnp.result_type(int)))
-    return Discovery(values=values, written=read_cells(closed, (values, arrays), runs), **facts)
+    written, homes = read_cells(closed, (values, arrays), runs)
+    plates = {name: tuple(facts["plates"][plate] for plate in home.values()) for name, home in homes.items()}
+    for name, around in plates.items():
+        _check_homes(name, facts["messages"], around)
+    return Discovery(values=values, written=written, homes=plates, **facts)
+
+
+def _check_homes(name: str, messages: Mapping[str, Message], plates: Sequence[Plate]) -> None:
+    """Refuse a site outside a plate where being inside it is another model, or is not seen through."""
+    for plate in plates:
+        if name not in messages or plate.size != plate.full_size:
+            raise ModelError(
+                f"Site {name!r} depends, cell by cell, on latents in plate {plate.name!r}, but lies outside it. Put it "
+                f"inside the plate: with numpyro.plate({plate.name!r}, ...)."
+            )
+
+
+def _what_is_left(name: str, trees: Sequence[Any]) -> ParamTree:
+    """The tree of a param at the end of a run: a module with priors takes arrays out of what it declared, or got."""
+    found = [tree for tree in (ParamTree.of(name, value) for value in trees) if tree is not None]
+    return min(found, key=lambda tree: len(tree.names))
+
+
+def _without_replaced(
+    messages: dict[str, Message], declared: Mapping[str, Any], trees: Mapping[str, ParamTree]
+) -> dict[str, Message]:
+    """Messages without those of arrays in trees that a module with priors has since replaced by sample sites."""
+    left = {name for tree in trees.values() for name in tree.names}
+    parts = tuple(f"{site}." for site in declared)
+    return {
+        name: msg
+        for name, msg in messages.items()
+        if name in left or msg["type"] != "param" or not name.startswith(parts)
+    }
 
 
 def try_run(model: Callable, shapes: Sequence[Any], skeleton: Skeleton, bounded: str | None = None) -> None:
@@ -135,7 +174,7 @@ def _start_value(msg: Message, zero: jax.Array | int) -> jax.Array:
     """Declared value of a param, zeros of a discrete site, one prior draw of any other (zeros in an abstract run)."""
     if msg["type"] == "param":
         value = msg["fn"](*msg["args"], **{k: v for k, v in msg["kwargs"].items() if k == "rng_key"})
-        return jnp.asarray(value, dtype=jnp.result_type(float))
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype=jnp.result_type(float)), value)
     fn, key = msg["fn"], msg["kwargs"].get("rng_key")
     if key is None:
         key = numpyro.prng_key()

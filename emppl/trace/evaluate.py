@@ -13,16 +13,17 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from emppl.errors import ModelError
+from emppl.inputs.arguments import Skeleton, known_among
 from emppl.jaxpr.depends import Dependence
 from emppl.jaxpr.prune import path_names, prune, with_inputs_for_constants, with_own_constants
 from emppl.memo import forget, once
 from emppl.names import latent_of
 from emppl.numerics.compiling import fast_options
-from emppl.trace.arguments import Skeleton, known_among
 from emppl.trace.as_written import check_layout
 from emppl.trace.discover import Discovery, Placement, discover, initial_values, place_axes
 from emppl.trace.distributions import kind_of
 from emppl.trace.handlers import Message, Recorder, run_model
+from emppl.trace.natural_shapes import in_front, over_states
 from emppl.trace.record import AtomAxis, Site, SiteArrays, Trace
 from emppl.trace.scan_first import evaluate_scan
 from emppl.trace.site_messages import site_arrays, static_site
@@ -32,7 +33,11 @@ _SCAN_OUTPUTS = ("outputs of a scan", "")
 
 
 def trace_model(
-    model: Callable, data: Data, skeleton: Skeleton, atom_axes: Mapping[str, AtomAxis] | None = None
+    model: Callable,
+    data: Data,
+    skeleton: Skeleton,
+    atom_axes: Mapping[str, AtomAxis] | None = None,
+    by_state: bool = False,
 ) -> Trace:
     """Trace a model for data of given shapes.
 
@@ -41,6 +46,7 @@ def trace_model(
         data: its array arguments (only shapes and dtypes matter).
         skeleton: its static arguments, from :func:`split_arguments`.
         atom_axes: continuous sites that are latents; without them all are parameters.
+        by_state: whether the model is run at one state of its discrete latents at a time.
 
     Returns:
         The :class:`Trace`.
@@ -51,14 +57,7 @@ def trace_model(
     shapes = [_abstract(array) for array in data]
     discovery = discover(model, shapes, skeleton)
     placement = place_axes(discovery, atom_axes or {})
-    evaluation = Evaluation(model, shapes, skeleton, discovery, placement)
-    if any(settled := evaluation.settled()):
-        scans = [
-            dataclasses.replace(carry, settled=values) for carry, values in zip(discovery.scans, settled, strict=True)
-        ]
-        evaluation = Evaluation(model, shapes, skeleton, dataclasses.replace(discovery, scans=scans), placement)
-    evaluation.check_scans()
-    check_layout(discovery.written, evaluation.shapes())
+    evaluation = _evaluation(model, shapes, skeleton, discovery, placement, by_state)
     return Trace(
         sites=evaluation.sites,
         atoms=placement.atoms,
@@ -76,7 +75,31 @@ def trace_model(
         over_atoms=evaluation.over_atoms(),
         reparametrised=evaluation.reparametrised,
         value_shapes={name: tuple(atom.shape) for name, atom in placement.one_atom.items()},
+        trees=discovery.trees,
     )
+
+
+def _evaluation(
+    model: Callable,
+    shapes: list[jax.ShapeDtypeStruct],
+    skeleton: Skeleton,
+    discovery: Discovery,
+    placement: Placement,
+    by_state: bool,
+) -> Evaluation:
+    if by_state and any(axis.given for axis in placement.atom_axes.values()):
+        raise ModelError("Continuous latents that are given discrete ones need the axes of states.")
+    evaluation = Evaluation(model, shapes, skeleton, discovery, placement, by_state)
+    if any(settled := evaluation.settled()):
+        scans = [
+            dataclasses.replace(carry, settled=values) for carry, values in zip(discovery.scans, settled, strict=True)
+        ]
+        discovery = dataclasses.replace(discovery, scans=scans)
+        evaluation = Evaluation(model, shapes, skeleton, discovery, placement, by_state)
+    evaluation.check_scans()
+    if not by_state:
+        check_layout(discovery.written, evaluation.shapes(), evaluation.ranks(placement))
+    return evaluation
 
 
 def _abstract(array: Any) -> jax.ShapeDtypeStruct:
@@ -98,6 +121,7 @@ class Evaluation:
         skeleton: Skeleton,
         discovery: Discovery,
         placement: Placement,
+        by_state: bool = False,
     ):
         self.sites: dict[str, Site] = {}
         self.distributions: dict[str, type] = {}
@@ -113,6 +137,8 @@ class Evaluation:
         )
         arguments = (placement.parameters, atoms, jax.ShapeDtypeStruct((), jnp.result_type(float)), shapes)
         run = functools.partial(self._run, model, skeleton, discovery, placement)
+        if by_state:
+            run = functools.partial(self._by_state, run, discovery, placement)
         traced, (arrays, self._conditions, values) = jax.make_jaxpr(run, return_shape=True)(*arguments)
         first = len(self.inputs) - len(shapes)
         known = {first + n: leaf.array for n, leaf in known_among(skeleton).items() if leaf.array is not None}
@@ -149,6 +175,8 @@ class Evaluation:
         conditions = []
 
         def answer(msg: Message) -> jax.Array:
+            if msg["name"] in discovery.trees:
+                return discovery.trees[msg["name"]].built(params)
             return atoms[msg["name"]] if msg["name"] in atoms else params[msg["name"]]
 
         def answer_scan(recorder: Recorder, msg: Message) -> None:
@@ -164,9 +192,14 @@ class Evaluation:
         for name, msg in frame.messages.items():
             if name in scanned:
                 self.sites[name], arrays[name] = scanned[name]
+                if self.sites[name].kind == "discrete":
+                    self.sites[name] = dataclasses.replace(self.sites[name], states=len(discovery.supports[name]))
                 continue
             shape = discovery.values[name].shape if name in discovery.values else None
             site = static_site(name, frame, len(discovery.supports.get(name, ())), shape)
+            if name in discovery.homes:
+                plates = sorted((*site.plates, *discovery.homes[name]), key=lambda plate: plate.dim)
+                site = dataclasses.replace(site, plates=tuple(plates))
             if msg["type"] == "sample":
                 arrays[name] = site_arrays(name, frame)
                 if name in placement.atom_axes:
@@ -175,6 +208,30 @@ class Evaluation:
         self.distributions = {name: kind_of(array.distribution) for name, array in arrays.items()}
         self._written = {auxiliary: name for auxiliary, (name, _) in frame.reparametrised.items()}
         return arrays, conditions, {name: value for name, (_, value) in frame.reparametrised.items()}
+
+    def _by_state(
+        self, run: Callable, discovery: Discovery, placement: Placement, params: Any, atoms: Any, *rest: Any
+    ) -> tuple[dict[str, SiteArrays], list[list[jax.Array | None]], dict[str, jax.Array]]:
+        """The same, the model run at one state of every discrete latent, in its own shapes."""
+        dims = placement.latent_dims
+
+        def at_one_state(params: Any, atoms: Any, *rest: Any) -> Any:
+            shapes = {axis: discovery.values[latent_of(axis)].shape for axis in dims}
+            return run(params, {n: jnp.broadcast_to(a, shapes[n]) if n in dims else a for n, a in atoms.items()}, *rest)
+
+        one = {name: value.ravel()[0] if name in dims else value for name, value in atoms.items()}
+        closed, shape = jax.make_jaxpr(at_one_state, return_shape=True)(params, one, *rest)
+        outputs, order = over_states(closed, self.inputs, dims, jax.tree.leaves((params, atoms, *rest)))
+        treedef = jax.tree.structure(shape)
+        (arrays, conditions, values), (names, *_) = (jax.tree.unflatten(treedef, found) for found in (outputs, order))
+        return (
+            {
+                name: in_front(self.sites[name], found, names[name], dims, self.timed.get(name, frozenset()))
+                for name, found in arrays.items()
+            },
+            conditions,
+            values,
+        )
 
     def __call__(
         self, params: Params, atoms: Params, data: Data, wanted: frozenset[tuple[str, str]] | None = None
@@ -224,6 +281,15 @@ class Evaluation:
         """By path, the shape of every array, without an axis of time."""
         shapes = zip(self.paths, (aval.shape for aval in self.jaxpr.out_avals), strict=True)
         return {path: s[1:] if path[1:] in self.timed.get(path[0], ()) else s for path, s in shapes}
+
+    def ranks(self, placement: Placement) -> dict[tuple[str, ...], int]:
+        """By path, how many axes an argument has at most: states in front of all plates, and axes of events."""
+        depth = max((atom.ndim for atom in placement.atoms.values()), default=0)
+        return {
+            path: depth + self.sites[path[0]].event_rank(path[2], self.distributions[path[0]])
+            for path in self.paths
+            if path[1] == "arguments"
+        }
 
     def settled(self) -> list[dict[int, bool]]:
         """For every scan, the conditions that no input of the model touches and that all later steps share."""

@@ -13,9 +13,10 @@ import numpyro
 from numpyro.distributions.distribution import Unit
 from numpyro.primitives import _PYRO_STACK, Messenger
 
-from emppl.errors import EMError, ModelError, NeedsValues
-from emppl.trace.arguments import WITHOUT_NUMBERS, Skeleton, join_arguments
-from emppl.trace.containers import Known
+from emppl.errors import EMError, ModelError, NeedsValues, StatesError
+from emppl.inputs.arguments import WITHOUT_NUMBERS, Skeleton, join_arguments
+from emppl.inputs.containers import Known
+from emppl.inputs.trees import ParamTree
 from emppl.trace.distributions import as_numpyro_expects, is_discrete
 from emppl.types import Data
 
@@ -35,6 +36,8 @@ class Frame:
         answer_scan: gives a ``scan`` its value; None inside the step of one.
         messages: by site, in the order of the model.
         latents: the discrete ones among the unobserved sites.
+        trees: by site, of params that are trees of arrays, the value and what was declared; each array has a message of
+            its own.
         reparametrised: by site that ``handlers.reparam`` puts in the place of another one, that one's name and value.
     """
 
@@ -42,6 +45,7 @@ class Frame:
     answer_scan: Callable[[Recorder, Message], Any] | None
     messages: dict[str, Message] = dataclasses.field(default_factory=dict)
     latents: list[str] = dataclasses.field(default_factory=list)
+    trees: dict[str, Any] = dataclasses.field(default_factory=dict)
     reparametrised: dict[str, tuple[str, Any]] = dataclasses.field(default_factory=dict)
 
     def add(self, name: str, msg: Message) -> None:
@@ -69,6 +73,7 @@ class Recorder(Messenger):
         super().__init__()
         self.frame = frame
         self.plate_sizes: dict[str, int] = {}
+        self.has_states = False  # a discrete latent was seen, in the model or in a step
 
     @contextlib.contextmanager
     def step(self, answer: Answer) -> Iterator[Frame]:
@@ -104,11 +109,31 @@ class Recorder(Messenger):
                 msg["value"] = frame.answer(msg)
                 if is_discrete(msg["fn"]):
                     frame.latents.append(msg["name"])
+                    self.has_states = True
             frame.add(msg["name"], msg)
         elif kind == "param" and msg["value"] is None:  # with a value from a handler it is a number like any other
             msg["value"] = frame.answer(msg)
+            self._record_param(msg)
+        elif kind == "mutable":
+            raise ModelError(
+                f"Site {msg['name']!r} is the state of a module, which changes when it is called (batch statistics): "
+                "the density is no function of parameters and data. Use layers without state: LayerNorm in place of "
+                "BatchNorm."
+            )
+
+    def _record_param(self, msg: Message) -> None:
+        """Keep the message of a param; of one that is a tree of arrays, a message for each of them."""
+        frame, name = self.frame, msg["name"]
+        if msg["value"] is None:  # a module asks whether its parameters are known, and declares them if they are not
+            return
+        tree = ParamTree.of(name, msg["value"])
+        if tree is None:
             # A subsampled plate cuts the value of a param later, in place; what is estimated is the whole of it.
-            frame.add(msg["name"], dict(msg))
+            frame.add(name, dict(msg))
+            return
+        frame.trees[name] = (msg["value"], *msg["args"])
+        for leaf, value in zip(tree.names, jax.tree.leaves(msg["value"]), strict=True):
+            frame.add(leaf, {**msg, "name": leaf, "value": value})
 
     def _answer_control_flow(self, msg: Message) -> None:
         if "history" not in msg["kwargs"]:
@@ -145,7 +170,7 @@ def run_model(
         answer: gives every unobserved site its value.
         answer_scan: gives a ``scan`` its value and adds its sites.
         data: the model's array arguments.
-        skeleton: its static arguments, from :func:`~emppl.trace.arguments.split_arguments`.
+        skeleton: its static arguments, from :func:`~emppl.inputs.arguments.split_arguments`.
         rng_key: random key, for models that draw.
 
     Returns:
@@ -171,7 +196,8 @@ def run_model(
             "own, e.g. model(x, K=int(x.max()) + 1).\n" + str(error).split("\n")[0]
         ) from error
     except Exception as error:
-        raise NeedsValues(_failure(frame, data, skeleton, error)) from error
+        kind = StatesError if recorder.has_states else NeedsValues
+        raise kind(_failure(frame, data, skeleton, error)) from error
     return recorder
 
 

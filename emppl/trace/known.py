@@ -16,8 +16,8 @@ from typing import Any
 import jax
 
 from emppl.errors import EMError, ModelError, NeedsValues
-from emppl.trace.arguments import Skeleton, known_among, readable, with_known
-from emppl.trace.containers import Known, Table
+from emppl.inputs.arguments import Skeleton, known_among, readable, with_known
+from emppl.inputs.containers import Known, Table
 from emppl.trace.discover import try_run
 
 _LIBRARIES = {"contextlib", "emppl", "functools", "jax", "numpy", "numpyro", "pandas", "polars", "scipy"}

@@ -13,9 +13,9 @@ from numpyro.distributions.distribution import Unit
 from numpyro.primitives import Messenger
 
 from emppl.errors import ModelError
+from emppl.inputs.arguments import Skeleton, known_among
 from emppl.jaxpr.depends import Dependence
 from emppl.jaxpr.prune import with_inputs_for_constants
-from emppl.trace.arguments import Skeleton, known_among
 from emppl.trace.discover import run_once
 from emppl.trace.distributions import element_mask, unwrap
 

@@ -9,7 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr
+from numpyro.distributions import Distribution
 
+from emppl.inputs.trees import ParamTree
 from emppl.types import Data
 
 
@@ -111,6 +113,10 @@ class Site:
     is_scanned: bool = False
     transforms: tuple[str, ...] = ()
 
+    def event_rank(self, argument: str, kind: type[Distribution]) -> int:
+        """How many of an argument's last axes are not batch axes of the innermost distribution, of that class."""
+        return self.reinterpreted + (0 if argument == "log_factor" else kind.arg_constraints[argument].event_dim)
+
     @property
     def time(self) -> Plate | None:
         """The time axis of a site inside a ``scan``."""
@@ -140,6 +146,7 @@ class Trace:
         reparametrised: by site that ``handlers.reparam`` puts in the place of another one, the name of that one and the
             parameters that its prior depends on.
         value_shapes: shape of one atom of every integrated latent: states of discrete latents, plates, event.
+        trees: params that are trees of arrays, each of which is a site.
     """
 
     sites: dict[str, Site]
@@ -157,6 +164,7 @@ class Trace:
     atom_axes: Mapping[str, AtomAxis] = dataclasses.field(default_factory=dict)
     over_atoms: Mapping[str, tuple[str, frozenset[tuple[str, ...]]]] = dataclasses.field(default_factory=dict)
     value_shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    trees: Mapping[str, ParamTree] = dataclasses.field(default_factory=dict)
     reparametrised: Mapping[str, tuple[str, frozenset[str]]] = dataclasses.field(default_factory=dict)
 
     def without(self, names: Sequence[str]) -> Trace:

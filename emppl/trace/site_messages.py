@@ -12,7 +12,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.distribution import Unit
 
 from emppl.errors import DataError, ModelError
-from emppl.trace.arguments import raised
+from emppl.inputs.arguments import raised
 from emppl.trace.distributions import (
     as_numpyro_expects,
     element_mask,

@@ -16,6 +16,7 @@ import numpy as np
 
 from emppl.errors import EMError, ModelError
 from emppl.estep import log_likelihood, sample
+from emppl.inputs.trees import as_declared
 from emppl.model.model import Model
 from emppl.names import model_name
 from emppl.numerics.compiling import fast_options
@@ -215,7 +216,7 @@ class Verification:
     def _prior_draw(self, params: Params, data: Data, rng_key: jax.Array) -> Values:
         """A draw of all latents from the model as it is written."""
         model, source = self._model, self._source
-        drawn = draw_latents(source.function, source.skeleton, model.complete(params), data, rng_key)
+        drawn = draw_latents(source.function, source.skeleton, self._declared(params), data, rng_key)
         latents = {
             name for one in (*model.model_latents, *model.continuous_latents) for name in (one, self._whole(one))
         }
@@ -265,7 +266,11 @@ class Verification:
         """NumPyro's log density of every site, at values of the latents; what is computed from these is no value."""
         sites = set(map(model_name, self._model.trace.sites))
         latents = {name: value for name, value in values.items() if name in sites}
-        return log_probs(self._source.function, self._source.skeleton, self._model.complete(params), latents, data)
+        return log_probs(self._source.function, self._source.skeleton, self._declared(params), latents, data)
+
+    def _declared(self, params: Params) -> Params:
+        """Values of all parameters, as the model's sites hold them."""
+        return as_declared(self._model.complete(params), self._model.trace.trees)
 
     @property
     def _left_out(self) -> set[str]:

@@ -18,9 +18,9 @@ import pytest
 import emppl
 import emppl.em
 from emppl.checkpoint.identity import fit_identity
+from emppl.inputs.arguments import split_arguments
 from emppl.model.options import Options
 from emppl.trace import trace_model
-from emppl.trace.arguments import split_arguments
 from tests.checkpoint.test_file import KINDS
 
 x = np.random.default_rng(2).normal(size=30)

@@ -20,7 +20,7 @@ from numpyro.distributions import biject_to
 
 import emppl  # noqa: F401  registers the families
 from emppl import estep
-from emppl.trace.arguments import split_arguments
+from emppl.inputs.arguments import split_arguments
 from tests.kit.brute_force import BruteForce, unconstrained_gradient
 from tests.kit.fits import program_of
 from tests.kit.random_models import model, random_data, random_params, specs

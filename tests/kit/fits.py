@@ -5,8 +5,8 @@ import numpy as np
 
 import emppl
 from emppl.derivation.derive import derive
+from emppl.inputs.arguments import split_arguments
 from emppl.model.options import Options
-from emppl.trace.arguments import split_arguments
 
 KEY = jax.random.key(0)
 

@@ -19,10 +19,10 @@ from numpyro.distributions import constraints
 import emppl
 from emppl.compiled import Compiled
 from emppl.errors import Refusal
+from emppl.inputs.arguments import split_arguments
 from emppl.model.options import Options
 from emppl.reduce import rows as compression
 from emppl.reduce.reduction import Source
-from emppl.trace.arguments import split_arguments
 from tests.kit import random_models
 from tests.kit.fits import fit
 

@@ -13,7 +13,7 @@ from numpyro.contrib.control_flow import scan
 
 import emppl
 from emppl import Enumerate, Gaussian, Hard, MonteCarlo, estep
-from emppl.trace.arguments import split_arguments
+from emppl.inputs.arguments import split_arguments
 from tests.elimination.test_chains import CASES
 from tests.estep.test_fused import em_step, many
 from tests.kit.brute_force import BruteForce

@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 from numpyro.contrib.control_flow import scan
 from scipy import stats
 
-from emppl.trace.arguments import split_arguments
+from emppl.inputs.arguments import split_arguments
 from emppl.trace.density import draw_latents, log_probs
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emppl.errors import DataError
-from emppl.trace.containers import NUMBERS, Known, Readable, array_of, closed, is_column, opened
+from emppl.inputs.containers import NUMBERS, Known, Readable, array_of, closed, is_column, opened
 
 Skeleton: TypeAlias = tuple[jax.tree_util.PyTreeDef, tuple[Any, ...], tuple[type | str, ...]]
 """A model's arguments without the contents of their arrays, apart from those that are known; hashable."""

@@ -10,7 +10,7 @@ from numpyro.distributions import constraints
 from scipy import stats
 
 import emppl
-from emppl.trace.arguments import raised
+from emppl.inputs.arguments import raised
 from tests.kit.fits import KEY
 
 COUNTS = np.array([1, 0, 100, 120, 3, 5, 7, 110])

@@ -1,0 +1,1 @@
+"""What goes into a model: its arguments, and params that are trees of arrays."""
