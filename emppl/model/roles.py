@@ -6,11 +6,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from numpyro.distributions import constraints
+
 from emppl.errors import ModelError, ParameterError, unknown_name
 from emppl.jaxpr.depends import Dependence
 from emppl.model.site import field_dependences
 from emppl.strategies import Strategy
 from emppl.trace import Trace
+
+_REAL = (constraints.real, constraints.real_vector)
+"""Supports of states that a chain can have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +60,41 @@ def assign_roles(
         ModelError: an ambiguous site, or nothing to do.
         ParameterError: an option names a site that it cannot refer to.
     """
+    _check_options(trace, estimate, latents, fixed)
+    sites = trace.sites
+    roles: dict[str, Role] = {}
+    begins = _begin_chains(trace, dependence)
+    for name, site in sites.items():
+        if name in fixed:
+            roles[name] = Role(name, "parameter", "fixed at a given value")
+        elif site.kind == "param":
+            roles[name] = Role(name, "parameter", "numpyro.param")
+        elif site.kind == "discrete":
+            roles[name] = Role(name, "latent", "discrete and unobserved")
+        elif site.kind == "integrated":
+            roles[name] = Role(name, "latent", "continuous and unobserved, inside a scan")
+        elif site.kind == "factor":
+            roles[name] = Role(name, "data", "numpyro.factor")
+        elif site.kind == "observed":
+            roles[name] = Role(name, "data", "observed")
+        elif name in estimate:
+            roles[name] = Role(name, "parameter", "listed in estimate=")
+        elif name in begins:
+            raise _first_state(name, begins[name])
+        elif name in latents:
+            roles[name] = Role(name, "latent", "listed in latents=")
+        else:
+            roles[name] = _continuous_role(trace, dependence, name, roles)
+    for name in [name for name, site in sites.items() if site.kind == "continuous"]:
+        _check_prior(trace, dependence, name, roles[name])
+    _check_complete(roles)
+    return roles
+
+
+def _check_options(
+    trace: Trace, estimate: tuple[str, ...], latents: Mapping[str, Any], fixed: Mapping[str, Any]
+) -> None:
+    """Refuse options that name sites which they cannot refer to."""
     sites = trace.sites
     continuous = [name for name, site in sites.items() if site.kind == "continuous"]
     discrete = [name for name, site in sites.items() if site.kind == "discrete"]
@@ -78,30 +118,6 @@ def assign_roles(
         refusal = strategy.why_not(name, sites[name].kind)
         if refusal is not None:
             raise ParameterError(f"latents[{name!r}]={strategy!r}: {refusal}")
-    roles: dict[str, Role] = {}
-    for name, site in sites.items():
-        if name in fixed:
-            roles[name] = Role(name, "parameter", "fixed at a given value")
-        elif site.kind == "param":
-            roles[name] = Role(name, "parameter", "numpyro.param")
-        elif site.kind == "discrete":
-            roles[name] = Role(name, "latent", "discrete and unobserved")
-        elif site.kind == "integrated":
-            roles[name] = Role(name, "latent", "continuous and unobserved, inside a scan")
-        elif site.kind == "factor":
-            roles[name] = Role(name, "data", "numpyro.factor")
-        elif site.kind == "observed":
-            roles[name] = Role(name, "data", "observed")
-        elif name in estimate:
-            roles[name] = Role(name, "parameter", "listed in estimate=")
-        elif name in latents:
-            roles[name] = Role(name, "latent", "listed in latents=")
-        else:
-            roles[name] = _continuous_role(trace, dependence, name, roles)
-    for name in continuous:
-        _check_prior(trace, dependence, name, roles[name])
-    _check_complete(roles)
-    return roles
 
 
 def without_missing_cells(trace: Trace, dependence: Dependence) -> Trace:
@@ -170,6 +186,39 @@ def _continuous_role(trace: Trace, dependence: Dependence, name: str, roles: Map
         return Role(name, "parameter", f"indexed by latent {indexing[0]!r}, with a prior")
     plates = ", ".join(repr(plate.name) for plate in site.plates)
     raise _ambiguous(name, f"its plate {plates} holds no data and no discrete latent indexes it")
+
+
+def _begin_chains(trace: Trace, dependence: Dependence) -> dict[str, str]:
+    """Continuous sites that a chain of continuous latents starts from, and that no later step reads, with a latent."""
+    found = {}
+    for scan, starts in zip(trace.scans, trace.starts, strict=True):
+        if not scan.hidden:
+            continue
+        steps = [name for name, site in trace.sites.items() if site.is_scanned and site.time is not None]
+        read = frozenset().union(
+            *(names for step in steps for names in field_dependences(trace, dependence, step)[1].values())
+        )
+        for name in sorted(starts - read):
+            if trace.sites[name].kind == "continuous" and trace.sites[name].constraint in _REAL:
+                found[name] = next(iter(scan.hidden))
+    return found
+
+
+def _first_state(name: str, latent: str) -> ModelError:
+    return ModelError(
+        f"The chain of {latent!r} starts from {name!r}, which is sampled before the scan: its first state is a latent "
+        "of the chain, and emppl integrates the steps of a scan only. Sample the first state in the first step, with "
+        f"the prior of {name!r}, and count the steps in the carry:\n"
+        "  def step(carry, y):\n"
+        "      before, t = carry\n"
+        f"      {latent} = numpyro.sample({latent!r}, dist.Normal(jnp.where(t == 0, prior_mean, before), "
+        "jnp.where(t == 0, prior_scale, scale)))\n"
+        "      ...  # the observation\n"
+        f"      return ({latent}, t + 1), None\n"
+        "  scan(step, (0.0, 0), y)\n"
+        f"where the observations see {latent!r} of their own step. To maximise over {name!r} instead, write "
+        f"EM(model, estimate=[{name!r}])."
+    )
 
 
 def _ambiguous(name: str, why: str) -> ModelError:

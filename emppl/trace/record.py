@@ -147,6 +147,7 @@ class Trace:
             parameters that its prior depends on.
         value_shapes: shape of one atom of every integrated latent: states of discrete latents, plates, event.
         trees: params that are trees of arrays, each of which is a site.
+        starts: of every scan, the parameters in what is carried into its first step in the place of latents.
     """
 
     sites: dict[str, Site]
@@ -166,6 +167,7 @@ class Trace:
     value_shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     trees: Mapping[str, ParamTree] = dataclasses.field(default_factory=dict)
     reparametrised: Mapping[str, tuple[str, frozenset[str]]] = dataclasses.field(default_factory=dict)
+    starts: tuple[frozenset[str], ...] = ()
 
     def without(self, names: Sequence[str]) -> Trace:
         """The same model when some continuous sites, on which nothing depends, are left out."""

@@ -5,6 +5,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 from scipy import stats
 
@@ -128,3 +129,47 @@ def test_means_of_components_stay_parameters():
     with pytest.raises(emppl.ModelError, match="'mu' is ambiguous.*'tau', but it is indexed by latent 'z'"):
         emppl.EM(mixture).plan(Y, "tau")
     assert emppl.EM(mixture, estimate=["mu"]).plan(Y, "tau")
+
+
+def level(y, seen):
+    """A local level whose first state is sampled before the scan: that of the first month."""
+    noise, wander = positive("noise"), positive("wander")
+    first = numpyro.sample("first", dist.Normal(7, jnp.sqrt(10.0)))
+
+    def month(now, row):
+        numpyro.sample("y", dist.Normal(now, jnp.sqrt(noise)).mask(row[1]), obs=row[0])
+        return numpyro.sample("level", dist.Normal(now, jnp.sqrt(wander))), None
+
+    scan(month, first, (y, seen))
+
+
+def level_in_its_steps(y, seen):
+    """The same as the message says to write it."""
+    noise, wander = positive("noise"), positive("wander")
+
+    def month(carry, row):
+        before, t = carry
+        mean, scale = jnp.where(t == 0, 7.0, before), jnp.where(t == 0, jnp.sqrt(10.0), jnp.sqrt(wander))
+        now = numpyro.sample("level", dist.Normal(mean, scale))
+        numpyro.sample("y", dist.Normal(now, jnp.sqrt(noise)).mask(row[1]), obs=row[0])
+        return (now, t + 1), None
+
+    scan(month, (0.0, 0), (y, seen))
+
+
+def test_first_state_of_a_chain_is_no_parameter():
+    """It is refused with what to write, which is the marginal likelihood of the model; a parameter is one on demand."""
+    y = np.array([6.1, 6.4, 7.2, 7.9, 7.4])
+    seen = np.array([True, True, False, True, True])
+    for options in ({}, {"latents": ["first"]}):
+        with pytest.raises(emppl.ModelError, match="'level' starts from 'first'") as caught:
+            emppl.EM(level, **options).plan(y, seen)
+    for line in ("jnp.where(t == 0, prior_mean, before)", "scan(step, (0.0, 0), y)", "estimate=['first']"):
+        assert line in str(caught.value)
+    assert emppl.EM(level, estimate=["first"]).plan(y, seen)
+    at = {"noise": jnp.array(0.3), "wander": jnp.array(0.2)}
+    steps = np.arange(5)
+    covariance = 10 + 0.2 * np.minimum(steps[:, None], steps) + 0.3 * np.eye(5)
+    expected = stats.multivariate_normal(np.full(4, 7.0), covariance[np.ix_(seen, seen)]).logpdf(y[seen])
+    em = emppl.EM(level_in_its_steps, progress_bar=False)
+    np.testing.assert_allclose(em.log_likelihood(at, y, seen), expected, rtol=1e-9)
