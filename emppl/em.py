@@ -233,7 +233,8 @@ class EM:
             **kwargs: model keyword arguments.
 
         Returns:
-            ``.states``, ``.predicted`` and ``.log_likelihood`` by latent, time first.
+            ``.states``, ``.predicted`` and ``.log_likelihood`` by latent, time first: probabilities of the states of a
+            discrete latent, a pair of mean and covariance for a continuous one.
 
         Raises:
             ModelError: the model has no chain that can be filtered.
