@@ -234,7 +234,8 @@ class EM:
 
         Returns:
             ``.states``, ``.predicted`` and ``.log_likelihood`` by latent, time first: probabilities of the states of a
-            discrete latent, a pair of mean and covariance for a continuous one.
+            discrete latent, a pair of mean and covariance for a continuous one. Steps whose observations are masked
+            out at the end of the data are forecasts.
 
         Raises:
             ModelError: the model has no chain that can be filtered.

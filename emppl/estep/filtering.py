@@ -11,9 +11,9 @@ from emppl.elimination.chains import ChainAxes, ChainTables, filter_steps
 from emppl.elimination.reductions import watch
 from emppl.elimination.run import log_normalizer
 from emppl.errors import ModelError
+from emppl.estep.kalman import filter_states
 from emppl.estep.posterior import moments_of_atoms
 from emppl.integrals.joint import Joint
-from emppl.integrals.kalman import filter_states
 from emppl.integrals.smoother import Smoother
 from emppl.model.integral import Integral
 from emppl.model.model import Model, Part

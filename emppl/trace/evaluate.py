@@ -301,11 +301,12 @@ class Evaluation:
     def ranks(self, placement: Placement) -> dict[tuple[str, ...], int]:
         """By path, how many axes an argument has at most: states in front of all plates, and axes of events."""
         depth = max((atom.ndim for atom in placement.atoms.values()), default=0)
-        return {
-            path: depth + self.sites[path[0]].event_rank(path[2], self.distributions[path[0]])
+        ranks = {
+            path: self.sites[path[0]].event_rank(path[2], self.distributions[path[0]])
             for path in self.paths
             if path[1] == "arguments"
         }
+        return {path: depth + rank for path, rank in ranks.items() if rank is not None}
 
     def settled(self) -> list[dict[int, bool]]:
         """For every scan, the conditions that no input of the model touches and that all later steps share."""

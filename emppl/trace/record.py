@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr
-from numpyro.distributions import Distribution
+from numpyro.distributions import Delta, Distribution
 
 from emppl.inputs.trees import ParamTree
 from emppl.types import Data
@@ -113,9 +113,17 @@ class Site:
     is_scanned: bool = False
     transforms: tuple[str, ...] = ()
 
-    def event_rank(self, argument: str, kind: type[Distribution]) -> int:
-        """How many of an argument's last axes are not batch axes of the innermost distribution, of that class."""
-        return self.reinterpreted + (0 if argument == "log_factor" else kind.arg_constraints[argument].event_dim)
+    def event_rank(self, argument: str, kind: type[Distribution]) -> int | None:
+        """How many of an argument's last axes are not batch axes of the innermost distribution, of that class.
+
+        None: the class does not say.
+        """
+        if issubclass(kind, Delta) and argument == "v":  # as many as its ``event_dim``, which is no fact of the class
+            return len(self.event_shape)
+        try:
+            return self.reinterpreted + (0 if argument == "log_factor" else kind.arg_constraints[argument].event_dim)
+        except (KeyError, NotImplementedError):  # an own distribution: ``constraints.dependent`` says nothing
+            return None
 
     @property
     def time(self) -> Plate | None:
