@@ -109,7 +109,7 @@ def mortality(found: Definitions, rng: Rng) -> Arguments:
     return found["model"], (age, space, time, np.array([0, 0, 1, 1]), population), {"deaths": deaths}
 
 
-@entry("ucbadmit.py", "glmm", "continuous", marginal=marginals.admissions)
+@entry("ucbadmit.py", "glmm", "continuous", {"latents": {"z": emppl.Laplace()}}, marginal=marginals.admissions)
 def admissions(found: Definitions, rng: Rng) -> Arguments:
     """Two rows a department: an intercept and a slope for each."""
     dept, male = np.repeat(np.arange(6), 2), np.tile([1, 0], 6)
