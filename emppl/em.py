@@ -55,7 +55,8 @@ class EM:
             derived and compiled anew where it changed. Files, random states, names that are computed
             (``getattr(settings, name)``), and what JAX itself has compiled or aliased are out of sight.
         estimate: names of sample sites to maximise over when their role is ambiguous.
-        latents: ``{site: strategy}``. Discrete latents are summed over (``Enumerate()``); continuous ones are
+        latents: ``[site, ...]``, latents whose strategy is chosen here, or ``{site: strategy}`` (None: the same as in
+            a list). Discrete latents are summed over (``Enumerate()``); continuous ones are
             integrated by ``Gaussian()`` where that is exact, else by ``Quadrature(15)``, ``Laplace()``,
             ``MonteCarlo()`` or ``SAEM()``; ``Hard()`` gives discrete ones their best values (k-means, Viterbi
             training). The plan shows the defaults that were chosen, and why.
@@ -107,7 +108,7 @@ class EM:
         model: Callable,
         *,
         estimate: Sequence[str] | None = None,
-        latents: Mapping[str, Any] | None = None,
+        latents: Mapping[str, Any] | Sequence[str] | None = None,
         fixed: Mapping[str, Any] | None = None,
         m_step: Mapping[str, Any] | None = None,
         optimizer: Any = None,
@@ -135,6 +136,10 @@ class EM:
             raise ParameterError(f"accelerate must be None or 'squarem'; it is {accelerate!r}.")
         if isinstance(estimate, str):
             raise ParameterError(f"estimate must be a list of names: estimate=[{estimate!r}].")
+        if isinstance(latents, str):
+            raise ParameterError(f"latents must be a list of names or a dict of strategies: latents=[{latents!r}].")
+        if latents is not None and not isinstance(latents, Mapping):
+            latents = dict.fromkeys(latents)
         self.model = model
         whole, partly = split_fixed(fixed or {})
         self.options = Options(
@@ -237,7 +242,9 @@ class EM:
             **kwargs: model keyword arguments.
 
         Returns:
-            ``.states``, ``.predicted`` and ``.log_likelihood`` by latent, time first.
+            ``.states``, ``.predicted`` and ``.log_likelihood`` by latent, time first: probabilities of the states of a
+            discrete latent, a pair of mean and covariance for a continuous one. Steps whose observations are masked
+            out at the end of the data are forecasts.
 
         Raises:
             ModelError: the model has no chain that can be filtered.

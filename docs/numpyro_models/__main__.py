@@ -51,31 +51,34 @@ def in_process(entry: Entry, checkout: pathlib.Path) -> Outcome:
     return Outcome(**json.loads(lines[-1]))
 
 
-def page(rows: list[tuple[Entry, Outcome]]) -> str:
-    """The whole page."""
-    present = [(entry, found) for entry, found in rows if found.status != "absent"]
-    latent = [(entry, found) for entry, found in present if entry.latent]
-
-    def runs(some: list[tuple[Entry, Outcome]]) -> int:
-        return sum(found.status == "runs" for _, found in some)
-
-    compared = [found for _, found in present if found.difference is not None]
+def page(rows: list[str]) -> str:
+    """The whole page, of the rows of its table."""
+    cells = [[cell.strip() for cell in row.split(" | ")] for row in rows]
+    present = [(latent, outcome) for _, _, latent, outcome, _ in cells if not outcome.startswith("absent")]
+    runs = [latent for latent, outcome in present if outcome.startswith("runs")]
     text = _HEADER + (
-        f"{runs(present)} of {len(present)} models run; of the {len(latent)} with something to sum or to integrate, "
-        f"{runs(latent)}. Compared: {len(compared)}.\n\n"
+        f"{len(runs)} of {len(present)} models run; of the {[latent for latent, _ in present].count('yes')} with "
+        f"something to sum or to integrate, {runs.count('yes')}. "
+        f"Compared: {sum(' (' in compared for *_, compared in cells)}.\n\n"
     )
-    lines = ["| file | model | latent | outcome | compared |", "|---|---|---|---|---|"]
-    for entry, found in rows:
-        file = entry.file.removeprefix("examples/").removeprefix("notebooks/source/")
-        cells = (
-            file,
-            f"`{entry.name}`",
-            "yes" if entry.latent else "",
-            _outcome_cell(entry, found),
-            _difference(found),
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    return text + "\n".join(lines) + "\n"
+    return text + "\n".join(["| file | model | latent | outcome | compared |", "|---|---|---|---|---|", *rows]) + "\n"
+
+
+def row(entry: Entry, found: Outcome) -> str:
+    """One row of the table."""
+    latent = "yes" if entry.latent else ""
+    return " | ".join((_head(entry), latent, _outcome_cell(entry, found), _difference(found))) + " |"
+
+
+def _head(entry: Entry) -> str:
+    file = entry.file.removeprefix("examples/").removeprefix("notebooks/source/")
+    return f"| {file} | `{entry.name}`"
+
+
+def _kept() -> dict[str, str]:
+    """Rows of the page as it is."""
+    lines = _PAGE.read_text().splitlines() if _PAGE.exists() else []
+    return {" | ".join(line.split(" | ")[:2]): line for line in lines if line.startswith("| ")}
 
 
 def _outcome_cell(entry: Entry, found: Outcome) -> str:
@@ -97,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkout", type=pathlib.Path)
     parser.add_argument("--one", help="run this model here, and print its outcome as JSON")
-    parser.add_argument("--only", default="", help="run models whose key contains this, and print; write nothing")
+    parser.add_argument("--only", default="", help="run models whose key contains this, and renew their rows")
     parser.add_argument("--jobs", type=int, default=1, help="how many models at a time")
     settings = parser.parse_args()
     if settings.one:
@@ -107,12 +110,11 @@ def main() -> None:
     entries = [entry for entry in ENTRIES if settings.only in entry.key]
     with ThreadPoolExecutor(settings.jobs) as pool:
         outcomes = pool.map(functools.partial(in_process, checkout=settings.checkout), entries)
-        rows = []
+        rows = _kept() if settings.only else {}
         for entry, found in zip(entries, outcomes, strict=True):
-            rows.append((entry, found))
+            rows[_head(entry)] = row(entry, found)
             print(entry.key, *dataclasses.astuple(found), sep=" | ", flush=True)
-    if not settings.only:
-        _PAGE.write_text(page(rows))
+    _PAGE.write_text(page([rows[_head(entry)] for entry in ENTRIES if _head(entry) in rows]))
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ _capture("model_3", "continuous")
 
 # --------------------------------------------------------------------------------------------------------- hmm_enum.py
 def _chorales(name: str) -> None:
-    @entry("hmm_enum.py", name, "discrete")
+    @entry("hmm_enum.py", name, "discrete", {"prior": False})
     def make(found: Definitions, rng: Rng) -> Arguments:
         notes = jnp.array(rng.integers(0, 2, (3, 6, 4)))
         return found[name], (notes, jnp.array([6, 4, 5]), SimpleNamespace(hidden_dim=4)), {"include_prior": True}
@@ -91,7 +91,9 @@ def gaussian_shells(found: Definitions, rng: Rng) -> Arguments:
     return found["model"], (jnp.array([-3.5, 0.0]), jnp.array([3.5, 0.0]), 2.0, 0.1), {"enum": True}
 
 
-@entry("ssbvm_mixture.py", "ss_model", "discrete", {"estimate": ["phi_conc", "psi_conc"]}, assigned=("pi",))
+@entry(
+    "ssbvm_mixture.py", "ss_model", "discrete", {"prior": False, "estimate": ["phi_conc", "psi_conc"]}, assigned=("pi",)
+)
 def bivariate_angles(found: Definitions, rng: Rng) -> Arguments:
     """Two clusters of pairs of angles."""
     angles = np.concatenate([rng.normal((-1.2, 2.4), 0.2, (15, 2)), rng.normal((1.0, -0.6), 0.2, (15, 2))])
@@ -107,7 +109,7 @@ def mortality(found: Definitions, rng: Rng) -> Arguments:
     return found["model"], (age, space, time, np.array([0, 0, 1, 1]), population), {"deaths": deaths}
 
 
-@entry("ucbadmit.py", "glmm", "continuous", marginal=marginals.admissions)
+@entry("ucbadmit.py", "glmm", "continuous", {"latents": {"z": emppl.Laplace()}}, marginal=marginals.admissions)
 def admissions(found: Definitions, rng: Rng) -> Arguments:
     """Two rows a department: an intercept and a slope for each."""
     dept, male = np.repeat(np.arange(6), 2), np.tile([1, 0], 6)

@@ -70,7 +70,7 @@ def subsampled(found: Definitions, rng: Rng) -> Arguments:
     return found["model"], (jnp.array(covariates), jnp.array(outcome), 20), {}
 
 
-@entry("hmm.py", "semi_supervised_hmm")
+@entry("hmm.py", "semi_supervised_hmm", options={"prior": False})
 def hidden_markov(found: Definitions, rng: Rng) -> Arguments:
     """Three categories, five words; the sum over hidden categories is the model's own."""
     supervised = (jnp.array(rng.integers(0, 3, 12)), jnp.array(rng.integers(0, 5, 12)))
@@ -81,7 +81,7 @@ def hidden_markov(found: Definitions, rng: Rng) -> Arguments:
     )
 
 
-@entry("holt_winters.py", "holt_winters")
+@entry("holt_winters.py", "holt_winters", options={"estimate": ["seasonality_init"]})
 def holt_winters(found: Definitions, rng: Rng) -> Arguments:
     """Two seasons of twelve months."""
     return found["holt_winters"], (jnp.array(_series(rng)), 12), {}

@@ -22,7 +22,11 @@ _EFFECTS = {"latents": {name: emppl.Gaussian() for name in "xy"}}
 _CREDIT = {"latents": {"log_tau_i": emppl.Laplace(), "beta": emppl.Laplace()}}
 _CREDIT_REPARAM = {"latents": {"log_tau_i": emppl.Laplace(), "beta_decentered": emppl.Laplace()}}
 
-for _name, _options in (("_unrep_hs_model", {"estimate": ["betas"]}), ("_rep_hs_model1", {}), ("_rep_hs_model3", {})):
+for _name, _options in (
+    ("_unrep_hs_model", {"estimate": ["betas"]}),
+    ("_rep_hs_model1", {}),
+    ("_rep_hs_model3", {"estimate": ["betas_base"]}),
+):
 
     @entry("bad_posterior_geometry.ipynb", _name, options=_options)
     def horseshoe(found: Definitions, rng: Rng, name: str = _name) -> Arguments:
@@ -301,7 +305,7 @@ def line(found: Definitions, rng: Rng) -> Arguments:
     return found["model"], (jnp.array(x), jnp.array(1 + 2 * x + 0.1 * rng.normal(size=20))), {}
 
 
-@entry("tbip.ipynb", "TBIP.model", "continuous", {"estimate": ["x", "beta", "eta"]})
+@entry("tbip.ipynb", "TBIP.model", "continuous", {"estimate": ["x", "beta", "eta"], "prior": False})
 def tbip(found: Definitions, rng: Rng) -> Arguments:
     """Four documents of three people, two topics, five words."""
     words = jnp.array(rng.poisson(1.0, (4, 5)))

@@ -127,6 +127,8 @@ def _see(
     dependence = Dependence(trace.jaxpr, trace.inputs)
     trace = without_missing_cells(trace, dependence)
     roles = assign_roles(trace, dependence, options.estimate, options.latents, options.fixed)
+    wishes = {name: strategy for name, strategy in options.latents.items() if strategy is not None}
+    options = dataclasses.replace(options, latents=wishes)
     hidden = [n for n, role in roles.items() if role.role == "latent" and trace.sites[n].kind == "continuous"]
     integrals = find_integrals(trace, dependence, hidden) + find_chains(trace, dependence, hidden)
     atom_axes = {name: integral.atom_axis for integral in integrals for name in integral.latents}

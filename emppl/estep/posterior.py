@@ -137,6 +137,14 @@ def moments(
     return {name: (means[name], covariances[name]) for name in means}
 
 
+def moments_of_atoms(model: Model, integral: Integral, atoms: Tables) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Moments of the latents of an integral from equally weighted atoms, laid out as by :func:`moments`."""
+    shares = jnp.ones((1,) * model.axes.rank) / len(next(iter(atoms.values())))
+    found = {name: _moments(model, integral.axis, name, atoms[name], shares) for name in _sites(model, integral)}
+    means, covariances = (whole_scans(model, {name: pair[i] for name, pair in found.items()}) for i in (0, 1))
+    return {name: (means[name], covariances[name]) for name in means}
+
+
 def _moments(model: Model, axis: str, name: str, atoms: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and covariance over atoms and states."""
     event = len(model.trace.sites[name].event_shape)

@@ -59,7 +59,7 @@ class Smoother(Way):
         """
         states = states_of(joint)
         precisions = first_precision, window_precision = state_precisions(joint)
-        first_slope, window_slope = _slopes(joint, joint.zeros())
+        first_slope, window_slope = state_slopes(joint, joint.zeros())
         first_key, window_key = jax.random.split(key)
         first_slope = first_slope + _noise(first_precision, first_key)
         window_slope = window_slope + _noise(window_precision, window_key)
@@ -115,14 +115,14 @@ def smooth_states(joint: Joint, precisions: tuple[jax.Array, jax.Array] | None =
         smoothed = smooth(*_blocks(states, *precisions, *slopes))
         return smoothed, _by_step(states, smoothed.mean)
 
-    slopes = _slopes(joint, joint.zeros())
+    slopes = state_slopes(joint, joint.zeros())
     smoothed, mean = solve(slopes)
     linear = _linear(states, *slopes)
     volume = smoothed.log_normalizer - jnp.sum(linear * mean, (0, 2)) / 2
     # Numbers are added to fill the last block.
     volume = volume - (-states.steps % states.scan.order) * states.dimensions * math.log(2 * math.pi) / 2
     # From the mean the slopes are small, and a second solution recovers the digits that the first one lost.
-    _, correction = solve(_slopes(joint, states.values(mean)))
+    _, correction = solve(state_slopes(joint, states.values(mean)))
     mean = mean + correction
     evidence = joint.by_cell(joint.tables(states.values(mean))) + joint.to_cells(volume)
     return StateMoments(
@@ -171,7 +171,7 @@ def state_precisions(joint: Joint) -> tuple[jax.Array, jax.Array]:
     return curvature(states.firsts, firsts, windows), curvature(states.windows, windows, firsts)
 
 
-def _slopes(joint: Joint, values: Block) -> tuple[jax.Array, jax.Array]:
+def state_slopes(joint: Joint, values: Block) -> tuple[jax.Array, jax.Array]:
     """Gradient in the first steps, and in every window."""
     states = states_of(joint)
     first, window = states.split(joint.gradient_of_values(values))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import functools
@@ -77,6 +76,7 @@ def trace_model(
         reparametrised=evaluation.reparametrised,
         value_shapes={name: tuple(atom.shape) for name, atom in placement.one_atom.items()},
         trees=discovery.trees,
+        starts=evaluation.starts,
     )
 
 
@@ -111,7 +111,7 @@ class Evaluation:
     """The arrays of all sites as a pure function of (parameters, atoms, data), traced once.
 
     Attributes:
-        sites, distributions, timed, jaxpr, inputs, reparametrised: see :class:`Trace`.
+        sites, distributions, timed, jaxpr, inputs, reparametrised, starts: see :class:`Trace`.
         paths: the site and the field of every output of the jaxpr.
     """
 
@@ -140,12 +140,20 @@ class Evaluation:
         run = functools.partial(self._run, model, skeleton, discovery, placement)
         if by_state:
             run = functools.partial(self._by_state, run, discovery, placement)
-        traced, (arrays, self._conditions, values) = jax.make_jaxpr(run, return_shape=True)(*arguments)
+        traced, (arrays, self._conditions, values, starts) = jax.make_jaxpr(run, return_shape=True)(*arguments)
         first = len(self.inputs) - len(shapes)
         known = {first + n: leaf.array for n, leaf in known_among(skeleton).items() if leaf.array is not None}
         self._traced = with_inputs_for_constants(with_own_constants(traced), known)
         self._dependence = Dependence(self._traced, self.inputs)
-        start = len(self._traced.jaxpr.outvars) - len(values)
+        end = len(self._traced.jaxpr.outvars) - len(jax.tree.leaves(starts))
+        begun = jax.tree.unflatten(jax.tree.structure(starts), range(end, len(self._traced.jaxpr.outvars)))
+        self.starts = tuple(
+            frozenset(
+                label for leaf in leaves for kind, label in self._dependence.of_output(leaf) if kind == "parameter"
+            )
+            for leaves in begun
+        )
+        start = end - len(values)
         priors = {name: self._dependence.of_output(start + number) for number, name in enumerate(sorted(values))}
         self.reparametrised = {
             name: (self._written[name], frozenset(label for kind, label in labels if kind == "parameter") - {name})
@@ -164,16 +172,18 @@ class Evaluation:
 
     def _run(
         self, model: Callable, skeleton: Skeleton, discovery: Discovery, placement: Placement, *inputs: Any
-    ) -> tuple[dict[str, SiteArrays], list[list[jax.Array | None]], dict[str, jax.Array]]:
+    ) -> tuple[dict[str, SiteArrays], list[list[jax.Array | None]], dict[str, jax.Array], list[list[jax.Array]]]:
         """Run the model with every latent on its axis.
 
         Returns:
-            Arrays of the sites, conditions in the steps of scans, and the values of sites that were reparametrised.
+            Arrays of the sites, conditions in the steps of scans, the values of sites that were reparametrised, and of
+            every scan what is carried into its first step in the place of latents.
         """
         params, atoms, poison, data = inputs
         remaining = iter(discovery.scans)
         scanned: dict[str, tuple[Site, SiteArrays]] = {}
-        conditions = []
+        conditions: list[list[jax.Array | None]] = []
+        starts: list[list[jax.Array]] = []
 
         def answer(msg: Message) -> jax.Array:
             if msg["name"] in discovery.trees:
@@ -183,6 +193,8 @@ class Evaluation:
         def answer_scan(recorder: Recorder, msg: Message) -> None:
             carry = next(remaining)
             time = placement.plates[carry.scan.time]
+            leaves = jax.tree.leaves(msg["args"][1])
+            starts.append([jnp.asarray(leaf) for leaf, free in zip(leaves, carry.free, strict=True) if not free])
             sites, steps = evaluate_scan(recorder, msg, carry, time, discovery.values, atoms, poison)
             scanned.update(sites)
             self.timed.update(steps.timed)
@@ -208,11 +220,11 @@ class Evaluation:
             self.sites[name] = site
         self.distributions = {name: kind_of(array.distribution) for name, array in arrays.items()}
         self._written = {auxiliary: name for auxiliary, (name, _) in frame.reparametrised.items()}
-        return arrays, conditions, {name: value for name, (_, value) in frame.reparametrised.items()}
+        return arrays, conditions, {name: value for name, (_, value) in frame.reparametrised.items()}, starts
 
     def _by_state(
         self, run: Callable, discovery: Discovery, placement: Placement, params: Any, atoms: Any, *rest: Any
-    ) -> tuple[dict[str, SiteArrays], list[list[jax.Array | None]], dict[str, jax.Array]]:
+    ) -> tuple[dict[str, SiteArrays], list[list[jax.Array | None]], dict[str, jax.Array], list[list[jax.Array]]]:
         """The same, the model run at one state of every discrete latent, in its own shapes."""
         dims = placement.latent_dims
 
@@ -224,7 +236,9 @@ class Evaluation:
         closed, shape = jax.make_jaxpr(at_one_state, return_shape=True)(params, one, *rest)
         outputs, order = over_states(closed, self.inputs, dims, jax.tree.leaves((params, atoms, *rest)))
         treedef = jax.tree.structure(shape)
-        (arrays, conditions, values), (names, *_) = (jax.tree.unflatten(treedef, found) for found in (outputs, order))
+        (arrays, conditions, values, starts), (names, *_) = (
+            jax.tree.unflatten(treedef, found) for found in (outputs, order)
+        )
         return (
             {
                 name: in_front(self.sites[name], found, names[name], dims, self.timed.get(name, frozenset()))
@@ -232,6 +246,7 @@ class Evaluation:
             },
             conditions,
             values,
+            starts,
         )
 
     def __call__(
@@ -286,12 +301,12 @@ class Evaluation:
     def ranks(self, placement: Placement) -> dict[tuple[str, ...], int]:
         """By path, how many axes an argument has at most: states in front of all plates, and axes of events."""
         depth = max((atom.ndim for atom in placement.atoms.values()), default=0)
-        ranks = {}
-        for path in self.paths:
-            if path[1] == "arguments":
-                with contextlib.suppress(NotImplementedError):  # where NumPyro does not say how many axes events have
-                    ranks[path] = depth + self.sites[path[0]].event_rank(path[2], self.distributions[path[0]])
-        return ranks
+        ranks = {
+            path: self.sites[path[0]].event_rank(path[2], self.distributions[path[0]])
+            for path in self.paths
+            if path[1] == "arguments"
+        }
+        return {path: depth + rank for path, rank in ranks.items() if rank is not None}
 
     def settled(self) -> list[dict[int, bool]]:
         """For every scan, the conditions that no input of the model touches and that all later steps share."""

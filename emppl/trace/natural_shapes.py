@@ -80,9 +80,12 @@ def in_front(
     for (path, leaf), names in zip(flat, jax.tree.leaves(order, is_leaf=lambda x: isinstance(x, list)), strict=True):
         field, *rest = path_names(path)
         is_moved = is_moved or (field == "distribution" and bool(names))
-        trailing = ranks.get(field, events)
-        if field == "arguments":
-            trailing = site.event_rank(rest[0], base)
+        trailing = site.event_rank(rest[0], base) if field == "arguments" else ranks.get(field, events)
+        if trailing is None:
+            raise ModelError(
+                f"Site {site.name!r}: {base.__name__}.arg_constraints must say how many axes of {rest[0]!r} belong to "
+                "one event: constraints.dependent(is_discrete=False, event_dim=1), or a constraint of its own."
+            )
         is_timed = (field, *rest) in timed
         placed.append(leaf if field == "distribution" else _placed(leaf, names, dims, trailing, is_timed))
     moved = jax.tree.unflatten(treedef, placed)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr
-from numpyro.distributions import Distribution
+from numpyro.distributions import Delta, Distribution
 
 from emppl.inputs.trees import ParamTree
 from emppl.types import Data
@@ -113,9 +113,17 @@ class Site:
     is_scanned: bool = False
     transforms: tuple[str, ...] = ()
 
-    def event_rank(self, argument: str, kind: type[Distribution]) -> int:
-        """How many of an argument's last axes are not batch axes of the innermost distribution, of that class."""
-        return self.reinterpreted + (0 if argument == "log_factor" else kind.arg_constraints[argument].event_dim)
+    def event_rank(self, argument: str, kind: type[Distribution]) -> int | None:
+        """How many of an argument's last axes are not batch axes of the innermost distribution, of that class.
+
+        None: the class does not say.
+        """
+        if issubclass(kind, Delta) and argument == "v":  # as many as its ``event_dim``, which is no fact of the class
+            return len(self.event_shape)
+        try:
+            return self.reinterpreted + (0 if argument == "log_factor" else kind.arg_constraints[argument].event_dim)
+        except (KeyError, NotImplementedError):  # an own distribution: ``constraints.dependent`` says nothing
+            return None
 
     @property
     def time(self) -> Plate | None:
@@ -147,6 +155,7 @@ class Trace:
             parameters that its prior depends on.
         value_shapes: shape of one atom of every integrated latent: states of discrete latents, plates, event.
         trees: params that are trees of arrays, each of which is a site.
+        starts: of every scan, the parameters in what is carried into its first step in the place of latents.
     """
 
     sites: dict[str, Site]
@@ -166,6 +175,7 @@ class Trace:
     value_shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     trees: Mapping[str, ParamTree] = dataclasses.field(default_factory=dict)
     reparametrised: Mapping[str, tuple[str, frozenset[str]]] = dataclasses.field(default_factory=dict)
+    starts: tuple[frozenset[str], ...] = ()
 
     def without(self, names: Sequence[str]) -> Trace:
         """The same model when some continuous sites, on which nothing depends, are left out."""

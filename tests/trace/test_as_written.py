@@ -318,3 +318,36 @@ def test_a_chain_that_reads_states_of_other_sequences():
     y = np.array([[0.1, 1.0], [-2.0, 0.5], [0.3, 0.4]])
     assert np.isfinite(log_likelihood(model, y, False))
     refused(model, y, True, match="Site 'z' reads latent 'z' across the cells of plate 'sequences'")
+
+
+class Around(dist.Distribution):
+    """An own distribution that does not say how many axes of its centre belong to one event."""
+
+    arg_constraints = {"centre": constraints.dependent}
+    support = constraints.real
+    pytree_data_fields = ("centre",)
+
+    def __init__(self, centre, *, validate_args=None):
+        self.centre = centre
+        super().__init__(jnp.shape(centre), (), validate_args=validate_args)
+
+    def sample(self, key, sample_shape=()):
+        return jnp.zeros(sample_shape + self.batch_shape) + self.centre
+
+    def log_prob(self, value):
+        return -0.5 * (value - self.centre) ** 2 - 0.5 * np.log(2 * np.pi)
+
+
+def test_arguments_of_unknown_rank():
+    """A class that does not say where the events of its arguments are is used where states keep to their axis."""
+
+    def model(x):
+        centres = numpyro.param("centres", jnp.array([0.0, 2.0]))
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Bernoulli(0.4))
+            numpyro.sample("x", Around(centres[z]), obs=x)
+
+    x = np.array([0.1, 2.2, 1.9, -0.3])
+    expected = np.sum(np.log(0.6 * np.exp(-0.5 * x**2) + 0.4 * np.exp(-0.5 * (x - 2) ** 2)) - 0.5 * np.log(2 * np.pi))
+    got = emppl.EM(model, progress_bar=False).log_likelihood({"centres": jnp.array([0.0, 2.0])}, x)
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
