@@ -68,7 +68,7 @@ def _as_the_first_steps(layout: TrajectoryLayout, vectors: jax.Array) -> jax.Arr
 
 def _conditional_centre(joint: Joint, name: str, values: Mapping[str, jax.Array]) -> jax.Array:
     """The centre of one latent's prior, unconstrained, at values of the others."""
-    factor, shape = joint.model.factors[name], joint.integral.layout.shapes[name]
+    factor, shape = joint.model.factors[name], joint.model.trace.value_shapes[name]
     atoms = {latent: value[None] for latent, value in joint.constrained(values).items()}
     arrays = joint.model.evaluate(joint.params, joint.data, frozenset([(name, "distribution")]), atoms)
     one = factor.at_one_atom(arrays[name])

@@ -19,7 +19,7 @@ from emppl.model.masked import cells_with_slope, masked_cells, parameters_at_ran
 from emppl.model.model import Model
 from emppl.names import latent_of
 from emppl.numerics.guarded import safe_divide
-from emppl.parameters.constraints import constrain, log_jacobian
+from emppl.parameters.constraints import constrain, log_jacobian, unconstrain
 from emppl.parameters.layout import group_numbers
 from emppl.trace import SiteArrays
 from emppl.types import Data, Params
@@ -94,6 +94,10 @@ class Joint:
     def constrained(self, values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Values as the model has them."""
         return {name: constrain(self.constraints[name], value) for name, value in values.items()}
+
+    def unconstrained(self, values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Inverse of :meth:`constrained`."""
+        return {name: unconstrain(self.constraints[name], value) for name, value in values.items()}
 
     # ------------------------------------------------------------------------------------------------- the density
 

@@ -22,7 +22,7 @@ from emppl.jaxpr.groups import SHARED, Grouped, Meeting
 from emppl.jaxpr.separation import Separation
 from emppl.model.axes import Axes
 from emppl.model.site import field_dependences
-from emppl.parameters.constraints import bounds, constraint_name
+from emppl.parameters.constraints import bounds, constraint_name, is_linear, unconstrained_shape
 from emppl.parameters.layout import Layout, group_numbers
 from emppl.strategies import Continuous
 from emppl.trace import AtomAxis, Trace
@@ -78,9 +78,9 @@ class Integral:
         return self.way.atoms(self)
 
     def bounded(self, trace: Trace) -> dict[str, str]:
-        """By latent that is not any real number, the name of its constraint."""
-        names = {name: constraint_name(trace.sites[name].constraint) for name in self.latents}
-        return {name: constraint for name, constraint in names.items() if not constraint.startswith("real")}
+        """By latent within bounds, the name of its constraint."""
+        constraints = {name: trace.sites[name].constraint for name in self.latents}
+        return {n: constraint_name(constraint) for n, constraint in constraints.items() if not is_linear(constraint)}
 
     def zeros(self) -> dict[str, jax.Array]:
         """One value of every latent; of scanned ones, of every step of every window."""
@@ -104,7 +104,8 @@ class Integral:
         Raises:
             ModelError: discrete and continuous latents depend on each other across plates.
         """
-        shapes = {name: trace.value_shapes[name] for name in self.latents}
+        sites = trace.sites
+        shapes = {n: unconstrained_shape(sites[n].constraint, trace.value_shapes[n]) for n in self.latents}
         separation = Separation(tables, shapes, *arguments)
         shared = [plate_axes(trace, axes, name) for name in self.latents]
         plates = [name for name in axes.names if all(name in plates for plates in shared)]
@@ -153,10 +154,11 @@ def find_integrals(trace: Trace, dependence: Dependence, latents: Sequence[str])
             if trace.sites[name].kind == "discrete":
                 discrete[name] |= {name}
     for name in latents:
-        if bounds(trace.sites[name].constraint) is None:
+        constraint = trace.sites[name].constraint
+        if bounds(constraint) is None and not is_linear(constraint):
             raise ModelError(
                 f"The continuous latent {name!r} ({trace.sites[name].distribution}) has entries that constrain each "
-                f"other ({constraint_name(trace.sites[name].constraint)}), and no strategy integrates it yet. Maximise "
+                f"other ({constraint_name(constraint)}), and no strategy integrates it yet. Maximise "
                 f"over it: EM(model, estimate=[{name!r}])."
             )
     groups = [{name} for name in latents]

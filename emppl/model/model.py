@@ -25,7 +25,7 @@ from emppl.model.regression import COEFFICIENTS, RegressionForm
 from emppl.model.roles import Role
 from emppl.model.site import AlignedSite, with_equal_ranks
 from emppl.names import latent_of, model_name
-from emppl.parameters.constraints import constrain, free_dimensions
+from emppl.parameters.constraints import constrain, free_dimensions, unconstrained_shape
 from emppl.parameters.held import pin
 from emppl.strategies import Enumerate, Hard, ObjectiveKind, StochasticEM, Strategy
 from emppl.trace import SiteArrays, Trace, as_numpyro_expects, log_density
@@ -147,9 +147,11 @@ class Model:
     @property
     def any_atoms(self) -> dict[str, jax.Array]:
         """One atom of every integrated latent, inside its support."""
-        sites, shapes = self.trace.sites, self.trace.value_shapes
+        shapes = self.trace.value_shapes
+        constraints = {name: self.trace.sites[latent_of(name)].constraint for name in shapes}
         return {
-            name: constrain(sites[latent_of(name)].constraint, jnp.zeros(shape))[None] for name, shape in shapes.items()
+            name: constrain(constraint, jnp.zeros(unconstrained_shape(constraint, shapes[name])))[None]
+            for name, constraint in constraints.items()
         }
 
     @property

@@ -225,6 +225,17 @@ def _is_on_edge(constraint: Any, array: np.ndarray) -> bool:
 
 def free_dimensions(constraint: Any, shape: tuple[int, ...]) -> int:
     """Number of free dimensions of a parameter of this shape under its constraint."""
+    return math.prod(unconstrained_shape(constraint, shape))
+
+
+def unconstrained_shape(constraint: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of an unconstrained value."""
     if constraint_name(constraint).startswith("real"):
-        return int(np.prod(shape, dtype=int))
-    return int(np.prod(biject_to(constraint).inverse_shape(tuple(shape)), dtype=int))
+        return tuple(shape)
+    return tuple(biject_to(constraint).inverse_shape(tuple(shape)))
+
+
+def is_linear(constraint: Any) -> bool:
+    """Whether values are all real numbers, or a rotation takes these to them (those that add up to zero)."""
+    name = constraint_name(constraint)
+    return name.startswith("real") or name == "zero_sum"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
@@ -95,6 +96,8 @@ class Recorder(Messenger):
             auxiliary = next(reversed(frame.messages), "")
             if auxiliary.startswith(f"{msg['name']}_"):
                 frame.reparametrised[auxiliary] = msg["name"], msg["value"]
+        elif kind == "prng_key":
+            _refuse_hidden_draws()
         elif kind == "plate":
             self.plate_sizes[msg["name"]] = msg["args"][0]
         elif kind == "sample":
@@ -153,6 +156,24 @@ def _is_reparametrised(name: str) -> bool:
     """Whether a ``reparam`` handler is at work on a site."""
     handlers = [handler for handler in _PYRO_STACK if isinstance(handler, numpyro.handlers.reparam)]
     return any(callable(handler.config) or name in (handler.config or ()) for handler in handlers)
+
+
+def _refuse_hidden_draws() -> None:
+    """Refuse a site that ``handlers.block`` hides and that has no value, when the handler asks for the key to draw it.
+
+    Nothing else shows it: the site's own message stops at the handler, and the draw would enter as a constant.
+    """
+    caller = inspect.currentframe()
+    while caller is not None and caller.f_code is not numpyro.handlers.block.process_message.__code__:
+        caller = caller.f_back
+    hidden: Message = caller.f_locals["msg"] if caller is not None else {}
+    if hidden.get("type") == "sample":
+        raise ModelError(
+            f"Site {hidden['name']!r} is hidden by handlers.block and has no value: NumPyro would draw it at random, "
+            "and the fit would take that number for a constant. Take the block away, or give the site a value inside "
+            f"of it: handlers.block(handlers.substitute(model, {{{hidden['name']!r}: value}}), "
+            f"hide=[{hidden['name']!r}])."
+        )
 
 
 def run_model(

@@ -122,7 +122,7 @@ class CompleteData:
             joint = Joint(self.model, integral, self.params, self.data)
             outcome = integrate(joint)
             assert outcome.root is not None
-            values = self._one_atom(joint, self.first)
+            values = joint.unconstrained(self._one_atom(joint, self.first))
             deviation = joint.pack(values) - outcome.mean
             whitened = jnp.einsum("gij,gi->gj", outcome.root, deviation)
             size = deviation.shape[-1] / 2 * math.log(2 * math.pi)
@@ -178,7 +178,7 @@ class CompleteData:
     def _one_atom(self, joint: Joint, values: Values) -> dict[str, jax.Array]:
         """One atom of every latent of an integral, the same for all states of discrete latents."""
         atoms = {}
-        for name, zero in joint.zeros().items():
+        for name, zero in joint.constrained(joint.zeros()).items():
             value = of_axis(self.model, name, values[model_name(name)])
             if self.model.trace.sites[latent_of(name)].time is not None:
                 value = jnp.reshape(value, value.shape[:1] + (1,) * (zero.ndim - value.ndim) + value.shape[1:])

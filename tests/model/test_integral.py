@@ -13,6 +13,7 @@ from jax import lax
 from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 from numpyro.infer.util import log_density
+from scipy import stats
 
 import emppl
 
@@ -136,3 +137,48 @@ def test_chains_that_are_read_in_another_order_are_refused():
     with pytest.raises(emppl.ModelError, match="in another order than that of the cells"):
         emppl.EM(model).plan(y, "reversed")
     assert "x" in str(emppl.EM(model).plan(y, "in order"))
+
+
+PLANE = np.array([[1, -1, 0], [1, 1, -2]]) / np.sqrt([[2], [6]])
+
+
+def zero_sum_counts(y, index):
+    slope, scale = parameters()
+    u = numpyro.sample("u", dist.ZeroSumNormal(scale, (3,)))
+    with numpyro.plate("rows", len(index)):
+        numpyro.sample("y", dist.Poisson(jnp.exp(slope + u[index])), obs=y)
+
+
+def test_effects_that_add_up_to_zero_are_integrated_in_their_plane():
+    y, index = np.array([3, 0, 1, 5, 2, 0]), np.array([0, 1, 2, 0, 0, 1])
+    em = emppl.EM(zero_sum_counts, latents={"u": emppl.Quadrature()})
+    wanted = on_a_grid(zero_sum_counts, lambda point: {"u": point @ PLANE}, y, index)
+    np.testing.assert_allclose(em.log_likelihood(PARAMS, y, index), wanted, rtol=1e-6)
+
+
+def test_gaussian_effects_that_add_up_to_zero_are_exact():
+    def model(y):
+        slope, scale = parameters()
+        with numpyro.plate("groups", 2, dim=-2):
+            u = numpyro.sample("u", dist.ZeroSumNormal(scale, (3,)))
+            with numpyro.plate("rows", 4, dim=-1):
+                numpyro.sample("y", dist.Normal(slope + u, 0.7).to_event(1), obs=y)
+
+    y = np.random.default_rng(0).normal(size=(2, 4, 3))
+    covariance = np.kron(np.ones((4, 4)), PARAMS["scale"] ** 2 * (np.eye(3) - 1 / 3)) + 0.49 * np.eye(12)
+    wanted = stats.multivariate_normal.logpdf(y.reshape(2, 12), np.full(12, PARAMS["slope"]), covariance).sum()
+    em = emppl.EM(model, latents={"u": emppl.Gaussian()})
+    np.testing.assert_allclose(em.log_likelihood(PARAMS, y), wanted, rtol=1e-6)
+
+
+def test_latents_on_a_simplex_are_refused_with_what_works():
+    def model(counts):
+        concentration = numpyro.param("concentration", jnp.array([2.0, 3.0]), constraint=constraints.positive)
+        with numpyro.plate("rows", 3):
+            shares = numpyro.sample("shares", dist.Dirichlet(concentration))
+            numpyro.sample("counts", dist.Multinomial(probs=shares, total_count=9), obs=counts)
+
+    counts = np.array([[3, 6], [5, 4], [8, 1]])
+    with pytest.raises(emppl.ModelError, match=r"entries that constrain each other \(simplex\).*estimate=\['shares'\]"):
+        emppl.EM(model, latents={"shares": emppl.Laplace()}).plan(counts)
+    assert emppl.EM(model, estimate=["shares"], fixed={"concentration": [2.0, 3.0]}).plan(counts)

@@ -266,3 +266,11 @@ def test_a_reparametrised_parameter_is_a_parameter():
             numpyro.sample("y", dist.Normal(mu, 1.2), obs=y)
 
     assert float(emppl.EM(model).log_likelihood({"mu_decentered": -0.25}, Y)) == pytest.approx(RIGHT)
+
+
+def test_a_hidden_site_without_a_value_is_refused():
+    """NumPyro draws it, and the number would pass for a constant."""
+    with pytest.raises(emppl.ModelError, match="'mu' is hidden by handlers.block and has no value.*substitute"):
+        emppl.EM(handlers.block(simple, hide=["mu"])).plan(Y)
+    em = emppl.EM(handlers.block(handlers.substitute(simple, {"mu": 0.5}), hide=["mu"]))
+    assert float(em.log_likelihood({"s": 1.2}, Y)) == pytest.approx(RIGHT, abs=1e-4)
