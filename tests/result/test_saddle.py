@@ -25,13 +25,15 @@ def two_normals(x, start):
         numpyro.sample("x", dist.Normal(mu[z], sigma[z]), obs=x)
 
 
+APART = np.concatenate([np.random.default_rng(0).normal(-3, 1, 60), np.random.default_rng(1).normal(3, 1, 60)])
+
+
 def test_components_that_start_next_to_each_other():
-    x = np.concatenate([RNG.normal(-3, 1, 60), RNG.normal(3, 1, 60)])
-    result = fit(two_normals, x, 0.001, check_maximum=True)
-    stuck = fit(two_normals, x, 0.001, check_maximum=False)
+    result = fit(two_normals, APART, 0.001, check_maximum=True)
+    stuck = fit(two_normals, APART, 0.001, check_maximum=False)
 
     def minus(v):
-        parts = [np.log(p) + scipy.stats.norm.logpdf(x, m, s) for p, m, s in ((v[0], *v[1:3]), (1 - v[0], *v[3:]))]
+        parts = [np.log(p) + scipy.stats.norm.logpdf(APART, m, s) for p, m, s in ((v[0], *v[1:3]), (1 - v[0], *v[3:]))]
         return -np.sum(np.logaddexp(*parts))
 
     bounds = [(0.01, 0.99), (None, None), (0.1, None), (None, None), (0.1, None)]
@@ -64,6 +66,7 @@ def test_loadings_that_start_at_zero():
     assert result.log_likelihood == pytest.approx(-right.fun, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_rotation_of_factors_is_not_identified():
     loadings = np.array([[1.0, 0.2], [0.8, -0.5], [0.3, 0.9], [-0.4, 0.7], [0.9, 0.4], [-0.3, 0.8]])
     y = RNG.normal(size=(150, 2)) @ loadings.T + 0.5 * RNG.normal(size=(150, 6))
@@ -89,6 +92,7 @@ X = RNG.normal(size=(60, 3))
 Y = X[:, 0] + X[:, 1] + RNG.normal(size=60) + 2 * RNG.normal(size=12)[GROUP]
 
 
+@pytest.mark.slow
 def test_a_covariate_given_twice_leaves_the_others_their_errors(capsys):
     once = fit(intercepts, X, Y, GROUP, 1.0, latents={"u": emppl.Gaussian()})
     twice = fit(intercepts, np.concatenate([X, X[:, 1:2]], 1), Y, GROUP, 1.0, latents={"u": emppl.Gaussian()})
@@ -105,7 +109,7 @@ def test_a_covariate_given_twice_leaves_the_others_their_errors(capsys):
     )
 
 
-@pytest.mark.parametrize("unit", [1e-5, 1e5])
+@pytest.mark.parametrize("unit", [pytest.param(1e-5, marks=pytest.mark.slow), 1e5])
 def test_a_variance_that_starts_far_too_small_or_large(unit):
     """The unit of the data changes the answer by itself alone, though the latent's scale starts at 1."""
     own = fit(intercepts, X, Y, GROUP, 1.0, latents={"u": emppl.Gaussian()})
@@ -126,6 +130,7 @@ def batches(y, per):
         numpyro.sample("y", dist.Normal(m + b[np.arange(len(y)) // per], s), obs=y)
 
 
+@pytest.mark.slow
 def test_dyestuff_in_milligrams():
     """lme4's deviance is 327.327 in grams; a thousand times the yield adds 60 log 1000."""
     y = 1000.0 * np.ravel(dyestuff.data())
@@ -136,14 +141,13 @@ def test_dyestuff_in_milligrams():
 
 def test_no_way_up_is_said(monkeypatch):
     """Where the log-likelihood rises and nothing leads there, the end is called what it is."""
-    x = np.concatenate([RNG.normal(-3, 1, 60), RNG.normal(3, 1, 60)])
     monkeypatch.setattr("emppl.result.saddle.way_up", lambda *args: None)
     monkeypatch.setattr("emppl.result.saddle.far_along", lambda *args: None)
-    result = fit(two_normals, x, 1e-3, check_maximum=True)
+    result = fit(two_normals, APART, 1e-3, check_maximum=True)
     assert result.converged  # other starting values were tried at last
     monkeypatch.setattr("emppl.result.saddle._other_start", lambda *args: {k: v for k, v in stuck.params.items()})
-    stuck = fit(two_normals, x, 1e-3, check_maximum=False)
-    result = fit(two_normals, x, 1e-3, check_maximum=True)
+    stuck = fit(two_normals, APART, 1e-3, check_maximum=False)
+    result = fit(two_normals, APART, 1e-3, check_maximum=True)
     assert result.stop_reason is emppl.StopReason.SADDLE and not result.converged
     assert "rises along" in result.stop_message
     with pytest.raises(ValueError, match="no local maximum"):
@@ -151,9 +155,8 @@ def test_no_way_up_is_said(monkeypatch):
 
 
 def test_maxima_raise_no_alarm():
-    x = np.concatenate([RNG.normal(-2, 1, 60), RNG.normal(2, 1, 60)])
     for result in (
-        fit(two_normals, x, 2.0, check_maximum=True),
+        fit(two_normals, APART, 2.0, check_maximum=True),
         fit(intercepts, X, Y, GROUP, 1.0, latents={"u": emppl.Gaussian()}, check_maximum=True),
     ):
         assert result.converged and not result.certificate.notes
