@@ -1,4 +1,4 @@
-"""Numbers of components: which of them a posterior cannot tell apart, and draws renumbered to match an estimate.
+"""Components that a posterior cannot tell apart, and draws whose components are numbered as those of an estimate.
 
 Reference:
     Kuhn (1955), The Hungarian method for the assignment problem; Stephens (2000), Dealing with label switching.
