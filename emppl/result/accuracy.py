@@ -53,6 +53,7 @@ class Accuracy:
         criteria: counts of the same fit.
         simulation: the Monte Carlo error of a stochastic fit, or None.
         why_none: why there are no standard errors whatever the information is, or None.
+        is_at_rest: whether the iterations stopped by themselves.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Accuracy:
         criteria: Criteria,
         simulation: Simulation | None,
         why_none: str | None,
+        is_at_rest: bool,
     ):
         self._fit = fit
         self._params = params
@@ -71,6 +73,7 @@ class Accuracy:
         if self._closing is not None and self._closing.note is not None:  # the phase did not come about
             self._closing = None
         self._why_none = why_none
+        self._is_at_rest = is_at_rest
 
     # ------------------------------------------------------------------------------------------ information
 
@@ -185,7 +188,7 @@ class Accuracy:
         """Covariance matrix of the estimates with its labels."""
         if self._why_none is not None:
             raise ValueError(self._why_none)
-        return covariance(self._fit.model, *self.measured, self.held_differences)
+        return covariance(self._fit.model, *self.measured, self.held_differences, self._is_at_rest)
 
     def standard_errors(self) -> dict[str, np.ndarray]:
         """Square roots of the diagonal of the covariance, by parameter."""

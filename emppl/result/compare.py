@@ -1,10 +1,10 @@
 """EM beside NUTS: one table, mixture components aligned draw by draw.
 
-A posterior over a mixture does not care how its components are numbered, and chains may number them
-differently. Each draw is matched to the EM estimate by the assignment that brings its components closest.
+A posterior over a mixture does not care how its components are numbered, and chains may number them differently. Where
+exchanging two numbers leaves the joint density alone, draws are renumbered to match the EM estimate.
 
 Reference:
-    Kuhn (1955), The Hungarian method for the assignment problem; Stephens (2000), Dealing with label switching.
+    Stephens (2000), Dealing with label switching; Vehtari et al. (2021), Rank-normalization, folding, and localization.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 
 from emppl.errors import ParameterError, optional_import
+from emppl.result.labels import best_orders, exchangeable_groups, renumbered
 from emppl.result.result import EMResult
+from emppl.result.summary import quiet_standard_errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +33,11 @@ class Comparison:
         std_error: its standard error (NaN where there is none).
         mean: posterior mean over all aligned draws.
         sd: posterior standard deviation.
+        r_hat: split R-hat of the aligned draws; NaN for a single short chain.
+        effective_draws: effective sample size of the aligned draws.
         relabelled: share of draws whose components had to be renumbered, by latent.
+        relabelled_by_chain: the same for every chain.
+        distinct: latents whose components cannot all be exchanged, with those that can: these alone were renumbered.
         missing: parameters of the model that the posterior samples lack.
     """
 
@@ -39,13 +46,22 @@ class Comparison:
     std_error: np.ndarray
     mean: np.ndarray
     sd: np.ndarray
+    r_hat: np.ndarray
+    effective_draws: np.ndarray
     relabelled: dict[str, float]
+    relabelled_by_chain: dict[str, np.ndarray]
+    distinct: dict[str, list[list[int]]]
     missing: list[str]
 
     @property
     def difference_in_sd(self) -> np.ndarray:
         """``(estimate - mean) / sd``."""
         return (self.estimate - self.mean) / np.where(self.sd > 0, self.sd, np.nan)
+
+    @property
+    def difference_error(self) -> np.ndarray:
+        """Monte Carlo standard error of the difference, in the same unit."""
+        return 1 / np.sqrt(self.effective_draws)
 
     def to_dataframe(self) -> Any:
         """The table as a pandas DataFrame (needs pandas)."""
@@ -56,18 +72,32 @@ class Comparison:
             "NUTS mean": self.mean,
             "NUTS sd": self.sd,
             "difference / sd": self.difference_in_sd,
+            "MC error": self.difference_error,
+            "R-hat": self.r_hat,
+            "effective draws": self.effective_draws,
         }
         return pandas.DataFrame(columns, index=self.labels)
 
     def __str__(self) -> str:
         width = max([len(label) for label in self.labels], default=0)
-        lines = [f"{'':{width}}  {'EM':>12}  {'std_error':>10}  {'NUTS mean':>12}  {'NUTS sd':>10}  {'diff / sd':>9}"]
-        columns = (self.estimate, self.std_error, self.mean, self.sd, self.difference_in_sd)
+        titles = ("EM", "std_error", "NUTS mean", "NUTS sd", "diff / sd", "MC error", "R-hat", "eff. draws")
+        sizes = (12, 10, 12, 10, 9, 8, 7, 10)
+        lines = [f"{'':{width}}  " + "  ".join(f"{title:>{size}}" for title, size in zip(titles, sizes, strict=True))]
+        columns = (self.estimate, self.std_error, self.mean, self.sd, self.difference_in_sd, self.difference_error)
         for row, label in enumerate(self.labels):
-            numbers = zip((column[row] for column in columns), (12, 10, 12, 10, 9), strict=True)
-            lines.append(f"{label:{width}}  " + "  ".join(f"{number:>{size}.4g}" for number, size in numbers))
+            cells = [f"{column[row]:>{size}.4g}" for column, size in zip(columns, sizes, strict=False)]
+            cells += [f"{self.r_hat[row]:>7.3f}", f"{self.effective_draws[row]:>10.0f}"]
+            lines.append(f"{label:{width}}  " + "  ".join(cells))
         for latent, share in self.relabelled.items():
-            lines.append(f"Components of {latent!r}: {100 * share:.0f}% of the draws were renumbered to match EM.")
+            words = f"Components of {latent!r}: {100 * share:.0f}% of the draws were renumbered to match EM"
+            chains = ", ".join(f"{100 * chain:.0f}%" for chain in self.relabelled_by_chain[latent])
+            lines.append(f"{words} (by chain: {chains})." if share and "," in chains else f"{words}.")
+        for latent, groups in self.distinct.items():
+            some = f" but for {', '.join(map(str, groups))}" if groups else ""
+            lines.append(
+                f"Components of {latent!r} have numbers that mean something{some}: exchanging them changes the joint "
+                "density. Those keep the numbers that they have in the draws."
+            )
         if self.missing:
             lines.append(f"Not among the posterior samples: {', '.join(self.missing)}.")
         return "\n".join(lines)
@@ -80,8 +110,8 @@ def compare(result: EMResult, mcmc: Any) -> Comparison:
 
     Args:
         result: the fit.
-        mcmc: a ``numpyro.infer.MCMC`` that has run, or a dict of posterior samples by site, shaped
-            ``(draws, *site shape)``.
+        mcmc: a ``numpyro.infer.MCMC`` that has run, ArviZ data with a posterior, or a dict of posterior samples by
+            site, shaped ``(draws, *site shape)`` or ``(chains, draws, *site shape)``. What is passed is left as it is.
 
     Returns:
         The comparison; print it, or take ``.to_dataframe()``. Standard errors are left out (NaN) for models of more
@@ -90,34 +120,35 @@ def compare(result: EMResult, mcmc: Any) -> Comparison:
     Raises:
         ParameterError: no parameter of the fit is among the samples, or shapes differ.
     """
-    samples = mcmc if isinstance(mcmc, Mapping) else mcmc.get_samples()
+    samples = _samples(mcmc)
     names = [name for name in result.params if name in samples]
     if not names:
         raise ParameterError(
             f"The posterior samples {sorted(samples)} hold none of the parameters {sorted(result.params)}. For a model "
             "written with numpyro.param, attach priors with numpyro.handlers.lift before running NUTS."
         )
-    draws = {name: np.asarray(samples[name], float) for name in names}
-    for name in names:
-        if draws[name].shape[1:] != result.params[name].shape:
-            raise ParameterError(
-                f"Samples of {name!r} have shape {draws[name].shape[1:]}; the estimate has {result.params[name].shape}."
-            )
-    relabelled = {}
+    by_chain = {name: _by_chain(name, samples[name], result.params[name].shape) for name in names}
+    chains, length = next(iter(by_chain.values())).shape[:2]
+    draws = {name: draw.reshape(chains * length, *draw.shape[2:]) for name, draw in by_chain.items()}
+    relabelled, distinct = {}, {}
     for latent, axes in result.component_axes().items():
         matched = {name: places for name, places in axes.items() if name in names}
-        if matched:
-            relabelled[latent] = _align(draws, {n: result.params[n] for n in names}, matched)
-    try:
-        errors = result.standard_errors() if result.uncertainty_is_cheap else {}
-    except ValueError:
-        errors = {}
+        if not matched:
+            continue
+        draws, changed, groups = _aligned(result, draws, matched)
+        relabelled[latent] = changed.reshape(chains, length).mean(1)
+        if [len(group) for group in groups] != [result.fit.model.trace.sites[latent].states]:
+            distinct[latent] = groups
+    errors = quiet_standard_errors(result)
     blank = {name: np.full(result.params[name].shape, math.nan) for name in names}
+    chained = {name: draw.reshape(chains, length, *draw.shape[1:]) for name, draw in draws.items()}
     columns = {
         "estimate": [result.params[name] for name in names],
         "std_error": [errors.get(name, blank[name]) for name in names],
         "mean": [draws[name].mean(0) for name in names],
         "sd": [draws[name].std(0, ddof=1) for name in names],
+        "r_hat": [split_gelman_rubin(chained[n]) if length > 3 else blank[n] for n in names],
+        "effective_draws": [effective_sample_size(chained[n]) if length > 3 else blank[n] for n in names],
     }
     labels = [
         f"{name}[{', '.join(map(str, index))}]" if index else name
@@ -126,33 +157,59 @@ def compare(result: EMResult, mcmc: Any) -> Comparison:
     ]
     flat = {key: np.concatenate([np.ravel(part) for part in parts]) for key, parts in columns.items()}
     missing = [name for name in result.params if name not in samples]
-    return Comparison(labels, relabelled=relabelled, missing=missing, **flat)
+    shares = {latent: float(np.mean(share)) for latent, share in relabelled.items()}
+    return Comparison(
+        labels, relabelled=shares, relabelled_by_chain=relabelled, distinct=distinct, missing=missing, **flat
+    )
 
 
-def _align(
-    draws: dict[str, np.ndarray], estimate: Mapping[str, np.ndarray], axes: Mapping[str, tuple[int, ...]]
-) -> float:
-    """Renumber the components of every draw in place; returns the share of draws that changed."""
-    from scipy.optimize import linear_sum_assignment
+def _samples(mcmc: Any) -> Mapping[str, Any]:
+    """Posterior samples by site: of ``MCMC`` and ArviZ by chain."""
+    if isinstance(mcmc, Mapping) and not hasattr(mcmc, "posterior"):
+        return mcmc
+    if hasattr(mcmc, "get_samples"):
+        return mcmc.get_samples(group_by_chain=True)
+    if hasattr(mcmc, "posterior"):
+        return {str(name): np.asarray(values) for name, values in mcmc.posterior.data_vars.items()}
+    raise ParameterError(
+        "compare(result, mcmc) takes a numpyro.infer.MCMC that has run, ArviZ data with a posterior, or a dict of "
+        f"arrays, not {type(mcmc).__name__}."
+    )
 
-    single = {name: where[0] for name, where in axes.items() if len(where) == 1}
-    if not single:
-        return 0.0
-    cost: Any = 0.0
-    for name, axis in single.items():
-        ours = np.moveaxis(estimate[name], axis, 0)
-        theirs = np.moveaxis(draws[name], axis + 1, 1)
-        spread = theirs.std(axis=(0, 1)) + np.finfo(float).tiny
-        scaled_ours = (ours / spread).reshape(len(ours), -1)
-        scaled_theirs = (theirs / spread).reshape(theirs.shape[0], theirs.shape[1], -1)
-        cost = cost + ((scaled_ours[None, :, None] - scaled_theirs[:, None]) ** 2).sum(-1)
-    changed = 0
-    for number, matrix in enumerate(cost):
-        order = linear_sum_assignment(matrix)[1]
-        if np.array_equal(order, np.arange(len(order))):
-            continue
-        changed += 1
-        for name, where in axes.items():
-            for axis in where:
-                draws[name][number] = np.take(draws[name][number], order, axis)
-    return changed / len(cost)
+
+def _by_chain(name: str, samples: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """A copy of the samples of a site, ``(chains, draws, *shape)``."""
+    draws = np.array(samples, float)
+    for lead in (1, 2):
+        if draws.shape[lead:] == shape and draws.ndim == lead + len(shape):
+            return draws[None] if lead == 1 else draws
+    raise ParameterError(f"Samples of {name!r} have shape {draws.shape[1:]}; the estimate has {shape}.")
+
+
+def _aligned(
+    result: EMResult, draws: dict[str, np.ndarray], axes: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, np.ndarray], np.ndarray, list[list[int]]]:
+    """Draws whose exchangeable components are numbered as those of the estimate.
+
+    Returns:
+        The draws, which of them changed, and the groups of exchangeable components.
+    """
+    compiled, data = result.fit.compiled, result.fit.data
+
+    def density(params: dict[str, np.ndarray]) -> float:
+        free = result.fit.free(params)
+        return float(compiled.log_likelihood(free, data) + compiled.log_prior(free, data))
+
+    count = len(next(iter(draws.values())))
+    points = [{**result.params, **{n: draw[row] for n, draw in draws.items()}} for row in {0, count // 2, count - 1}]
+    groups = exchangeable_groups(density, points, axes)
+    changed = np.zeros(count, bool)
+    for group in groups:
+        orders = best_orders(draws, result.params, axes, group)
+        moved = np.any(orders != np.arange(orders.shape[1]), 1)
+        changed |= moved
+        for row in np.flatnonzero(moved):
+            one = renumbered({name: draws[name][row] for name in axes}, orders[row], axes)
+            for name, value in one.items():
+                draws[name][row] = value
+    return draws, changed, groups

@@ -96,7 +96,8 @@ class Fitted:
             )
         elif self.simulation is not None and self.simulation.frozen:
             why_none = f"There are no standard errors. {self.stop_message}"
-        return Accuracy(self.fit, self.params, self.criteria, self.simulation, why_none)
+        is_at_rest = self.stop_reason not in (StopReason.MAX_ITERATIONS, StopReason.INTERRUPTED)
+        return Accuracy(self.fit, self.params, self.criteria, self.simulation, why_none, is_at_rest)
 
     @functools.cached_property
     def integration_error(self) -> IntegrationError | None:

@@ -36,6 +36,12 @@ def site_arrays(name: str, frame: Frame) -> SiteArrays:
     scale = msg.get("scale")
     if isinstance(base, Unit):
         return SiteArrays(base, {"log_factor": raised(base.log_factor)}, jnp.zeros(()), mask, None, scale)
+    kind = getattr(msg["value"], "dtype", np.dtype(float))
+    if isinstance(kind, np.dtype) and kind.kind in "USO":
+        raise DataError(
+            f"Site {name!r} observes an array of {kind}, which holds no numbers. Code it first, for example "
+            "codes = numpy.unique(labels, return_inverse=True)[1]."
+        )
     value, log_measure = raised(msg["value"]), None
     if value.dtype == bool:
         value = jnp.asarray(value, jnp.result_type(int))

@@ -244,9 +244,17 @@ def optimised_within_bounds(program: Program) -> list[str]:
 
 
 def covariance(
-    model: Model, local: Mapping[str, Chart], information: Information, only_differences: Collection[str] = ()
+    model: Model,
+    local: Mapping[str, Chart],
+    information: Information,
+    only_differences: Collection[str] = (),
+    is_at_rest: bool = True,
 ) -> Covariance:
     """Covariance of all entries of all free parameters, by the delta method from local coordinates.
+
+    Args:
+        only_differences: logits of which only differences along the last axis matter.
+        is_at_rest: whether the point was to be a maximum, and not where somebody stopped the iterations.
 
     Raises:
         ValueError: the information matrix is not positive definite, so the estimate is no interior maximum; or there
@@ -267,7 +275,7 @@ def covariance(
             f"{in_words(local, verdict.rising[0])}. Run to convergence, start from other values, or fix or constrain "
             "these parameters."
         )
-    if not verdict.promised <= _MOST_GAIN:
+    if is_at_rest and not verdict.promised <= _MOST_GAIN:
         raise ValueError(
             f"The estimate is no maximum, so it has no standard errors: the slope, over the curvature, promises "
             f"{verdict.promised:.2g} nats more. result.stop_message says why the fit stopped there, and what to do."

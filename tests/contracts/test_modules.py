@@ -43,7 +43,6 @@ THROUGH = {
         jaxpr/equations jaxpr/groups jaxpr/jumps jaxpr/numbering jaxpr/places jaxpr/separation jaxpr/walk
     """,
     "jaxpr/test_selection": "jaxpr/prune",
-    "models/test_latent_models": "trace/missing",
     "montecarlo/test_closing": "montecarlo/derivatives montecarlo/looks montecarlo/nearby montecarlo/trail",
     "montecarlo/test_simulation": """
         estep/informed fit/progress montecarlo/approximation montecarlo/ascent montecarlo/averaging
@@ -52,16 +51,18 @@ THROUGH = {
     "mstep/test_closed_form": "mstep/readings",
     "mstep/test_quadratic": "model/regression mstep/analysis mstep/linear_predictors",
     "reduce/test_rows": "reduce/moments reduce/reduction reduce/same_model reduce/steps trace/weighted_rows",
+    "result/test_compare": "result/labels",
     "result/test_components": "jaxpr/axes jaxpr/depends memo",
+    "result/test_saddle": "uncertainty/second_order",
     "strategies/test_discrete": "model/compatible",
     "test_docs": "families/table",
     "trace/test_as_written": "model/states",
     "test_em": """
         compiled/bound compiled/functions derivation/derive derivation/plan fit/loop fit/outcome program
-        result/accuracy result/certificate result/compare result/ending result/fitted result/latents
+        result/accuracy result/certificate result/ending result/fitted result/latents
         result/summary
     """,
-    "test_errors": "fit/checks model/roles trace/handlers",
+    "test_errors": "fit/checks",
     "trace/test_semantics": """
         estep/cell_weights model/axes trace/discover trace/evaluate trace/record
         trace/site_messages
