@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 import warnings
 from typing import Any
 
@@ -97,4 +98,6 @@ def _numpyro_density(entry: Entry, model: Any, args: tuple, kwargs: dict, params
 
 
 def _first_sentence(text: str) -> str:
-    return " ".join(text.split()).split(". ")[0][:300]
+    """What an error says first, without the place of files on this machine."""
+    first = re.split(r"\. | The error occurred ", " ".join(text.split()))[0]
+    return re.sub(r"\S*/(\S+\.py)", r"\1", first)[:300]
