@@ -296,8 +296,8 @@ class EM:
         whole = self._fit(args, kwargs)
         if not whole.model.free:
             raise ParameterError(
-                "Every parameter is fixed, so that there is nothing to estimate. Leave one out of fixed=, or ask for what "
-                "the data say at these values: em.log_likelihood({}, ...), em.e_step({}, ...)."
+                "Every parameter is fixed, so that there is nothing to estimate. Leave one out of fixed=, or ask for "
+                "what the data say at these values: em.log_likelihood({}, ...), em.e_step({}, ...)."
             )
         given = self._initial_values(whole.model, init_params)
         self._check_acceleration(whole)
