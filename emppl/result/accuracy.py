@@ -181,8 +181,8 @@ class Accuracy:
         if flat:
             more = f"; and {len(flat) - _MOST_NAMED} more" if len(flat) > _MOST_NAMED else ""
             flat = [
-                f"Not identified: {'; '.join(flat[:_MOST_NAMED])}{more}. The log-likelihood does not change along it, so "
-                "that entries in it have no standard error: fix one of them, or leave it out."
+                f"Not identified: {'; '.join(flat[:_MOST_NAMED])}{more}. The log-likelihood does not change along it, "
+                "so that entries in it have no standard error: fix one of them, or leave it out."
             ]
         return [*([corners] if corners else []), *at_zero, *flat]
 
