@@ -355,7 +355,8 @@ class EM:
 
         def run_from(params: dict[str, np.ndarray]) -> EMResult:
             starts = {name: np.repeat(value[None], self.restarts, 0) for name, value in params.items()}
-            return result_of(whole.settled(), self._by_blocks(fit, starts, inputs, settings))
+            left = settings._replace(max_iterations=max(self.max_iterations - result.num_iterations, 1))
+            return result_of(whole.settled(), self._by_blocks(fit, starts, inputs, left))
 
         for _ in range(_MOST_SADDLES):
             after = leave_saddle(whole, result, settings.tolerance, run_from)

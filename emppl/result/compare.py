@@ -135,7 +135,7 @@ def compare(result: EMResult, mcmc: Any) -> Comparison:
         matched = {name: places for name, places in axes.items() if name in names}
         if not matched:
             continue
-        draws, changed, groups = _aligned(result, draws, matched)
+        draws, changed, groups = _aligned(result, draws, axes)
         relabelled[latent] = changed.reshape(chains, length).mean(1)
         if [len(group) for group in groups] != [result.fit.model.trace.sites[latent].states]:
             distinct[latent] = groups
@@ -203,6 +203,7 @@ def _aligned(
     count = len(next(iter(draws.values())))
     points = [{**result.params, **{n: draw[row] for n, draw in draws.items()}} for row in {0, count // 2, count - 1}]
     groups = exchangeable_groups(density, points, axes)
+    axes = {name: places for name, places in axes.items() if name in draws}
     changed = np.zeros(count, bool)
     for group in groups:
         orders = best_orders(draws, result.params, axes, group)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 Axes = Mapping[str, tuple[int, ...]]
@@ -17,11 +18,8 @@ Axes = Mapping[str, tuple[int, ...]]
 _MOST_ROUNDS = 50
 """Most times that scales and numbers are taken from each other."""
 
-_MOST_PERMUTATIONS = 5040
-"""Most permutations that are tried one by one, where no assignment gives the best one."""
-
-_EXCHANGEABLE = 1e-8
-"""Relative change of the log density that is rounding."""
+_MOST_TRIED = 5
+"""Most states of which all permutations are tried."""
 
 
 def exchangeable_groups(
@@ -38,6 +36,9 @@ def exchangeable_groups(
     states = points[0][name].shape[places[0]]
     groups = [[state] for state in range(states)]
     before = [density(point) for point in points]
+    if not np.all(np.isfinite(before)):
+        return []
+    rounding = float(np.sqrt(jnp.finfo(jnp.result_type(float)).eps))
     for one, other in itertools.combinations(range(states), 2):
         mine, theirs = (next(group for group in groups if state in group) for state in (one, other))
         if mine is theirs:
@@ -45,7 +46,7 @@ def exchangeable_groups(
         order = np.arange(states)
         order[[one, other]] = other, one
         after = [density(renumbered(point, order, axes)) for point in points]
-        if np.allclose(before, after, rtol=_EXCHANGEABLE, atol=_EXCHANGEABLE):
+        if np.allclose(before, after, rtol=rounding, atol=rounding):
             groups.remove(theirs)
             mine.extend(theirs)
     return [sorted(group) for group in groups if len(group) > 1]
@@ -151,19 +152,62 @@ def _towards(orders: np.ndarray, theirs: np.ndarray, ours: np.ndarray) -> np.nda
 def _by_trial(
     draws: Mapping[str, np.ndarray], estimate: Mapping[str, np.ndarray], axes: Axes, group: Sequence[int]
 ) -> np.ndarray:
-    """The same where every parameter has the states along several axes: the nearest of all permutations."""
-    name = next(iter(axes))
-    states, count = estimate[name].shape[axes[name][0]], len(draws[name])
-    best, least = np.tile(np.arange(states), (count, 1)), np.full(count, np.inf)
-    for order in itertools.islice(itertools.permutations(group), _MOST_PERMUTATIONS):
-        whole = np.arange(states)
-        whole[list(group)] = order
-        gap = np.zeros(count)
-        for parameter, places in axes.items():
-            moved = draws[parameter]
-            for axis in places:
-                moved = np.take(moved, whole, axis + 1)
-            gap += np.sum((moved - estimate[parameter]) ** 2, tuple(range(1, moved.ndim)))
-        better = gap < least * (1 - 1e-9)
-        best[better], least = whole, np.where(better, gap, least)
+    """The same where every parameter has the states along several axes, so that no assignment gives the best numbers.
+
+    Of few states all permutations are tried; of many, exchanges of two, from an assignment by sorted entries.
+    """
+    name, places = next(iter(axes.items()))
+    states, count = estimate[name].shape[places[0]], len(draws[name])
+    return np.array(
+        [
+            _nearest({n: draws[n][row] for n in axes}, estimate, axes, list(group), np.arange(states))
+            for row in range(count)
+        ]
+    )
+
+
+def _nearest(
+    draw: Mapping[str, np.ndarray], estimate: Mapping[str, np.ndarray], axes: Axes, group: list[int], own: np.ndarray
+) -> np.ndarray:
+    def gap(order: np.ndarray) -> float:
+        moved = renumbered(draw, order, axes)
+        return float(sum(np.sum((moved[name] - estimate[name]) ** 2) for name in axes))
+
+    def placed(within: Sequence[int]) -> np.ndarray:
+        order = own.copy()
+        order[group] = within
+        return order
+
+    if len(group) <= _MOST_TRIED:
+        tried = [placed(within) for within in itertools.permutations(group)]
+        gaps = [gap(order) for order in tried]
+        return tried[int(np.argmin(gaps))]  # the own numbers come first, and stay where no others are nearer
+    best, least = own, gap(own)
+    for start in (own, placed(np.asarray(group)[_by_looks(draw, estimate, axes, group)])):
+        order, now = start, gap(start)
+        improves = True
+        while improves:
+            improves = False
+            for one, other in itertools.combinations(group, 2):
+                swapped = order.copy()
+                swapped[[one, other]] = order[[other, one]]
+                after = gap(swapped)
+                if after < now * (1 - 1e-9):
+                    order, now, improves = swapped, after, True
+        if now < least * (1 - 1e-9):
+            best, least = order, now
     return best
+
+
+def _by_looks(
+    draw: Mapping[str, np.ndarray], estimate: Mapping[str, np.ndarray], axes: Axes, group: list[int]
+) -> np.ndarray:
+    """An assignment by what does not depend on numbers: the entries of every component along each axis, sorted."""
+    from scipy.optimize import linear_sum_assignment
+
+    def looks(params: Mapping[str, np.ndarray]) -> np.ndarray:
+        parts = [np.moveaxis(params[name], axis, 0)[group] for name, places in axes.items() for axis in places]
+        return np.concatenate([np.sort(part.reshape(len(group), -1), 1) for part in parts], 1)
+
+    ours, theirs = looks(estimate), looks(draw)
+    return linear_sum_assignment(((ours[:, None] - theirs[None]) ** 2).sum(-1))[1]

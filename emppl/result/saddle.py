@@ -61,7 +61,8 @@ def leave_saddle(
     upwards = verdict.upwards(max(_LEAST_PROMISE, 10 * tolerance))
     higher = way_up(fit.model, local, upwards, objective, least) if len(upwards) else None
     if higher is not None:
-        return went_on(higher, f"along {in_words(local, upwards[0])}")
+        params, direction = higher
+        return went_on(params, f"along {in_words(local, direction)}")
     # Along a flat direction the way up may be bent, as where two components are next to each other.
     for direction in [*verdict.rising, *verdict.flat][:_MOST_FLAT]:
         beside = far_along(fit.model, local, direction, objective, result.objective - _MOST_LOSS)
@@ -93,8 +94,10 @@ def _continued(before: EMResult, after: EMResult, direction: str) -> EMResult:
         f"rest at a point that is no maximum; it went on {direction}."
     )
     history = dict(after.history)
+    # What lay below the point that was left is no part of a history whose objective rises.
+    above = after.history["objective"] >= before.objective
     for column in ("objective", "log_likelihood"):
-        history[column] = np.concatenate([before.history[column], after.history[column]])
+        history[column] = np.concatenate([before.history[column], after.history[column][above]])
     best = int(np.argmax(before.history["final_objectives"] == before.objective))
     for column in ("final_objectives", "final_status"):
         history[column] = np.array(before.history[column])

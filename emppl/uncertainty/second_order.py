@@ -86,7 +86,7 @@ def units(matrix: np.ndarray) -> np.ndarray:
 
 def way_up(
     model: Model, local: Mapping[str, Chart], directions: np.ndarray, objective: Callable, least: float
-) -> dict[str, np.ndarray] | None:
+) -> tuple[dict[str, np.ndarray], np.ndarray] | None:
     """Parameters at which the objective is higher, along directions in which it rises.
 
     Args:
@@ -96,12 +96,12 @@ def way_up(
         least: the objective that has to be exceeded.
 
     Returns:
-        The best parameters along the first direction that leads up, or None.
+        The best parameters along the first direction that leads up, and that direction; or None.
     """
     for direction in directions:
-        best = max(_along(model, local, direction, objective), key=lambda found: found[0], default=(least, None))
-        if best[0] > least:
-            return best[1]
+        higher = [found for found in _along(model, local, direction, objective) if found[0] > least]
+        if higher:
+            return max(higher, key=lambda found: found[0])[1], direction
     return None
 
 

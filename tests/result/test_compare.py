@@ -11,6 +11,7 @@ from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 
 import emppl
+from emppl.result.labels import best_orders
 from tests.kit.fits import fit
 
 
@@ -108,3 +109,14 @@ def test_rows_and_columns_of_a_chain_by_chain_of_draws():
     np.testing.assert_array_equal(same.mean, table.mean)
     with pytest.raises(emppl.ParameterError, match="ArviZ data with a posterior"):
         emppl.compare(result, 3.0)
+
+
+@pytest.mark.parametrize("K", [3, 8])
+def test_transitions_alone_are_enough(K):
+    rng = np.random.default_rng(K)
+    estimate = {"move": rng.dirichlet(0.5 * np.ones(K), K)}
+    orders = np.array([rng.permutation(K) for _ in range(10)])
+    draws = {"move": np.array([estimate["move"][order][:, order] for order in orders])}
+    found = best_orders(draws, estimate, {"move": (0, 1)}, range(K))
+    for order, back in zip(orders, found, strict=True):
+        np.testing.assert_array_equal(order[back], np.arange(K))
