@@ -294,6 +294,11 @@ class EM:
             ParameterError: a value or a name in the options cannot be used.
         """
         whole = self._fit(args, kwargs)
+        if not whole.model.free:
+            raise ParameterError(
+                "Every parameter is fixed, so that there is nothing to estimate. Leave one out of fixed=, or ask for "
+                "what the data say at these values: em.log_likelihood({}, ...), em.e_step({}, ...)."
+            )
         given = self._initial_values(whole.model, init_params)
         self._check_acceleration(whole)
         few = whole.reduced()

@@ -373,3 +373,13 @@ def test_a_parameter_that_only_makes_steps(step):
 
     with pytest.raises(emppl.ModelError, match="'at' enters only through a comparison"):
         emppl.EM(change).plan(np.zeros(10))
+
+
+def test_nothing_left_to_estimate():
+    """Refused, with what still can be asked for."""
+    fixed = {"weights": np.array([0.3, 0.7]), "mu": np.array([0.0, 2.0]), "sigma": 0.5}
+    em = emppl.EM(mixture, fixed=fixed)
+    with pytest.raises(emppl.ParameterError, match=r"Every parameter is fixed.*em.log_likelihood\(\{\}, ...\)"):
+        em.run(KEY, X)
+    density = np.exp(-(((X[:, None] - fixed["mu"]) / 0.5) ** 2) / 2) / 0.5 / np.sqrt(2 * np.pi)
+    np.testing.assert_allclose(em.log_likelihood({}, X), np.log(density @ fixed["weights"]).sum(), rtol=1e-12)

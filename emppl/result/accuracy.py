@@ -29,6 +29,9 @@ from emppl.uncertainty.second_order import SecondOrder, after_step, in_words, se
 MOST_DIMENSIONS = 500
 """Most free dimensions for which a summary computes standard errors unasked: a second derivative for each of them."""
 
+_MOST_NAMED = 3
+"""Most flat directions that are named."""
+
 _WEAK = 1e-3
 """Curvature, in units of that of a coordinate by itself, below which a direction is weak."""
 
@@ -174,11 +177,13 @@ class Accuracy:
         information = self.measured[1] if known else None
         corners = no_standard_errors(model)
         at_zero = remarks(model, boundary, self.measured[0] if known else local, information)
-        flat = [
-            f"Not identified: {words}. The log-likelihood does not change along it, so entries in it have no standard "
-            "error: fix one of them, or leave it out."
-            for words in self.flat
-        ]
+        flat = self.flat
+        if flat:
+            more = f"; and {len(flat) - _MOST_NAMED} more" if len(flat) > _MOST_NAMED else ""
+            flat = [
+                f"Not identified: {'; '.join(flat[:_MOST_NAMED])}{more}. The log-likelihood does not change along it, "
+                "so that entries in it have no standard error: fix one of them, or leave it out."
+            ]
         return [*([corners] if corners else []), *at_zero, *flat]
 
     # -------------------------------------------------------------------------------------- standard errors
