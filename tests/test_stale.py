@@ -57,6 +57,14 @@ def of_a_function(x):
     mixture(x, 0.0, width_now())
 
 
+def of_texts(x):
+    mixture(x, getattr(ME, "OFFSET"), globals()["WIDTH"])  # noqa: B009
+
+
+def of_formulas(x):
+    mixture(x, vars(ME)["OFFSET"], eval("1.0 * WIDTH"))
+
+
 class Machine:
     shift = 0.0
 
@@ -125,6 +133,8 @@ MODELS = {
         of_a_function,
         {"width": put("WIDTH", 2.0), "width of another": put("width_now", lambda: 2.0)},
     ),
+    "texts": lambda: (of_texts, {"width": put("WIDTH", 2.0), "offset": put("OFFSET", np.full(6, 0.5))}),
+    "formulas": lambda: (of_formulas, {"width": put("WIDTH", 2.0), "offset": put("OFFSET", np.full(6, 0.5))}),
     "closure": of_closure,
     "partial": lambda: (functools.partial(of_globals), {"width": put("WIDTH", 2.0)}),
     "method": lambda: of_machine(True),

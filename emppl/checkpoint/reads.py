@@ -2,8 +2,9 @@
 
 A model is derived and compiled once, with whatever it read at that time. Arrays, numbers and containers are compared by
 what they hold, functions by their code, objects by their attributes, arrays of JAX by identity: these never change.
-Functions of libraries are followed into what they close over, not into their globals. Files, random states, and what is
-looked up under a name that is computed (``getattr(settings, name)``, ``globals()[name]``) are out of sight.
+Functions of libraries are followed into what they close over, not into their globals. A name may stand in a text
+(``globals()["width"]``, ``getattr(settings, "width")``). Files, random states, and what is looked up under a name that
+is computed (``getattr(settings, name)``, ``globals()[name]``) are out of sight.
 """
 
 from __future__ import annotations
@@ -251,6 +252,9 @@ def _lies_among_libraries(package: str) -> bool:
     return "site-packages" in place or "dist-packages" in place
 
 
+_BY_TEXT = {"__dict__", "__getattribute__", "__globals__", "attrgetter", "eval", "exec", "getattr", "globals", "vars"}
+"""Names in a function that looks others up by a text."""
+
 _NAMES: dict[int, tuple[types.CodeType, tuple[str, ...]]] = {}
 
 
@@ -258,8 +262,18 @@ def _names(code: types.CodeType) -> tuple[str, ...]:
     """Globals and attributes that a function names, and the functions inside it."""
     if id(code) not in _NAMES:
         inner = (_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
-        _NAMES[id(code)] = code, tuple(dict.fromkeys([*code.co_names, *(name for names in inner for name in names)]))
+        own = [*code.co_names, *(_in_texts(code.co_consts) if _BY_TEXT & set(code.co_names) else ())]
+        _NAMES[id(code)] = code, tuple(dict.fromkeys([*own, *(name for names in inner for name in names)]))
     return _NAMES[id(code)][1]
+
+
+def _in_texts(constants: tuple[Any, ...]) -> Iterator[str]:
+    """Everything in texts of a function that may be a name."""
+    for constant in constants:
+        if isinstance(constant, str):
+            yield from re.findall(r"[^\W\d]\w*", constant)
+        elif isinstance(constant, tuple):
+            yield from _in_texts(constant)
 
 
 _DIGESTS: dict[int, tuple[weakref.ref, str]] = {}
