@@ -82,8 +82,8 @@ def best_orders(
     single = {name: places[0] for name, places in axes.items() if len(places) == 1}
     if not single:
         return _by_trial(draws, estimate, axes, group)
-    theirs = _by_component(draws, single, 1)[:, group]
-    ours = _by_component({name: estimate[name][None] for name in single}, single, 1)[0, group]
+    theirs = _by_component(draws, single)[:, group]
+    ours = _by_component({name: estimate[name][None] for name in single}, single)[0, group]
     name, axis = next(iter(single.items()))
     states = estimate[name].shape[axis]
     identity = np.tile(np.arange(len(group)), (len(theirs), 1))
@@ -92,14 +92,12 @@ def best_orders(
     for start in (identity, _assigned(theirs, ours, _nearest_scale(theirs, ours))):
         orders, reference = start, ours
         for _ in range(_MOST_ROUNDS):
-            matched = np.take_along_axis(theirs, orders[:, :, None], 1)
-            scale = _scale(matched, reference)
-            after = _assigned(theirs, reference, scale)
+            after = _assigned(theirs, reference, _scale(_ordered(theirs, orders), reference))
             if np.array_equal(after, orders):
                 break
             orders = after
-            reference = np.mean(np.take_along_axis(theirs, orders[:, :, None], 1), 0)
-        spread = float(np.sum(np.log(_scale(np.take_along_axis(theirs, orders[:, :, None], 1), None))))
+            reference = np.mean(_ordered(theirs, orders), 0)
+        spread = float(np.sum(np.log(_scale(_ordered(theirs, orders), None))))
         if spread < least - 1e-9:
             best, least = orders, spread
     best = _towards(best, theirs, ours)
@@ -108,26 +106,31 @@ def best_orders(
     return whole
 
 
-def _by_component(draws: Mapping[str, np.ndarray], single: Mapping[str, int], lead: int) -> np.ndarray:
+def _by_component(draws: Mapping[str, np.ndarray], single: Mapping[str, int]) -> np.ndarray:
     """All entries of every component, ``(draws, components, entries)``."""
-    parts = [np.moveaxis(draws[name], lead + axis, lead) for name, axis in single.items()]
-    return np.concatenate([part.reshape(*part.shape[: lead + 1], -1) for part in parts], -1)
+    parts = [np.moveaxis(draws[name], 1 + axis, 1) for name, axis in single.items()]
+    return np.concatenate([part.reshape(*part.shape[:2], -1) for part in parts], -1)
+
+
+def _ordered(theirs: np.ndarray, orders: np.ndarray) -> np.ndarray:
+    return np.take_along_axis(theirs, orders[:, :, None], 1)
 
 
 def _scale(matched: np.ndarray, reference: np.ndarray | None) -> np.ndarray:
     """How much every entry of a component varies over draws, ``(components, entries)``."""
     centre = np.mean(matched, 0) if reference is None else reference
     spread = np.sqrt(np.mean((matched - centre) ** 2, 0))
-    least = 1e-12 * (np.abs(centre) + np.max(spread, initial=0.0)) + np.finfo(float).tiny
-    return np.maximum(spread, least)
+    # An entry may be the same in all draws of a component, and another one in the next component.
+    return np.maximum(spread, 1e-12 * np.max(np.abs(centre) + spread, 0) + np.finfo(float).tiny)
 
 
 def _nearest_scale(theirs: np.ndarray, ours: np.ndarray) -> np.ndarray:
     """A first guess: distances of every component to the nearest one of every draw."""
-    rough = np.std(theirs, (0, 1)) + np.finfo(float).tiny
+    least = 1e-12 * np.max(np.abs(theirs), (0, 1)) + np.finfo(float).tiny
+    rough = np.maximum(np.std(theirs, (0, 1)), least)
     gaps = ((theirs[:, None] - ours[None, :, None]) / rough) ** 2
     nearest = np.argmin(gaps.sum(-1), -1)
-    return _scale(np.take_along_axis(theirs, nearest[:, :, None], 1), ours)
+    return _scale(_ordered(theirs, nearest), ours)
 
 
 def _assigned(theirs: np.ndarray, reference: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -143,7 +146,7 @@ def _assigned(theirs: np.ndarray, reference: np.ndarray, scale: np.ndarray) -> n
 
 def _towards(orders: np.ndarray, theirs: np.ndarray, ours: np.ndarray) -> np.ndarray:
     """The same numbers in the order of the estimate."""
-    matched = np.take_along_axis(theirs, orders[:, :, None], 1)
+    matched = _ordered(theirs, orders)
     means = np.mean(matched, 0, keepdims=True)
     order = _assigned(means, ours, _scale(matched, None))[0]
     return orders[:, order]
