@@ -360,8 +360,8 @@ class EM:
 
         for _ in range(_MOST_SADDLES):
             after = leave_saddle(whole, result, settings.tolerance, run_from)
-            if after is None or after.stop_reason is StopReason.SADDLE:
-                return result if after is None else after
+            if after is None:
+                break
             result = after
         return result
 

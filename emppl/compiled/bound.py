@@ -120,6 +120,11 @@ class Fit:
         """The estimated parameters among some values."""
         return {name: jnp.asarray(params[name]) for name in self.model.free}
 
+    def objective(self, params: Mapping[str, Any]) -> float:
+        """Log-likelihood plus log prior (nats)."""
+        free = self.free(params)
+        return float(self.compiled.log_likelihood(free, self.data) + self.compiled.log_prior(free, self.data))
+
     def reduced(self) -> Fit | Refusal:
         """The fit on few weighted rows, or the reason why all are needed."""
         if any(isinstance(leaf, jax.core.Tracer) or len(leaf.devices()) > 1 for leaf in self.data):

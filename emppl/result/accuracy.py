@@ -105,8 +105,7 @@ class Accuracy:
         # Compiling second derivatives takes longer than many scores of few cells, and second derivatives of a chain
         # take longer than any number of scores.
         has_chain = any(step.chain is not None for part in model.parts for step in part.plan.steps)
-        effort = model.cost * sum(int(chart.active.sum()) for chart in local.values())
-        if model.rough or (effort > _MOST_CELLS_OF_SCORES and not has_chain):
+        if model.rough or (self._effort(local) > _MOST_CELLS_OF_SCORES and not has_chain):
             return observed_information(local, compiled.hessian_columns, self._fit.data)
         constraints = {name: model.trace.sites[name].constraint for name in local}
         return information_by_differences(constraints, local, compiled.scores, self._fit.data)
@@ -127,8 +126,11 @@ class Accuracy:
     @property
     def is_quick(self) -> bool:
         """Whether the information takes no longer than a fit."""
-        dimensions = sum(int(chart.active.sum()) for chart in self.charts_by_position.values())
-        return self.is_cheap and self._fit.model.cost * dimensions <= _MOST_CELLS_UNASKED
+        return self.is_cheap and self._effort(self.charts_by_position) <= _MOST_CELLS_UNASKED
+
+    def _effort(self, local: Mapping[str, Chart]) -> int:
+        """Cells times dimensions."""
+        return self._fit.model.cost * sum(int(chart.active.sum()) for chart in local.values())
 
     @property
     def is_measured(self) -> bool:
@@ -193,7 +195,7 @@ class Accuracy:
         """Covariance matrix of the estimates with its labels."""
         if self._why_none is not None:
             raise ValueError(self._why_none)
-        return covariance(self._fit.model, *self.measured, self.held_differences, self._is_at_rest)
+        return covariance(self._fit.model, *self.measured, self.second_order, self.held_differences, self._is_at_rest)
 
     def standard_errors(self) -> dict[str, np.ndarray]:
         """Square roots of the diagonal of the covariance, by parameter."""

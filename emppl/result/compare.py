@@ -194,15 +194,9 @@ def _aligned(
     Returns:
         The draws, which of them changed, and the groups of exchangeable components.
     """
-    compiled, data = result.fit.compiled, result.fit.data
-
-    def density(params: dict[str, np.ndarray]) -> float:
-        free = result.fit.free(params)
-        return float(compiled.log_likelihood(free, data) + compiled.log_prior(free, data))
-
     count = len(next(iter(draws.values())))
     points = [{**result.params, **{n: draw[row] for n, draw in draws.items()}} for row in {0, count // 2, count - 1}]
-    groups = exchangeable_groups(density, points, axes)
+    groups = exchangeable_groups(result.fit.objective, points, axes)
     axes = {name: places for name, places in axes.items() if name in draws}
     changed = np.zeros(count, bool)
     for group in groups:

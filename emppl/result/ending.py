@@ -17,7 +17,7 @@ from emppl.numerics.rounding import MOST_NOISE
 from emppl.program import Program
 from emppl.result.components import symmetric_latent
 from emppl.result.result import EMResult
-from emppl.uncertainty.corners import prior_has_corners, without_corners
+from emppl.uncertainty.corners import with_corners, without_corners
 
 
 def result_of(fit: Fit, outcome: Outcome) -> EMResult:
@@ -99,8 +99,7 @@ def _ending(program: Program, params: Mapping, reason: StopReason, outcome: Outc
     model, message = program.model, reason.message
     if reason is StopReason.COLLAPSED:
         message = f"{collapsed_name(model, int(outcome.states.collapsed_at[best]))} {message}"
-    rough = [*model.rough, *(name for name in model.free if prior_has_corners(model, name))]
-    corners = [name for name in dict.fromkeys(rough) if not program.rules[name].exact]
+    corners = [name for name in with_corners(model) if not program.rules[name].exact]
     if reason is StopReason.UNFINISHED and corners:
         message = (
             "The objective no longer rises, but the density of the data or of a latent, or the prior, has corners or "

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -13,7 +12,7 @@ from emppl.compiled import Fit
 from emppl.fit.outcome import Ending, StopReason
 from emppl.result.result import EMResult
 from emppl.strategies.base import ObjectiveKind
-from emppl.uncertainty.corners import prior_has_corners
+from emppl.uncertainty.corners import with_corners
 from emppl.uncertainty.second_order import far_along, in_words, way_up
 
 _LEAST_PROMISE = 1e-3
@@ -48,9 +47,6 @@ def leave_saddle(
     local, verdict = result.accuracy.measured[0], result.accuracy.second_order
     least = result.objective + max(tolerance, 1e-9 * (1 + abs(result.objective)))
 
-    def objective(params: Mapping[str, Any]) -> float:
-        return float(fit.compiled.log_likelihood(params, fit.data) + fit.compiled.log_prior(params, fit.data))
-
     def went_on(params: dict[str, np.ndarray], way: str) -> EMResult | None:
         after = run_from(params)
         if not after.converged and way != _ELSEWHERE:  # the way from there is long
@@ -59,13 +55,13 @@ def leave_saddle(
         return _continued(result, after, way) if after.objective > least else None
 
     upwards = verdict.upwards(max(_LEAST_PROMISE, 10 * tolerance))
-    higher = way_up(fit.model, local, upwards, objective, least) if len(upwards) else None
+    higher = way_up(fit.model, local, upwards, fit.objective, least) if len(upwards) else None
     if higher is not None:
         params, direction = higher
         return went_on(params, f"along {in_words(local, direction)}")
     # Along a flat direction the way up may be bent, as where two components are next to each other.
     for direction in [*verdict.rising, *verdict.flat][:_MOST_FLAT]:
-        beside = far_along(fit.model, local, direction, objective, result.objective - _MOST_LOSS)
+        beside = far_along(fit.model, local, direction, fit.objective, result.objective - _MOST_LOSS)
         after = None if beside is None else went_on(beside, f"along {in_words(local, direction)}")
         if after is not None:
             return after
@@ -82,9 +78,8 @@ def _other_start(fit: Fit) -> dict[str, np.ndarray]:
 def _is_looked_at(result: EMResult) -> bool:
     """Whether the objective is a smooth log-likelihood, and its second derivatives take no longer than the fit."""
     model = result.fit.model
-    exact = all(integral.strategy.objective_kind is ObjectiveKind.EXACT for integral in model.integrals)
-    rough = model.rough or any(prior_has_corners(model, name) for name in model.free)
-    return exact and not rough and "noise" not in result.history and result.accuracy.is_quick
+    smooth = model.objective_kind is ObjectiveKind.EXACT and not with_corners(model)
+    return smooth and "noise" not in result.history and result.accuracy.is_quick
 
 
 def _continued(before: EMResult, after: EMResult, direction: str) -> EMResult:

@@ -8,13 +8,14 @@ through numpyro's bijection, cell by cell.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emppl.model.model import Model
 from emppl.parameters.constraints import constrain, constraint_name, innermost, unconstrain
 
 _MARGIN = 1e-12
@@ -95,6 +96,15 @@ def value_at(constraint: Any, frame: Moves, step: jax.Array) -> jax.Array:
         return constrain(constraint, frame.base + step.reshape(frame.base.shape))
     flat = jnp.ravel(frame.base).at[frame.entries].add(frame.signs * step[frame.coordinates])
     return flat.reshape(frame.base.shape)
+
+
+def params_after(model: Model, frames: Mapping[str, Moves], step: jax.Array) -> dict[str, jax.Array]:
+    """The free parameters after a step in all coordinates, stacked in the order of the model."""
+    parts = jnp.split(step, np.cumsum([frames[name].size for name in model.free])[:-1])
+    return {
+        name: value_at(model.trace.sites[name].constraint, frames[name], part)
+        for name, part in zip(model.free, parts, strict=True)
+    }
 
 
 def jacobian(constraint: Any, frame: Moves) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

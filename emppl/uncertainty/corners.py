@@ -107,6 +107,11 @@ _CORNER_WIDTH = 1e-6
 """Distance from a corner, in scales of the prior, within which an entry lies at it."""
 
 
+def with_corners(model: Model) -> list[str]:
+    """Free parameters in which the log density of the data, of a latent or of the prior has corners or jumps."""
+    return list(dict.fromkeys([*model.rough, *(name for name in model.free if prior_has_corners(model, name))]))
+
+
 def prior_has_corners(model: Model, name: str) -> bool:
     """Whether the prior of a free parameter has corners, as a Laplace has one."""
     site = model.trace.sites[name]

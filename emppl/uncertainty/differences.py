@@ -47,7 +47,8 @@ def information_by_differences(
     active = np.flatnonzero(np.concatenate([chart.active for chart in local.values()]))
     if not len(active):
         return Information(np.zeros((0, 0)), np.zeros(0))
-    length = float(jnp.finfo(jnp.result_type(float)).eps) ** 0.125
+    eps = float(jnp.finfo(jnp.result_type(float)).eps)
+    length = eps**0.125
     spaces = [_space(constraints[name], chart) for name, chart in local.items()]
     magnitude, room = (np.concatenate(parts)[active] for parts in zip(*spaces, strict=True))
     most = _SHARE_OF_ROOM * length * room
@@ -67,7 +68,7 @@ def information_by_differences(
     matrix = -(hessian + hessian.T) / 2
     unit = units(matrix)
     asymmetry = float(np.max(np.abs(hessian - hessian.T) / np.outer(unit, unit)))
-    noise = max(asymmetry, length**8 / length)
+    noise = max(asymmetry, eps / length)
     if np.all(np.isfinite(matrix)):
         scaled, noise = _with_long_steps(matrix / np.outer(unit, unit), noise, slopes, unit, room / 4, length)
         matrix = scaled * np.outer(unit, unit)

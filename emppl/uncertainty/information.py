@@ -34,11 +34,11 @@ from emppl.uncertainty.charts import (
     has_bounds,
     jacobian,
     label,
+    params_after,
     pressed,
-    value_at,
 )
 from emppl.uncertainty.corners import no_standard_errors
-from emppl.uncertainty.second_order import in_words, second_order, units
+from emppl.uncertainty.second_order import SecondOrder, in_words, units
 
 EDGE = 1e-5
 """How close to its bound a probability counts as being on it."""
@@ -144,35 +144,27 @@ def scores(model: Model, frames: Mapping[str, Moves], data: Data, steps: jax.Arr
         return jax.grad(lambda at: _objective(model, frames, data, at)[0])(step)
 
     def by_q(step: jax.Array) -> jax.Array:
-        posterior = jax.lax.stop_gradient(estep.e_step(model, _params_after(model, frames, step), data))
+        posterior = jax.lax.stop_gradient(estep.e_step(model, params_after(model, frames, step), data))
         q = estep.QFunction(model, estep.Expectations.of(posterior), data)
 
         def expected(at: jax.Array) -> jax.Array:
-            params = _params_after(model, frames, at)
+            params = params_after(model, frames, at)
             return q.value(params) + model.log_prior(params, data)
 
         return jax.grad(expected)(step)
 
-    exact = [integral.strategy.objective_kind is ObjectiveKind.EXACT for integral in model.integrals]
+    is_exact = model.integrals and model.objective_kind is ObjectiveKind.EXACT
     # One step at a time: memory stays that of one gradient.
-    return jax.lax.map(by_q if exact and all(exact) else directly, steps)
+    return jax.lax.map(by_q if is_exact else directly, steps)
 
 
 def _objective(
     model: Model, frames: Mapping[str, Moves], data: Data, step: jax.Array, key: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Log-likelihood plus log prior after a step, and the log-likelihood alone."""
-    params = _params_after(model, frames, step)
+    params = params_after(model, frames, step)
     value = estep.log_likelihood(model, params, data, key)
     return value + model.log_prior(params, data), value
-
-
-def _params_after(model: Model, frames: Mapping[str, Moves], step: jax.Array) -> dict[str, jax.Array]:
-    parts = jnp.split(step, np.cumsum([frames[name].size for name in model.free])[:-1])
-    return {
-        name: value_at(model.trace.sites[name].constraint, frames[name], part)
-        for name, part in zip(model.free, parts, strict=True)
-    }
 
 
 def observed_information(local: Mapping[str, Chart], columns: Callable, data: Data) -> Information:
@@ -247,12 +239,14 @@ def covariance(
     model: Model,
     local: Mapping[str, Chart],
     information: Information,
+    verdict: SecondOrder,
     only_differences: Collection[str] = (),
     is_at_rest: bool = True,
 ) -> Covariance:
     """Covariance of all entries of all free parameters, by the delta method from local coordinates.
 
     Args:
+        verdict: of the information.
         only_differences: logits of which only differences along the last axis matter.
         is_at_rest: whether the point was to be a maximum, and not where somebody stopped the iterations.
 
@@ -265,7 +259,6 @@ def covariance(
     corners = no_standard_errors(model)
     if corners:
         raise ValueError(corners)
-    verdict = second_order(information)
     if not np.all(np.isfinite(information.matrix)):
         names = np.array([name for name, chart in local.items() for _ in range(int(chart.active.sum()))], dtype=object)
         raise ValueError(_not_finite(sorted(set(names[~np.isfinite(information.matrix).all(axis=1)]))))
@@ -280,7 +273,6 @@ def covariance(
             f"The estimate is no maximum, so it has no standard errors: the slope, over the curvature, promises "
             f"{verdict.promised:.2g} nats more. result.stop_message says why the fit stopped there, and what to do."
         )
-    inverse = _inverse(information.matrix, verdict.flat)
     labels, missing, entries, coordinates, values = [], [], [], [], []
     rows = columns = 0
     for name, chart in local.items():
@@ -296,7 +288,7 @@ def covariance(
         rows, columns = rows + chart.boundary.size, columns + int(chart.active.sum())
     positions = np.concatenate(entries), np.concatenate(coordinates)
     derivative = sparse.csr_array((np.concatenate(values), positions), shape=(rows, columns))
-    matrix = derivative @ (derivative @ inverse).T
+    matrix = derivative @ (derivative @ verdict.inverse).T
     gone = np.concatenate(missing) | _moved_by(derivative, verdict.flat, information)
     matrix[gone, :], matrix[:, gone] = np.nan, np.nan
     return Covariance(labels, matrix)
@@ -333,17 +325,6 @@ def spread_over_entries(model: Model, local: Mapping[str, Chart], matrix: np.nda
         variances = np.einsum("ij,jk,ik->i", derivative, matrix[start:stop, start:stop], derivative)
         deviations[name], start = np.sqrt(variances).reshape(chart.boundary.shape), stop
     return deviations
-
-
-def _inverse(information: np.ndarray, flat: np.ndarray) -> np.ndarray:
-    """The inverse in all directions but the flat ones."""
-    if information.size == 0:
-        return information
-    unit = units(information)
-    values, vectors = np.linalg.eigh(information / np.outer(unit, unit))
-    known = np.ones(len(values), bool)
-    known[np.argsort(np.abs(values))[: len(flat)]] = False
-    return (vectors[:, known] / values[known]) @ vectors[:, known].T / np.outer(unit, unit)
 
 
 def _moved_by(derivative: Any, flat: np.ndarray, information: Information) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from emppl.model.model import Model
 from emppl.parameters.constraints import is_inside
-from emppl.uncertainty.charts import Chart, Information, label, value_at
+from emppl.uncertainty.charts import Chart, Information, label, params_after
 
 _LEAST_RISE = 1e-6
 """Curvature, relative to that of the coordinates by themselves, from which on a direction upwards is believed."""
@@ -35,13 +35,15 @@ class SecondOrder:
         weakest: least curvature, in units in which that of a coordinate by itself is one.
         flat: ``(directions, coordinates)``, along which it does not change; of length one in units of the standard
             errors that the coordinates have given all others.
-        newton: ``(coordinates,)``, the Newton step along all other directions.
+        inverse: ``(coordinates, coordinates)``, of the information along all other directions.
+        newton: ``(coordinates,)``, the Newton step along these.
         promised: what it promises, in nats.
     """
 
     rising: np.ndarray
     flat: np.ndarray
     weakest: float
+    inverse: np.ndarray
     newton: np.ndarray
     promised: float
 
@@ -55,7 +57,7 @@ def second_order(information: Information) -> SecondOrder:
     count = len(information.score)
     none = np.zeros((0, count))
     if not count or not np.all(np.isfinite(information.matrix)):
-        return SecondOrder(none, none, 1.0, np.zeros(count), 0.0)
+        return SecondOrder(none, none, 1.0, np.zeros((count, count)), np.zeros(count), 0.0)
     unit = units(information.matrix)
     values, vectors = np.linalg.eigh(information.matrix / np.outer(unit, unit))
     rises = values < -max(_LEAST_RISE, 30 * information.noise) * max(values[-1], 1.0)
@@ -63,10 +65,10 @@ def second_order(information: Information) -> SecondOrder:
     directions = vectors.T / unit
     scale = np.sqrt(np.maximum(np.abs(values), _LEAST_RISE))[:, None]
     curved = ~rises & ~flat
-    slope = directions[curved] @ information.score
-    newton = (slope / values[curved]) @ directions[curved]
-    promised = float(np.sum(slope**2 / values[curved])) / 2
-    return SecondOrder((directions / scale)[rises], directions[flat], float(values[0]), newton, promised)
+    inverse = (directions[curved].T / values[curved]) @ directions[curved]
+    newton = inverse @ information.score
+    promised = float(information.score @ newton) / 2
+    return SecondOrder((directions / scale)[rises], directions[flat], float(values[0]), inverse, newton, promised)
 
 
 def units(matrix: np.ndarray) -> np.ndarray:
@@ -127,13 +129,11 @@ def _along(
 
 def after_step(model: Model, local: Mapping[str, Chart], step: np.ndarray) -> dict[str, np.ndarray]:
     """The free parameters after a step in the coordinates that are not held."""
-    params, start = {}, 0
-    for name, chart in local.items():
-        moves = np.zeros(chart.frame.size)
-        stop = start + int(chart.active.sum())
-        moves[chart.active], start = step[start:stop], stop
-        params[name] = np.asarray(value_at(model.trace.sites[name].constraint, chart.frame, jnp.asarray(moves)))
-    return params
+    active = np.concatenate([chart.active for chart in local.values()])
+    whole = np.zeros(len(active))
+    whole[active] = step
+    after = params_after(model, {name: chart.frame for name, chart in local.items()}, jnp.asarray(whole))
+    return {name: np.asarray(value) for name, value in after.items()}
 
 
 def in_words(local: Mapping[str, Chart], direction: np.ndarray) -> str:
